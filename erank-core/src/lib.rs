@@ -1,0 +1,55 @@
+//! Reranking with ERank, a reasoning language model: text in, a ranking with scores, probabilities
+//! and reasons out.
+//!
+//! This crate knows no tensors and no network. It turns a query and its documents into prompts,
+//! hands them to a [`ScoringBackend`], reads the integer answer and its probability from what the
+//! backend generated, and orders the documents. The data's path is the list of modules:
+//!
+//! | step | module |
+//! |---|---|
+//! | query and documents | [`request`] |
+//! | the prompt | [`prompt`] |
+//! | the model behind a trait | [`backend`] |
+//! | text and log-probabilities → answer | [`answer`] |
+//! | with the first stage's scores | [`fusion`] |
+//! | the ranked list | [`ranking`] |
+//! | all of it, in this order | [`reranker`] |
+//! | how good the order is | [`metrics`] |
+//!
+//! ```
+//! use erank_core::testing::ScriptedBackend;
+//! use erank_core::{Request, Reranker};
+//!
+//! // Any `ScoringBackend` goes here; `erank-candle` has the one that runs the model.
+//! let backend = ScriptedBackend::texts([
+//!     "<think>off topic</think><answer>1</answer>",
+//!     "<think>answers it</think><answer>9</answer>",
+//! ]);
+//! let reranker = Reranker::builder(backend).build()?;
+//! let ranking = reranker.rerank(&Request::new("capital of France", ["a cat", "Paris is …"]))?;
+//! assert_eq!(ranking.documents[0].index, 1);
+//! assert_eq!(ranking.documents[0].integer, 9);
+//! # Ok::<(), erank_core::RerankError>(())
+//! ```
+
+pub mod answer;
+pub mod backend;
+pub mod fusion;
+pub mod metrics;
+pub mod prompt;
+pub mod ranking;
+pub mod request;
+pub mod reranker;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use answer::{Answer, AnswerDistribution, AnswerError, AnswerFormat, ProbabilityReading};
+pub use backend::{
+    BackendError, Completion, DocumentError, FinishReason, Job, Mode, Progress, ScoringBackend,
+    ScoringOptions, Sink, Stop,
+};
+pub use fusion::Fusion;
+pub use prompt::{BoundPrompt, PromptTemplate, TemplateError};
+pub use ranking::{RankedDocument, Ranking, UnscoredDocument};
+pub use request::{Document, Request};
+pub use reranker::{ConfigError, RerankError, Reranker, RerankerBuilder, ScoreKind};

@@ -1,0 +1,59 @@
+//! The result: documents in order, with everything known about each, and those without a score.
+
+use crate::backend::{DocumentError, FinishReason, TokenCounts};
+
+/// Documents from the most to the least relevant.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Ranking {
+    /// The ranked documents, best first; at most the reranker's `top_k`. Ties keep the request's
+    /// order.
+    pub documents: Vec<RankedDocument>,
+    /// Documents that could not be scored, in the request's order, each with its reason.
+    pub unscored: Vec<UnscoredDocument>,
+    /// What the work took, over all documents.
+    pub tokens: TokenCounts,
+}
+
+/// A document with its score and the reasons for it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct RankedDocument {
+    /// The document's index in the request.
+    pub index: usize,
+    /// The caller's name for it.
+    pub id: Option<String>,
+    /// What it is ranked by: the chosen [`ScoreKind`](crate::ScoreKind), after
+    /// [`Fusion`](crate::Fusion). Always finite.
+    pub score: f64,
+    /// The model's integer answer.
+    pub integer: u32,
+    /// The answer's probability, if the backend gives any.
+    pub probability: Option<f64>,
+    /// `N × P(N)`, the score of ERank's authors, if there is a probability.
+    pub official: Option<f64>,
+    /// `Σ i·P(i)` over the allowed answers, if the backend gives their distribution.
+    pub expected: Option<f64>,
+    /// The first stage's score, as given.
+    pub first_stage_score: Option<f64>,
+    /// What the model thought. Empty if it was not asked to.
+    pub reasoning: String,
+    /// Whether the query or the document was cut to its limit.
+    pub truncated: bool,
+    /// Why generation ended.
+    pub finish: FinishReason,
+    /// What it took.
+    pub tokens: TokenCounts,
+}
+
+/// A document without a score.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct UnscoredDocument {
+    /// The document's index in the request.
+    pub index: usize,
+    /// The caller's name for it.
+    pub id: Option<String>,
+    /// Why.
+    pub error: DocumentError,
+}
