@@ -1,1 +1,5 @@
-//! Placeholder while the crate is written.
+//! The local backend of erank: ERank's model on candle, in your own process.
+
+mod error;
+
+pub use error::LoadError;

@@ -29,7 +29,7 @@
 //! let ranking = reranker.rerank(&Request::new("capital of France", ["a cat", "Paris is …"]))?;
 //! assert_eq!(ranking.documents[0].index, 1);
 //! assert_eq!(ranking.documents[0].integer, 9);
-//! # Ok::<(), erank_core::RerankError>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 pub mod answer;
