@@ -1,0 +1,65 @@
+//! RMSNorm, the rotary embedding, and SiLU.
+
+/// `out = x / √(mean(x²) + ε) · weight`, as Qwen3's RMSNorm.
+pub(crate) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let scale = 1.0 / (mean + epsilon).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+/// Rotates a head in place: element `i` pairs with element `i + head_dim / 2` ("rotate half"). The
+/// angles come as cosines and sines, `head_dim / 2` each.
+pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = head.split_at_mut(cos.len());
+    for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}
+
+/// `x · sigmoid(x)`.
+pub(crate) fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference;
+    use super::*;
+
+    #[test]
+    fn rms_norm_agrees_with_f64() {
+        for length in [1, 2, 31, 128, 1000] {
+            let x: Vec<f32> = reference::numbers(length, 3).collect();
+            let weight: Vec<f32> = reference::numbers(length, 4).collect();
+            let mut out = vec![0.0; length];
+            rms_norm(&x, &weight, 1e-6, &mut out);
+            let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let scale = 1.0 / (squares / length as f64 + 1e-6).sqrt();
+            for ((out, x), weight) in out.iter().zip(&x).zip(&weight) {
+                let exact = f64::from(*x) * scale * f64::from(*weight);
+                // The sum's error, halved by the root, and three more roundings.
+                let bound = (length as f64 / 2.0 + 4.0) * f64::from(f32::EPSILON) * exact.abs();
+                assert!((f64::from(*out) - exact).abs() <= bound);
+            }
+        }
+    }
+
+    #[test]
+    fn rotation_keeps_lengths_and_turns_by_the_angle() {
+        let mut head = [1.0, 2.0, 0.0, 0.5];
+        let (cos, sin): (Vec<f32>, Vec<f32>) =
+            [0.3f32, -1.2].map(|a| (a.cos(), a.sin())).into_iter().unzip();
+        rotate(&mut head, &cos, &sin);
+        assert!((head[0] - cos[0]).abs() < 1e-6 && (head[2] - sin[0]).abs() < 1e-6);
+        assert!((head[1].hypot(head[3]) - 2f32.hypot(0.5)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn silu_has_no_nan_at_the_ends() {
+        for (x, expected) in [(0.0, 0.0), (200.0, 200.0), (-200.0, 0.0), (f32::MIN, 0.0)] {
+            assert_eq!(silu(x).abs(), expected);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Keys and values of every layer, in blocks of 16 tokens.
+
+use candle_core::{DType, Device, Result, Tensor};
+use half::bf16;
+use half::vec::HalfBitsVecExt;
+
+use crate::config::Config;
+use crate::kernels::attention::{self, BlockLayout};
+
+/// Tokens that one block holds.
+pub const BLOCK_TOKENS: usize = attention::BLOCK_TOKENS;
+
+/// A block of a [`KvCache`]: room for [`BLOCK_TOKENS`] tokens in every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockId(pub(crate) u32);
+
+/// The cache of all running sequences: a fixed number of blocks, handed out and taken back.
+///
+/// A block may be shared: it has as many owners as [`take`](Self::take) and
+/// [`share`](Self::share) gave out, and is free again once each has [released](Self::release) it.
+/// Only full blocks may be shared, as their tokens no longer change.
+#[derive(Debug)]
+pub struct KvCache {
+    /// By layer, `[blocks, numbers in a block]`.
+    layers: Vec<Tensor>,
+    /// By block.
+    owners: Vec<u32>,
+    free: Vec<BlockId>,
+}
+
+impl KvCache {
+    /// Room for `blocks` blocks, in the type `dtype` (F32 or BF16).
+    ///
+    /// Memory is taken from the system as blocks are first written.
+    ///
+    /// # Errors
+    /// For any other type, or more than 2³² blocks.
+    pub fn new(config: &Config, dtype: DType, blocks: usize) -> Result<Self> {
+        let Ok(count) = u32::try_from(blocks) else { candle_core::bail!("{blocks} KV blocks") };
+        let size = layout(config).block_size();
+        let layer = || match dtype {
+            DType::F32 => Tensor::from_vec(vec![0f32; blocks * size], (blocks, size), &Device::Cpu),
+            DType::BF16 => {
+                // Zeroed integers come from the system untouched; zeroed BF16 would be written.
+                let zeros: Vec<bf16> = vec![0u16; blocks * size].reinterpret_into();
+                Tensor::from_vec(zeros, (blocks, size), &Device::Cpu)
+            }
+            other => candle_core::bail!("a KV cache of type {other:?}; it is F32 or BF16"),
+        };
+        Ok(Self {
+            layers: (0..config.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?,
+            owners: vec![0; blocks],
+            // Popped from the end: the lowest first.
+            free: (0..count).rev().map(BlockId).collect(),
+        })
+    }
+
+    /// Bytes of one block over all layers.
+    pub fn block_bytes(config: &Config, dtype: DType) -> usize {
+        layout(config).block_size() * config.num_hidden_layers * dtype.size_in_bytes()
+    }
+
+    /// A block of one's own, or `None` if all are in use.
+    pub fn take(&mut self) -> Option<BlockId> {
+        let block = self.free.pop()?;
+        self.owners[block.0 as usize] = 1;
+        Some(block)
+    }
+
+    /// Adds an owner to a block in use.
+    pub fn share(&mut self, block: BlockId) {
+        self.owners[block.0 as usize] += 1;
+    }
+
+    /// Gives up one ownership of a block; a block that is free already stays so.
+    pub fn release(&mut self, block: BlockId) {
+        let owners = &mut self.owners[block.0 as usize];
+        if *owners == 1 {
+            self.free.push(block);
+        }
+        *owners = owners.saturating_sub(1);
+    }
+
+    /// Blocks that nobody uses.
+    pub fn free_blocks(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Blocks in all.
+    pub fn blocks(&self) -> usize {
+        self.owners.len()
+    }
+
+    pub(crate) fn layers(&self) -> &[Tensor] {
+        &self.layers
+    }
+}
+
+pub(crate) fn layout(config: &Config) -> BlockLayout {
+    BlockLayout { kv_heads: config.num_key_value_heads, head_dim: config.head_dim }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        let json = r#"{"model_type": "qwen3", "vocab_size": 8, "hidden_size": 8,
+            "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 20, "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-6, "rope_theta": 1e6}"#;
+        Config::from_json(json.as_bytes(), None).expect("valid")
+    }
+
+    #[test]
+    fn blocks_return_when_their_last_owner_leaves() {
+        let mut cache = KvCache::new(&config(), DType::BF16, 2).expect("a cache");
+        let first = cache.take().expect("free");
+        let second = cache.take().expect("free");
+        assert!(first != second && cache.take().is_none());
+        cache.share(first);
+        cache.release(first);
+        assert_eq!(cache.free_blocks(), 0);
+        cache.release(first);
+        cache.release(first); // once too often
+        assert_eq!(cache.free_blocks(), 1);
+        assert_eq!(cache.take(), Some(first));
+    }
+
+    #[test]
+    fn a_block_has_the_size_that_is_budgeted() {
+        let cache = KvCache::new(&config(), DType::BF16, 3).expect("a cache");
+        let bytes: usize = cache.layers.iter().map(|layer| layer.elem_count() * 2).sum();
+        assert_eq!(bytes, 3 * KvCache::block_bytes(&config(), DType::BF16));
+        assert!(KvCache::new(&config(), DType::F16, 1).is_err());
+    }
+}

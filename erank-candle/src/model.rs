@@ -1,0 +1,294 @@
+//! Qwen3's forward pass over a ragged batch.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::error::LoadError;
+use crate::kernels::InstructionSet;
+use crate::kv_cache::{self, BLOCK_TOKENS, BlockId, KvCache};
+use crate::ops::{Attention, Embed, Heads, LinearAdd, Norm, NormGateUp, NormLinear, WriteKv};
+use crate::weights::{EMBEDDING, Weights};
+
+/// One sequence's part of a step: some of its tokens, right behind those that the cache holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    /// The tokens to compute, at least one.
+    pub tokens: &'a [u32],
+    /// The position of the first of them; the cache holds all before.
+    pub position: usize,
+    /// The sequence's blocks, in order, with room for all its tokens up to the last of these.
+    pub blocks: &'a [BlockId],
+    /// Of which tokens the logits are wanted.
+    pub logits: WantedLogits,
+}
+
+/// Of which tokens of a [`Row`] the logits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WantedLogits {
+    /// None: the row is only written to the cache.
+    None,
+    /// The last token's, to decode the next.
+    Last,
+    /// Every token's, in order.
+    All,
+}
+
+/// A Qwen3 model with its weights packed for this machine.
+pub struct Qwen3 {
+    config: Config,
+    dtype: DType,
+    inverse_frequencies: Vec<f32>,
+    embed: Embed,
+    layers: Vec<Layer>,
+    output: NormLinear,
+}
+
+/// One transformer layer, as the operations it is made of.
+struct Layer {
+    qkv: NormLinear,
+    heads: Heads,
+    attention_output: LinearAdd,
+    gate_up: NormGateUp,
+    down: LinearAdd,
+}
+
+impl Qwen3 {
+    /// Loads and packs the weights, as F32 or BF16; without a `dtype`, as the checkpoint has them.
+    ///
+    /// # Errors
+    /// [`LoadError`] names the file or the tensor that is missing or not as `config.json` says.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        dtype: Option<DType>,
+    ) -> std::result::Result<Self, LoadError> {
+        Self::load_for(checkpoint, dtype, InstructionSet::best())
+    }
+
+    fn load_for(
+        checkpoint: &Checkpoint,
+        dtype: Option<DType>,
+        set: InstructionSet,
+    ) -> std::result::Result<Self, LoadError> {
+        let config =
+            Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
+        let weights = Weights::new(&checkpoint.shards, dtype)?;
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let table = Arc::new(weights.matrix(EMBEDDING, vocab, hidden)?);
+        let output = match config.tie_word_embeddings {
+            true => table.clone(),
+            false => Arc::new(weights.matrix("lm_head.weight", vocab, hidden)?),
+        };
+        let norm = norm(&weights, &config, "model.norm.weight", hidden)?;
+        Ok(Self {
+            dtype: weights.dtype(),
+            inverse_frequencies: inverse_frequencies(&config),
+            embed: Embed { table },
+            layers: (0..config.num_hidden_layers)
+                .map(|index| Layer::load(&weights, &config, index, set))
+                .collect::<std::result::Result<_, _>>()?,
+            output: NormLinear { norm, weights: output, set },
+            config,
+        })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The type of the weights, and of the KV cache that fits: F32 or BF16.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The instruction set that the kernels use.
+    pub fn instruction_set(&self) -> &'static str {
+        self.output.set.name()
+    }
+
+    /// Computes `rows` in one step and adds their tokens to `cache`.
+    ///
+    /// Returns the wanted logits as F32, `[wanted tokens, vocab_size]`, in the order of the rows.
+    /// A row's logits have the same bits whatever other rows are in the step and however its tokens
+    /// were spread over steps.
+    ///
+    /// Runs on rayon's current threads.
+    ///
+    /// # Errors
+    /// If a row is empty, has a token id that is not in the vocabulary, or too few blocks, or blocks
+    /// that `cache` does not have.
+    pub fn forward(&self, rows: &[Row<'_>], cache: &KvCache) -> Result<Tensor> {
+        let step = Step::new(rows, &self.inverse_frequencies)?;
+        let tokens = Tensor::new(step.tokens.as_slice(), &Device::Cpu)?;
+
+        let x = tokens.apply_op1_no_bwd(&self.embed)?; // [tokens, hidden]
+        for (layer, kv) in self.layers.iter().zip(cache.layers()) {
+            let qkv = x.apply_op1_no_bwd(&layer.qkv)?; // [tokens, (heads + 2 kv_heads) head_dim]
+            kv.inplace_op2(&qkv, &WriteKv { heads: &layer.heads, step: &step })?;
+            let attention = Attention { heads: &layer.heads, step: &step };
+            let attended = qkv.apply_op2_no_bwd(kv, &attention)?; // [tokens, heads head_dim]
+            x.inplace_op2(&attended, &layer.attention_output)?; // x += …
+            let gated = x.apply_op1_no_bwd(&layer.gate_up)?; // [tokens, intermediate]
+            x.inplace_op2(&gated, &layer.down)?; // x += …
+        }
+        let wanted = Tensor::new(step.wanted.as_slice(), &Device::Cpu)?;
+        let x = x.index_select(&wanted, 0)?; // [wanted, hidden]
+        x.apply_op1_no_bwd(&self.output) // [wanted, vocab]
+    }
+}
+
+impl Layer {
+    fn load(
+        weights: &Weights<'_>,
+        config: &Config,
+        index: usize,
+        set: InstructionSet,
+    ) -> std::result::Result<Self, LoadError> {
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
+        let intermediate = config.intermediate_size;
+        let query_width = config.num_attention_heads * head_dim;
+        let kv_width = config.num_key_value_heads * head_dim;
+        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
+        let norm = |part: &str, width| norm(weights, config, &name(part), width);
+        let matrix = |part: &str, outputs, inputs| weights.matrix(&name(part), outputs, inputs);
+
+        let qkv = weights.stacked(
+            &[
+                (&name("self_attn.q_proj"), query_width),
+                (&name("self_attn.k_proj"), kv_width),
+                (&name("self_attn.v_proj"), kv_width),
+            ],
+            hidden,
+        )?;
+        Ok(Self {
+            qkv: NormLinear { norm: norm("input_layernorm", hidden)?, weights: Arc::new(qkv), set },
+            heads: Heads {
+                query_heads: config.num_attention_heads,
+                layout: kv_cache::layout(config),
+                query_norm: norm("self_attn.q_norm", head_dim)?,
+                key_norm: norm("self_attn.k_norm", head_dim)?,
+                set,
+            },
+            attention_output: LinearAdd {
+                weights: matrix("self_attn.o_proj", hidden, query_width)?,
+                set,
+            },
+            gate_up: NormGateUp {
+                norm: norm("post_attention_layernorm", hidden)?,
+                gate: matrix("mlp.gate_proj", intermediate, hidden)?,
+                up: matrix("mlp.up_proj", intermediate, hidden)?,
+                set,
+            },
+            down: LinearAdd { weights: matrix("mlp.down_proj", hidden, intermediate)?, set },
+        })
+    }
+}
+
+fn norm(
+    weights: &Weights<'_>,
+    config: &Config,
+    name: &str,
+    width: usize,
+) -> std::result::Result<Norm, LoadError> {
+    Ok(Norm { weight: weights.vector(name, width)?, epsilon: config.rms_norm_eps })
+}
+
+/// `theta^(−2i / head_dim)`, rounded to F32 as the reference keeps them.
+fn inverse_frequencies(config: &Config) -> Vec<f32> {
+    let exponent = |i: usize| (2 * i) as f64 / config.head_dim as f64;
+    (0..config.head_dim / 2).map(|i| 1.0 / config.rope_theta.powf(exponent(i)) as f32).collect()
+}
+
+/// What a step computes: the rows' tokens, one after another, each with its place.
+#[derive(Debug)]
+pub(crate) struct Step {
+    tokens: Vec<u32>,
+    /// By token: its position in its sequence.
+    positions: Vec<usize>,
+    /// By token: its row.
+    rows: Vec<usize>,
+    /// By row: its sequence's blocks.
+    blocks: Vec<Vec<u32>>,
+    /// By token, `head_dim / 2` each: the rotary embedding's angles.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half_dim: usize,
+    /// The tokens whose logits are wanted.
+    wanted: Vec<u32>,
+}
+
+impl Step {
+    fn new(rows: &[Row<'_>], inverse_frequencies: &[f32]) -> Result<Self> {
+        let mut step = Self {
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            rows: Vec::new(),
+            blocks: Vec::new(),
+            cos: Vec::new(),
+            sin: Vec::new(),
+            half_dim: inverse_frequencies.len(),
+            wanted: Vec::new(),
+        };
+        for (index, row) in rows.iter().enumerate() {
+            let end = row.position + row.tokens.len();
+            if row.tokens.is_empty() {
+                bail!("row {index} has no tokens");
+            }
+            if row.blocks.len() * BLOCK_TOKENS < end {
+                bail!("row {index} has {} blocks for {end} tokens", row.blocks.len());
+            }
+            let first = step.tokens.len() as u32;
+            step.tokens.extend(row.tokens);
+            step.positions.extend(row.position..end);
+            step.rows.extend(row.tokens.iter().map(|_| index));
+            step.blocks.push(row.blocks.iter().map(|block| block.0).collect());
+            let after = step.tokens.len() as u32;
+            match row.logits {
+                WantedLogits::None => {}
+                WantedLogits::Last => step.wanted.push(after - 1),
+                WantedLogits::All => step.wanted.extend(first..after),
+            }
+            for position in row.position..end {
+                // The product is rounded to F32, as the reference's is.
+                let angles =
+                    inverse_frequencies.iter().map(|frequency| position as f32 * frequency);
+                step.cos.extend(angles.clone().map(f32::cos));
+                step.sin.extend(angles.map(f32::sin));
+            }
+        }
+        Ok(step)
+    }
+
+    /// Tokens in the step.
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Fails if a row names a block that a cache of `count` blocks does not have.
+    pub(crate) fn check_blocks(&self, count: usize) -> Result<()> {
+        match self.blocks.iter().flatten().find(|block| **block as usize >= count) {
+            Some(block) => bail!("KV block {block} of a cache of {count} blocks"),
+            None => Ok(()),
+        }
+    }
+
+    /// The block and the slot there where `token`'s key and value belong.
+    pub(crate) fn cache_place(&self, token: usize) -> (usize, usize) {
+        let (blocks, position) = self.visible(token);
+        (blocks[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS)
+    }
+
+    /// What `token` attends to: its sequence's blocks, up to and with its own position.
+    pub(crate) fn visible(&self, token: usize) -> (&[u32], usize) {
+        (&self.blocks[self.rows[token]], self.positions[token])
+    }
+
+    /// The cosines and sines of `token`'s rotary embedding, `head_dim / 2` each.
+    pub(crate) fn rotation(&self, token: usize) -> (&[f32], &[f32]) {
+        let range = token * self.half_dim..(token + 1) * self.half_dim;
+        (&self.cos[range.clone()], &self.sin[range])
+    }
+}

@@ -1,0 +1,136 @@
+//! Tensors of a checkpoint, found by name, checked, and packed for the kernels.
+
+use std::collections::HashMap;
+
+use candle_core::DType;
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::checkpoint::Shard;
+use crate::error::LoadError;
+use crate::kernels::{Element, PackedMatrix, PackedWeights};
+
+/// The tensors of all shards.
+pub(crate) struct Weights<'a> {
+    tensors: HashMap<String, TensorView<'a>>,
+    /// The type that matrices are packed in.
+    dtype: DType,
+}
+
+impl<'a> Weights<'a> {
+    /// Reads the shards' headers. Without a `dtype`, matrices keep the type of the checkpoint's
+    /// embedding, BF16 or else F32.
+    pub(crate) fn new(shards: &'a [Shard], dtype: Option<DType>) -> Result<Self, LoadError> {
+        let mut tensors = HashMap::new();
+        for shard in shards {
+            let file = SafeTensors::deserialize(shard.bytes()).map_err(|source| {
+                LoadError::unparsable(&shard.file, "not a whole safetensors file", source)
+            })?;
+            for (name, view) in file.tensors() {
+                if tensors.insert(name.clone(), view).is_some() {
+                    return Err(LoadError::tensor(&name, "it is in more than one file"));
+                }
+            }
+        }
+        let stored = tensors.get(EMBEDDING).map(TensorView::dtype);
+        let default = if stored == Some(Dtype::BF16) { DType::BF16 } else { DType::F32 };
+        match dtype.unwrap_or(default) {
+            dtype @ (DType::F32 | DType::BF16) => Ok(Self { tensors, dtype }),
+            other => Err(LoadError::Setting(format!("weights as {other:?}; use F32 or BF16"))),
+        }
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The matrix `name`, `outputs × inputs`.
+    pub(crate) fn matrix(
+        &self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<PackedWeights, LoadError> {
+        self.stacked(&[(name, outputs)], inputs)
+    }
+
+    /// Matrices with the same inputs, one above the other as a single one.
+    pub(crate) fn stacked(
+        &self,
+        parts: &[(&str, usize)],
+        inputs: usize,
+    ) -> Result<PackedWeights, LoadError> {
+        let views = parts
+            .iter()
+            .map(|(name, outputs)| Numbers::of(name, self.tensor(name, &[*outputs, inputs])?))
+            .collect::<Result<Vec<_>, _>>()?;
+        // By output: which part it is in, and which row there.
+        let rows: Vec<(usize, usize)> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(part, (_, outputs))| (0..*outputs).map(move |row| (part, row)))
+            .collect();
+        let element = |output: usize, input: usize| {
+            let (part, row) = rows[output];
+            views[part].get(row * inputs + input)
+        };
+        Ok(match self.dtype {
+            DType::BF16 => PackedWeights::Bf16(PackedMatrix::pack(rows.len(), inputs, |o, i| {
+                bf16::round(element(o, i))
+            })),
+            _ => PackedWeights::F32(PackedMatrix::pack(rows.len(), inputs, element)),
+        })
+    }
+
+    /// The vector `name`, in F32.
+    pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
+        let numbers = Numbers::of(name, self.tensor(name, &[length])?)?;
+        Ok((0..length).map(|index| numbers.get(index)).collect())
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<&TensorView<'a>, LoadError> {
+        let view = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| LoadError::tensor(name, "it is missing from the checkpoint"))?;
+        if view.shape() != shape {
+            let reason =
+                format!("its shape is {:?}, but config.json asks for {shape:?}", view.shape());
+            return Err(LoadError::tensor(name, reason));
+        }
+        Ok(view)
+    }
+}
+
+/// The embedding's name, whose type stands for the checkpoint's.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// A tensor's numbers, little-endian and of any alignment, as they lie in the file.
+enum Numbers<'a> {
+    F32(&'a [[u8; 4]]),
+    F16(&'a [[u8; 2]]),
+    Bf16(&'a [[u8; 2]]),
+}
+
+impl<'a> Numbers<'a> {
+    fn of(name: &str, view: &'a TensorView<'_>) -> Result<Self, LoadError> {
+        match view.dtype() {
+            Dtype::F32 => Ok(Self::F32(view.data().as_chunks().0)),
+            Dtype::F16 => Ok(Self::F16(view.data().as_chunks().0)),
+            Dtype::BF16 => Ok(Self::Bf16(view.data().as_chunks().0)),
+            other => {
+                let reason = format!("its type is {other:?}; only F32, F16 and BF16 are read");
+                Err(LoadError::tensor(name, reason))
+            }
+        }
+    }
+
+    fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::F32(numbers) => f32::from_le_bytes(numbers[index]),
+            Self::F16(numbers) => f16::from_le_bytes(numbers[index]).to_f32(),
+            Self::Bf16(numbers) => bf16::from_le_bytes(numbers[index]).to_f32(),
+        }
+    }
+}
