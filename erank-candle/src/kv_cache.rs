@@ -81,6 +81,12 @@ impl KvCache {
         *owners = owners.saturating_sub(1);
     }
 
+    /// Takes every block back, whoever owns it.
+    pub fn release_all(&mut self) {
+        self.owners.fill(0);
+        self.free = (0..self.owners.len() as u32).rev().map(BlockId).collect();
+    }
+
     /// Blocks that nobody uses.
     pub fn free_blocks(&self) -> usize {
         self.free.len()

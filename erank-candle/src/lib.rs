@@ -1,5 +1,26 @@
 //! The local backend of erank: ERank's model on candle, in your own process.
 
+mod backend;
+mod chat_template;
+mod checkpoint;
+mod config;
+mod engine;
 mod error;
+#[cfg(feature = "hub")]
+mod hub;
+mod kernels;
+pub mod kv_cache;
+mod labels;
+mod logits;
+pub mod model;
+mod ops;
+mod sequence;
+mod tokenizer;
+mod weights;
 
+pub use backend::{CandleBackend, Settings};
+pub use checkpoint::Checkpoint;
+pub use config::Config;
 pub use error::LoadError;
+pub use logits::TokenLogProb;
+pub use tokenizer::{EncodedPrompt, PromptError, PromptFrame, PromptTokenizer, TokenDecoder};

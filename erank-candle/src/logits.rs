@@ -1,0 +1,83 @@
+//! From logits to tokens and log-probabilities.
+
+/// A token with its natural log-probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenLogProb {
+    /// The token's id.
+    pub id: u32,
+    /// Its natural log-probability.
+    pub log_prob: f32,
+}
+
+/// The logits of one position with what turns them into log-probabilities.
+pub(crate) struct Logits<'a> {
+    logits: &'a [f32],
+    /// `ln Σ exp(logit)`.
+    log_sum: f64,
+}
+
+impl<'a> Logits<'a> {
+    pub(crate) fn new(logits: &'a [f32]) -> Self {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|logit| f64::from((logit - largest).exp())).sum();
+        Self { logits, log_sum: f64::from(largest) + sum.ln() }
+    }
+
+    /// The log-probability of `id`; none for an id outside the vocabulary.
+    pub(crate) fn log_prob(&self, id: u32) -> f64 {
+        let logit = self.logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        f64::from(logit) - self.log_sum
+    }
+
+    /// The most probable token, the lowest id of equals.
+    pub(crate) fn greedy(&self) -> TokenLogProb {
+        let mut best = 0;
+        for (id, logit) in self.logits.iter().enumerate() {
+            if *logit > self.logits[best] {
+                best = id;
+            }
+        }
+        self.token(best as u32)
+    }
+
+    /// The `k` most probable tokens, best first, the lowest id of equals.
+    pub(crate) fn most_probable(&self, k: usize) -> Vec<TokenLogProb> {
+        let mut ids: Vec<u32> = (0..self.logits.len() as u32).collect();
+        let logit = |id: &u32| self.logits[*id as usize];
+        let best_first = |a: &u32, b: &u32| logit(b).total_cmp(&logit(a)).then(a.cmp(b));
+        if k < ids.len() {
+            ids.select_nth_unstable_by(k, best_first);
+            ids.truncate(k);
+        }
+        ids.sort_unstable_by(best_first);
+        ids.into_iter().map(|id| self.token(id)).collect()
+    }
+
+    fn token(&self, id: u32) -> TokenLogProb {
+        TokenLogProb { id, log_prob: self.log_prob(id) as f32 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_probabilities_add_up_and_ties_take_the_lowest_id() {
+        let numbers = [1.0, 3.0, 3.0, -1.0, 1000f32.ln()];
+        let logits = Logits::new(&numbers);
+        let total: f64 = (0..5).map(|id| logits.log_prob(id).exp()).sum();
+        assert!((total - 1.0).abs() < 1e-6);
+        let ids: Vec<u32> = logits.most_probable(3).iter().map(|token| token.id).collect();
+        assert_eq!(ids, [4, 1, 2]);
+        assert_eq!(Logits::new(&[3.0, 3.0]).greedy().id, 0);
+        assert_eq!(logits.log_prob(77), f64::NEG_INFINITY);
+        assert_eq!(logits.most_probable(77).len(), 5);
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow() {
+        let logits = Logits::new(&[1e30, 1e30]);
+        assert!((logits.log_prob(0) - 0.5f64.ln()).abs() < 1e-6);
+    }
+}
