@@ -1,0 +1,377 @@
+"""Training samples: a prompt, and the output that the teacher gives for it.
+
+Queries are real titles, pieces of passages, or words picked so that found and missing, repeated
+and phrase-forming words are all common; documents are pieces of the corpus. Everything is drawn
+from one `random.Random`, so a seed fixes the whole run.
+"""
+
+import collections
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+import evidence
+import tokenizer as texts
+
+INSTRUCTIONS = (
+    "Retrieve relevant documents for the query.",
+    "Given a query, retrieval relevant passage.",
+    "Given a web search query, retrieve relevant passages that answer the query.",
+    "Retrieve text relevant to the query.",
+    "A document is relevant if it contains information that helps answer or address the query.",
+    "",
+)
+RARE_TERM_TEXTS = (2, 300)  # a term shared by this many texts makes a good distractor
+NO_LABEL = -100
+
+PLAIN, MARK, DIGIT = 1.0, 3.0, 2.0  # weights of the output's tokens in the loss
+
+
+@dataclass
+class Sample:
+    prompt: list
+    output: list
+    weights: list  # one per output token; 0 leaves it out of the loss
+
+
+class Vocabulary:
+    """The token ids that prompts and outputs are built from, and texts as lists of terms.
+
+    A term is a stem's tuple of token ids (or a single digit's).
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        ids = tokenizer.get_vocab()
+        self.size = tokenizer.get_vocab_size()
+        self.end_of_text, self.turn_start, self.turn_end = (ids[text] for text in texts.SPECIAL_TOKENS)
+        self.think, self.end_think, self.answer, self.end_answer = (ids[text] for text in texts.FORMAT_TOKENS)
+        self.marks = [ids[mark] for mark in evidence.MARKS]
+        self.lengths = [ids[word] for word in evidence.LENGTH_WORDS]
+        self.digits = [ids[str(digit)] for digit in range(10)]
+        self._digit_terms = {(digit,) for digit in self.digits}
+        learned = [text for text in ids if text.isascii() and text.isalpha() or text[1:].isalpha()]
+        plain = [text for text in sorted(learned) if text[0] != "<" and text not in evidence.LENGTH_WORDS]
+        self.first_pieces = [ids[text] for text in plain if text[0] == texts.WORD_START]
+        self.later_pieces = [ids[text] for text in plain if text[0] != texts.WORD_START]
+        self._starts = set(self.first_pieces) | {ids[texts.WORD_START]} | set(self.digits)
+        # The parts of the chat's prompt, split where instruction, query and document go.
+        self._opening = self.encode(f"{texts.TURN_START}user\n{texts.PROMPT_START}")
+        self._before_query = self.encode(texts.PROMPT_QUERY)
+        self._before_document = self.encode(texts.PROMPT_DOCUMENT)
+        self._closing = self.encode(f"{texts.PROMPT_END}{texts.TURN_END}\n{texts.TURN_START}assistant\n")
+
+    def encode(self, text):
+        return self.tokenizer.encode(text).ids
+
+    def terms_of_ids(self, token_ids):
+        terms = []
+        for token in token_ids:
+            if token in self._starts:
+                terms.append([token])
+            else:
+                terms[-1].append(token)
+        return [tuple(term) for term in terms]
+
+    def terms(self, text):
+        return self.terms_of_ids(self.encode(text))
+
+    def words(self, terms):
+        """The terms without the digits, which no thought lists."""
+        return [term for term in terms if term not in self._digit_terms]
+
+    def prompt(self, instruction_ids, query_terms, document_terms):
+        return [
+            *self._opening,
+            *instruction_ids,
+            *self._before_query,
+            *flat(query_terms),
+            *self._before_document,
+            *flat(document_terms),
+            *self._closing,
+        ]
+
+
+def flat(terms):
+    return [token for term in terms for token in term]
+
+
+class Teacher:
+    def __init__(self, vocabulary, document_frequencies, corpus_size):
+        self.vocabulary = vocabulary
+        self._frequencies = document_frequencies
+        self._corpus_size = corpus_size
+
+    def rarity(self, term):
+        return evidence.rarity_from_frequency(self._frequencies.get(term, 0), self._corpus_size)
+
+    def judge(self, query_terms, document_terms):
+        """(listed terms, their marks, the length class, the score)."""
+        terms = evidence.listed_terms(self.vocabulary.words(query_terms))
+        term_marks = evidence.marks(terms, document_terms, self.rarity)
+        length = evidence.length_class(document_terms)
+        return terms, term_marks, length, evidence.score(length, term_marks)
+
+    def output(self, terms, term_marks, length, cut=None, answer_only=False):
+        """Output token ids and their weights in the loss.
+
+        With `cut`, the thought is broken off after that many terms and the score follows from
+        those; how it ends is then not learned. With `answer_only` the thought stays empty.
+        """
+        words = self.vocabulary
+        ids, weights = [words.think], [PLAIN]
+        if answer_only:
+            weights = [0.0]
+        else:
+            ids.append(words.lengths[length])
+            weights.append(PLAIN)
+            for term, mark in list(zip(terms, term_marks))[:cut]:
+                ids += [*term, words.marks[mark]]
+                weights += [PLAIN] * len(term) + [MARK]
+        number = evidence.score(length, term_marks[:cut])
+        digits = [words.digits[int(character)] for character in str(number)]
+        free_ending = not answer_only and (cut is None or cut >= len(terms))
+        ids += [words.end_think, words.answer, *digits, words.end_answer, words.end_of_text]
+        weights += [PLAIN if free_ending else 0.0, 0.0 if answer_only else PLAIN]
+        weights += [DIGIT] * len(digits) + [PLAIN, PLAIN]
+        return ids, weights
+
+
+class Corpus:
+    """The corpus as terms, with what sampling from it needs."""
+
+    def __init__(self, vocabulary, descriptions, glosses):
+        self.vocabulary = vocabulary
+        pairs = [pair for part in (descriptions, glosses) for pair in part]
+        encoded = [
+            [vocabulary.terms_of_ids(encoding.ids) for encoding in vocabulary.tokenizer.encode_batch(column)]
+            for column in (list(column) for column in zip(*pairs))
+        ]
+        self.titles, self.bodies = encoded
+        self.descriptions = range(len(descriptions))
+        self.glosses = range(len(descriptions), len(pairs))
+        self.frequencies = collections.Counter()
+        for title, body in zip(self.titles, self.bodies):
+            self.frequencies.update(set(title) | set(body))
+        self.size = len(pairs)
+        low, high = RARE_TERM_TEXTS
+        self.sharing = collections.defaultdict(list)
+        for index in range(self.size):
+            for term in dict.fromkeys(self.bodies[index]):
+                if low <= self.frequencies[term] <= high:
+                    self.sharing[term].append(index)
+        words = vocabulary.words(sorted(self.frequencies))
+        self.distinct_words = words
+        # Words by how often texts use them, thinned out.
+        self.frequent_words = [word for word in words for _ in range(1 + self.frequencies[word] // 8)]
+
+    def teacher(self):
+        return Teacher(self.vocabulary, self.frequencies, self.size)
+
+
+@dataclass
+class Sizes:
+    """How large the samples of a training stage are."""
+
+    row: int  # tokens, prompt and output together
+    document: tuple  # terms, from and to
+    query: int  # terms, at most
+
+
+class Sampler:
+    answer_only_share = 0.12
+    cut_share = 0.04
+
+    def __init__(self, corpus, seed):
+        self.corpus = corpus
+        self.words = corpus.vocabulary
+        self.teacher = corpus.teacher()
+        self.random = random.Random(seed)
+        self.instructions = [self.words.encode(text) for text in INSTRUCTIONS]
+
+    # Documents
+
+    def passage(self, length, start=None):
+        """About `length` terms of running text, beginning with text `start` (or any)."""
+        draw = self.random
+        corpus = self.corpus
+        described = draw.random() < 0.55
+        result = []
+        while len(result) < length:
+            index = start if start is not None else draw.choice(corpus.descriptions if described else corpus.glosses)
+            body = corpus.bodies[index]
+            if index in corpus.glosses:
+                body = corpus.titles[index] + body
+            offset = draw.randrange(len(body)) if draw.random() < 0.3 and len(body) > length else 0
+            result += body[offset:]
+            start = None
+        return result[:length]
+
+    # Single words
+
+    def invented(self):
+        """A word that the tokenizer does not know as one piece."""
+        draw, words = self.random, self.words
+        count = draw.choice((1, 1, 2, 3))
+        return (draw.choice(words.first_pieces), *(draw.choice(words.later_pieces) for _ in range(count)))
+
+    def lookalike(self, term):
+        """A word that shares some of the pieces of `term`."""
+        draw, later = self.random, self.words.later_pieces
+        if len(term) == 1:
+            return (*term, draw.choice(later))
+        if draw.random() < 0.5:
+            return term[: draw.randrange(1, len(term))]
+        changed = list(term)
+        place = draw.randrange(len(term))
+        changed[place] = draw.choice(later if place else self.words.first_pieces)
+        return tuple(changed)
+
+    def other_word(self, document):
+        """A word that the document most likely lacks."""
+        draw, corpus = self.random, self.corpus
+        kind = draw.random()
+        if kind < 0.5:
+            return draw.choice(corpus.frequent_words)
+        if kind < 0.75:
+            return draw.choice(corpus.distinct_words)
+        if kind < 0.88:
+            return self.invented()
+        return self.lookalike(draw.choice(document))
+
+    # Queries, with the documents they are about
+
+    def titled(self, length, most):
+        """A title as the query; its own text, one that shares a rare word, or any."""
+        draw, corpus = self.random, self.corpus
+        index = draw.choice(corpus.descriptions if draw.random() < 0.6 else corpus.glosses)
+        query = corpus.titles[index]
+        if index in corpus.glosses:
+            query = query + corpus.bodies[index][: draw.randrange(8)]
+        kind = draw.random()
+        rare = [term for term in query if term in corpus.sharing]
+        if kind < 0.45:
+            start = index
+        elif kind < 0.9 and rare:
+            start = draw.choice(corpus.sharing[draw.choice(rare)])
+        else:
+            start = None
+        return query[:most], self.passage(length, start)
+
+    def quoted(self, length, most):
+        """A piece of the document (or of another one) with words left out or replaced."""
+        draw = self.random
+        document = self.passage(length)
+        source = document if draw.random() < 0.75 else self.passage(length)
+        count = draw.randint(2, most)
+        offset = draw.randrange(max(1, len(source) - count + 1))
+        replaced = draw.random() * 0.6
+        query = [
+            self.other_word(document) if draw.random() < replaced else term
+            for term in source[offset : offset + count]
+            if draw.random() < 0.9
+        ]
+        return query, document
+
+    def picked(self, length, most):
+        """Words picked one by one: present, repeated, phrases, absent, invented."""
+        draw = self.random
+        document = self.passage(length)
+        found_share = draw.random()
+        strange = draw.random() < 0.3
+        repeated = [term for term, count in collections.Counter(document).items() if count > 1]
+        query, planted = [], []
+        for _ in range(draw.randint(1, most)):
+            kind = draw.random()
+            if draw.random() >= found_share:
+                query.append(self.invented() if strange and kind < 0.6 else self.other_word(document))
+            elif strange and kind < 0.6:
+                term = self.invented()
+                planted.append([term] if draw.random() < 0.7 or not query else [query[-1], term])
+                planted += [[term]] * draw.choice((0, 0, 1, 2))
+                query.append(term)
+            elif kind < 0.7 and repeated:
+                query.append(draw.choice(repeated))
+            elif kind < 0.85 and len(document) > 1:
+                offset = draw.randrange(len(document) - 1)
+                query += document[offset : offset + 2]
+            else:
+                query.append(draw.choice(document))
+        document = list(document)
+        for piece in planted:
+            offset = draw.randrange(len(document))
+            document[offset : offset + len(piece)] = piece
+        return query[:most], document
+
+    def query_and_document(self, sizes):
+        draw = self.random
+        shortest, longest = sizes.document
+        length = draw.randint(shortest, longest)
+        kind = draw.random()
+        make = self.titled if kind < 0.2 else self.quoted if kind < 0.4 else self.picked
+        query, document = make(length, sizes.query)
+        odd = draw.random()
+        if odd < 0.005:
+            query = []
+        elif odd < 0.01:
+            document = []
+        elif odd < 0.06 and query:
+            query = query + [draw.choice(query)]
+        elif odd < 0.1:
+            query = query + [(draw.choice(self.words.digits),)]
+        return query, document
+
+    # Samples
+
+    def sample(self, sizes):
+        """A sample that fits a row; documents that do not are cut."""
+        draw = self.random
+        while True:
+            query, document = self.query_and_document(sizes)
+            if draw.random() < 0.9:
+                instruction = draw.choice(self.instructions)
+            else:
+                instruction = flat(self.passage(draw.randint(1, 8)))
+            terms, term_marks, length, _ = self.teacher.judge(query, document)
+            output, weights = self.teacher.output(terms, term_marks, length)
+            prompt = self.words.prompt(instruction, query, document)
+            excess = len(prompt) + len(output) - sizes.row
+            if excess > 0:
+                # Every term is at least one token, so this is cut enough.
+                document = document[:-excess]
+                if len(document) < 3:
+                    continue
+                terms, term_marks, length, _ = self.teacher.judge(query, document)
+                output, weights = self.teacher.output(terms, term_marks, length)
+                prompt = self.words.prompt(instruction, query, document)
+            kind = draw.random()
+            if kind < self.answer_only_share:
+                output, weights = self.teacher.output(terms, term_marks, length, answer_only=True)
+            elif kind < self.answer_only_share + self.cut_share and terms:
+                cut = draw.randint(0, len(terms))
+                output, weights = self.teacher.output(terms, term_marks, length, cut=cut)
+            return Sample(prompt, output, weights)
+
+    def batch(self, rows, sizes):
+        """Arrays for a training step: token ids, then positions, labels and weights of the outputs."""
+        samples = [self.sample(sizes) for _ in range(rows)]
+        most = output_room(sizes)
+        ids = np.full((rows, sizes.row), self.words.end_of_text, np.int64)
+        positions = np.zeros((rows, most), np.int64)
+        labels = np.full((rows, most), NO_LABEL, np.int64)
+        weights = np.zeros((rows, most), np.float32)
+        for row, sample in enumerate(samples):
+            everything = sample.prompt + sample.output
+            ids[row, : len(everything)] = everything
+            count = min(most, len(sample.output))
+            first = len(sample.prompt) - 1  # each token is predicted one position earlier
+            positions[row, :count] = np.arange(first, first + count)
+            labels[row, :count] = sample.output[:count]
+            weights[row, :count] = sample.weights[:count]
+        return ids, positions, labels, weights
+
+
+def output_room(sizes):
+    """Output tokens that a row's loss looks at: longer outputs lose their end there."""
+    return 10 + int(2.6 * min(sizes.query + 1, evidence.MOST_TERMS))

@@ -1,0 +1,206 @@
+"""Train the tiny demonstration reranker from nothing and export it: one command, on a CPU.
+
+    python train.py --work WORK_FOLDER --export MODEL_FOLDER
+
+WORK_FOLDER receives the corpus, the tokenizer and a checkpoint every few minutes, from which an
+interrupted run goes on when the same command is given again.
+"""
+
+import argparse
+import math
+import os
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# Threads that wait for each other by spinning lose most of their time where other programs run too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+import torch.nn.functional as functional
+from tokenizers import Tokenizer
+
+import corpus
+import export
+import tokenizer as texts
+from model import ModelConfig, Student
+from samples import NO_LABEL, Corpus, Sampler, Sizes, Vocabulary
+
+SEED = 1
+PEAK_RATE = 2e-3
+LAST_RATE = 0.03  # of the peak
+WARM_UP = 150  # steps
+FLAT_SHARE = 0.5  # of all steps; then the rate falls along a cosine
+REPORT_EVERY = 50
+SAVE_EVERY = 200
+
+
+@dataclass
+class Stage:
+    """Some steps on samples of one size, with about as many tokens in each batch as in any other."""
+
+    steps: int
+    sizes: Sizes
+    rows: int
+
+
+# Short texts first: finding a word is learned there much faster than in long ones. Then long
+# queries with hardly any document, whose outputs are almost nothing but copying, and longer texts.
+OPENING_STAGES = [
+    Stage(600, Sizes(row=80, document=(8, 34), query=6), rows=56),
+    Stage(300, Sizes(row=88, document=(3, 14), query=12), rows=50),
+    Stage(300, Sizes(row=152, document=(15, 84), query=9), rows=30),
+]
+# Then all lengths take turns, so that none is forgotten.
+CYCLE = [
+    Stage(15, Sizes(row=88, document=(5, 34), query=12), rows=50),
+    Stage(35, Sizes(row=152, document=(30, 96), query=9), rows=30),
+    Stage(60, Sizes(row=248, document=(76, 155), query=16), rows=18),
+    Stage(20, Sizes(row=400, document=(140, 290), query=16), rows=11),
+]
+
+
+def stages(cycles):
+    return OPENING_STAGES + CYCLE * cycles
+
+
+def learning_rate(step, steps):
+    if step < WARM_UP:
+        return PEAK_RATE * (step + 1) / WARM_UP
+    progress = step / steps
+    if progress < FLAT_SHARE:
+        return PEAK_RATE
+    fallen = (progress - FLAT_SHARE) / (1 - FLAT_SHARE)
+    return PEAK_RATE * max(LAST_RATE, 0.5 * (1 + math.cos(math.pi * fallen)))
+
+
+def make_optimizer(student):
+    matrices, others = [], []
+    for name, parameter in student.named_parameters():
+        (matrices if parameter.dim() == 2 and "embed" not in name else others).append(parameter)
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
+
+
+def batches(sampler_for, plan, first_step):
+    """The batches of all steps, made ahead in a thread. Each step has its own seed."""
+    ready = queue.Queue(8)
+
+    def work():
+        for step, stage in enumerate(plan):
+            if step >= first_step:
+                ready.put(sampler_for(step).batch(stage.rows, stage.sizes))
+
+    threading.Thread(target=work, daemon=True).start()
+    return ready
+
+
+def accuracies(logits, labels, groups):
+    hits = logits.argmax(-1) == labels
+    result = []
+    for name, tokens in groups.items():
+        chosen = torch.isin(labels, tokens)
+        result.append(f"{name} {hits[chosen].float().mean().item():.3f}")
+    return ", ".join(result)
+
+
+def train(vocabulary, text, plan, checkpoint_path):
+    torch.manual_seed(SEED)
+    student = Student(ModelConfig(vocabulary.size))
+    optimizer = make_optimizer(student)
+    first_step = 0
+    if checkpoint_path.exists():
+        checkpoint = torch.load(checkpoint_path)
+        student.load_state_dict(checkpoint["student"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        first_step = checkpoint["step"]
+    print(f"{sum(weight.numel() for weight in student.parameters())} parameters, {len(plan)} steps")
+    sampler = Sampler(text, SEED)
+
+    def sampler_for(step):
+        sampler.random.seed(f"{SEED}/{step}")
+        return sampler
+
+    ready = batches(sampler_for, plan, first_step)
+    forward = torch.compile(student, dynamic=False)
+    rotations = {}
+    groups = {
+        "marks": torch.tensor(vocabulary.marks),
+        "digits": torch.tensor(vocabulary.digits),
+        "words": torch.tensor(vocabulary.first_pieces),
+        "their endings": torch.tensor(vocabulary.later_pieces),
+    }
+    started, tokens = time.time(), 0
+    for step in range(first_step, len(plan)):
+        ids, positions, labels, weights = (torch.from_numpy(array) for array in ready.get())
+        row = ids.shape[1]
+        if row not in rotations:
+            rotations[row] = [part.bfloat16() for part in student.rotations(row)]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(plan))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = forward(ids, positions, *rotations[row])
+        known = labels != NO_LABEL
+        logits, labels, weights = logits[known].float(), labels[known], weights[known]
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        loss = (losses * weights).sum() / weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tokens += ids.numel()
+        if (step + 1) % REPORT_EVERY == 0:
+            seconds = time.time() - started
+            print(
+                f"{seconds:5.0f} s, step {step + 1}, rows of {row}: loss {loss.item():.4f}, "
+                f"{accuracies(logits, labels, groups)}, "
+                f"{tokens / seconds:.0f} tokens/s",
+                flush=True,
+            )
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == len(plan):
+            save(student, optimizer, step + 1, checkpoint_path)
+    return student
+
+
+def save(student, optimizer, step, path):
+    """Write the checkpoint beside the last one, then put it in its place."""
+    new = path.with_suffix(".new")
+    state = {
+        "step": step,
+        "config": student.config.as_dict(),
+        "student": student.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(state, new)
+    new.replace(path)
+
+
+def load_tokenizer(work, descriptions, glosses):
+    path = work / "tokenizer.json"
+    if not path.exists():
+        # Glosses count twice: they hold the general vocabulary.
+        texts.train(" ".join(pair) for pair in descriptions + glosses + glosses).save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    arguments.add_argument("--work", type=Path, required=True)
+    arguments.add_argument("--export", type=Path, required=True)
+    arguments.add_argument("--cycles", type=int, default=11, help="rounds of the last stages")
+    arguments.add_argument("--threads", type=int, default=2)
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    descriptions, glosses = corpus.load(options.work)
+    tokenizer = load_tokenizer(options.work, descriptions, glosses)
+    vocabulary = Vocabulary(tokenizer)
+    text = Corpus(vocabulary, descriptions, glosses)
+    plan = [stage for stage in stages(options.cycles) for _ in range(stage.steps)]
+    student = train(vocabulary, text, plan, options.work / "checkpoint.pt")
+    export.export(student, tokenizer, options.export)
+
+
+if __name__ == "__main__":
+    main()
