@@ -1,0 +1,234 @@
+//! What is checked of a `tokenizer.json` before and after the tokenizers crate reads it.
+//!
+//! The crate panics on some broken files and accepts settings that would make prompts unsafe. The
+//! most important rule: the model of the tokenizer must not be able to produce an added token
+//! from plain text ([`TokenizerFile::check_added_tokens`]).
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::error::LoadError;
+
+/// The file's name, as errors give it.
+const FILE: &str = "tokenizer.json";
+
+const NORMALIZERS: [&str; 10] = [
+    "Sequence",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Lowercase",
+    "StripAccents",
+    "Strip",
+    "Prepend",
+    "Replace",
+];
+const PRE_TOKENIZERS: [&str; 8] = [
+    "Sequence",
+    "Split",
+    "ByteLevel",
+    "Digits",
+    "Punctuation",
+    "Whitespace",
+    "WhitespaceSplit",
+    "Metaspace",
+];
+/// Those whose text for some tokens does not depend on the tokens around them.
+const DECODERS: [&str; 3] = ["ByteLevel", "Sequence", "Replace"];
+
+/// The parts of the file that are checked.
+#[derive(Deserialize)]
+pub(super) struct TokenizerFile {
+    model: Model,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    decoder: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum Model {
+    #[serde(rename = "BPE")]
+    Bpe(Bpe),
+}
+
+/// Byte-pair encoding: from single characters up, by merges of pairs.
+#[derive(Deserialize)]
+struct Bpe {
+    vocab: HashMap<String, u32>,
+    merges: Vec<Merge>,
+    unk_token: Option<String>,
+    dropout: Option<f32>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+}
+
+/// Written as `"left right"` or as `["left", "right"]`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(String, String),
+    Line(String),
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+}
+
+impl TokenizerFile {
+    /// Parses the file and checks what the tokenizers crate relies on.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, LoadError> {
+        let file: Self = serde_json::from_slice(bytes)
+            .map_err(|error| LoadError::unparsable(FILE, "not a BPE tokenizer", error))?;
+        check_kinds("normalizer", &file.normalizer, &NORMALIZERS)?;
+        check_kinds("pre-tokenizer", &file.pre_tokenizer, &PRE_TOKENIZERS)?;
+        check_kinds("decoder", &file.decoder, &DECODERS)?;
+        let Model::Bpe(model) = &file.model;
+        model.check()?;
+        Ok(file)
+    }
+
+    /// The tokenizer that the file describes.
+    pub(super) fn build(&self, bytes: &[u8]) -> Result<Tokenizer, LoadError> {
+        let tokenizer = Tokenizer::from_bytes(bytes)
+            .map_err(|error| LoadError::unparsable(FILE, "not a tokenizer", error))?;
+        self.check_added_tokens(&tokenizer)?;
+        Ok(tokenizer)
+    }
+
+    /// One more than the largest token id.
+    pub(super) fn vocab_size(&self) -> usize {
+        let Model::Bpe(model) = &self.model;
+        let ids =
+            model.vocab.values().copied().chain(self.added_tokens.iter().map(|token| token.id));
+        ids.max().map_or(0, |largest| largest as usize + 1)
+    }
+
+    /// No text may become an added token but where added tokens are looked for, and those must be
+    /// what the file says.
+    fn check_added_tokens(&self, tokenizer: &Tokenizer) -> Result<(), LoadError> {
+        let Model::Bpe(model) = &self.model;
+        let from_text = model.ids_from_text();
+        for AddedToken { id, content, single_word, lstrip, rstrip } in &self.added_tokens {
+            let refuse = |reason: &str| {
+                Err(LoadError::invalid(
+                    FILE,
+                    format!("the added token {content:?} (id {id}) {reason}"),
+                ))
+            };
+            if content.is_empty() {
+                return refuse("is empty");
+            }
+            if *single_word || *lstrip || *rstrip {
+                return refuse("asks for single_word, lstrip or rstrip, which is not supported");
+            }
+            if tokenizer.token_to_id(content) != Some(*id) {
+                return refuse(
+                    "does not get its id; ids must be unique and follow the vocabulary's",
+                );
+            }
+            if from_text.contains(id) {
+                return refuse("can come from plain text: a document could forge it");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Bpe {
+    fn check(&self) -> Result<(), LoadError> {
+        let refuse = |reason: String| Err(LoadError::invalid(FILE, reason));
+        if self.dropout.is_some_and(|dropout| dropout != 0.0) {
+            return refuse("its dropout makes tokens random; set it to null".into());
+        }
+        let affixes = [&self.continuing_subword_prefix, &self.end_of_word_suffix];
+        if affixes.into_iter().flatten().any(|affix| !affix.is_empty()) {
+            return refuse(
+                "continuing_subword_prefix and end_of_word_suffix are not supported".into(),
+            );
+        }
+        if self.vocab.values().collect::<HashSet<_>>().len() != self.vocab.len() {
+            return refuse("its vocabulary gives one id to two tokens".into());
+        }
+        for merge in &self.merges {
+            let Some((left, right)) = merge.pair() else {
+                return refuse("one of its merges is not a pair of tokens".into());
+            };
+            for token in [left, right, &format!("{left}{right}")] {
+                if !self.vocab.contains_key(token) {
+                    return refuse(format!(
+                        "its merges need {token:?}, which its vocabulary lacks"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every id that encoding can produce: single characters, results of merges, and what stands
+    /// in for unknown characters.
+    fn ids_from_text(&self) -> HashSet<u32> {
+        let merged = self.merges.iter().filter_map(Merge::pair);
+        let merged = merged.map(|(left, right)| format!("{left}{right}"));
+        let merged: HashSet<u32> =
+            merged.filter_map(|token| self.vocab.get(&token)).copied().collect();
+        let others = self.vocab.iter().filter(|(token, _)| {
+            self.ignore_merges
+                || token.chars().nth(1).is_none()
+                || self.unk_token.as_ref() == Some(token)
+                || (self.byte_fallback && token.starts_with("<0x"))
+        });
+        merged.into_iter().chain(others.map(|(_, id)| *id)).collect()
+    }
+}
+
+impl Merge {
+    fn pair(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Pair(left, right) => Some((left, right)),
+            Self::Line(line) => line.split_once(' ').filter(|(_, right)| !right.contains(' ')),
+        }
+    }
+}
+
+/// Checks the kind of a component and, in a sequence, of its parts.
+fn check_kinds(what: &str, component: &Value, known: &[&str]) -> Result<(), LoadError> {
+    if component.is_null() && what != "decoder" {
+        return Ok(());
+    }
+    let kind = component.get("type").and_then(Value::as_str).unwrap_or("no known type");
+    if !known.contains(&kind) {
+        let reason = format!("a {what} of {kind} is not supported; known: {}", known.join(", "));
+        return Err(LoadError::invalid(FILE, reason));
+    }
+    if kind != "Sequence" {
+        return Ok(());
+    }
+    let parts =
+        ["normalizers", "pretokenizers", "decoders"].iter().find_map(|key| component.get(key));
+    let mut parts = parts.and_then(Value::as_array).into_iter().flatten();
+    // Bytes that are not yet characters cannot pass through a sequence of decoders.
+    let known = if what == "decoder" { &["Sequence", "Replace"] } else { known };
+    parts.try_for_each(|part| check_kinds(what, part, known))
+}
