@@ -12,7 +12,8 @@ pub struct TokenLogProb {
 /// The logits of one position with what turns them into log-probabilities.
 pub(crate) struct Logits<'a> {
     logits: &'a [f32],
-    /// `ln Σ exp(logit)`.
+    largest: f32,
+    /// `ln Σ exp(logit − largest)`.
     log_sum: f64,
 }
 
@@ -20,13 +21,13 @@ impl<'a> Logits<'a> {
     pub(crate) fn new(logits: &'a [f32]) -> Self {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|logit| f64::from((logit - largest).exp())).sum();
-        Self { logits, log_sum: f64::from(largest) + sum.ln() }
+        Self { logits, largest, log_sum: sum.ln() }
     }
 
     /// The log-probability of `id`; none for an id outside the vocabulary.
     pub(crate) fn log_prob(&self, id: u32) -> f64 {
         let logit = self.logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        f64::from(logit) - self.log_sum
+        f64::from(logit) - f64::from(self.largest) - self.log_sum
     }
 
     /// The most probable token, the lowest id of equals.

@@ -35,9 +35,17 @@ impl Fusion {
         Self::ReciprocalRank { k: 60.0 }
     }
 
-    /// The fused scores, in the documents' order. Without fusion the first stage's are not looked
-    /// at; otherwise both lists have the same length and hold finite numbers.
-    pub(crate) fn fuse(self, first_stage: &[f64], reranker: &[f64]) -> Vec<f64> {
+    /// The fused scores of documents that have these scores from the first stage and the reranker,
+    /// in the same order. Scores must be finite. If one list is longer, its rest is not fused;
+    /// [`Fusion::None`] does not look at the first stage's.
+    ///
+    /// ```
+    /// use erank_core::Fusion;
+    ///
+    /// let fused = Fusion::hybrid().fuse(&[12.0, 9.0], &[1.0, 8.5]);
+    /// assert!(fused[1] > fused[0]);
+    /// ```
+    pub fn fuse(self, first_stage: &[f64], reranker: &[f64]) -> Vec<f64> {
         let zip = |first: Vec<f64>, second: Vec<f64>, join: &dyn Fn(f64, f64) -> f64| {
             first.into_iter().zip(second).map(|(a, b)| join(a, b)).collect()
         };

@@ -1,0 +1,195 @@
+//! A model folder is untrusted: whatever is wrong with it is an error that names the file or the
+//! tensor, never a panic.
+
+use std::fs;
+use std::path::Path;
+
+use erank_candle::{CandleBackend, Checkpoint, LoadError, Settings};
+use erank_core::{Request, Reranker};
+use safetensors::tensor::{Dtype, TensorView};
+use tempfile::TempDir;
+
+/// The bundled model's folder, copied.
+fn folder() -> TempDir {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for file in fs::read_dir(source).expect("the bundled model") {
+        let file = file.expect("the bundled model");
+        fs::copy(file.path(), folder.path().join(file.file_name())).expect("a copy");
+    }
+    folder
+}
+
+/// Small cache: many are loaded.
+fn load(folder: &Path) -> Result<CandleBackend, LoadError> {
+    let mut settings = Settings::default();
+    settings.cache_bytes = 4 << 20;
+    CandleBackend::load(&Checkpoint::open(folder)?, &settings)
+}
+
+fn error(folder: &Path, what: &str) -> String {
+    let error = load(folder).expect_err(what);
+    // The message with all its causes, as a program would print it.
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[test]
+fn the_copied_folder_ranks_as_the_bundled_model() {
+    let folder = folder();
+    let request = Request::new("jet noise", ["bread", "The noise of jets.", "noise"]);
+    let rank = |backend: CandleBackend| {
+        let reranker = Reranker::builder(backend).build().expect("valid");
+        reranker.rerank(&request).expect("a ranking").documents
+    };
+    let bundled = rank(CandleBackend::tiny().expect("the bundled model"));
+    assert_eq!(rank(load(folder.path()).expect("a whole folder")), bundled);
+}
+
+#[test]
+fn missing_empty_truncated_and_garbled_files_are_named() {
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        let folder = folder();
+        let path = folder.path().join(file);
+        let whole = fs::read(&path).expect("the file");
+
+        fs::remove_file(&path).expect("removed");
+        let message = error(folder.path(), file);
+        let named = if file == "tokenizer_config.json" { "chat template" } else { file };
+        assert!(message.contains(named), "missing {file}: {message}");
+
+        let half = &whole[..whole.len() / 2];
+        let beginning = &whole[..whole.len().min(3)];
+        let garbled: Vec<u8> = whole.iter().map(|byte| byte ^ 0x5a).collect();
+        for bytes in [&[], beginning, half, &garbled, b"null", b"[]", b"{}"] {
+            fs::write(&path, bytes).expect("written");
+            let message = error(folder.path(), file);
+            // `{}` is a file of weights without tensors; then the first one is missing.
+            let named = message.contains(file) || message.contains("tensor");
+            assert!(named || message.contains("chat template"), "{file}: {message}");
+        }
+    }
+    let folder = folder();
+    let path = folder.path().join("generation_config.json");
+    fs::write(&path, "{\"eos_token_id\": \"x\"}").expect("written");
+    assert!(error(folder.path(), "eos").contains("generation_config.json"));
+}
+
+#[test]
+fn a_header_that_lies_is_refused() {
+    let folder = folder();
+    let path = folder.path().join("model.safetensors");
+    let whole = fs::read(&path).expect("the weights");
+    for (what, bytes) in [
+        ("a header longer than the file", [&u64::MAX.to_le_bytes(), &whole[8..]].concat()),
+        ("data cut by one byte", whole[..whole.len() - 1].to_vec()),
+        ("data too long by one byte", [&whole[..], b"x"].concat()),
+    ] {
+        fs::write(&path, bytes).expect("written");
+        let message = error(folder.path(), what);
+        assert!(message.contains("model.safetensors"), "{what}: {message}");
+    }
+}
+
+/// Writes the bundled weights anew, changed tensor by tensor; `None` leaves one out.
+fn rewrite(
+    folder: &Path,
+    mut change: impl FnMut(&str, Dtype, Vec<usize>, Vec<u8>) -> Option<(Dtype, Vec<usize>, Vec<u8>)>,
+) {
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).expect("the weights");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
+    let changed: Vec<(String, (Dtype, Vec<usize>, Vec<u8>))> = tensors
+        .tensors()
+        .into_iter()
+        .filter_map(|(name, view)| {
+            let tensor = change(&name, view.dtype(), view.shape().to_vec(), view.data().to_vec());
+            tensor.map(|tensor| (name, tensor))
+        })
+        .collect();
+    let views = changed.iter().map(|(name, (dtype, shape, data))| {
+        (name, TensorView::new(*dtype, shape.clone(), data).expect("a tensor"))
+    });
+    let bytes = safetensors::serialize(views, None).expect("a file");
+    fs::write(path, bytes).expect("written");
+}
+
+#[test]
+fn missing_and_mismatching_tensors_are_named() {
+    const NAME: &str = "model.layers.2.mlp.down_proj.weight";
+
+    let missing = folder();
+    rewrite(missing.path(), |name, dtype, shape, data| {
+        (name != NAME).then_some((dtype, shape, data))
+    });
+    let message = error(missing.path(), "a missing tensor");
+    assert!(message.contains(NAME) && message.contains("missing"), "{message}");
+
+    let reshaped = folder();
+    rewrite(reshaped.path(), |name, dtype, mut shape, data| {
+        if name == NAME {
+            shape.reverse();
+        }
+        Some((dtype, shape, data))
+    });
+    let message = error(reshaped.path(), "another shape");
+    assert!(message.contains(NAME) && message.contains("shape"), "{message}");
+
+    let retyped = folder();
+    rewrite(retyped.path(), |name, dtype, shape, data| {
+        Some((if name == NAME { Dtype::I16 } else { dtype }, shape, data))
+    });
+    let message = error(retyped.path(), "another type");
+    assert!(message.contains(NAME) && message.contains("I16"), "{message}");
+}
+
+/// Weights that are no numbers give errors by document, not scores.
+#[test]
+fn nan_weights_give_no_score() {
+    let folder = folder();
+    rewrite(folder.path(), |name, dtype, shape, mut data| {
+        if name == "model.norm.weight" {
+            data.fill(0xff);
+        }
+        Some((dtype, shape, data))
+    });
+    let backend = load(folder.path()).expect("the shapes are right");
+    for answer_only in [false, true] {
+        let builder = Reranker::builder(&backend).max_tokens(20);
+        let builder = if answer_only { builder.answer_only() } else { builder };
+        let reranker = builder.build().expect("valid");
+        let ranking = reranker.rerank(&Request::new("jet", ["a jet", "bread"])).expect("a ranking");
+        assert!(ranking.documents.is_empty());
+        assert_eq!(ranking.unscored.len(), 2);
+    }
+}
+
+/// Any bytes in the place of any file are refused or load, but never panic.
+#[test]
+fn bytes_changed_at_random_never_panic() {
+    let mut state = 7u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        let folder = folder();
+        let path = folder.path().join(file);
+        let whole = fs::read(&path).expect("the file");
+        for _ in 0..25 {
+            let mut bytes = whole.clone();
+            // The header of the weights, or anywhere in a small file.
+            let reach = if file == "model.safetensors" { 4000 } else { bytes.len() };
+            for _ in 0..=random(3) {
+                bytes[random(reach)] = random(256) as u8;
+            }
+            fs::write(&path, bytes).expect("written");
+            let _ = load(folder.path());
+        }
+    }
+}
