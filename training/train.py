@@ -189,7 +189,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--export", type=Path, required=True)
-    arguments.add_argument("--cycles", type=int, default=11, help="rounds of the last stages")
+    arguments.add_argument("--cycles", type=int, default=17, help="rounds of the last stages")
     arguments.add_argument("--threads", type=int, default=2)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
