@@ -40,7 +40,9 @@ pub enum LoadError {
         reason: String,
     },
     /// The model hub could not deliver a file.
-    #[error("cannot get {file} of {model} from the model hub; check the name, the revision, the network and, for a private model, the token")]
+    #[error(
+        "cannot get {file} of {model} from the model hub; check the name, the revision, the network and, for a private model, the token"
+    )]
     Hub {
         /// The model's name on the hub.
         model: String,

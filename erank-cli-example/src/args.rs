@@ -1,0 +1,236 @@
+//! What can be asked for on the command line.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use erank_core::ScoreKind;
+use erank_core::prompt::instructions;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    every document was ranked
+  1    failed: a file, the model or the output; what was ranked before is printed
+  2    the command line is wrong
+  3    some documents could not be ranked; they are listed with line and reason
+  4    --timeout passed; what was done is printed
+  130  Ctrl-C; what was done is printed (a second Ctrl-C quits at once)";
+
+const RERANK_HELP: &str = "\
+Input, from FILE or standard input, is plain lines or JSON lines, whichever most lines look like:
+  plain   every line that is not blank is a document; its id is its line number
+  JSON    {\"id\": \"doc-7\", \"text\": \"…\", \"score\": 12.3}; only \"text\" is required, \"score\" is the
+          first stage's
+A line that cannot be used is listed with its reason and spares the others.
+
+--json prints one object:
+  model, query, instruction
+  stopped      null, \"interrupted\" or \"timeout\"
+  counts       documents, ranked, beyond_top_k, unscored; the latter three add up to the first
+  tokens       prompt, generated
+  seconds      for ranking, without loading the model
+  documents[]  best first: rank, line, id, score, integer, probability, official, expected,
+               first_stage_score, first_stage_rank, reasoning, truncated,
+               finish (\"answered\", \"end_of_text\", \"forced\"), tokens
+  unscored[]   by line: line, id, reason
+What is not known is null. Diagnostics go to standard error.";
+
+const INSPECT_HELP: &str = "\
+--json prints one object: model, description, vocab_size, prompt (null with --ids), query_truncated,
+document_truncated, and tokens[] with position, id, text, control, and next[], the most probable
+tokens behind that position, each with id, text and log_prob (natural logarithm).";
+
+/// Reranks documents with ERank, a reasoning language model, on this computer.
+///
+/// Without a command, runs a demonstration with the bundled model.
+#[derive(Debug, Parser)]
+#[command(name = "erank", version, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Orders documents by how well they fit a query.
+    #[command(after_help = format!("{RERANK_HELP}\n\n{EXIT_CODES}"))]
+    Rerank(RerankArguments),
+    /// Shows the rendered prompt, its tokens, and what the model finds most probable next.
+    #[command(after_help = INSPECT_HELP)]
+    Inspect(InspectArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RerankArguments {
+    /// What the user searched for.
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) query: String,
+    #[command(flatten)]
+    pub(crate) goal: Goal,
+    /// The documents; "-" is standard input.
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub(crate) docs: String,
+    /// Shows only the best N.
+    #[arg(short = 'k', long, value_name = "N")]
+    pub(crate) top_k: Option<NonZeroUsize>,
+    /// Joins in the first stage's scores with this weight, between 0 and 1: z-scores of both are
+    /// added up. Without a value, 0.2. Then every document needs a "score".
+    #[arg(long, value_name = "ALPHA", num_args = 0..=1, default_missing_value = "0.2", value_parser = weight)]
+    pub(crate) hybrid: Option<f64>,
+    /// Answers at once, without thinking: much faster, less accurate.
+    #[arg(short, long)]
+    pub(crate) answer_only: bool,
+    /// Thinks for at most this many tokens per document; then the answer is forced.
+    #[arg(long, value_name = "N", conflicts_with = "answer_only")]
+    pub(crate) max_tokens: Option<NonZeroUsize>,
+    /// What to rank by: N × P(N), the expected value of the answers, or the answer alone.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    pub(crate) score: Score,
+    /// Stops after this time, and prints what is done.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
+    /// Shows the whole thought under each row.
+    #[arg(short, long)]
+    pub(crate) explain: bool,
+    /// Prints one JSON object instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArguments {
+    /// The query of the prompt.
+    #[arg(short, long, value_name = "TEXT", default_value = "what is a jet?")]
+    pub(crate) query: String,
+    /// The document of the prompt.
+    #[arg(short, long, value_name = "TEXT", default_value = "A jet is a stream of fluid.")]
+    pub(crate) document: String,
+    #[command(flatten)]
+    pub(crate) goal: Goal,
+    /// Adds what `rerank --answer-only` adds to the prompt, so that the answer comes next.
+    #[arg(short, long)]
+    pub(crate) answer_only: bool,
+    /// Adds this text to the prompt, as if the model had written it. Control tokens in it count.
+    #[arg(long, value_name = "TEXT", conflicts_with = "answer_only")]
+    pub(crate) append: Option<String>,
+    /// Takes these token ids instead of a prompt: numbers with commas or spaces between them, as a
+    /// JSON array as well; "-" is standard input.
+    #[arg(
+        long,
+        value_name = "IDS",
+        conflicts_with_all = ["query", "document", "instruction", "task", "answer_only", "append"]
+    )]
+    pub(crate) ids: Option<String>,
+    /// Shows the K most probable next tokens at every position.
+    #[arg(short = 'k', long, value_name = "K")]
+    pub(crate) logprobs: Option<NonZeroUsize>,
+    /// Prints one JSON object instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+}
+
+/// The goal or relevance definition in the prompt.
+#[derive(Debug, Args)]
+pub(crate) struct Goal {
+    /// The goal or relevance definition, in your own words. Control tokens in it count.
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "task")]
+    instruction: Option<String>,
+    /// The goal or relevance definition that ERank was evaluated with on this task.
+    #[arg(short, long, value_name = "NAME", value_parser = task())]
+    task: Option<&'static str>,
+}
+
+impl Goal {
+    pub(crate) fn instruction(&self) -> &str {
+        self.instruction.as_deref().or(self.task).unwrap_or(instructions::GENERIC)
+    }
+}
+
+/// Which model, and how it runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArguments {
+    /// A folder with config.json, tokenizer.json, tokenizer_config.json and model.safetensors, or a
+    /// name on the model hub such as Alibaba-NLP/ERank-4B, with an optional @REVISION. "tiny" is the
+    /// bundled model, a purely lexical demonstration.
+    #[arg(short, long, value_name = "FOLDER|NAME", default_value = "tiny")]
+    pub(crate) model: String,
+    /// The type that weights are kept in; by default the model's own.
+    #[arg(long, value_name = "TYPE", value_enum)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Threads to compute with; by default one per core.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// A document is cut to this many tokens; by default 2048, or half of what the model can hold.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_document_tokens: Option<NonZeroUsize>,
+    /// Memory for what the model keeps of the texts that it works on, in MiB; by default 2048.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) cache_mb: Option<NonZeroUsize>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Dtype {
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Score {
+    #[default]
+    Official,
+    Expected,
+    Integer,
+}
+
+impl From<Score> for ScoreKind {
+    fn from(score: Score) -> Self {
+        match score {
+            Score::Official => Self::Official,
+            Score::Expected => Self::Expected,
+            Score::Integer => Self::Integer,
+        }
+    }
+}
+
+/// The instruction of a preset's name; a wrong name lists the choices.
+fn task() -> impl TypedValueParser<Value = &'static str> {
+    PossibleValuesParser::new(instructions::PRESETS.map(|(name, _)| name))
+        .map(|name| instructions::preset(&name).unwrap_or(instructions::GENERIC))
+}
+
+fn weight(given: &str) -> Result<f64, String> {
+    match given.parse() {
+        Ok(weight) if (0.0..=1.0).contains(&weight) => Ok(weight),
+        _ => Err("give a number between 0 (the model alone) and 1 (the first stage alone)".into()),
+    }
+}
+
+fn seconds(given: &str) -> Result<Duration, String> {
+    let seconds = given.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| "give a number of seconds, such as 2.5".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        assert_eq!(weight("0.25"), Ok(0.25));
+        assert!(["-0.1", "1.01", "NaN", "x", ""].iter().all(|given| weight(given).is_err()));
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        assert!(["-1", "NaN", "1e300", ""].iter().all(|given| seconds(given).is_err()));
+    }
+}

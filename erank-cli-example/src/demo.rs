@@ -1,0 +1,106 @@
+//! `erank` without arguments: a demonstration with the bundled model.
+
+mod queries;
+
+use std::io::{self, BufWriter, Write};
+use std::time::Instant;
+
+use erank_candle::CandleBackend;
+use erank_core::prompt::instructions;
+use erank_core::{Reranker, ScoringBackend, Stop};
+
+use crate::error::{CommandError, Exit};
+use crate::input::{Input, InputDocument};
+use crate::interrupt::Interrupt;
+use crate::model;
+use crate::progress::Meter;
+use crate::report::{self, Report, Thoughts};
+use crate::rerank::rank;
+use queries::{Candidate, QUERIES};
+
+const INTRODUCTION: &str = "\
+A search engine's first stage found candidates for some queries; the bundled model reads each one,
+writes a thought, and answers how well it fits, from 0 to 10. The score is the answer times its
+probability. \"first\" is the first stage's rank.";
+
+/// What the thoughts mean, and what the model is not.
+const LEGEND: &str = "\
+The bundled model is a demonstration, tiny and purely lexical. It looks for each word of the query:
+- missing, + found, ++ found more than once, * next to the one before; ! and !! mark rare words.
+For real use, take ERank, which reasons in sentences:
+  erank rerank --model Alibaba-NLP/ERank-4B --query \"…\" --docs FILE";
+
+pub(crate) fn run(interrupt: &Interrupt) -> Result<Exit, CommandError> {
+    let meter = Meter::new();
+    let on_progress = meter.clone();
+    let reranker = Reranker::builder(model::bundled()?)
+        .on_progress(move |progress| on_progress.show(progress))
+        .build()?;
+
+    let stop = interrupt.begin(None);
+    let mut out = BufWriter::new(io::stdout().lock());
+    writeln!(out, "{INTRODUCTION}")?;
+    for (query, candidates) in QUERIES {
+        let exit = show(&reranker, query, &input(candidates), interrupt, &stop, &meter, &mut out)?;
+        out.flush()?;
+        if exit != Exit::Done {
+            return Ok(exit);
+        }
+    }
+    writeln!(out, "\n{LEGEND}")?;
+    out.flush()?;
+    Ok(Exit::Done)
+}
+
+/// Ranks the candidates of one query, and writes the table.
+fn show(
+    reranker: &Reranker<CandleBackend>,
+    query: &str,
+    input: &Input,
+    interrupt: &Interrupt,
+    stop: &Stop,
+    meter: &Meter,
+    out: &mut dyn Write,
+) -> Result<Exit, CommandError> {
+    let begin = Instant::now();
+    let (ranking, failure) = rank(reranker, query, input, stop);
+    meter.finish();
+    let report = Report {
+        model: reranker.backend().name(),
+        query,
+        instruction: instructions::GENERIC,
+        input,
+        ranking: &ranking,
+        seconds: report::seconds(begin.elapsed()),
+        interrupted: interrupt.was_pressed(),
+    };
+    writeln!(out, "\n{query}")?;
+    report.write_table(Thoughts::Column, out)?;
+    report.note_problems();
+    failure.map_or(Ok(report.exit()), Err)
+}
+
+/// The candidates in the first stage's order.
+fn input(candidates: &[Candidate]) -> Input {
+    let document = |(index, (score, text)): (usize, &Candidate)| InputDocument {
+        line: index + 1,
+        id: None,
+        text: (*text).to_owned(),
+        score: Some(*score),
+    };
+    let documents = candidates.iter().enumerate().map(document).collect();
+    Input { documents, ..Input::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn candidates_come_in_the_first_stages_order() {
+        for (query, candidates) in QUERIES {
+            assert!((6..=8).contains(&candidates.len()), "{query}");
+            assert!(candidates.is_sorted_by(|(a, _), (b, _)| a > b), "{query}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! How the command ends: exit codes, and errors that say what to do next.
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+
+use erank_candle::LoadError;
+use erank_core::{BackendError, ConfigError, DocumentError};
+use thiserror::Error;
+
+use crate::text;
+
+/// How the command ended. The codes are part of its interface; `--help` lists them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Everything was done.
+    Done = 0,
+    /// An error ended the work.
+    Failed = 1,
+    /// Some documents could not be ranked.
+    SomeUnscored = 3,
+    /// The time was over.
+    TimedOut = 4,
+    /// Ctrl-C, as shells count it: 128 + SIGINT.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why the command cannot go on.
+#[derive(Debug, Error)]
+pub(crate) enum CommandError {
+    #[error("{given} is neither a folder nor a name on the model hub")]
+    NoSuchModel { given: String },
+    #[error("cannot load the model {given}")]
+    Model {
+        given: String,
+        #[source]
+        source: LoadError,
+    },
+    #[error("cannot read {what}")]
+    Read {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{piece:?} is no token id")]
+    NoTokenId { piece: String },
+    #[error("token id {id} is not in the model's vocabulary of {vocab_size}")]
+    UnknownTokenId { id: u32, vocab_size: usize },
+    #[error(transparent)]
+    Configuration(#[from] ConfigError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error("cannot make the prompt")]
+    Prompt(#[from] DocumentError),
+    #[error("cannot write the result")]
+    Output(#[from] io::Error),
+}
+
+impl CommandError {
+    /// Prints the error to standard error, unless the reader of the output has just gone away
+    /// (`erank … | head`).
+    pub(crate) fn report(&self) -> Exit {
+        if matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+            return Exit::Done;
+        }
+        text::note(&format!("error: {}", causes(self)));
+        if let Some(advice) = self.advice() {
+            text::note(&format!("  {advice}"));
+        }
+        Exit::Failed
+    }
+
+    /// What to do next, where the error does not say it.
+    fn advice(&self) -> Option<&'static str> {
+        const FOLDER: &str = "A model folder holds config.json, tokenizer.json, \
+            tokenizer_config.json and model.safetensors, or model.safetensors.index.json with its \
+            parts. Give such a folder, a name on the model hub (--model OWNER/NAME), or leave \
+            --model out for the bundled model.";
+        match self {
+            Self::NoSuchModel { .. } | Self::Model { source: LoadError::Read { .. }, .. } => {
+                Some(FOLDER)
+            }
+            Self::Model { source: LoadError::Hub { .. }, .. } => {
+                Some("If you meant a folder: there is none of this name here.")
+            }
+            Self::Model {
+                source: LoadError::Invalid { .. } | LoadError::Tensor { .. }, ..
+            } => Some(
+                "Only Qwen3 models such as ERank can be loaded; if this is one, get its files anew.",
+            ),
+            Self::Read { .. } => Some("Give a file that can be read, or - for standard input."),
+            Self::NoTokenId { .. } => {
+                Some("Give numbers with commas or spaces between them, such as --ids 9707,11,1879.")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The error with its causes, each said once.
+fn causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        cause = error.source();
+    }
+    message
+}
+
+/// An error with its causes as one line for lists.
+pub(crate) fn one_line(error: &dyn Error) -> String {
+    text::line(&causes(error))
+}

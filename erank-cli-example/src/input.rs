@@ -1,0 +1,268 @@
+//! Documents from plain lines or JSON lines.
+//!
+//! Input is untrusted and read as bytes: whatever a line holds, the worst that happens is that this
+//! line is listed as bad.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+
+use erank_core::Document;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::CommandError;
+use crate::text;
+
+/// A line may have this many bytes. Documents are cut to some 10 kB anyway.
+const LONGEST_LINE: usize = 16 << 20;
+
+/// The documents of a file, and the lines that are none.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Input {
+    pub(crate) documents: Vec<InputDocument>,
+    pub(crate) bad_lines: Vec<BadLine>,
+}
+
+/// A document with the number of its line, from 1.
+#[derive(Debug, PartialEq)]
+pub(crate) struct InputDocument {
+    pub(crate) line: usize,
+    pub(crate) id: Option<String>,
+    pub(crate) text: String,
+    pub(crate) score: Option<f64>,
+}
+
+impl InputDocument {
+    /// As the library takes it.
+    pub(crate) fn as_document(&self) -> Document<'_> {
+        let mut document = Document::new(self.text.as_str());
+        document.id = self.id.as_deref().map(Into::into);
+        document.first_stage_score = self.score;
+        document
+    }
+
+    /// What the document is called: its id, or the number of its line.
+    pub(crate) fn name(&self) -> String {
+        self.id.clone().unwrap_or_else(|| self.line.to_string())
+    }
+}
+
+/// A line that holds no document.
+#[derive(Debug, PartialEq)]
+pub(crate) struct BadLine {
+    pub(crate) line: usize,
+    pub(crate) id: Option<String>,
+    pub(crate) reason: String,
+}
+
+/// Reads the file `docs`, or standard input if it is `-`.
+pub(crate) fn read(docs: &str) -> Result<Input, CommandError> {
+    let input = if docs == "-" {
+        if io::stdin().is_terminal() {
+            text::note("Reading documents from the terminal, one a line; end with Ctrl-D.");
+        }
+        read_from(&mut io::stdin().lock())
+    } else {
+        File::open(docs).and_then(|file| read_from(&mut BufReader::new(file)))
+    };
+    input.map_err(|source| {
+        let what = if docs == "-" { "standard input".into() } else { text::line(docs) };
+        CommandError::Read { what, source }
+    })
+}
+
+/// Reads all documents. Only errors of reading itself are errors.
+fn read_from(reader: &mut dyn BufRead) -> io::Result<Input> {
+    let lines = split_lines(reader)?;
+    let parse = if is_json_lines(&lines) { json_line } else { plain_line };
+    let mut input = Input::default();
+    for Line { number, bytes } in lines {
+        let text = bytes.and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|error| {
+                let valid = error.utf8_error().valid_up_to();
+                format!("not UTF-8: byte {} of the line is wrong", valid + 1)
+            })
+        });
+        match text.map_err(|reason| (None, reason)).and_then(|text| parse(number, text)) {
+            Ok(document) => input.documents.push(document),
+            Err((id, reason)) => input.bad_lines.push(BadLine { line: number, id, reason }),
+        }
+    }
+    Ok(input)
+}
+
+/// A line that is not blank, or why it was not kept.
+struct Line {
+    number: usize,
+    bytes: Result<Vec<u8>, String>,
+}
+
+impl Line {
+    fn looks_like_json(&self) -> bool {
+        let bytes = self.bytes.as_deref().unwrap_or_default();
+        bytes.trim_ascii_start().starts_with(b"{")
+    }
+}
+
+fn split_lines(reader: &mut dyn BufRead) -> io::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for number in 1.. {
+        let mut bytes = Vec::new();
+        let limit = LONGEST_LINE as u64 + 1;
+        if reader.take(limit).read_until(b'\n', &mut bytes)? == 0 {
+            break;
+        }
+        if bytes.len() > LONGEST_LINE && bytes.last() != Some(&b'\n') {
+            reader.skip_until(b'\n')?;
+            let reason = format!("the line has more than {} MiB", LONGEST_LINE >> 20);
+            lines.push(Line { number, bytes: Err(reason) });
+            continue;
+        }
+        if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
+            bytes.drain(..3);
+        }
+        bytes.truncate(bytes.trim_ascii_end().len());
+        if !bytes.is_empty() {
+            lines.push(Line { number, bytes: Ok(bytes) });
+        }
+    }
+    Ok(lines)
+}
+
+/// Most lines decide, so that neither a broken line among JSON nor a brace among plain lines does.
+fn is_json_lines(lines: &[Line]) -> bool {
+    lines.iter().filter(|line| line.looks_like_json()).count() * 2 > lines.len()
+}
+
+/// A document, or its id, if that is known, with what is wrong.
+type Parsed = Result<InputDocument, (Option<String>, String)>;
+
+fn plain_line(line: usize, text: String) -> Parsed {
+    Ok(InputDocument { line, id: None, text, score: None })
+}
+
+/// Values of any kind, so that each can be judged by itself. Unknown fields are no mistake.
+#[derive(Deserialize)]
+struct JsonLine {
+    id: Option<Value>,
+    text: Option<Value>,
+    score: Option<Value>,
+}
+
+fn json_line(line: usize, text: String) -> Parsed {
+    let fields: JsonLine = serde_json::from_str(&text).map_err(|error| (None, not_json(&error)))?;
+    let id = match fields.id {
+        None | Some(Value::Null) => None,
+        Some(Value::String(id)) => Some(id),
+        Some(Value::Number(id)) => Some(id.to_string()),
+        Some(_) => return Err((None, "\"id\" is neither a string nor a number".into())),
+    };
+    let text = match fields.text {
+        Some(Value::String(text)) => text,
+        Some(_) => return Err((id, "\"text\" is not a string".into())),
+        None => return Err((id, "\"text\" is missing".into())),
+    };
+    let score = match fields.score {
+        None | Some(Value::Null) => None,
+        Some(Value::Number(score)) => score.as_f64(),
+        Some(_) => return Err((id, "\"score\" is not a number".into())),
+    };
+    Ok(InputDocument { line, id, text, score })
+}
+
+/// serde_json's message, without the number of the line: to it there is only one.
+fn not_json(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let message = message.split(" at line ").next().unwrap_or(&message);
+    format!("bad JSON: {} (column {})", text::line(message), error.column())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Input {
+        read_from(&mut &*bytes).expect("memory can be read")
+    }
+
+    fn texts(input: &Input) -> Vec<(usize, &str)> {
+        input.documents.iter().map(|document| (document.line, document.text.as_str())).collect()
+    }
+
+    #[test]
+    fn plain_lines_are_documents() {
+        let input = read(b"\xef\xbb\xbffirst\r\n\n  \n{second}\nthird \xff\n fourth");
+        assert_eq!(texts(&input), [(1, "first"), (4, "{second}"), (6, " fourth")]);
+        assert_eq!(input.documents[1].name(), "4");
+        assert_eq!(input.bad_lines.len(), 1);
+        assert_eq!((input.bad_lines[0].line, input.bad_lines[0].id.as_deref()), (5, None));
+        assert!(input.bad_lines[0].reason.contains("byte 7"), "{}", input.bad_lines[0].reason);
+    }
+
+    #[test]
+    fn json_lines_have_id_text_and_score() {
+        let input = read(
+            b"{\"id\": \"a\", \"text\": \"x\", \"score\": 1.5, \"more\": []}\n\
+              {\"id\": 7, \"text\": \"y\"}\n \n  {\"text\": \"\"}\n{\"id\": null, \"text\": \"z\", \"score\": null}",
+        );
+        let document = |line, id: Option<&str>, text: &str, score| InputDocument {
+            line,
+            id: id.map(Into::into),
+            text: text.into(),
+            score,
+        };
+        let expected = [
+            document(1, Some("a"), "x", Some(1.5)),
+            document(2, Some("7"), "y", None),
+            document(4, None, "", None),
+            document(5, None, "z", None),
+        ];
+        assert_eq!(input.documents, expected);
+        assert_eq!(input.bad_lines, []);
+    }
+
+    #[test]
+    fn broken_json_lines_spare_the_others() {
+        let good = "{\"text\": \"good\"}\n".repeat(20);
+        let broken = [
+            ("no JSON at all", "bad JSON"),
+            ("{\"text\": \"cut off", "bad JSON"),
+            ("{\"text\": \"x\"} trailing", "bad JSON"),
+            ("[1]", "bad JSON"),
+            ("{\"text\": \"\\ud800\"}", "bad JSON"),
+            ("{\"text\": \"x\", \"score\": 1e999}", "bad JSON"),
+            ("{\"id\": \"n\"}", "\"text\" is missing"),
+            ("{\"id\": \"n\", \"text\": 3}", "\"text\" is not a string"),
+            ("{\"id\": \"n\", \"text\": \"x\", \"score\": \"high\"}", "\"score\" is not a number"),
+            ("{\"id\": [], \"text\": \"x\"}", "\"id\" is neither"),
+        ];
+        let lines: String = broken.iter().map(|(line, _)| format!("{line}\n")).collect();
+        let input = read((lines + &good).as_bytes());
+        assert_eq!(input.documents.len(), 20);
+        assert_eq!(input.bad_lines.len(), broken.len());
+        for (index, (bad, (_, reason))) in input.bad_lines.iter().zip(broken).enumerate() {
+            assert_eq!(bad.line, index + 1);
+            assert!(bad.reason.starts_with(reason), "{bad:?}");
+            assert_eq!(bad.id.is_some(), reason.contains("text") || reason.contains("score"));
+        }
+        let nested = "{\"text\": ".to_owned() + &"[".repeat(100_000);
+        assert_eq!(read(nested.as_bytes()).bad_lines.len(), 1);
+    }
+
+    #[test]
+    fn a_line_without_end_is_not_kept() {
+        let long = vec![b'x'; LONGEST_LINE + 1];
+        let bytes = [b"before\n", long.as_slice(), b"\nafter\n"].concat();
+        let input = read(&bytes);
+        assert_eq!(texts(&input), [(1, "before"), (3, "after")]);
+        assert!(input.bad_lines[0].reason.contains("16 MiB"));
+        let just_fits = [&long[1..], b"\n", b"after"].concat();
+        assert_eq!(read(&just_fits).documents.len(), 2);
+    }
+
+    #[test]
+    fn nothing_is_no_document() {
+        assert_eq!(read(b""), Input::default());
+        assert_eq!(read(b"\n \r\n"), Input::default());
+    }
+}

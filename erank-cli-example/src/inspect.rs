@@ -1,0 +1,206 @@
+//! `erank inspect`: what the model reads, token by token, and what it finds most probable next.
+
+use std::io::{self, BufWriter, Read, Write};
+
+use erank_candle::{CandleBackend, PromptTokenizer, TokenLogProb};
+use erank_core::{BackendError, PromptTemplate, ScoringBackend};
+use serde::Serialize;
+
+use crate::args::InspectArguments;
+use crate::error::{CommandError, Exit};
+use crate::{model, text};
+
+pub(crate) fn run(arguments: &InspectArguments) -> Result<Exit, CommandError> {
+    let given_ids = arguments.ids.as_deref().map(read_ids).transpose()?;
+    let backend = model::load(&arguments.model)?;
+    let prompt = match given_ids {
+        Some(ids) => Prompt { ids, ..Prompt::default() },
+        None => Prompt::rendered(&backend, arguments)?,
+    };
+    let vocab_size = backend.config().vocab_size;
+    if let Some(&id) = prompt.ids.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(CommandError::UnknownTokenId { id, vocab_size });
+    }
+    let next = match arguments.logprobs {
+        Some(k) => backend.most_probable(&prompt.ids, k.get())?,
+        None => Vec::new(),
+    };
+
+    let findings = Findings::new(&backend, prompt, &next);
+    let mut out = BufWriter::new(io::stdout().lock());
+    if arguments.json {
+        let json = serde_json::to_string(&findings).map_err(io::Error::from)?;
+        writeln!(out, "{}", text::json(&json))?;
+    } else {
+        findings.write_text(&mut out)?;
+    }
+    out.flush()?;
+    Ok(Exit::Done)
+}
+
+/// Token ids from the command line or standard input, as a list or a JSON array.
+fn read_ids(given: &str) -> Result<Vec<u32>, CommandError> {
+    let mut list = given.to_owned();
+    if given == "-" {
+        list.clear();
+        io::stdin().read_to_string(&mut list).map_err(|source| CommandError::Read {
+            what: "the token ids from standard input".into(),
+            source,
+        })?;
+    }
+    let pieces = list.split(|c: char| c.is_whitespace() || ",[]".contains(c));
+    let pieces = pieces.filter(|piece| !piece.is_empty());
+    pieces
+        .map(|piece| {
+            piece.parse().map_err(|_| CommandError::NoTokenId { piece: text::beginning(piece) })
+        })
+        .collect()
+}
+
+/// What the model reads.
+#[derive(Default)]
+struct Prompt {
+    text: Option<String>,
+    ids: Vec<u32>,
+    query_truncated: bool,
+    document_truncated: bool,
+}
+
+impl Prompt {
+    /// The prompt that ranking would use.
+    fn rendered(
+        backend: &CandleBackend,
+        arguments: &InspectArguments,
+    ) -> Result<Self, CommandError> {
+        let template = PromptTemplate::erank();
+        let bound = template.bind(arguments.goal.instruction(), &arguments.query);
+        let tokenizer = backend.tokenizer();
+        let limits = model::limits(&arguments.model, backend.config());
+        let frame = tokenizer.bind(&bound, &limits).map_err(BackendError::from)?;
+        let mut text = frame.text(&arguments.document)?;
+        let encoded = frame.encode(&arguments.document)?;
+        let mut ids = encoded.ids;
+
+        let lead = match frame.opens_thought() {
+            true => bound.answers().forced_lead("<think>"),
+            false => bound.answers().answer_only_lead(),
+        };
+        let lead = arguments.answer_only.then_some(lead);
+        if let Some(more) = arguments.append.as_deref().or(lead) {
+            ids.extend(tokenizer.encode_trusted(more).map_err(BackendError::from)?);
+            text.push_str(more);
+        }
+        Ok(Self {
+            text: Some(text),
+            ids,
+            query_truncated: encoded.query_truncated,
+            document_truncated: encoded.document_truncated,
+        })
+    }
+}
+
+/// Everything that is shown. The JSON object is described in `--help`.
+#[derive(Serialize)]
+struct Findings {
+    model: String,
+    description: String,
+    vocab_size: usize,
+    prompt: Option<String>,
+    query_truncated: bool,
+    document_truncated: bool,
+    tokens: Vec<Token>,
+}
+
+#[derive(Serialize)]
+struct Token {
+    position: usize,
+    id: u32,
+    text: String,
+    control: bool,
+    next: Vec<Next>,
+}
+
+#[derive(Serialize)]
+struct Next {
+    id: u32,
+    text: String,
+    log_prob: f32,
+}
+
+impl Findings {
+    fn new(backend: &CandleBackend, prompt: Prompt, next: &[Vec<TokenLogProb>]) -> Self {
+        let tokenizer = backend.tokenizer();
+        let tokens = prompt.ids.iter().enumerate().map(|(position, &id)| Token {
+            position,
+            id,
+            text: tokenizer.token_text(id),
+            control: tokenizer.is_added(id),
+            next: Next::all(tokenizer, next.get(position).map_or(&[], Vec::as_slice)),
+        });
+        Self {
+            model: backend.name().to_owned(),
+            description: backend.description(),
+            vocab_size: backend.config().vocab_size,
+            tokens: tokens.collect(),
+            prompt: prompt.text,
+            query_truncated: prompt.query_truncated,
+            document_truncated: prompt.document_truncated,
+        }
+    }
+
+    fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}: {}", text::line(&self.model), text::line(&self.description))?;
+        if let Some(prompt) = &self.prompt {
+            writeln!(out, "\n--- prompt ---\n{}\n--- end ---", text::block(prompt))?;
+        }
+        for (what, cut) in [("query", self.query_truncated), ("document", self.document_truncated)]
+        {
+            if cut {
+                writeln!(out, "The {what} was cut to its limit.")?;
+            }
+        }
+        let tokens = self.tokens.len();
+        let control = self.tokens.iter().filter(|token| token.control).count();
+        writeln!(out, "\n{tokens} tokens, {control} of them control tokens (marked *)")?;
+        self.tokens.iter().try_for_each(|token| token.write_text(out))
+    }
+}
+
+impl Token {
+    fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mark = if self.control { '*' } else { ' ' };
+        writeln!(out, "{:6} {mark}{:8}  {:?}", self.position, self.id, self.text)?;
+        for Next { id, text, log_prob } in &self.next {
+            let probability = log_prob.exp();
+            writeln!(out, "{:>9}{probability:8.5} {log_prob:10.5}  {id:6}  {text:?}", "→")?;
+        }
+        Ok(())
+    }
+}
+
+impl Next {
+    fn all(tokenizer: &PromptTokenizer, tokens: &[TokenLogProb]) -> Vec<Self> {
+        let next = |token: &TokenLogProb| Self {
+            id: token.id,
+            text: tokenizer.token_text(token.id),
+            log_prob: token.log_prob,
+        };
+        tokens.iter().map(next).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_come_in_many_forms() {
+        for list in ["1,2,3", "1 2 3", "[1, 2,\n3]", " 1,\t2 3, "] {
+            assert_eq!(read_ids(list).expect("ids"), [1, 2, 3], "{list}");
+        }
+        assert!(read_ids("").expect("ids").is_empty());
+        for wrong in ["1,x", "-1", "1.5", "4294967296"] {
+            assert!(read_ids(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Which model runs.
+
+use std::path::Path;
+
+use candle_core::DType;
+use erank_candle::{CandleBackend, Checkpoint, Config, LoadError, Settings};
+use erank_core::ScoringOptions;
+
+use crate::args::{Dtype, ModelArguments};
+use crate::error::CommandError;
+use crate::text;
+
+/// The name of the bundled model.
+const BUNDLED: &str = "tiny";
+
+/// Loads the model that was asked for.
+pub(crate) fn load(arguments: &ModelArguments) -> Result<CandleBackend, CommandError> {
+    let given = &arguments.model;
+    let loaded = match Source::of(given) {
+        Some(source) => source
+            .checkpoint()
+            .and_then(|checkpoint| CandleBackend::load(&checkpoint, &settings(arguments))),
+        None => return Err(CommandError::NoSuchModel { given: text::line(given) }),
+    };
+    loaded.map_err(|source| CommandError::Model { given: text::line(given), source })
+}
+
+/// The bundled model, as it is.
+pub(crate) fn bundled() -> Result<CandleBackend, CommandError> {
+    CandleBackend::tiny()
+        .map_err(|source| CommandError::Model { given: BUNDLED.to_owned(), source })
+}
+
+/// Where a model comes from.
+#[derive(Debug, PartialEq)]
+enum Source<'a> {
+    Folder(&'a Path),
+    Bundled,
+    Hub { name: &'a str, revision: Option<&'a str> },
+}
+
+impl<'a> Source<'a> {
+    /// A folder if there is one; else a name, if it can be one.
+    fn of(given: &'a str) -> Option<Self> {
+        let path = Path::new(given);
+        if path.is_dir() {
+            return Some(Self::Folder(path));
+        }
+        if given == BUNDLED {
+            return Some(Self::Bundled);
+        }
+        let (name, revision) = match given.split_once('@') {
+            Some((name, revision)) => (name, Some(revision)),
+            None => (given, None),
+        };
+        let is_part = |part: &str| {
+            part.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        let (owner, model) = name.split_once('/')?;
+        let is_name = is_part(owner) && is_part(model) && revision != Some("");
+        is_name.then_some(Self::Hub { name, revision })
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint, LoadError> {
+        match self {
+            Self::Folder(folder) => Checkpoint::open(folder),
+            Self::Bundled => Ok(Checkpoint::tiny()),
+            Self::Hub { name, revision } => Checkpoint::from_hub(name, *revision),
+        }
+    }
+}
+
+fn settings(arguments: &ModelArguments) -> Settings {
+    let mut settings = Settings::default();
+    settings.dtype = arguments.dtype.map(|dtype| match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+    });
+    settings.threads = arguments.threads;
+    if let Some(mebibytes) = arguments.cache_mb {
+        settings.cache_bytes = mebibytes.get().saturating_mul(1 << 20);
+    }
+    settings
+}
+
+/// The library's limits for texts, lowered for a model that cannot hold them, or as asked for.
+pub(crate) fn limits(arguments: &ModelArguments, config: &Config) -> ScoringOptions {
+    let mut limits = ScoringOptions::default();
+    let positions = config.max_position_embeddings;
+    limits.max_query_tokens = limits.max_query_tokens.min(positions / 4).max(1);
+    limits.max_document_tokens = match arguments.max_document_tokens {
+        Some(tokens) => tokens.get(),
+        None => limits.max_document_tokens.min(positions / 2).max(1),
+    };
+    limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_a_folder_or_a_name() {
+        let hub = |name, revision| Some(Source::Hub { name, revision });
+        assert_eq!(Source::of("tiny"), Some(Source::Bundled));
+        assert_eq!(Source::of("/"), Some(Source::Folder(Path::new("/"))));
+        assert_eq!(Source::of("Alibaba-NLP/ERank-4B"), hub("Alibaba-NLP/ERank-4B", None));
+        assert_eq!(Source::of("a/b.c@v1/x"), hub("a/b.c", Some("v1/x")));
+        for neither in
+            ["", "nowhere", "./nowhere", "/no/where", "a/b/c", "../a", "a/b@", "a/\u{1b}"]
+        {
+            assert_eq!(Source::of(neither), None, "{neither}");
+        }
+    }
+}

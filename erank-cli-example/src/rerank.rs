@@ -1,0 +1,99 @@
+//! `erank rerank`: documents from a file or standard input, ranked.
+
+use std::io::{self, BufWriter, Write};
+use std::time::Instant;
+
+use erank_candle::CandleBackend;
+use erank_core::{Fusion, Mode, Ranking, Request, Reranker, ScoringBackend, Stop};
+
+use crate::args::RerankArguments;
+use crate::error::{CommandError, Exit};
+use crate::input::{self, Input};
+use crate::interrupt::Interrupt;
+use crate::model;
+use crate::progress::Meter;
+use crate::report::{self, Report, Thoughts};
+use crate::text;
+
+pub(crate) fn run(
+    arguments: &RerankArguments,
+    interrupt: &Interrupt,
+) -> Result<Exit, CommandError> {
+    let input = input::read(&arguments.docs)?;
+    if input.documents.is_empty() && input.bad_lines.is_empty() {
+        text::note("There are no documents to rank; give one a line with --docs FILE.");
+    }
+    let meter = Meter::new();
+    let reranker = reranker(arguments, model::load(&arguments.model)?, meter.clone())?;
+
+    let stop = interrupt.begin(arguments.timeout);
+    let begin = Instant::now();
+    let (ranking, failure) = rank(&reranker, &arguments.query, &input, &stop);
+    meter.finish();
+    let report = Report {
+        model: reranker.backend().name(),
+        query: &arguments.query,
+        instruction: arguments.goal.instruction(),
+        input: &input,
+        ranking: &ranking,
+        seconds: report::seconds(begin.elapsed()),
+        interrupted: interrupt.was_pressed(),
+    };
+    write(&report, arguments)?;
+    failure.map_or(Ok(report.exit()), Err)
+}
+
+/// The reranker that the arguments ask for.
+fn reranker(
+    arguments: &RerankArguments,
+    backend: CandleBackend,
+    meter: Meter,
+) -> Result<Reranker<CandleBackend>, CommandError> {
+    let mut options = model::limits(&arguments.model, backend.config());
+    if arguments.answer_only {
+        options.mode = Mode::AnswerOnly;
+    } else if let Some(max_tokens) = arguments.max_tokens {
+        options.mode = Mode::Reason { max_tokens: max_tokens.get() };
+    }
+    let mut builder = Reranker::builder(backend)
+        .options(options)
+        .instruction(arguments.goal.instruction())
+        .score(arguments.score.into())
+        .on_progress(move |progress| meter.show(progress));
+    if let Some(top_k) = arguments.top_k {
+        builder = builder.top_k(top_k.get());
+    }
+    if let Some(first_stage_weight) = arguments.hybrid {
+        builder = builder.fusion(Fusion::ZScore { first_stage_weight });
+    }
+    Ok(builder.build()?)
+}
+
+/// The ranking, and what ended it if the model failed: then it is what was done until there.
+pub(crate) fn rank(
+    reranker: &Reranker<CandleBackend>,
+    query: &str,
+    input: &Input,
+    stop: &Stop,
+) -> (Ranking, Option<CommandError>) {
+    let documents = input.documents.iter().map(|document| document.as_document());
+    match reranker.rerank_until(&Request::new(query, documents), stop) {
+        Ok(ranking) => (ranking, None),
+        Err(error) => (*error.partial, Some(error.source.into())),
+    }
+}
+
+fn write(report: &Report<'_>, arguments: &RerankArguments) -> Result<(), CommandError> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    if arguments.json {
+        report.write_json(&mut out)?;
+    } else {
+        let thoughts = if arguments.explain { Thoughts::Below } else { Thoughts::Column };
+        report.write_table(thoughts, &mut out)?;
+    }
+    out.flush()?;
+    if !arguments.json {
+        report.note_problems();
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! The command as its users run it.
+
+mod demo;
+mod inspect;
+#[cfg(unix)]
+mod interrupt;
+mod readme;
+mod rerank;
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+const ERANK: &str = env!("CARGO_BIN_EXE_erank");
+
+/// How a command ended, and what it printed.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Ended {
+    fn new(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).expect("UTF-8"),
+            err: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    #[track_caller]
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Nothing printed may act on a terminal.
+    #[track_caller]
+    fn assert_harmless(&self) {
+        for text in [&self.out, &self.err] {
+            let harmful = |c: &char| c.is_control() && *c != '\n' || *c == '\u{202e}';
+            assert_eq!(text.chars().find(harmful), None, "{self:?}");
+        }
+    }
+}
+
+/// Runs `erank` with these arguments and this standard input.
+fn erank<S: AsRef<OsStr>>(arguments: &[S], input: &[u8]) -> Ended {
+    let mut child = Command::new(ERANK)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    std::thread::scope(|scope| {
+        // The command need not read it.
+        scope.spawn(move || stdin.write_all(input));
+        Ended::new(child.wait_with_output().expect("it ends"))
+    })
+}

@@ -1,0 +1,39 @@
+//! The examples of the README run.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::ERANK;
+
+#[test]
+#[cfg(unix)]
+fn every_example_runs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(folder.join("README.md")).expect("it is there");
+    let blocks: Vec<&str> =
+        readme.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(blocks.len() >= 4);
+    let erank = Path::new(ERANK).parent().expect("a folder").display().to_string();
+    let path = format!("{erank}:{}", std::env::var("PATH").unwrap_or_default());
+    for block in blocks {
+        let script = format!("set -e\n{block}");
+        let mut shell = Command::new("sh");
+        let output = shell.arg("-c").arg(script).current_dir(folder).env("PATH", &path).output();
+        let output = output.expect("it runs");
+        assert!(output.status.success(), "{block}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!output.stdout.is_empty(), "{block}");
+    }
+}
+
+#[test]
+fn exit_codes_are_the_ones_of_the_help() {
+    let readme = include_str!("../../README.md");
+    let help = crate::erank(&["--help"], b"").out;
+    for code in ["0", "1", "2", "3", "4", "130"] {
+        assert!(readme.contains(&format!("| {code} | ")), "{code}");
+        assert!(
+            help.lines().any(|line| line.trim_start().starts_with(&format!("{code} "))),
+            "{code}"
+        );
+    }
+}

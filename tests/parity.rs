@@ -1,0 +1,438 @@
+//! Our forward pass against Python's transformers, on small random Qwen3 models.
+//!
+//! `golden/parity.py` made the goldens; `erank_tests::random_model` makes the same weights. The
+//! table of errors: `cargo test -p erank-tests --test parity -- --nocapture table`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::qwen3 as theirs;
+use erank_candle::Checkpoint;
+use erank_candle::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
+use erank_candle::model::{Qwen3, Row, WantedLogits};
+use erank_tests::random_model::{Layout, RandomModel, checksum};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+/// Largest error of an F32 logit, relative to the largest logit.
+const F32_BOUND: f64 = 1e-4;
+
+/// The model whose checkpoint is written as two files.
+const SHARDED: &str = "g8_d128_l3_tied";
+
+/// One token's logits.
+type Logits = Vec<f32>;
+
+// The goldens
+
+/// What `golden/parity.py` writes about one model.
+#[derive(Deserialize)]
+struct GoldenFile {
+    weights_checksum: String,
+    config: serde_json::Value,
+    cases: Vec<Case>,
+}
+
+/// One prompt, and transformers' F32 logits at some of its positions.
+#[derive(Deserialize)]
+struct Case {
+    length: usize,
+    last_token: u32,
+    positions: Vec<usize>,
+    /// Of transformers' own BF16 run at these positions, with sdpa, its default attention.
+    bf16_sdpa: Errors,
+    /// In the order of `positions`.
+    #[serde(skip)]
+    logits: Vec<Logits>,
+}
+
+struct Golden {
+    name: String,
+    model: RandomModel,
+    weights_checksum: String,
+    cases: Vec<Case>,
+}
+
+impl Golden {
+    /// Every golden, in the order of the names.
+    fn all() -> Vec<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/parity");
+        let mut paths: Vec<PathBuf> = fs::read_dir(folder)
+            .expect("golden/parity is readable")
+            .map(|entry| entry.expect("golden/parity is readable").path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+            .collect();
+        paths.sort();
+        assert_eq!(paths.len(), 8, "golden/parity.py writes eight models");
+        paths.iter().map(|path| Self::read(path)).collect()
+    }
+
+    fn read(path: &Path) -> Self {
+        let name = path.file_stem().expect("a file's name").to_string_lossy().into_owned();
+        let text = fs::read_to_string(path).expect("golden/parity is readable");
+        let file: GoldenFile = serde_json::from_str(&text).expect("a golden file");
+        let model = RandomModel::new(file.config).expect("Qwen3's configuration");
+
+        let mut rows = read_rows(&path.with_extension("safetensors"), model.vocab_size());
+        let mut cases = file.cases;
+        for case in &mut cases {
+            case.logits = rows.drain(..case.positions.len()).collect();
+        }
+        assert!(rows.is_empty(), "{name}: more logits than the cases name");
+        Self { name, model, weights_checksum: file.weights_checksum, cases }
+    }
+
+    /// Our model, loaded from a checkpoint folder.
+    fn load(&self, dtype: DType) -> Qwen3 {
+        let layout = if self.name == SHARDED { Layout::TwoShards } else { Layout::OneFile };
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        self.model.write(folder.path(), layout).expect("the checkpoint fits on disk");
+        let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
+        Qwen3::load(&checkpoint, Some(dtype)).expect("a whole checkpoint")
+    }
+
+    fn prompts(&self) -> Vec<Vec<u32>> {
+        self.cases.iter().map(|case| self.model.tokens(case.length)).collect()
+    }
+}
+
+fn read_rows(path: &Path, vocab_size: usize) -> Vec<Logits> {
+    let bytes = fs::read(path).expect("golden/parity is readable");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let numbers = tensors.tensor("logits").expect("golden logits").data().as_chunks().0;
+    let numbers: Vec<f32> = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    numbers.chunks_exact(vocab_size).map(<[f32]>::to_vec).collect()
+}
+
+// Running our model
+
+/// Some tokens of one sequence: which sequence, and how many more of its tokens.
+type Part = (usize, usize);
+
+/// Runs `sequences` as `plan` spreads them over steps; returns every token's logits by sequence.
+fn run(model: &Qwen3, sequences: &[Vec<u32>], plan: &[Vec<Part>]) -> Vec<Vec<Logits>> {
+    let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
+    let (cache, blocks) = cache_for(model, &lengths);
+    let mut logits = vec![Vec::new(); sequences.len()];
+    for step in plan {
+        let row = |&(sequence, count): &Part| {
+            let position = logits[sequence].len();
+            Row {
+                tokens: &sequences[sequence][position..position + count],
+                position,
+                blocks: &blocks[sequence],
+                logits: WantedLogits::All,
+            }
+        };
+        let rows: Vec<Row<'_>> = step.iter().map(row).collect();
+        let mut computed = forward(model, &rows, &cache).into_iter();
+        for &(sequence, count) in step {
+            logits[sequence].extend(computed.by_ref().take(count));
+        }
+    }
+    logits
+}
+
+fn forward(model: &Qwen3, rows: &[Row<'_>], cache: &KvCache) -> Vec<Logits> {
+    let logits = model.forward(rows, cache).expect("a forward pass");
+    logits.to_vec2().expect("F32 logits, [wanted tokens, vocab_size]")
+}
+
+/// A cache with room for sequences of these lengths, and their blocks: in descending order and with
+/// other sequences' between, as blocks lie after some use.
+fn cache_for(model: &Qwen3, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>>) {
+    let needed: Vec<usize> = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).collect();
+    let total = needed.iter().sum();
+    let mut cache = KvCache::new(model.config(), model.dtype(), total).expect("a cache");
+    let mut free: Vec<BlockId> =
+        (0..total).map(|_| cache.take().expect("as many as asked for")).collect();
+    let mut blocks = vec![Vec::new(); lengths.len()];
+    while !free.is_empty() {
+        for (blocks, needed) in blocks.iter_mut().zip(&needed) {
+            if blocks.len() < *needed {
+                blocks.extend(free.pop());
+            }
+        }
+    }
+    (cache, blocks)
+}
+
+/// Each sequence by itself, in one step.
+fn one_by_one(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
+    sequences.iter().enumerate().map(|(index, tokens)| vec![(index, tokens.len())]).collect()
+}
+
+/// All sequences in one step.
+fn ragged(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
+    vec![one_by_one(sequences).concat()]
+}
+
+/// Each sequence by itself: one by one until past the fourth block, then the rest at once.
+fn token_by_token(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
+    const SINGLE: usize = 4 * BLOCK_TOKENS + 1;
+    let of = |(index, tokens): (usize, &Vec<u32>)| {
+        let mut steps = vec![vec![(index, 1)]; tokens.len().min(SINGLE)];
+        steps.extend((tokens.len() > SINGLE).then(|| vec![(index, tokens.len() - SINGLE)]));
+        steps
+    };
+    sequences.iter().enumerate().flat_map(of).collect()
+}
+
+/// Each sequence by itself: prefill in chunks, then decode.
+fn chunked(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
+    let of = |(index, tokens): (usize, &Vec<u32>)| {
+        chunks(tokens.len()).into_iter().map(move |count| vec![(index, count)])
+    };
+    sequences.iter().enumerate().flat_map(of).collect()
+}
+
+/// All sequences at once, each two steps behind the one before: most steps hold prefill chunks and
+/// decodes, and sequences come and go.
+fn continuous(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
+    let mut steps = Vec::new();
+    for (index, tokens) in sequences.iter().enumerate() {
+        for (step, count) in chunks(tokens.len()).into_iter().enumerate() {
+            let step = 2 * index + step;
+            steps.resize(steps.len().max(step + 1), Vec::new());
+            steps[step].push((index, count));
+        }
+    }
+    steps
+}
+
+/// Two thirds of a prompt in chunks that cross the cache's blocks in every way, the rest by ones.
+fn chunks(length: usize) -> Vec<usize> {
+    let mut counts = Vec::new();
+    let mut left = length;
+    for count in [7, 16, 16, 1, 24, 33].into_iter().cycle() {
+        if left < count + length / 3 {
+            break;
+        }
+        counts.push(count);
+        left -= count;
+    }
+    counts.extend(vec![1; left]);
+    counts
+}
+
+// Comparing
+
+/// Relative to the largest logit of the reference.
+#[derive(Clone, Copy, Deserialize)]
+struct Errors {
+    largest: f64,
+    rms: f64,
+}
+
+impl Errors {
+    fn of(actual: &[Logits], reference: &[Logits]) -> Self {
+        let shape = |rows: &[Logits]| rows.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(shape(actual), shape(reference));
+        let scale = reference.iter().flatten().fold(0_f32, |max, logit| max.max(logit.abs()));
+        let errors: Vec<f64> = actual
+            .iter()
+            .flatten()
+            .zip(reference.iter().flatten())
+            .map(|(a, r)| (f64::from(*a) - f64::from(*r)).abs() / f64::from(scale))
+            .collect();
+        assert!(errors.iter().all(|error| error.is_finite()), "a logit that is no number");
+        Self {
+            largest: errors.iter().copied().fold(0.0, f64::max),
+            rms: root_mean_square(errors.iter().map(|error| (*error, 1))),
+        }
+    }
+
+    /// The errors of several cases, each with its number of rows, as one.
+    fn together(cases: &[(Self, usize)]) -> Self {
+        Self {
+            largest: cases.iter().map(|(errors, _)| errors.largest).fold(0.0, f64::max),
+            rms: root_mean_square(cases.iter().map(|(errors, rows)| (errors.rms, *rows))),
+        }
+    }
+}
+
+/// Of numbers with their multiplicity.
+fn root_mean_square(numbers: impl Iterator<Item = (f64, usize)>) -> f64 {
+    let sum = numbers.fold((0.0, 0), |(sum, count), (number, times)| {
+        (sum + number * number * times as f64, count + times)
+    });
+    (sum.0 / sum.1 as f64).sqrt()
+}
+
+fn at_positions(logits: &[Logits], case: &Case) -> Vec<Logits> {
+    case.positions.iter().map(|position| logits[*position].clone()).collect()
+}
+
+fn assert_same_bits(actual: &[Vec<Logits>], expected: &[Vec<Logits>], what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    for (sequence, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        assert_eq!(actual.len(), expected.len(), "{what}, sequence {sequence}");
+        for (position, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+            assert!(actual == expected, "{what}, sequence {sequence}, position {position}");
+        }
+    }
+}
+
+// The tests
+
+#[test]
+fn generator_agrees_with_python() {
+    for golden in Golden::all() {
+        assert_eq!(checksum(&golden.model.weights()), golden.weights_checksum, "{}", golden.name);
+        for case in &golden.cases {
+            let tokens = golden.model.tokens(case.length);
+            assert_eq!(tokens.last(), Some(&case.last_token), "{}", golden.name);
+        }
+    }
+}
+
+/// F32 within the bound for every prompt; BF16 no worse than transformers' BF16 over each model's
+/// prompts together, by the largest error and by the root of the mean square. (The largest of one
+/// prompt's few hundred logits is chance.)
+#[test]
+fn table_of_errors_against_transformers() {
+    println!("errors relative to the largest logit: the largest / the root of the mean square");
+    println!("{:18} length  F32      BF16               transformers' BF16", "model");
+    for golden in Golden::all() {
+        let prompts = golden.prompts();
+        let run = |dtype| run(&golden.load(dtype), &prompts, &one_by_one(&prompts));
+        let (f32, bf16) = (run(DType::F32), run(DType::BF16));
+        let mut rows = Vec::new();
+        for (case, (f32, bf16)) in golden.cases.iter().zip(f32.iter().zip(&bf16)) {
+            let f32 = Errors::of(&at_positions(f32, case), &case.logits);
+            let bf16 = Errors::of(&at_positions(bf16, case), &case.logits);
+            print_row(&golden.name, &case.length.to_string(), f32, bf16, case.bf16_sdpa);
+            rows.push((f32, bf16, case.bf16_sdpa, case.positions.len()));
+        }
+        let f32 = Errors::together(&rows.iter().map(|row| (row.0, row.3)).collect::<Vec<_>>());
+        let bf16 = Errors::together(&rows.iter().map(|row| (row.1, row.3)).collect::<Vec<_>>());
+        let theirs = Errors::together(&rows.iter().map(|row| (row.2, row.3)).collect::<Vec<_>>());
+        print_row(&golden.name, "all", f32, bf16, theirs);
+        assert!(f32.largest <= F32_BOUND, "{}: F32 error {:e}", golden.name, f32.largest);
+        assert!(bf16.largest <= theirs.largest, "{}: largest BF16 error", golden.name);
+        assert!(bf16.rms <= theirs.rms, "{}: BF16 errors' root mean square", golden.name);
+    }
+}
+
+fn print_row(name: &str, length: &str, f32: Errors, bf16: Errors, theirs: Errors) {
+    let pair = |errors: Errors| format!("{:.1e} / {:.1e}", errors.largest, errors.rms);
+    println!("{name:18} {length:>6}  {:.1e}   {}    {}", f32.largest, pair(bf16), pair(theirs));
+}
+
+#[test]
+fn steps_and_company_do_not_change_a_bit() {
+    for golden in Golden::all() {
+        for dtype in [DType::F32, DType::BF16] {
+            let model = golden.load(dtype);
+            let prompts = golden.prompts();
+            let whole = run(&model, &prompts, &one_by_one(&prompts));
+            for (way, plan) in [
+                ("token by token", token_by_token(&prompts)),
+                ("chunks, then decoding", chunked(&prompts)),
+                ("all in one step", ragged(&prompts)),
+                ("continuous batching", continuous(&prompts)),
+            ] {
+                let what = format!("{} in {dtype:?}, {way}", golden.name);
+                assert_same_bits(&run(&model, &prompts, &plan), &whole, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    for golden in Golden::all() {
+        let model = golden.load(DType::BF16);
+        let prompts = golden.prompts();
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.expect("threads").install(|| run(&model, &prompts, &ragged(&prompts)))
+        };
+        assert_same_bits(&with(3), &with(1), &golden.name);
+    }
+}
+
+/// A prefix computed once and shared, as the documents of one query share theirs.
+#[test]
+fn a_shared_prefix_does_not_change_a_bit() {
+    const PREFIX: usize = 3 * BLOCK_TOKENS;
+    for golden in Golden::all() {
+        for dtype in [DType::F32, DType::BF16] {
+            let model = golden.load(dtype);
+            let prefix = golden.model.tokens(300)[..PREFIX].to_vec();
+            let prompts: Vec<Vec<u32>> = [15, 17, 64]
+                .map(|length| [prefix.clone(), golden.model.tokens(length)].concat())
+                .into();
+            let whole = run(&model, &prompts, &one_by_one(&prompts));
+
+            let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+            let (cache, mut blocks) = cache_for(&model, &lengths);
+            let shared = blocks[0][..3].to_vec();
+            let row = |tokens, position, blocks, logits| Row { tokens, position, blocks, logits };
+            let prefill = row(&prefix[..], 0, &shared[..], WantedLogits::None);
+            assert!(forward(&model, &[prefill], &cache).is_empty());
+            for blocks in &mut blocks {
+                blocks[..3].copy_from_slice(&shared);
+            }
+            let rows: Vec<Row<'_>> = prompts
+                .iter()
+                .zip(&blocks)
+                .map(|(prompt, blocks)| row(&prompt[PREFIX..], PREFIX, blocks, WantedLogits::All))
+                .collect();
+            let rest: Vec<Vec<Logits>> =
+                whole.iter().map(|logits| logits[PREFIX..].to_vec()).collect();
+            let together = vec![forward(&model, &rows, &cache)];
+            let what = format!("{} in {dtype:?}", golden.name);
+            assert_same_bits(&together, &[rest.concat()], &what);
+        }
+    }
+}
+
+#[test]
+fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
+    let golden = &Golden::all()[0];
+    let model = golden.load(DType::BF16);
+    let prompts = golden.prompts()[1..4].to_vec();
+    let whole = run(&model, &prompts, &one_by_one(&prompts));
+    let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+    let (cache, blocks) = cache_for(&model, &lengths);
+    let wanted = [WantedLogits::All, WantedLogits::None, WantedLogits::Last];
+    let rows: Vec<Row<'_>> = prompts
+        .iter()
+        .zip(&blocks)
+        .zip(wanted)
+        .map(|((tokens, blocks), logits)| Row { tokens, position: 0, blocks, logits })
+        .collect();
+    let expected = [&whole[0][..], &whole[2][whole[2].len() - 1..]].concat();
+    assert_eq!(forward(&model, &rows, &cache), expected);
+}
+
+/// A third implementation, which neither ours nor the goldens come from.
+#[test]
+fn candle_transformers_agrees_in_f32() {
+    for golden in Golden::all() {
+        let prompts = golden.prompts();
+        let ours = run(&golden.load(DType::F32), &prompts, &one_by_one(&prompts));
+        let mut theirs = candles_model(&golden.model);
+        for (prompt, ours) in prompts.iter().zip(&ours) {
+            theirs.clear_kv_cache();
+            let ids = Tensor::new(vec![prompt.clone()], &Device::Cpu).expect("token ids");
+            let logits = theirs.forward(&ids, 0).expect("a forward pass");
+            let logits = logits.squeeze(1).and_then(|l| l.to_vec2()).expect("[1, 1, vocab_size]");
+            let errors = Errors::of(&ours[prompt.len() - 1..], &logits);
+            assert!(errors.largest <= F32_BOUND, "{}: {:e}", golden.name, errors.largest);
+        }
+    }
+}
+
+fn candles_model(model: &RandomModel) -> theirs::ModelForCausalLM {
+    let config = serde_json::from_value(model.config().clone()).expect("candle's configuration");
+    let tensors = model.weights().into_iter().map(|(name, weight)| {
+        let tensor = Tensor::from_vec(weight.values, weight.shape, &Device::Cpu);
+        (name, tensor.and_then(|tensor| tensor.to_dtype(DType::F32)).expect("a weight"))
+    });
+    let weights = VarBuilder::from_tensors(tensors.collect(), DType::F32, &Device::Cpu);
+    theirs::ModelForCausalLM::new(&config, weights).expect("candle's model")
+}

@@ -1,0 +1,143 @@
+//! Our prompts against Python's, with Qwen3's own tokenizer and with the bundled model's.
+//!
+//! `golden/tokenizer.py` made the goldens. Qwen3's tokenizer is not in the repository:
+//! `fetch_qwen3_tokenizer.sh` puts it into `.cache/qwen3-tokenizer`, or `ERANK_QWEN3_TOKENIZER`
+//! names its folder. Without it the tests that need it say so and pass; with `ERANK_REQUIRE_ALL`
+//! set they fail.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use erank_candle::PromptTokenizer;
+use erank_core::backend::ScoringOptions;
+use erank_core::{AnswerFormat, PromptTemplate};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct GoldenFile {
+    instruction: String,
+    forms: Forms,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Forms {
+    /// ERank's prompt in the tokenizer's own chat template.
+    chatml: Form,
+    /// ERank's prompt in LLaMA-Factory's `Human:`/`Assistant:` template.
+    human: Form,
+    /// A prompt that touches the query and the document, in the tokenizer's own chat template.
+    tight: Form,
+}
+
+#[derive(Deserialize)]
+struct Form {
+    chat_template: Option<String>,
+    prompt: String,
+    /// The ids that all cases begin with.
+    before: Vec<u32>,
+    /// The ids that all cases end with.
+    after: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    kind: String,
+    query: String,
+    document: String,
+    truncation: Option<Truncation>,
+    /// In the forms `chatml` and `human`, between what all cases begin and end with.
+    ids: Vec<u32>,
+    tight: Option<Vec<u32>>,
+}
+
+#[derive(Deserialize)]
+struct Truncation {
+    /// Of the query and of the document.
+    limits: [usize; 2],
+    truncated: [bool; 2],
+}
+
+impl Case {
+    fn options(&self) -> ScoringOptions {
+        let mut options = ScoringOptions::default();
+        if let Some(Truncation { limits, .. }) = self.truncation {
+            [options.max_query_tokens, options.max_document_tokens] = limits;
+        }
+        options
+    }
+}
+
+fn golden() -> GoldenFile {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tokenizer.json");
+    let json = fs::read(path).expect("the goldens are in the repository");
+    serde_json::from_slice(&json).expect("the goldens are JSON")
+}
+
+/// Qwen3's tokenizer with its own chat template or another one; `None` if it is not here.
+fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
+    let folder = std::env::var_os("ERANK_QWEN3_TOKENIZER").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/qwen3-tokenizer"),
+        PathBuf::from,
+    );
+    if !folder.join("tokenizer.json").exists() {
+        let missing = format!(
+            "no Qwen3 tokenizer in {}; tests/fetch_qwen3_tokenizer.sh fetches it",
+            folder.display()
+        );
+        assert!(std::env::var_os("ERANK_REQUIRE_ALL").is_none(), "{missing}");
+        eprintln!("\n*** SKIPPED: {missing} ***\n");
+        return None;
+    }
+    let read = |name: &str| fs::read(folder.join(name)).expect("the file can be read");
+    let (tokenizer, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
+    let template = chat_template.map(str::as_bytes);
+    Some(PromptTokenizer::new(&tokenizer, Some(&config), template).expect("a usable tokenizer"))
+}
+
+/// Compares every case that has ids for `form`; returns how many were compared.
+fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> {
+    let golden = golden();
+    let tokenizer = qwen3(form.chat_template.as_deref())?;
+    let prompt = PromptTemplate::custom(&form.prompt, AnswerFormat::zero_to_ten()).expect("valid");
+    let mut compared = 0;
+    for case in &golden.cases {
+        let Some(ids) = ids(case) else { continue };
+        let expected = [&form.before, ids, &form.after].concat();
+        let bound = prompt.bind(&golden.instruction, &case.query);
+        let frame = tokenizer.bind(&bound, &case.options()).expect("the template takes it");
+        let encoded = frame.encode(&case.document).expect("it can be encoded");
+        let texts = (&case.kind, &case.query, &case.document);
+        assert_eq!(encoded.ids, expected, "{texts:?}");
+        let truncated = case.truncation.as_ref().map_or([false; 2], |cut| cut.truncated);
+        assert_eq!([encoded.query_truncated, encoded.document_truncated], truncated, "{texts:?}");
+        compared += 1;
+    }
+    Some(compared)
+}
+
+#[test]
+fn chatml_prompts_equal_pythons() {
+    let golden = golden();
+    if let Some(compared) = compare(&golden.forms.chatml, |case| Some(&case.ids)) {
+        println!("{compared} prompts in ChatML");
+        assert!(compared >= 500);
+    }
+}
+
+#[test]
+fn human_and_assistant_prompts_equal_pythons() {
+    if let Some(compared) = compare(&golden().forms.human, |case| Some(&case.ids)) {
+        println!("{compared} prompts in the Human/Assistant form");
+        assert!(compared >= 500);
+    }
+}
+
+#[test]
+fn prompts_that_touch_their_data_equal_pythons() {
+    if let Some(compared) = compare(&golden().forms.tight, |case| case.tight.as_deref()) {
+        println!("{compared} prompts that touch their data");
+        assert!(compared >= 150);
+    }
+}
