@@ -237,10 +237,9 @@ impl PromptFrame {
     ///
     /// The query and the document are cut to the tokens that [`ScoringOptions`] allows: tokenized
     /// alone, and kept up to the end of the last token that fits. In Python that is
-    /// `tokenizer.decode(ids[:n])`, but that a character of which only some bytes fit is left out
-    /// here, where Python keeps it as U+FFFD, and that the text is kept as it was, not as
-    /// normalization left it. Tokenized within the prompt, the end of a cut text may merge with
-    /// what follows.
+    /// `tokenizer.decode(ids[:n])`, but that a character of which only a part fits is left out here,
+    /// where Python keeps U+FFFD for it (or, if normalization took the character apart, the part).
+    /// Tokenized within the prompt, the end of a cut text may merge with what follows.
     ///
     /// # Errors
     /// [`DocumentError::Backend`] if the tokenizer has no tokens for the text.
