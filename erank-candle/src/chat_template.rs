@@ -86,7 +86,14 @@ impl ChatTemplate {
             ..self.variables.clone()
         };
         let template = self.environment.get_template(self.file)?;
-        template.render_captured_to(variables, &mut output)?;
+        template.render_captured_to(variables, &mut output).map_err(|error| {
+            match error.kind() {
+                ErrorKind::WriteFailure => {
+                    Error::new(ErrorKind::WriteFailure, "it writes too much")
+                }
+                _ => error,
+            }
+        })?;
         String::from_utf8(output.bytes)
             .map_err(|error| Error::new(ErrorKind::WriteFailure, error.to_string()))
     }
@@ -220,7 +227,7 @@ struct LimitedOutput {
 impl io::Write for LimitedOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > self.limit {
-            return Err(io::Error::other("the chat template writes too much"));
+            return Err(io::ErrorKind::FileTooLarge.into());
         }
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -345,4 +352,94 @@ fn civil_date(days_since_1970: u64) -> (u64, u64, u64) {
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(template: &str, config: &str, message: &str) -> String {
+        let template = ChatTemplate::read(Some(config.as_bytes()), Some(template.as_bytes()));
+        template.expect("valid").render(message).expect("it renders")
+    }
+
+    /// The expected texts are transformers' (5.23, Jinja2 3.1).
+    #[test]
+    fn renders_as_transformers_does() {
+        let config = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": null}"#;
+        for (template, expected) in [
+            (
+                "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}{{ pad_token }}",
+                "<s>Hi A.</s>",
+            ),
+            (
+                "{%- for m in messages %}\n  {% if m.role == 'user' %}\nU\n  {% endif %}\n{%- endfor %}\nend\n",
+                "U\nend",
+            ),
+            ("{{ messages[0].content.split(' ')[-1].lower().strip('.') }}", "a"),
+            ("{{ messages[::-1][0].content.startswith('Hi') and not tools }}", "True"),
+            (
+                "{% set ns = namespace(n=0) %}{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+                "3",
+            ),
+            ("{{ messages | tojson }}", r#"[{"role": "user", "content": "Hi A."}]"#),
+            (
+                "{{ {'a': ['<é>', none, true, 1.5], 'b': {}} | tojson }}",
+                r#"{"a": ["<é>", null, true, 1.5], "b": {}}"#,
+            ),
+            ("{{ {'a': [1]} | tojson(indent=2) }}", "{\n  \"a\": [\n    1\n  ]\n}"),
+            ("{% generation %}a{%- endgeneration -%} b", "ab"),
+            ("{% if add_generation_prompt and documents is none %}go{% endif %}", "go"),
+            ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('a') ~ f(1) }}", "[a][1]"),
+            (
+                "{{ messages[0].get('name', 'none') }}{{ messages[0].keys() | list | join(',') }}",
+                "nonerole,content",
+            ),
+        ] {
+            assert_eq!(render(template, config, "Hi A."), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn the_template_is_found_where_transformers_finds_it() {
+        let source = |config: &str, template: Option<&str>| {
+            ChatTemplate::read(Some(config.as_bytes()), template.map(str::as_bytes))
+                .map(|template| (template.source.clone(), template.file()))
+                .map_err(|error| error.to_string())
+        };
+        let one = r#"{"chat_template": "a"}"#;
+        assert_eq!(source(one, None), Ok(("a".into(), CONFIG_FILE)));
+        assert_eq!(source(one, Some("b")), Ok(("b".into(), TEMPLATE_FILE)));
+        let several = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+        assert_eq!(source(several, None), Ok(("d".into(), CONFIG_FILE)));
+        for (config, says) in [
+            ("{}", "add the template"),
+            (r#"{"chat_template": null}"#, "add the template"),
+            (r#"{"chat_template": []}"#, "default"),
+            (r#"{"chat_template": 7}"#, "chat_template"),
+            (r#"{"chat_template": "{% if %}"}"#, "the chat template"),
+            (r#"{"chat_template": "", "bos_token": 1}"#, "bos_token"),
+            ("[", "not a JSON object"),
+            ("", "not a JSON object"),
+        ] {
+            let error = source(config, None).expect_err(config);
+            assert!(error.contains(CONFIG_FILE) && error.contains(says), "{config}: {error}");
+        }
+        let error = ChatTemplate::read(None, Some(b"\xff")).expect_err("not UTF-8").to_string();
+        assert!(error.contains(TEMPLATE_FILE) && error.contains("UTF-8"), "{error}");
+        assert!(ChatTemplate::read(None, None).is_err());
+    }
+
+    #[test]
+    fn dates_are_pythons() {
+        for (seconds, expected) in [
+            (0, "1970-01-01 00:00:00 Thursday, Jan 1970"),
+            (951_827_696, "2000-02-29 12:34:56 Tuesday, Feb 2000"),
+            (4_102_444_799, "2099-12-31 23:59:59 Thursday, Dec 2099"),
+        ] {
+            let text = strftime("%Y-%m-%d %H:%M:%S %A, %b %Y", seconds).expect("known");
+            assert_eq!(text, expected);
+        }
+        assert!(strftime("%Q", 0).is_err() && strftime("%", 0).is_err());
+    }
 }

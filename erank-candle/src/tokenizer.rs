@@ -19,6 +19,8 @@
 
 mod decoder;
 mod file;
+#[cfg(test)]
+mod tests;
 mod vocabulary;
 
 use std::sync::Arc;
@@ -138,9 +140,13 @@ impl PromptTokenizer {
     fn try_template(&self) -> Result<(), LoadError> {
         let prompt = PromptTemplate::erank();
         let rendered = self.render(&prompt.bind("", ""), "");
-        rendered.map(|_| ()).map_err(|error| {
-            LoadError::unparsable(self.template.file(), "the chat template is not usable", error)
-        })
+        let unusable =
+            |cause| LoadError::unparsable(self.template.file(), "no prompt from it", cause);
+        match rendered {
+            Ok(_) => Ok(()),
+            Err(PromptError::Template(cause)) => Err(unusable(cause)),
+            Err(error) => Err(unusable(error.into())),
+        }
     }
 
     /// The rendered prompt before and after the document.
