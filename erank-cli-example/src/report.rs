@@ -115,7 +115,7 @@ impl Report<'_> {
             text::note(&format!("{} could not be ranked:", counted(bad)));
         }
         for document in unscored.iter().filter(|document| !document.is_stopped) {
-            let id = document.id.as_deref().map(text::beginning);
+            let id = document.id.map(text::beginning);
             let id = id.map_or(String::new(), |id| format!(" ({id})"));
             text::note(&format!("  line {}{id}: {}", document.line, document.reason));
         }

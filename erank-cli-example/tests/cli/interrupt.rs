@@ -19,7 +19,15 @@ fn long_work(more: &[&str]) -> (TempDir, Child) {
         "The boats leave the harbour at high tide, and come back when the night begins.\n";
     fs::write(&file, document.repeat(DOCUMENTS)).expect("written");
     let mut command = Command::new(ERANK);
-    command.args(["rerank", "--query", "boats at high tide", "--json", "--threads", "1"]);
+    command.args([
+        "rerank",
+        "--query",
+        "boats at high tide",
+        "--json",
+        "--answer-only",
+        "--threads",
+        "1",
+    ]);
     command.args(more).stdin(File::open(file).expect("it is there"));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     (folder, command.spawn().expect("it starts"))
