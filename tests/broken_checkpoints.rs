@@ -95,15 +95,18 @@ fn a_header_that_lies_is_refused() {
     }
 }
 
+/// A tensor's type, shape and bytes.
+type Tensor = (Dtype, Vec<usize>, Vec<u8>);
+
 /// Writes the bundled weights anew, changed tensor by tensor; `None` leaves one out.
 fn rewrite(
     folder: &Path,
-    mut change: impl FnMut(&str, Dtype, Vec<usize>, Vec<u8>) -> Option<(Dtype, Vec<usize>, Vec<u8>)>,
+    mut change: impl FnMut(&str, Dtype, Vec<usize>, Vec<u8>) -> Option<Tensor>,
 ) {
     let path = folder.join("model.safetensors");
     let bytes = fs::read(&path).expect("the weights");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
-    let changed: Vec<(String, (Dtype, Vec<usize>, Vec<u8>))> = tensors
+    let changed: Vec<(String, Tensor)> = tensors
         .tensors()
         .into_iter()
         .filter_map(|(name, view)| {

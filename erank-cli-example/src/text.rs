@@ -19,7 +19,7 @@ pub(crate) fn line(text: &str) -> String {
     line
 }
 
-/// The beginning of a text that may be very long, as one [`line`].
+/// The beginning of a text that may be very long, as one [`line`](fn@line).
 pub(crate) fn beginning(text: &str) -> String {
     // More than any terminal is wide.
     const LONGEST: usize = 1000;

@@ -40,6 +40,9 @@ const PRE_TOKENIZERS: [&str; 8] = [
 /// Those whose text for some tokens does not depend on the tokens around them.
 const DECODERS: [&str; 3] = ["ByteLevel", "Sequence", "Replace"];
 
+/// How Qwen2 and Qwen3 split text before BPE.
+pub(super) const QWEN_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// The parts of the file that are checked.
 #[derive(Deserialize)]
 pub(super) struct TokenizerFile {
@@ -123,6 +126,33 @@ impl TokenizerFile {
         let ids =
             model.vocab.values().copied().chain(self.added_tokens.iter().map(|token| token.id));
         ids.max().map_or(0, |largest| largest as usize + 1)
+    }
+
+    /// Whether text is normalized and split as by Qwen's tokenizers.
+    pub(super) fn is_split_as_qwens(&self) -> bool {
+        let is = |value: &Value, expected: &[(&str, Value)]| {
+            expected.iter().all(|(pointer, expected)| value.pointer(pointer) == Some(expected))
+        };
+        let parts = self.pre_tokenizer.get("pretokenizers").and_then(Value::as_array);
+        let Some([split, byte_level]) = parts.map(Vec::as_slice) else { return false };
+        is(&self.normalizer, &[("/type", "NFC".into())])
+            && is(
+                split,
+                &[
+                    ("/type", "Split".into()),
+                    ("/pattern/Regex", QWEN_PATTERN.into()),
+                    ("/behavior", "Isolated".into()),
+                    ("/invert", false.into()),
+                ],
+            )
+            && is(
+                byte_level,
+                &[
+                    ("/type", "ByteLevel".into()),
+                    ("/add_prefix_space", false.into()),
+                    ("/use_regex", false.into()),
+                ],
+            )
     }
 
     /// No text may become an added token but where added tokens are looked for, and those must be

@@ -8,8 +8,6 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use super::*;
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\n' }}";
-const PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
 /// The ids of the added tokens: they follow 256 bytes and three merges.
 const START: u32 = 259;
 const END: u32 = 260;
@@ -36,7 +34,7 @@ fn description() -> Value {
         ],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": false},
+            {"type": "Split", "pattern": {"Regex": file::QWEN_PATTERN}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
         ]},
         "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
@@ -359,7 +357,7 @@ proptest! {
         prop_assert_eq!(spelled(&tokenizer, &encoded.ids), text);
     }
 
-    /// A cut field is the longest beginning, in whole characters, of at most so many tokens.
+    /// A cut field is a beginning, in whole characters, of at most so many tokens.
     #[test]
     fn cut_text_fits(text in any_text(), limit in 0_usize..20) {
         let vocabulary = tokenizer().vocabulary;
@@ -374,6 +372,21 @@ proptest! {
         prop_assert_eq!(kept.len() == text.len(), ids(&text).len() <= limit);
         // No character is more than four tokens.
         prop_assert!(kept.len() == text.len() || ids(kept).len() + 4 > limit);
+    }
+
+    /// Whether it is found from a part or from the whole text.
+    #[test]
+    fn cut_text_is_the_whole_texts_beginning(
+        pieces in proptest::collection::vec(
+            prop_oneof![any_text(), " {1,3}", "\\s{1,4}", "\\PC{0,9}", "[a\u{301}\u{344}\u{958}\u{1d160}\u{1100}\u{1161}]{0,5}"],
+            0..12,
+        ),
+        limit in 0_usize..9,
+    ) {
+        let (vocabulary, text) = (tokenizer().vocabulary, pieces.concat());
+        let from_the_whole = vocabulary.cut(&text, limit).expect("encodable");
+        let kept = vocabulary.truncate(&text, limit).expect("encodable");
+        prop_assert_eq!(kept, from_the_whole.unwrap_or(&text));
     }
 
     /// Decoding one by one is decoding at once, also of ids that no text has.

@@ -13,6 +13,9 @@ use tokenizers::{
 use super::file::TokenizerFile;
 use crate::error::{Cause, LoadError};
 
+/// More than most texts have in a token.
+const USUAL_TOKEN_BYTES: usize = 8;
+
 /// Text with the byte ranges in which control tokens count.
 #[derive(Debug, Clone, Default)]
 pub(super) struct MarkedText {
@@ -65,6 +68,7 @@ pub(super) struct Vocabulary {
     /// Added tokens that are looked for in the normalized text.
     normalized: AddedTokens,
     size: usize,
+    splits_before_spaces: bool,
 }
 
 impl Vocabulary {
@@ -77,6 +81,7 @@ impl Vocabulary {
             verbatim: AddedTokens::new(&tokenizer, &added, false).map_err(unusable)?,
             normalized: AddedTokens::new(&tokenizer, &added, true).map_err(unusable)?,
             size: file.vocab_size(),
+            splits_before_spaces: file.is_split_as_qwens(),
             tokenizer,
             added,
         })
@@ -104,7 +109,25 @@ impl Vocabulary {
 
     /// The longest beginning of `text`, as data alone, that has at most `max_tokens` tokens and
     /// cuts no character.
+    ///
+    /// A long text is not read to its end if a part of it has tokens enough.
     pub(super) fn truncate<'a>(&self, text: &'a str, max_tokens: usize) -> Result<&'a str, Cause> {
+        let mut size = max_tokens.saturating_add(1).saturating_mul(USUAL_TOKEN_BYTES);
+        while let Some(part) = self.independent_beginning(text, size) {
+            if let Some(kept) = self.cut(part, max_tokens)? {
+                return Ok(kept);
+            }
+            size = part.len().saturating_mul(2);
+        }
+        Ok(self.cut(text, max_tokens)?.unwrap_or(text))
+    }
+
+    /// The text of the first `max_tokens` tokens; `None` if there are no more than that.
+    pub(super) fn cut<'a>(
+        &self,
+        text: &'a str,
+        max_tokens: usize,
+    ) -> Result<Option<&'a str>, Cause> {
         let mut data = MarkedText::default();
         data.push_data(text);
         let mut pieces = self.split(&data)?;
@@ -112,12 +135,25 @@ impl Vocabulary {
         let tokenize = |piece: &NormalizedString| self.tokenize(piece);
         pieces.tokenize_with_limit(tokenize, enough, TruncationDirection::Right)?;
         let encoding = pieces.into_encoding(None, 0, OffsetType::Byte)?;
-        Ok(match encoding.get_offsets() {
-            offsets if offsets.len() <= max_tokens => text,
-            _ if max_tokens == 0 => "",
-            // Tokens that share a character both have all of its bytes as their offsets.
-            offsets => &text[..offsets[max_tokens - 1].1.min(offsets[max_tokens].0)],
-        })
+        let offsets = encoding.get_offsets();
+        let Some(first_left_out) = offsets.get(max_tokens) else { return Ok(None) };
+        // Tokens that share a character both have all of its bytes as their offsets.
+        let end = offsets[..max_tokens].last().map_or(0, |last| last.1.min(first_left_out.0));
+        Ok(Some(&text[..text.floor_char_boundary(end)]))
+    }
+
+    /// A beginning of `text`, of `size` bytes or somewhat more, whose tokens are the first tokens of
+    /// the whole text. `None` if there is none, or none that is known to be one.
+    ///
+    /// With Qwen's pre-tokenization, that is what ends before a space that follows something else
+    /// than white space: `QWEN_PATTERN` has no match that goes from the one to the other,
+    /// its matches of text before the space are the same if the text ends there, and NFC changes
+    /// nothing across a space.
+    fn independent_beginning<'a>(&self, text: &'a str, size: usize) -> Option<&'a str> {
+        let rest = text.as_bytes().get(size..).filter(|_| self.splits_before_spaces)?;
+        let spaces = rest.iter().enumerate().filter(|(_, byte)| **byte == b' ');
+        let mut beginnings = spaces.map(|(index, _)| &text[..size + index]);
+        beginnings.find(|part| part.chars().next_back().is_some_and(|last| !last.is_whitespace()))
     }
 
     /// The text that `id` adds to a decoded text, in bytes: it may end within a character. Nothing
