@@ -82,6 +82,8 @@ impl CommandError {
             tokenizer_config.json and model.safetensors, or model.safetensors.index.json with its \
             parts. Give such a folder, a name on the model hub (--model OWNER/NAME), or leave \
             --model out for the bundled model.";
+        const ARCHITECTURE: &str = "Only Qwen3 models such as ERank can be loaded; if this is one, \
+            get its files anew.";
         match self {
             Self::NoSuchModel { .. } | Self::Model { source: LoadError::Read { .. }, .. } => {
                 Some(FOLDER)
@@ -91,9 +93,7 @@ impl CommandError {
             }
             Self::Model {
                 source: LoadError::Invalid { .. } | LoadError::Tensor { .. }, ..
-            } => Some(
-                "Only Qwen3 models such as ERank can be loaded; if this is one, get its files anew.",
-            ),
+            } => Some(ARCHITECTURE),
             Self::Read { .. } => Some("Give a file that can be read, or - for standard input."),
             Self::NoTokenId { .. } => {
                 Some("Give numbers with commas or spaces between them, such as --ids 9707,11,1879.")
