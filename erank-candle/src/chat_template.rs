@@ -6,7 +6,7 @@
 //! strings have, and transformers' own `raise_exception`, `strftime_now` and `tojson`.
 //!
 //! A template comes with the model and is not trusted: it has no access to files, and its
-//! instructions, its recursion and its output are limited.
+//! instructions, its recursion and its output are limited. The memory of its variables is not.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -11,7 +11,8 @@
 //!
 //! **Everything else is token for token what Python gives** for the whole prompt, with
 //! transformers' `apply_chat_template`: normalization, pre-tokenization and merges run across the
-//! borders between the template's text and the data.
+//! borders between the template's text and the data. One difference is known: after a run of a
+//! million white-space characters, the regular expressions here give up and stop splitting words.
 //!
 //! The template is rendered once per query, with marks where the query and the document go; they
 //! are put in afterwards, so that the template never sees them. A template that decides by what
