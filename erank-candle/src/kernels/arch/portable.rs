@@ -30,8 +30,11 @@ fn tile_of<E: Element, const FUSED: bool, const ROWS: usize>(
     let mut local = *sums;
     for (x, weights) in x.as_chunks::<ROWS>().0.iter().zip(panel.as_chunks::<LANES>().0) {
         let weights = weights.map(E::widen);
-        for (row, x) in local.iter_mut().zip(x) {
-            for (sum, weight) in row.iter_mut().zip(&weights) {
+        // Lanes outside, rows inside: the other way round, rustc 1.95 vectorises eight rows across
+        // the rows, with a gather and a scatter for each lane, at a thirtieth of the speed.
+        for (lane, weight) in weights.iter().enumerate() {
+            for (row, x) in local.iter_mut().zip(x) {
+                let sum = &mut row[lane];
                 *sum = if FUSED { x.mul_add(*weight, *sum) } else { *sum + x * weight };
             }
         }
