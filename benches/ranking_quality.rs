@@ -39,7 +39,8 @@ struct Candidate {
 struct Judged {
     official: f64,
     expected: f64,
-    integer: u32,
+    /// `None` if there was no usable answer.
+    integer: Option<u32>,
     well_formed: bool,
 }
 
@@ -77,10 +78,10 @@ fn measure(backend: &CandleBackend, file: &str) -> Result<(), Box<dyn Error>> {
     let at_once = rerank_all(&queries, Reranker::builder(backend).answer_only().build()?)?;
 
     let mut integers = BTreeMap::new();
-    for judged in think.iter().flatten() {
-        *integers.entry(judged.integer).or_insert(0) += 1;
+    for integer in think.iter().flatten().filter_map(|judged| judged.integer) {
+        *integers.entry(integer).or_insert(0) += 1;
     }
-    let documents: usize = integers.values().sum();
+    let documents = think.iter().map(Vec::len).sum::<usize>();
     let well_formed = think.iter().flatten().filter(|judged| judged.well_formed).count();
     let official = |judged: &[Judged]| judged.iter().map(|j| j.official).collect();
     let expected = |judged: &[Judged]| judged.iter().map(|j| j.expected).collect();
@@ -131,21 +132,22 @@ fn rerank_all(
     Ok(all)
 }
 
-fn in_request_order(mut ranking: Ranking) -> Result<Vec<Judged>, Box<dyn Error>> {
-    if let Some(unscored) = ranking.unscored.pop() {
-        return Err(format!("document {}: {}", unscored.index, unscored.error).into());
-    }
-    ranking.documents.sort_by_key(|document| document.index);
-    let judged = |document: &erank_core::RankedDocument| {
-        Some(Judged {
-            official: document.official?,
-            expected: document.expected?,
-            integer: document.integer,
+/// By candidate; one without an answer ranks last.
+fn in_request_order(ranking: Ranking) -> Result<Vec<Judged>, Box<dyn Error>> {
+    let unanswered =
+        |_| Judged { official: -1.0, expected: -1.0, integer: None, well_formed: false };
+    let mut all: Vec<Judged> =
+        (0..ranking.documents.len() + ranking.unscored.len()).map(unanswered).collect();
+    for document in &ranking.documents {
+        let missing = "the backend gave no distribution over the answers";
+        all[document.index] = Judged {
+            official: document.official.ok_or(missing)?,
+            expected: document.expected.ok_or(missing)?,
+            integer: Some(document.integer),
             well_formed: document.finish == FinishReason::Answered,
-        })
-    };
-    let all: Option<Vec<Judged>> = ranking.documents.iter().map(judged).collect();
-    all.ok_or_else(|| "the backend gave no distribution over the answers".into())
+        };
+    }
+    Ok(all)
 }
 
 /// Mean nDCG@10 over the queries, and over orders in which ties are shuffled.
