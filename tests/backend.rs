@@ -115,7 +115,7 @@ fn steps_threads_and_a_full_cache_do_not_change_a_bit() {
     // Room for few of the six: sequences wait, and are sent back to wait.
     let bytes_per_block = 4 * 2 * 3 * 64 * 16 * 2; // layers, K and V, heads, head_dim, tokens, BF16
     for blocks in [20, 26, 33] {
-        let full = tiny_with(|settings| settings.cache_bytes = blocks * bytes_per_block);
+        let full = tiny_with(|settings| settings.cache_bytes = Some(blocks * bytes_per_block));
         assert_eq!(completions(&full, &DOCUMENTS, REASON), expected, "{blocks} blocks");
     }
 }
@@ -264,7 +264,7 @@ fn a_panicking_caller_does_not_take_the_backend_down() {
         }
     }
     // A cache with room for little more than one job's sequences, so that a leak would show.
-    let backend = tiny_with(|settings| settings.cache_bytes = 4 << 20);
+    let backend = tiny_with(|settings| settings.cache_bytes = Some(4 << 20));
     let expected = completions(&backend, &DOCUMENTS, REASON);
     let template = PromptTemplate::erank();
     let caught = Mutex::new(0);
@@ -285,7 +285,7 @@ fn a_panicking_caller_does_not_take_the_backend_down() {
 #[test]
 fn settings_that_cannot_be_are_named() {
     let mut settings = Settings::default();
-    settings.cache_bytes = 1000;
+    settings.cache_bytes = Some(1000);
     let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("too small");
     assert!(error.to_string().contains("cache_bytes"), "{error}");
     let mut settings = Settings::default();

@@ -23,7 +23,7 @@ fn folder() -> TempDir {
 /// Small cache: many are loaded.
 fn load(folder: &Path) -> Result<CandleBackend, LoadError> {
     let mut settings = Settings::default();
-    settings.cache_bytes = 4 << 20;
+    settings.cache_bytes = Some(4 << 20);
     CandleBackend::load(&Checkpoint::open(folder)?, &settings)
 }
 

@@ -11,7 +11,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::qwen3 as theirs;
 use erank_candle::Checkpoint;
 use erank_candle::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
-use erank_candle::model::{Qwen3, Row, WantedLogits};
+use erank_candle::model::{Qwen3, Row};
 use erank_tests::random_model::{Layout, RandomModel, checksum};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -123,7 +123,7 @@ fn run(model: &Qwen3, sequences: &[Vec<u32>], plan: &[Vec<Part>]) -> Vec<Vec<Log
                 tokens: &sequences[sequence][position..position + count],
                 position,
                 blocks: &blocks[sequence],
-                logits: WantedLogits::All,
+                logits: count,
             }
         };
         let rows: Vec<Row<'_>> = step.iter().map(row).collect();
@@ -371,7 +371,7 @@ fn a_shared_prefix_does_not_change_a_bit() {
             let (cache, mut blocks) = cache_for(&model, &lengths);
             let shared = blocks[0][..3].to_vec();
             let row = |tokens, position, blocks, logits| Row { tokens, position, blocks, logits };
-            let prefill = row(&prefix[..], 0, &shared[..], WantedLogits::None);
+            let prefill = row(&prefix[..], 0, &shared[..], 0);
             assert!(forward(&model, &[prefill], &cache).is_empty());
             for blocks in &mut blocks {
                 blocks[..3].copy_from_slice(&shared);
@@ -379,7 +379,7 @@ fn a_shared_prefix_does_not_change_a_bit() {
             let rows: Vec<Row<'_>> = prompts
                 .iter()
                 .zip(&blocks)
-                .map(|(prompt, blocks)| row(&prompt[PREFIX..], PREFIX, blocks, WantedLogits::All))
+                .map(|(prompt, blocks)| row(&prompt[PREFIX..], PREFIX, blocks, prompt.len() - PREFIX))
                 .collect();
             let rest: Vec<Vec<Logits>> =
                 whole.iter().map(|logits| logits[PREFIX..].to_vec()).collect();
@@ -398,14 +398,14 @@ fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
     let whole = run(&model, &prompts, &one_by_one(&prompts));
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let (cache, blocks) = cache_for(&model, &lengths);
-    let wanted = [WantedLogits::All, WantedLogits::None, WantedLogits::Last];
+    let wanted = [prompts[0].len(), 0, 2];
     let rows: Vec<Row<'_>> = prompts
         .iter()
         .zip(&blocks)
         .zip(wanted)
         .map(|((tokens, blocks), logits)| Row { tokens, position: 0, blocks, logits })
         .collect();
-    let expected = [&whole[0][..], &whole[2][whole[2].len() - 1..]].concat();
+    let expected = [&whole[0][..], &whole[2][whole[2].len() - 2..]].concat();
     assert_eq!(forward(&model, &rows, &cache), expected);
 }
 

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::DType;
 use erank_core::backend::{BackendError, DocumentError, Job, ScoringBackend, ScoringOptions, Sink};
@@ -9,13 +10,14 @@ use erank_core::prompt::BoundPrompt;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::engine::labels::Labels;
+use crate::engine::sequence::Task;
+use crate::engine::{Engine, Limits, Statistics};
 use crate::error::LoadError;
-use crate::kv_cache::{BLOCK_TOKENS, KvCache};
-use crate::labels::Labels;
+use crate::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
 use crate::logits::{Logits, TokenLogProb};
-use crate::model::Qwen3;
-use crate::sequence::Task;
+use crate::memory;
+use crate::model::{Qwen3, Row};
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
 
 /// How a model is loaded and run.
@@ -27,29 +29,42 @@ pub struct Settings {
     pub dtype: Option<DType>,
     /// Threads to compute with; `None` is one per core.
     pub threads: Option<NonZeroUsize>,
-    /// Bytes for the KV cache. Work that does not fit waits.
-    pub cache_bytes: usize,
+    /// Bytes for the KV cache, running sequences and remembered prefixes together. Work that does
+    /// not fit waits. `None` is a quarter of the memory that is available when the model is loaded,
+    /// or 2 GiB where that cannot be told.
+    pub cache_bytes: Option<usize>,
     /// Most tokens that one step computes. More make prompts faster to read, and make a stop, which
     /// is seen between steps, slower.
     pub step_tokens: NonZeroUsize,
+    /// Most sequences that run at once, over all callers. More share the reading of the weights, and
+    /// make the first results come later.
+    pub max_sequences: NonZeroUsize,
+    /// A step of fewer tokens is filled up to this many with guesses of what comes next, copied
+    /// from where the last tokens stood before: with few sequences, checking several tokens costs
+    /// hardly more than computing one. 0 guesses nothing. Results are the same.
+    pub draft_tokens: usize,
 }
 
 impl Default for Settings {
-    /// The checkpoint's type, all cores, 2 GiB of cache, 512 tokens a step.
+    /// The checkpoint's type, all cores, a quarter of the memory, 512 tokens a step, 64 sequences,
+    /// guesses up to 8 tokens.
     fn default() -> Self {
         Self {
             dtype: None,
             threads: None,
-            cache_bytes: 2 << 30,
+            cache_bytes: None,
             step_tokens: NonZeroUsize::MIN.saturating_add(511),
+            max_sequences: NonZeroUsize::MIN.saturating_add(63),
+            draft_tokens: 8,
         }
     }
 }
 
 /// ERank in this process: a [`ScoringBackend`] on candle.
 ///
-/// One model serves any number of threads. Jobs take turns; the documents of a job share one
-/// running batch.
+/// One model serves any number of threads: the documents of all callers share one running batch, on
+/// a thread of the backend's own that ends with it. A document's result has the same bits whatever
+/// else runs.
 ///
 /// ```
 /// use erank_candle::CandleBackend;
@@ -69,6 +84,8 @@ impl Default for Settings {
 pub struct CandleBackend {
     name: String,
     tokenizer: PromptTokenizer,
+    model: Arc<Qwen3>,
+    threads: Arc<rayon::ThreadPool>,
     engine: Engine,
 }
 
@@ -121,8 +138,9 @@ impl CandleBackend {
             .thread_name(|index| format!("erank-{index}"))
             .build()
             .map_err(|error| setting("cannot start the threads", &error))?;
+        let threads = Arc::new(threads);
 
-        let model = threads.install(|| Qwen3::load(checkpoint, settings.dtype))?;
+        let model = Arc::new(threads.install(|| Qwen3::load(checkpoint, settings.dtype))?);
         let vocab_size = model.config().vocab_size;
         if tokenizer.vocab_size() > vocab_size {
             let reason = format!(
@@ -132,14 +150,22 @@ impl CandleBackend {
             return Err(LoadError::invalid("tokenizer.json", reason));
         }
         let blocks = cache_blocks(&model, settings)?;
-        let engine = Engine::new(model, threads, blocks, settings.step_tokens.get())
+        let cache = KvCache::new(model.config(), model.dtype(), blocks)
             .map_err(|error| setting("cannot make the KV cache", &error))?;
-        Ok(Self { name: checkpoint.name().to_owned(), tokenizer, engine })
+        let step_tokens = settings.step_tokens.get();
+        let sequences = settings.max_sequences.get().min(step_tokens);
+        let limits = Limits { step_tokens, sequences, draft_tokens: settings.draft_tokens };
+        let engine = Engine::start(Arc::clone(&model), Arc::clone(&threads), cache, limits)
+            .map_err(|error| setting("cannot start the engine's thread", &error))?;
+        let backend =
+            Self { name: checkpoint.name().to_owned(), tokenizer, model, threads, engine };
+        tracing::info!(model = backend.name, blocks, "loaded: {}", backend.description());
+        Ok(backend)
     }
 
     /// The model's shape.
     pub fn config(&self) -> &Config {
-        self.engine.model().config()
+        self.model.config()
     }
 
     /// The checkpoint's tokenizer and chat template.
@@ -149,8 +175,13 @@ impl CandleBackend {
 
     /// What runs, for logs: the instruction set of the kernels and the type of the weights.
     pub fn description(&self) -> String {
-        let model = self.engine.model();
-        format!("{} weights, {} kernels", model.dtype().as_str(), model.instruction_set())
+        let (dtype, set) = (self.model.dtype(), self.model.instruction_set());
+        format!("{} weights, {set} kernels", dtype.as_str())
+    }
+
+    /// What the engine has done and is doing, in numbers.
+    pub fn statistics(&self) -> Statistics {
+        self.engine.statistics()
     }
 
     /// The prompt for a document as the model reads it: the text, and its tokens.
@@ -170,7 +201,7 @@ impl CandleBackend {
     }
 
     /// For every position of `ids`, the `k` tokens that the model finds most probable next, best
-    /// first.
+    /// first. Computed beside the running batch, on the calling thread, in a cache of its own.
     ///
     /// # Errors
     /// [`BackendError::Unsupported`] if there are more ids than fit, or one is not in the
@@ -189,30 +220,53 @@ impl CandleBackend {
             let problem = format!("token id {id} is not below {}", self.config().vocab_size);
             return Err(BackendError::Unsupported(problem.into()));
         }
+        self.every_logits(ids, |logits| logits.most_probable(k))
+            .map_err(|error| BackendError::Failed(error.into()))
+    }
+
+    /// What `read` makes of the logits behind each of `ids`, in order.
+    fn every_logits<T>(
+        &self,
+        ids: &[u32],
+        mut read: impl FnMut(&Logits<'_>) -> T,
+    ) -> candle_core::Result<Vec<T>> {
+        // Logits of a large vocabulary take space: 151,936 × 4 bytes a token.
+        const AT_ONCE: usize = 64;
+        let blocks = ids.len().div_ceil(BLOCK_TOKENS);
+        let mut cache = KvCache::new(self.config(), self.model.dtype(), blocks)?;
+        let blocks: Vec<BlockId> = std::iter::from_fn(|| cache.take()).collect();
         let mut positions = Vec::with_capacity(ids.len());
-        self.engine
-            .every_logits(ids, |logits| positions.push(Logits::new(logits).most_probable(k)))
-            .map_err(|error| BackendError::Failed(error.into()))?;
+        for tokens in ids.chunks(AT_ONCE) {
+            let position = positions.len();
+            let row = Row { tokens, position, blocks: &blocks, logits: tokens.len() };
+            let logits = self.threads.install(|| self.model.forward(&[row], &cache))?;
+            let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+            let rows = logits.chunks_exact(self.config().vocab_size);
+            positions.extend(rows.map(|row| read(&Logits::new(row))));
+        }
         Ok(positions)
     }
 }
 
-/// Blocks that the budget pays for, but no more than one step's sequences could ever fill.
+/// Blocks that the budget pays for, but no more than the running sequences could ever fill.
 fn cache_blocks(model: &Qwen3, settings: &Settings) -> Result<usize, LoadError> {
-    let config = model.config();
-    let block_bytes = KvCache::block_bytes(config, model.dtype());
-    let affordable = settings.cache_bytes / block_bytes;
-    let sequence = config.max_position_embeddings.div_ceil(BLOCK_TOKENS);
-    let usable = sequence.saturating_mul(settings.step_tokens.get().saturating_add(1));
     // The least in which a prompt and its answer could fit.
     const LEAST: usize = 16;
+    let config = model.config();
+    let block_bytes = KvCache::block_bytes(config, model.dtype());
+    let affordable = match settings.cache_bytes {
+        Some(bytes) => bytes / block_bytes,
+        None => (memory::available().map_or(2 << 30, |bytes| bytes / 4) / block_bytes).max(LEAST),
+    };
     if affordable < LEAST {
         return Err(LoadError::Setting(format!(
-            "cache_bytes is {}; with {block_bytes} bytes for {BLOCK_TOKENS} tokens, give at least {}",
-            settings.cache_bytes,
+            "cache_bytes pays for {affordable} blocks; with {block_bytes} bytes for {BLOCK_TOKENS} \
+             tokens, give at least {}",
             LEAST * block_bytes
         )));
     }
+    let sequence = config.max_position_embeddings.div_ceil(BLOCK_TOKENS);
+    let usable = sequence.saturating_mul(settings.max_sequences.get().saturating_add(1));
     Ok(affordable.min(usable))
 }
 
@@ -229,17 +283,17 @@ impl ScoringBackend for CandleBackend {
             .map(|(label, _)| self.tokenizer.encode_trusted(label))
             .collect::<Result<_, _>>()?;
         let task = Task {
-            tokenizer: &self.tokenizer,
-            format,
+            tokenizer: self.tokenizer.clone(),
+            format: format.clone(),
             labels: Labels::new(labels),
-            mode: job.options.mode,
-            eos_token_ids: &self.config().eos_token_ids,
+            options: job.options,
+            eos_token_ids: self.config().eos_token_ids.clone(),
             opens_thought: frame.opens_thought(),
             limit: self.engine.limit(),
         };
-        self.engine
-            .run(&task, &frame, job.documents, &job.stop, sink)
-            .map_err(|error| BackendError::Failed(error.into()))
+        let span = tracing::debug_span!("score", documents = job.documents.len());
+        let _in_span = span.enter();
+        self.engine.run(&Arc::new(task), &frame, job.documents, &job.stop, sink)
     }
 }
 

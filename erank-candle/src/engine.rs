@@ -1,335 +1,229 @@
-//! Runs a job: its sequences share one running batch.
+//! One engine per model: a thread with a running batch that any number of callers feed.
 //!
 //! ```text
-//! waiting ──admit: room for the prompt──▶ running ──answer──▶ sink
-//!    ▲                                      │
-//!    └──── no room for the next token ──────┘   the youngest gives its blocks back
+//! caller: document ─tokens─▶ ┐                      ┌ ▶ sink
+//! caller: document ─tokens─▶ ┼▶ the engine's thread ┼ ▶ sink        each on its caller's thread
+//! caller: document ─tokens─▶ ┘   batch, one step    └ ▶ sink
+//!                                after another
 //! ```
 //!
-//! A step is a ragged list of rows under a budget of tokens: the sequences that decode take one
-//! token each, then prompts are computed in chunks. What the prompts have in common, up to the
-//! document, is computed once and its blocks are shared. A sequence that had to give its blocks back
-//! computes its tokens again later, with the same result.
+//! A caller tokenizes its own documents, a few ahead of what runs, and hands results to its own sink,
+//! so neither a long document nor a slow or panicking sink holds up the others.
+
+mod batch;
+mod draft;
+pub(crate) mod labels;
+mod prefix_cache;
+mod sampler;
+pub(crate) mod sequence;
+mod statistics;
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, TryLockError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
-use candle_core::{Result, Tensor, bail};
-use erank_core::backend::{DocumentError, Sink, Stop, TokenCounts};
+use erank_core::backend::{BackendError, DocumentError, Sink, Stop};
 
-use crate::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
-use crate::model::{Qwen3, Row, WantedLogits};
-use crate::sequence::{Outcome, Sequence, Task};
+use crate::kv_cache::{BLOCK_TOKENS, KvCache};
+use crate::model::Qwen3;
 use crate::tokenizer::PromptFrame;
+use batch::{Batch, Call, CallId, Event};
+use sequence::{Sequence, Task};
+pub use statistics::Statistics;
 
-/// A model with its cache and threads. Jobs take turns.
+/// What bounds a step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Most tokens that a step computes.
+    pub(crate) step_tokens: usize,
+    /// Most sequences that run at once; no more than `step_tokens`.
+    pub(crate) sequences: usize,
+    /// A step of fewer tokens is filled up to this many with guesses.
+    pub(crate) draft_tokens: usize,
+}
+
+/// A running engine. Dropping it ends its thread.
 pub(crate) struct Engine {
-    model: Qwen3,
-    threads: rayon::ThreadPool,
-    cache: Mutex<KvCache>,
-    blocks: usize,
-    /// Most tokens in one step.
-    step_tokens: usize,
+    limit: usize,
+    /// Documents that a caller has tokenized and not got back.
+    window: usize,
+    next_call: AtomicU64,
+    statistics: Arc<Mutex<Statistics>>,
+    messages: Option<Sender<Message>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Message {
+    Open(Call),
+    Submit(CallId, Box<Sequence>),
+    Close(CallId),
 }
 
 impl Engine {
-    pub(crate) fn new(
-        model: Qwen3,
-        threads: rayon::ThreadPool,
-        blocks: usize,
-        step_tokens: usize,
-    ) -> Result<Self> {
-        let cache = Mutex::new(KvCache::new(model.config(), model.dtype(), blocks)?);
-        Ok(Self { model, threads, cache, blocks, step_tokens })
-    }
-
-    pub(crate) fn model(&self) -> &Qwen3 {
-        &self.model
+    pub(crate) fn start(
+        model: Arc<Qwen3>,
+        threads: Arc<rayon::ThreadPool>,
+        cache: KvCache,
+        limits: Limits,
+    ) -> std::io::Result<Self> {
+        let (sender, receiver) = channel();
+        let statistics = Arc::new(Mutex::new(Statistics::default()));
+        let limit = model.config().max_position_embeddings.min(cache.blocks() * BLOCK_TOKENS);
+        let batch = Batch::new(model, threads, limits, cache, Arc::clone(&statistics));
+        let thread = std::thread::Builder::new()
+            .name("erank-engine".into())
+            .spawn(move || serve(batch, &receiver))?;
+        Ok(Self {
+            limit,
+            window: 2 * limits.sequences,
+            next_call: AtomicU64::new(0),
+            statistics,
+            messages: Some(sender),
+            thread: Some(thread),
+        })
     }
 
     /// Tokens that one sequence may have: the model's positions, or what fits the cache.
     pub(crate) fn limit(&self) -> usize {
-        self.model.config().max_position_embeddings.min(self.blocks * BLOCK_TOKENS)
+        self.limit
+    }
+
+    pub(crate) fn statistics(&self) -> Statistics {
+        *self.statistics.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Generates for every document, and reports each to `sink`.
     pub(crate) fn run(
         &self,
-        task: &Task<'_>,
+        task: &Arc<Task>,
         frame: &PromptFrame,
         documents: &[&str],
         stop: &Stop,
         sink: &mut dyn Sink,
-    ) -> Result<()> {
-        let Some(mut cache) = self.take_turn(stop) else {
-            (0..documents.len()).for_each(|i| sink.completed(i, Err(DocumentError::Stopped)));
-            return Ok(());
-        };
-        let mut batch = Batch {
-            engine: self,
-            cache: &mut cache,
-            task,
-            frame,
-            documents,
-            unread: 0..documents.len(),
-            waiting: VecDeque::new(),
-            running: Vec::new(),
-            prefix: Prefix::default(),
-        };
-        batch.compute_prefix(sink)?;
-        while !stop.is_set() {
-            batch.admit(sink);
-            if batch.running.is_empty() {
-                return Ok(());
-            }
-            batch.step(sink)?;
-        }
-        batch.abandon(sink);
-        Ok(())
-    }
-
-    /// Computes the logits of every one of `ids`, in order, `step_tokens` at a time.
-    pub(crate) fn every_logits(&self, ids: &[u32], mut each: impl FnMut(&[f32])) -> Result<()> {
-        let Some(mut cache) = self.take_turn(&Stop::new()) else { return Ok(()) };
-        let blocks: Vec<BlockId> =
-            (0..ids.len().div_ceil(BLOCK_TOKENS)).filter_map(|_| cache.take()).collect();
-        for (index, tokens) in ids.chunks(self.step_tokens.min(LOGITS_AT_ONCE)).enumerate() {
-            let position = index * self.step_tokens.min(LOGITS_AT_ONCE);
-            let row = Row { tokens, position, blocks: &blocks, logits: WantedLogits::All };
-            let logits = self.forward(&[row], &cache)?;
-            for row in logits.chunks_exact(self.model.config().vocab_size) {
-                each(row);
-            }
-        }
-        Ok(())
-    }
-
-    fn forward(&self, rows: &[Row<'_>], cache: &KvCache) -> Result<Vec<f32>> {
-        let logits = self.threads.install(|| self.model.forward(rows, cache))?;
-        logits.flatten_all().and_then(|logits: Tensor| logits.to_vec1())
-    }
-
-    /// Waits until no other job runs; `None` if this one is stopped before. The cache is empty.
-    fn take_turn(&self, stop: &Stop) -> Option<MutexGuard<'_, KvCache>> {
-        const POLL: Duration = Duration::from_millis(2);
+    ) -> Result<(), BackendError> {
+        let (visit, events) = self.visit(stop)?;
+        let samples = task.options.samples;
+        let mut unread = 0..documents.len();
+        let mut under_way = 0;
         loop {
-            let mut cache = match self.cache.try_lock() {
-                Ok(cache) => cache,
-                // A caller's sink panicked; what its job held is dropped below.
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) if stop.is_set() => return None,
-                Err(TryLockError::WouldBlock) => {
-                    std::thread::sleep(POLL);
-                    continue;
-                }
-            };
-            cache.release_all();
-            return Some(cache);
-        }
-    }
-}
-
-/// Logits of a large vocabulary take space: 151,936 × 4 bytes a token.
-const LOGITS_AT_ONCE: usize = 64;
-
-/// The tokens that all prompts of a job begin with, and the full blocks that hold them.
-#[derive(Default)]
-struct Prefix {
-    tokens: Vec<u32>,
-    blocks: Vec<BlockId>,
-}
-
-/// The running batch of one job.
-struct Batch<'a> {
-    engine: &'a Engine,
-    cache: &'a mut KvCache,
-    task: &'a Task<'a>,
-    frame: &'a PromptFrame,
-    documents: &'a [&'a str],
-    /// Documents that are not yet tokenized.
-    unread: std::ops::Range<usize>,
-    /// Tokenized, without blocks, next first.
-    waiting: VecDeque<Sequence>,
-    /// With blocks, oldest first.
-    running: Vec<Sequence>,
-    prefix: Prefix,
-}
-
-impl Batch<'_> {
-    /// Computes what the first two prompts have in common: everything up to the document.
-    fn compute_prefix(&mut self, sink: &mut dyn Sink) -> Result<()> {
-        while self.waiting.len() < 2 && self.read_next(sink) {}
-        let [first, second] = [self.waiting.front(), self.waiting.get(1)];
-        let (Some(first), Some(second)) = (first, second) else { return Ok(()) };
-        let length = common_length(&first.tokens, &second.tokens) / BLOCK_TOKENS * BLOCK_TOKENS;
-        let tokens = first.tokens[..length].to_vec();
-        // Not if it would leave a sequence too little room to finish.
-        let longest = self.waiting.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
-        if (length + longest).div_ceil(BLOCK_TOKENS) >= self.cache.blocks() {
-            return Ok(());
-        }
-        let blocks: Vec<_> = (0..length / BLOCK_TOKENS).filter_map(|_| self.cache.take()).collect();
-        for (index, tokens) in tokens.chunks(self.engine.step_tokens).enumerate() {
-            let position = index * self.engine.step_tokens;
-            let row = Row { tokens, position, blocks: &blocks, logits: WantedLogits::None };
-            self.engine.forward(&[row], self.cache)?;
-            sink.advanced(TokenCounts { prompt: tokens.len(), generated: 0 });
-        }
-        self.prefix = Prefix { tokens, blocks };
-        Ok(())
-    }
-
-    /// Tokenizes the next document; its error, if any, goes to `sink`. False when there is none.
-    fn read_next(&mut self, sink: &mut dyn Sink) -> bool {
-        let Some(index) = self.unread.next() else { return false };
-        let prompt = self.frame.encode(self.documents[index]);
-        match prompt.and_then(|prompt| Sequence::new(index, prompt, self.task)) {
-            Ok(sequence) => self.waiting.push_back(sequence),
-            Err(error) => sink.completed(index, Err(error)),
-        }
-        true
-    }
-
-    /// Moves sequences from waiting to running while there is room for all their tokens.
-    fn admit(&mut self, sink: &mut dyn Sink) {
-        while self.running.len() < self.engine.step_tokens {
-            while self.waiting.is_empty() && self.read_next(sink) {}
-            let Some(mut sequence) = self.waiting.pop_front() else { return };
-            let needed = sequence.tokens.len().div_ceil(BLOCK_TOKENS);
-            // The last token is always computed, for its logits.
-            let shared = common_length(&self.prefix.tokens, &sequence.tokens)
-                .min(sequence.tokens.len() - 1)
-                / BLOCK_TOKENS;
-            // One more, so that a new sequence does not at once push out another.
-            if needed - shared + 1 > self.cache.free_blocks() && !self.running.is_empty() {
-                self.waiting.push_front(sequence);
-                return;
-            }
-            for block in &self.prefix.blocks[..shared] {
-                self.cache.share(*block);
-                sequence.blocks.push(*block);
-            }
-            sequence.computed = shared * BLOCK_TOKENS;
-            self.running.push(sequence);
-        }
-    }
-
-    /// Computes one step and lets each sequence whose logits are there go on.
-    fn step(&mut self, sink: &mut dyn Sink) -> Result<()> {
-        let counts = self.plan()?;
-        let rows: Vec<Row<'_>> = self
-            .running
-            .iter()
-            .zip(&counts)
-            .filter(|(_, count)| **count > 0)
-            .map(|(sequence, count)| {
-                let pending = sequence.pending();
-                let logits = match *count == pending.len() {
-                    true => WantedLogits::Last,
-                    false => WantedLogits::None,
-                };
-                let tokens = &pending[..*count];
-                Row { tokens, position: sequence.computed, blocks: &sequence.blocks, logits }
-            })
-            .collect();
-        let logits = self.engine.forward(&rows, self.cache)?;
-        let mut logits = logits.chunks_exact(self.engine.model.config().vocab_size);
-
-        let mut progress = TokenCounts::default();
-        let mut done = Vec::new();
-        for (place, (sequence, count)) in self.running.iter_mut().zip(counts).enumerate() {
-            progress.prompt += if count > 1 { count } else { 0 };
-            sequence.computed += count;
-            if count == 0 || !sequence.pending().is_empty() {
-                continue;
-            }
-            let Some(logits) = logits.next() else { bail!("a sequence without its logits") };
-            let before = sequence.generated();
-            match sequence.advance(logits, self.task) {
-                Outcome::Continues => progress.generated += sequence.generated() - before,
-                Outcome::Done(outcome) => {
-                    let after = outcome.as_ref().map_or(before, |done| done.usage.generated);
-                    progress.generated += after - before;
-                    done.push((place, outcome));
-                }
-            }
-        }
-        sink.advanced(progress);
-        for (place, outcome) in done.into_iter().rev() {
-            let sequence = self.running.remove(place);
-            self.release(&sequence);
-            sink.completed(sequence.index, outcome);
-        }
-        Ok(())
-    }
-
-    /// How many tokens of each running sequence this step computes, with blocks for them: first one
-    /// each for those that decode, then chunks of prompts, the oldest first.
-    fn plan(&mut self) -> Result<Vec<usize>> {
-        let mut counts = vec![0; self.running.len()];
-        let mut budget = self.engine.step_tokens;
-        for decoding in [true, false] {
-            let mut place = 0;
-            while place < self.running.len() {
-                let pending = self.running[place].pending().len();
-                if (pending == 1) == decoding {
-                    let count = pending.min(budget);
-                    if !self.make_room(place, count)? {
-                        // This one had to go, being the youngest.
-                        break;
+            while under_way < self.window && !stop.is_set() {
+                let Some(index) = unread.next() else { break };
+                match sequences(task, frame, documents[index], index) {
+                    Ok(sequences) => {
+                        under_way += sequences.len();
+                        sequences.into_iter().try_for_each(|sequence| visit.submit(sequence))?;
                     }
-                    counts[place] = count;
-                    budget -= count;
+                    Err(error) => refuse(sink, index, samples, error),
                 }
-                place += 1;
+            }
+            if under_way == 0 {
+                break;
+            }
+            match events.recv().map_err(|_| ended())? {
+                Event::Advanced(counts) => sink.advanced(counts),
+                Event::Completed(index, result) => {
+                    under_way -= 1;
+                    sink.completed(index, result);
+                }
+                Event::Failed(problem) => return Err(BackendError::Failed(problem.into())),
             }
         }
-        counts.truncate(self.running.len());
-        Ok(counts)
+        // After a stop.
+        unread.for_each(|index| refuse(sink, index, samples, DocumentError::Stopped));
+        Ok(())
     }
 
-    /// Gives the sequence at `place` blocks for `count` more tokens, if need be by sending the
-    /// youngest back to wait. False if that was this one.
-    fn make_room(&mut self, place: usize, count: usize) -> Result<bool> {
-        loop {
-            let sequence = &mut self.running[place];
-            let needed = (sequence.computed + count).div_ceil(BLOCK_TOKENS);
-            while sequence.blocks.len() < needed {
-                let Some(block) = self.cache.take() else { break };
-                sequence.blocks.push(block);
-            }
-            if sequence.blocks.len() >= needed {
-                return Ok(true);
-            }
-            if self.running.len() == 1 {
-                bail!("the KV cache has no room for a sequence that was admitted");
-            }
-            let Some(mut youngest) = self.running.pop() else { return Ok(false) };
-            self.release(&youngest);
-            youngest.blocks.clear();
-            youngest.computed = 0;
-            self.waiting.push_front(youngest);
-            if place == self.running.len() {
-                return Ok(false);
-            }
-        }
+    /// Announces a caller to the engine.
+    fn visit(&self, stop: &Stop) -> Result<(Visit, Receiver<Event>), BackendError> {
+        let (sender, events) = channel();
+        let messages = self.messages.clone().ok_or_else(ended)?;
+        let id = self.next_call.fetch_add(1, Ordering::Relaxed);
+        let call = Call { id, stop: stop.clone(), events: sender, waiting: VecDeque::new() };
+        messages.send(Message::Open(call)).map_err(|_| ended())?;
+        Ok((Visit { id, messages }, events))
     }
+}
 
-    fn release(&mut self, sequence: &Sequence) {
-        sequence.blocks.iter().for_each(|block| self.cache.release(*block));
+/// All samples of a document.
+fn sequences(
+    task: &Arc<Task>,
+    frame: &PromptFrame,
+    document: &str,
+    index: usize,
+) -> Result<Vec<Sequence>, DocumentError> {
+    let prompt = frame.encode(document)?;
+    let sequence = |sample| Sequence::new(index, sample, prompt.clone(), Arc::clone(task));
+    (0..task.options.samples).map(sequence).collect()
+}
+
+/// Reports a document's error, once for each sample that was wanted.
+fn refuse(sink: &mut dyn Sink, index: usize, samples: usize, error: DocumentError) {
+    let problem = error.to_string();
+    sink.completed(index, Err(error));
+    for _ in 1..samples {
+        sink.completed(index, Err(DocumentError::Backend(problem.as_str().into())));
     }
+}
 
-    /// Reports everything that is not done as stopped.
-    fn abandon(self, sink: &mut dyn Sink) {
-        let started = self.running.into_iter().chain(self.waiting).map(|sequence| sequence.index);
-        for index in started.chain(self.unread) {
-            sink.completed(index, Err(DocumentError::Stopped));
+fn ended() -> BackendError {
+    BackendError::Failed("the engine's thread has ended".into())
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // The thread ends when nobody can send it anything any more.
+        self.messages = None;
+        if let Some(thread) = self.thread.take() {
+            // If it panicked, its callers know.
+            let _ = thread.join();
         }
     }
 }
 
-/// Tokens that both begin with.
-fn common_length(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+/// A caller's stay. When it ends, in whatever way, the engine forgets what is left of it.
+struct Visit {
+    id: CallId,
+    messages: Sender<Message>,
+}
+
+impl Visit {
+    fn submit(&self, sequence: Sequence) -> Result<(), BackendError> {
+        self.messages.send(Message::Submit(self.id, Box::new(sequence))).map_err(|_| ended())
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        // An engine that has ended has nothing left to forget.
+        let _ = self.messages.send(Message::Close(self.id));
+    }
+}
+
+/// The engine's thread: reads what callers say, and computes as long as there is work.
+fn serve(mut batch: Batch, messages: &Receiver<Message>) {
+    let hear = |batch: &mut Batch, message| match message {
+        Message::Open(call) => batch.open(call),
+        Message::Submit(call, sequence) => batch.submit(call, *sequence),
+        Message::Close(call) => batch.close(call),
+    };
+    loop {
+        if batch.is_idle() {
+            match messages.recv() {
+                Ok(message) => hear(&mut batch, message),
+                Err(_) => return,
+            }
+        }
+        loop {
+            match messages.try_recv() {
+                Ok(message) => hear(&mut batch, message),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+        if !batch.is_idle() {
+            batch.step();
+        }
+    }
 }

@@ -14,17 +14,16 @@ pub const BLOCK_TOKENS: usize = attention::BLOCK_TOKENS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockId(pub(crate) u32);
 
-/// The cache of all running sequences: a fixed number of blocks, handed out and taken back.
+/// The cache of all sequences: a fixed number of blocks, handed out and taken back.
 ///
-/// A block may be shared: it has as many owners as [`take`](Self::take) and
-/// [`share`](Self::share) gave out, and is free again once each has [released](Self::release) it.
-/// Only full blocks may be shared, as their tokens no longer change.
+/// Sequences that begin alike may use the same blocks; only full ones, as their tokens no longer
+/// change.
 #[derive(Debug)]
 pub struct KvCache {
     /// By layer, `[blocks, numbers in a block]`.
     layers: Vec<Tensor>,
     /// By block.
-    owners: Vec<u32>,
+    taken: Vec<bool>,
     free: Vec<BlockId>,
 }
 
@@ -49,7 +48,7 @@ impl KvCache {
         };
         Ok(Self {
             layers: (0..config.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?,
-            owners: vec![0; blocks],
+            taken: vec![false; blocks],
             // Popped from the end: the lowest first.
             free: (0..count).rev().map(BlockId).collect(),
         })
@@ -60,41 +59,28 @@ impl KvCache {
         layout(config).block_size() * config.num_hidden_layers * dtype.size_in_bytes()
     }
 
-    /// A block of one's own, or `None` if all are in use.
+    /// A block, or `None` if all are taken.
     pub fn take(&mut self) -> Option<BlockId> {
         let block = self.free.pop()?;
-        self.owners[block.0 as usize] = 1;
+        self.taken[block.0 as usize] = true;
         Some(block)
     }
 
-    /// Adds an owner to a block in use.
-    pub fn share(&mut self, block: BlockId) {
-        self.owners[block.0 as usize] += 1;
-    }
-
-    /// Gives up one ownership of a block; a block that is free already stays so.
+    /// Gives a block back; one that is free already stays so.
     pub fn release(&mut self, block: BlockId) {
-        let owners = &mut self.owners[block.0 as usize];
-        if *owners == 1 {
+        if std::mem::take(&mut self.taken[block.0 as usize]) {
             self.free.push(block);
         }
-        *owners = owners.saturating_sub(1);
     }
 
-    /// Takes every block back, whoever owns it.
-    pub fn release_all(&mut self) {
-        self.owners.fill(0);
-        self.free = (0..self.owners.len() as u32).rev().map(BlockId).collect();
-    }
-
-    /// Blocks that nobody uses.
+    /// Blocks that can be taken.
     pub fn free_blocks(&self) -> usize {
         self.free.len()
     }
 
     /// Blocks in all.
     pub fn blocks(&self) -> usize {
-        self.owners.len()
+        self.taken.len()
     }
 
     pub(crate) fn layers(&self) -> &[Tensor] {
@@ -119,14 +105,11 @@ mod tests {
     }
 
     #[test]
-    fn blocks_return_when_their_last_owner_leaves() {
+    fn blocks_are_handed_out_and_return() {
         let mut cache = KvCache::new(&config(), DType::BF16, 2).expect("a cache");
         let first = cache.take().expect("free");
         let second = cache.take().expect("free");
         assert!(first != second && cache.take().is_none());
-        cache.share(first);
-        cache.release(first);
-        assert_eq!(cache.free_blocks(), 0);
         cache.release(first);
         cache.release(first); // once too often
         assert_eq!(cache.free_blocks(), 1);

@@ -54,7 +54,12 @@ impl<'a> Logits<'a> {
         ids.into_iter().map(|id| self.token(id)).collect()
     }
 
-    fn token(&self, id: u32) -> TokenLogProb {
+    /// The logits themselves, by token id.
+    pub(crate) fn values(&self) -> &[f32] {
+        self.logits
+    }
+
+    pub(crate) fn token(&self, id: u32) -> TokenLogProb {
         TokenLogProb { id, log_prob: self.log_prob(id) as f32 }
     }
 }

@@ -8,6 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::LoadError;
 use crate::kernels::InstructionSet;
+use crate::kernels::attention::Visible;
 use crate::kv_cache::{self, BLOCK_TOKENS, BlockId, KvCache};
 use crate::ops::{Attention, Embed, Heads, LinearAdd, Norm, NormGateUp, NormLinear, WriteKv};
 use crate::weights::{EMBEDDING, Weights};
@@ -21,19 +22,9 @@ pub struct Row<'a> {
     pub position: usize,
     /// The sequence's blocks, in order, with room for all its tokens up to the last of these.
     pub blocks: &'a [BlockId],
-    /// Of which tokens the logits are wanted.
-    pub logits: WantedLogits,
-}
-
-/// Of which tokens of a [`Row`] the logits are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WantedLogits {
-    /// None: the row is only written to the cache.
-    None,
-    /// The last token's, to decode the next.
-    Last,
-    /// Every token's, in order.
-    All,
+    /// Of how many tokens, the last ones, the logits are wanted: none while a prompt is only written
+    /// to the cache, one to decode the next token, more to check tokens that were guessed.
+    pub logits: usize,
 }
 
 /// A Qwen3 model with its weights packed for this machine.
@@ -118,10 +109,10 @@ impl Qwen3 {
     /// Runs on rayon's current threads.
     ///
     /// # Errors
-    /// If a row is empty, has a token id that is not in the vocabulary, or too few blocks, or blocks
-    /// that `cache` does not have.
+    /// If a row is empty, goes beyond the model's positions, has a token id that is not in the
+    /// vocabulary, or too few blocks, or blocks that `cache` does not have.
     pub fn forward(&self, rows: &[Row<'_>], cache: &KvCache) -> Result<Tensor> {
-        let step = Step::new(rows, &self.inverse_frequencies)?;
+        let step = Step::new(rows, &self.inverse_frequencies, self.config.max_position_embeddings)?;
         let tokens = Tensor::new(step.tokens.as_slice(), &Device::Cpu)?;
 
         let x = tokens.apply_op1_no_bwd(&self.embed)?; // [tokens, hidden]
@@ -212,6 +203,8 @@ pub(crate) struct Step {
     rows: Vec<usize>,
     /// By row: its sequence's blocks.
     blocks: Vec<Vec<u32>>,
+    /// The tokens, those with common first blocks next to each other.
+    attention_order: Vec<usize>,
     /// By token, `head_dim / 2` each: the rotary embedding's angles.
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -221,36 +214,38 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    fn new(rows: &[Row<'_>], inverse_frequencies: &[f32]) -> Result<Self> {
+    fn new(rows: &[Row<'_>], inverse_frequencies: &[f32], positions: usize) -> Result<Self> {
         let mut step = Self {
             tokens: Vec::new(),
             positions: Vec::new(),
             rows: Vec::new(),
             blocks: Vec::new(),
+            attention_order: Vec::new(),
             cos: Vec::new(),
             sin: Vec::new(),
             half_dim: inverse_frequencies.len(),
             wanted: Vec::new(),
         };
         for (index, row) in rows.iter().enumerate() {
-            let end = row.position + row.tokens.len();
+            let end = row.position.saturating_add(row.tokens.len());
             if row.tokens.is_empty() {
                 bail!("row {index} has no tokens");
+            }
+            if end > positions {
+                bail!("row {index} reaches position {end} of a model with {positions}");
             }
             if row.blocks.len() * BLOCK_TOKENS < end {
                 bail!("row {index} has {} blocks for {end} tokens", row.blocks.len());
             }
-            let first = step.tokens.len() as u32;
+            if row.logits > row.tokens.len() {
+                bail!("row {index} wants {} logits of {} tokens", row.logits, row.tokens.len());
+            }
             step.tokens.extend(row.tokens);
             step.positions.extend(row.position..end);
             step.rows.extend(row.tokens.iter().map(|_| index));
             step.blocks.push(row.blocks.iter().map(|block| block.0).collect());
-            let after = step.tokens.len() as u32;
-            match row.logits {
-                WantedLogits::None => {}
-                WantedLogits::Last => step.wanted.push(after - 1),
-                WantedLogits::All => step.wanted.extend(first..after),
-            }
+            let after = step.tokens.len();
+            step.wanted.extend((after - row.logits..after).map(|token| token as u32));
             for position in row.position..end {
                 // The product is rounded to F32, as the reference's is.
                 let angles =
@@ -259,6 +254,8 @@ impl Step {
                 step.sin.extend(angles.map(f32::sin));
             }
         }
+        step.attention_order = (0..step.len()).collect();
+        step.attention_order.sort_by_key(|token| &step.blocks[step.rows[*token]]);
         Ok(step)
     }
 
@@ -277,13 +274,18 @@ impl Step {
 
     /// The block and the slot there where `token`'s key and value belong.
     pub(crate) fn cache_place(&self, token: usize) -> (usize, usize) {
-        let (blocks, position) = self.visible(token);
+        let Visible { blocks, position } = self.visible(token);
         (blocks[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS)
     }
 
     /// What `token` attends to: its sequence's blocks, up to and with its own position.
-    pub(crate) fn visible(&self, token: usize) -> (&[u32], usize) {
-        (&self.blocks[self.rows[token]], self.positions[token])
+    pub(crate) fn visible(&self, token: usize) -> Visible<'_> {
+        Visible { blocks: &self.blocks[self.rows[token]], position: self.positions[token] }
+    }
+
+    /// The tokens in an order in which those that see common blocks stand together.
+    pub(crate) fn attention_order(&self) -> &[usize] {
+        &self.attention_order
     }
 
     /// The cosines and sines of `token`'s rotary embedding, `head_dim / 2` each.

@@ -234,24 +234,45 @@ pub(crate) struct Attention<'a> {
 }
 
 impl Attention<'_> {
+    /// Tokens that attend together: enough to share what they have in common, few enough to keep
+    /// all threads busy. Results do not depend on it.
+    const BUNCH: usize = 64;
+
     fn attend<E: Element>(&self, qkv: &[f32], cache: &[E]) -> Result<Vec<f32>> {
         let Heads { layout, query_heads, query_norm, set, .. } = self.heads;
         self.heads.check(qkv, cache.len(), self.step)?;
-        let group_width = query_heads / layout.kv_heads * layout.head_dim;
-        let mut out = vec![0.0; self.step.len() * query_heads * layout.head_dim];
-        out.par_chunks_mut(group_width).enumerate().for_each(|(index, out)| {
-            let (token, kv_head) = (index / layout.kv_heads, index % layout.kv_heads);
-            let (queries, _, _) = self.heads.split(&qkv[token * self.heads.width()..]);
-            let (cos, sin) = self.step.rotation(token);
-            let group = &queries[kv_head * group_width..(kv_head + 1) * group_width];
-            let mut rotated = vec![0.0; group_width];
-            let heads = rotated.chunks_exact_mut(layout.head_dim);
-            for (rotated, query) in heads.zip(group.chunks_exact(layout.head_dim)) {
-                query_norm.apply(query, rotated);
-                rotate(rotated, cos, sin);
+        let (head_dim, width) = (layout.head_dim, query_heads * layout.head_dim);
+        let group_width = width / layout.kv_heads;
+        let bunches: Vec<&[usize]> = self.step.attention_order().chunks(Self::BUNCH).collect();
+        let attended: Vec<Vec<f32>> = (0..bunches.len() * layout.kv_heads)
+            .into_par_iter()
+            .map(|index| {
+                let (bunch, kv_head) = (bunches[index / layout.kv_heads], index % layout.kv_heads);
+                let mut queries = vec![0.0; bunch.len() * group_width];
+                for (token, rotated) in bunch.iter().zip(queries.chunks_exact_mut(group_width)) {
+                    let (own, _, _) = self.heads.split(&qkv[token * self.heads.width()..]);
+                    let own = own[kv_head * group_width..].chunks_exact(head_dim);
+                    let (cos, sin) = self.step.rotation(*token);
+                    for (rotated, query) in rotated.chunks_exact_mut(head_dim).zip(own) {
+                        query_norm.apply(query, rotated);
+                        rotate(rotated, cos, sin);
+                    }
+                }
+                let tokens: Vec<_> = bunch.iter().map(|token| self.step.visible(*token)).collect();
+                let mut out = vec![0.0; queries.len()];
+                attend(*set, *layout, cache, &tokens, kv_head, &queries, &mut out);
+                out
+            })
+            .collect();
+
+        let mut out = vec![0.0; self.step.len() * width];
+        for (index, attended) in attended.iter().enumerate() {
+            let (bunch, kv_head) = (bunches[index / layout.kv_heads], index % layout.kv_heads);
+            for (token, attended) in bunch.iter().zip(attended.chunks_exact(group_width)) {
+                let start = token * width + kv_head * group_width;
+                out[start..start + group_width].copy_from_slice(attended);
             }
-            attend(*set, *layout, cache, self.step.visible(token), kv_head, &rotated, out);
-        });
+        }
         Ok(out)
     }
 }

@@ -79,7 +79,7 @@ fn settings(arguments: &ModelArguments) -> Settings {
     });
     settings.threads = arguments.threads;
     if let Some(mebibytes) = arguments.cache_mb {
-        settings.cache_bytes = mebibytes.get().saturating_mul(1 << 20);
+        settings.cache_bytes = Some(mebibytes.get().saturating_mul(1 << 20));
     }
     settings
 }

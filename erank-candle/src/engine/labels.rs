@@ -43,6 +43,11 @@ impl Labels {
         self.tokens.iter().map(Vec::len).max().unwrap_or(0)
     }
 
+    /// The first inner node, as the tokens that lead there; empty if every answer is one token.
+    pub(crate) fn first_probe(&self) -> &[u32] {
+        self.inner.first().map_or(&[], Vec::as_slice)
+    }
+
     /// Whether an answer begins with this token.
     pub(crate) fn begin_with(&self, id: u32) -> bool {
         self.tokens.iter().any(|label| label.first() == Some(&id))

@@ -1,20 +1,23 @@
 //! One document's generation, from its prompt to its answer.
 
-use erank_core::backend::{Completion, DocumentError, FinishReason};
+use std::sync::Arc;
+
+use erank_core::backend::{Completion, DocumentError, FinishReason, ScoringOptions};
 use erank_core::{AnswerFormat, Mode};
 
-use crate::kv_cache::BlockId;
-use crate::labels::{Labels, Walk};
+use super::draft::draft;
+use super::labels::{Labels, Walk};
+use super::sampler::sample;
 use crate::logits::{Logits, TokenLogProb};
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer, TokenDecoder};
 
 /// What all sequences of a job share.
-pub(crate) struct Task<'a> {
-    pub(crate) tokenizer: &'a PromptTokenizer,
-    pub(crate) format: &'a AnswerFormat,
+pub(crate) struct Task {
+    pub(crate) tokenizer: PromptTokenizer,
+    pub(crate) format: AnswerFormat,
     pub(crate) labels: Labels,
-    pub(crate) mode: Mode,
-    pub(crate) eos_token_ids: &'a [u32],
+    pub(crate) options: ScoringOptions,
+    pub(crate) eos_token_ids: Vec<u32>,
     /// Whether the prompt ends with an open thought.
     pub(crate) opens_thought: bool,
     /// Tokens that a sequence may have in all.
@@ -23,13 +26,15 @@ pub(crate) struct Task<'a> {
 
 /// A sequence: the tokens so far, how many of them the cache holds, and what comes next.
 pub(crate) struct Sequence {
+    task: Arc<Task>,
     /// The document's index in the job.
     pub(crate) index: usize,
     /// Prompt, generated and forced tokens; while the distribution is read, a probe at the end.
-    pub(crate) tokens: Vec<u32>,
+    tokens: Vec<u32>,
+    /// Tokens of the prompt, with an answer's forced beginning.
+    prompt_length: usize,
     /// How many of the tokens the cache holds.
-    pub(crate) computed: usize,
-    pub(crate) blocks: Vec<BlockId>,
+    computed: usize,
     completion: Completion,
     decoder: TokenDecoder,
     /// Tokens that may still be generated before the answer is forced.
@@ -48,11 +53,8 @@ enum Next {
     Distribution { walk: Walk, start: usize, chosen: Option<TokenLogProb> },
 }
 
-/// What became of a sequence.
-pub(crate) enum Outcome {
-    Continues,
-    Done(Result<Completion, DocumentError>),
-}
+/// A completed sequence's result; `None` while it goes on.
+pub(super) type Outcome = Option<Result<Completion, DocumentError>>;
 
 impl Sequence {
     /// Begins with a prompt.
@@ -61,30 +63,35 @@ impl Sequence {
     /// If the prompt leaves no room for an answer.
     pub(crate) fn new(
         index: usize,
+        sample: usize,
         prompt: EncodedPrompt,
-        task: &Task<'_>,
+        task: Arc<Task>,
     ) -> Result<Self, DocumentError> {
-        let prompt_tokens = prompt.ids.len();
+        let prompt_length = prompt.ids.len();
         let mut completion = Completion::new(if task.opens_thought { "<think>" } else { "" });
-        completion.usage.prompt = prompt_tokens;
+        completion.usage.prompt = prompt_length;
         completion.query_truncated = prompt.query_truncated;
         completion.document_truncated = prompt.document_truncated;
+        completion.sample = sample;
         let mut sequence = Self {
             index,
             tokens: prompt.ids,
+            prompt_length,
             computed: 0,
-            blocks: Vec::new(),
             completion,
             decoder: task.tokenizer.decoder(),
             budget: 0,
             next: Next::Token,
+            task,
         };
-        if task.mode == Mode::AnswerOnly {
+        let task = Arc::clone(&sequence.task);
+        if task.options.mode == Mode::AnswerOnly {
             let lead = match task.opens_thought {
                 true => task.format.forced_lead(&sequence.completion.text),
                 false => task.format.answer_only_lead(),
             };
-            sequence.force(lead, task)?;
+            sequence.force(lead)?;
+            sequence.prompt_length = sequence.tokens.len();
             sequence.completion.finish = FinishReason::Answered;
         }
 
@@ -93,53 +100,130 @@ impl Sequence {
         if needed > task.limit {
             return Err(DocumentError::PromptTooLong { tokens: needed, limit: task.limit });
         }
-        if let Mode::Reason { max_tokens } = task.mode {
+        if let Mode::Reason { max_tokens } = task.options.mode {
             sequence.budget = max_tokens.min(task.limit - needed);
             if sequence.budget == 0 {
-                sequence.force_answer(task)?;
+                sequence.force_answer()?;
             }
         }
         Ok(sequence)
     }
 
+    /// Prompt, generated and forced tokens so far.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The prompt's tokens that other sequences may share: all but the last token, whose logits
+    /// this sequence needs.
+    pub(super) fn shareable(&self) -> &[u32] {
+        &self.tokens[..self.prompt_length.min(self.tokens.len() - 1)]
+    }
+
+    /// How many of the tokens the cache holds.
+    pub(super) fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// The cache holds so many of its tokens, of which it had none.
+    pub(super) fn restart_at(&mut self, computed: usize) {
+        self.computed = computed;
+    }
+
     /// Tokens that the cache does not hold yet. Never empty between steps.
-    pub(crate) fn pending(&self) -> &[u32] {
+    pub(super) fn pending(&self) -> &[u32] {
         &self.tokens[self.computed..]
     }
 
     /// Generated tokens so far.
-    pub(crate) fn generated(&self) -> usize {
+    pub(super) fn generated(&self) -> usize {
         self.completion.usage.generated
     }
 
+    /// Tokens that may well follow the pending ones, at most about `most`: if they do, computing
+    /// them in the same step saves a step.
+    pub(super) fn draft(&self, most: usize) -> &[u32] {
+        match self.next {
+            Next::ForcedAnswer => self.task.labels.first_probe(),
+            Next::Token if self.is_at_answer() => self.task.labels.first_probe(),
+            Next::Token => {
+                let room = self.budget.min(self.task.limit - self.tokens.len());
+                draft(&self.tokens, most.min(room.saturating_sub(1)))
+            }
+            Next::Distribution { .. } => &[],
+        }
+    }
+
+    /// The cache holds `count` of the pending tokens.
+    pub(super) fn advance_prompt(&mut self, count: usize) {
+        self.computed += count;
+    }
+
+    /// The cache holds all pending tokens and behind them those of `draft`; `logits` are those
+    /// behind the last pending token and behind each of the draft's, one after another. Goes on as
+    /// far as the draft agrees with what comes. Also gives how many tokens of the draft did.
+    pub(super) fn advance(&mut self, draft: &[u32], logits: &[f32]) -> (Outcome, usize) {
+        let vocab_size = logits.len() / (draft.len() + 1);
+        let start = self.tokens.len();
+        self.computed = start;
+        let mut agreed = 0;
+        while self.pending().is_empty() {
+            let place = agreed * vocab_size;
+            if let Some(result) = self.go_on(&logits[place..place + vocab_size]) {
+                return (Some(result), agreed);
+            }
+            // Reading the distribution takes a step back, and perhaps the same step again.
+            while let Some(next) = self.pending().first()
+                && self.computed >= start
+                && draft.get(self.computed - start) == Some(next)
+            {
+                self.computed += 1;
+            }
+            agreed = self.computed.saturating_sub(start);
+        }
+        (None, agreed)
+    }
+
     /// Goes on with the logits behind the last token.
-    pub(crate) fn advance(&mut self, logits: &[f32], task: &Task<'_>) -> Outcome {
+    fn go_on(&mut self, logits: &[f32]) -> Outcome {
         let logits = Logits::new(logits);
         let outcome = match std::mem::replace(&mut self.next, Next::Token) {
             Next::Token => {
-                let chosen = logits.greedy();
-                if self.is_at_answer(task) && task.labels.begin_with(chosen.id) {
-                    self.read_distribution(Walk::begin(&task.labels, &logits), Some(chosen), task)
+                let chosen = self.choose(&logits);
+                if self.is_at_answer() && self.task.labels.begin_with(chosen.id) {
+                    let walk = Walk::begin(&self.task.labels, &logits);
+                    self.read_distribution(walk, Some(chosen))
                 } else {
-                    self.accept(chosen, task)
+                    self.accept(chosen)
                 }
             }
             Next::ForcedAnswer => {
-                self.read_distribution(Walk::begin(&task.labels, &logits), None, task)
+                self.read_distribution(Walk::begin(&self.task.labels, &logits), None)
             }
             Next::Distribution { mut walk, start, chosen } => {
-                walk.go_on(&task.labels, &logits);
+                walk.go_on(&self.task.labels, &logits);
                 self.rewind(start);
-                self.read_distribution(walk, chosen, task)
+                self.read_distribution(walk, chosen)
             }
         };
-        outcome.unwrap_or_else(|error| Outcome::Done(Err(error)))
+        outcome.unwrap_or_else(|error| Some(Err(error)))
+    }
+
+    /// The next token, as the sampling settings choose it.
+    fn choose(&self, logits: &Logits<'_>) -> TokenLogProb {
+        let sampling = &self.task.options.sampling;
+        if sampling.is_greedy() && !sampling.has_penalties() {
+            return logits.greedy();
+        }
+        let (prompt, generated) = self.tokens.split_at(self.prompt_length);
+        let number = self.completion.sample;
+        logits.token(sample(logits.values(), sampling, prompt, generated, number))
     }
 
     /// Whether the answer's first token comes next.
-    fn is_at_answer(&self, task: &Task<'_>) -> bool {
+    fn is_at_answer(&self) -> bool {
         // Nothing would have to be forced in order to answer here.
-        task.format.forced_lead(&self.completion.text).is_empty()
+        self.task.format.forced_lead(&self.completion.text).is_empty()
     }
 
     /// Probes the next inner node of the answers' tree; when all are known, answers.
@@ -147,19 +231,19 @@ impl Sequence {
         &mut self,
         walk: Walk,
         chosen: Option<TokenLogProb>,
-        task: &Task<'_>,
     ) -> Result<Outcome, DocumentError> {
+        let task = Arc::clone(&self.task);
         if let Some(probe) = walk.next(&task.labels) {
             let start = self.tokens.len();
             self.tokens.extend(probe);
             self.next = Next::Distribution { walk, start, chosen };
-            return Ok(Outcome::Continues);
+            return Ok(None);
         }
         let distribution = walk.distribution()?;
         let most_probable = distribution.most_probable();
         self.completion.answers = Some(distribution);
         match chosen {
-            Some(chosen) => self.accept(chosen, task),
+            Some(chosen) => self.accept(chosen),
             None => {
                 let log_probs = walk.token_log_probs(most_probable);
                 for (id, log_prob) in task.labels.tokens(most_probable).iter().zip(log_probs) {
@@ -172,23 +256,23 @@ impl Sequence {
     }
 
     /// Takes a token that the model chose.
-    fn accept(&mut self, chosen: TokenLogProb, task: &Task<'_>) -> Result<Outcome, DocumentError> {
-        if task.eos_token_ids.contains(&chosen.id) {
+    fn accept(&mut self, chosen: TokenLogProb) -> Result<Outcome, DocumentError> {
+        if self.task.eos_token_ids.contains(&chosen.id) {
             // The model ended its turn without an answer, or it would have ended before.
-            self.force_answer(task)?;
-            return Ok(Outcome::Continues);
+            self.force_answer()?;
+            return Ok(None);
         }
         self.tokens.push(chosen.id);
         self.push(chosen);
-        if task.format.is_answered(&self.completion.text) {
+        if self.task.format.is_answered(&self.completion.text) {
             self.completion.finish = FinishReason::Answered;
             return Ok(self.finish());
         }
         self.budget = self.budget.saturating_sub(1);
         if self.budget == 0 {
-            self.force_answer(task)?;
+            self.force_answer()?;
         }
-        Ok(Outcome::Continues)
+        Ok(None)
     }
 
     /// Adds a token to the completion.
@@ -199,17 +283,17 @@ impl Sequence {
     }
 
     /// Ends the thought as it stands; the answer comes next.
-    fn force_answer(&mut self, task: &Task<'_>) -> Result<(), DocumentError> {
+    fn force_answer(&mut self) -> Result<(), DocumentError> {
         let rest = self.decoder.finish();
         self.completion.text.push_str(&rest);
-        let lead = task.format.forced_lead(&self.completion.text);
-        self.force(lead, task)
+        let lead = self.task.format.forced_lead(&self.completion.text);
+        self.force(lead)
     }
 
-    fn force(&mut self, lead: &str, task: &Task<'_>) -> Result<(), DocumentError> {
+    fn force(&mut self, lead: &str) -> Result<(), DocumentError> {
         self.completion.text.push_str(lead);
         self.completion.finish = FinishReason::Forced;
-        self.tokens.extend(task.tokenizer.encode_trusted(lead)?);
+        self.tokens.extend(self.task.tokenizer.encode_trusted(lead)?);
         self.next = Next::ForcedAnswer;
         if self.pending().is_empty() {
             // Nothing had to be added: the last token is computed again for its logits.
@@ -226,7 +310,7 @@ impl Sequence {
 
     fn finish(&mut self) -> Outcome {
         let completion = std::mem::replace(&mut self.completion, Completion::new(""));
-        Outcome::Done(Ok(completion))
+        Some(Ok(completion))
     }
 }
 

@@ -1,0 +1,266 @@
+//! Which cache blocks hold the beginnings of prompts: a tree with a block of tokens at each node.
+//!
+//! ```text
+//! root ─ 16 tokens ─ 16 tokens ┬ 16 tokens        one query, then one of its documents
+//!                              └ 16 tokens ─ …    another document
+//! ```
+//!
+//! A prompt uses the nodes along its path. What no prompt uses stays for later ones, until the room
+//! is needed: then the node that was used the longest ago goes, leaves before what leads to them. A
+//! node is put in when a prompt begins to be computed; who comes for it earlier than it is there
+//! waits instead of computing it once more.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::kv_cache::{BLOCK_TOKENS, BlockId};
+
+/// A node of the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct NodeId(usize);
+
+/// The tokens of one block.
+type BlockTokens = [u32; BLOCK_TOKENS];
+
+#[derive(Debug)]
+struct Node {
+    parent: Option<NodeId>,
+    tokens: BlockTokens,
+    block: BlockId,
+    /// Prompts that use it.
+    users: usize,
+    children: usize,
+    /// Whether the block holds the tokens already.
+    computed: bool,
+    /// When its last user left.
+    last_used: u64,
+}
+
+/// What [`PrefixCache::find`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The nodes that hold the first blocks of the prompt.
+    pub(super) path: Vec<NodeId>,
+    /// Whether the block after them is being computed by somebody else right now.
+    pub(super) more_to_come: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct PrefixCache {
+    nodes: HashMap<NodeId, Node>,
+    children: HashMap<(Option<NodeId>, BlockTokens), NodeId>,
+    /// Leaves without users, the one that was used the longest ago first.
+    evictable: BTreeSet<(u64, NodeId)>,
+    /// Nodes without users.
+    unused: usize,
+    clock: u64,
+    next_id: usize,
+}
+
+impl PrefixCache {
+    /// The longest beginning of `tokens` that is here, in whole blocks.
+    pub(super) fn find(&self, tokens: &[u32]) -> Found {
+        let mut path: Vec<NodeId> = Vec::new();
+        for block in tokens.as_chunks().0 {
+            match self.children.get(&(path.last().copied(), *block)) {
+                Some(node) if self.nodes[node].computed => path.push(*node),
+                Some(_) => return Found { path, more_to_come: true },
+                None => break,
+            }
+        }
+        Found { path, more_to_come: false }
+    }
+
+    pub(super) fn block(&self, node: NodeId) -> BlockId {
+        self.nodes[&node].block
+    }
+
+    /// Blocks that [`evict`](Self::evict) can give.
+    pub(super) fn evictable_blocks(&self) -> usize {
+        self.unused
+    }
+
+    /// Of the nodes of a path, how many have no user yet.
+    pub(super) fn unused_among(&self, path: &[NodeId]) -> usize {
+        path.iter().filter(|node| self.nodes[node].users == 0).count()
+    }
+
+    /// Adds a user to every node of a path.
+    pub(super) fn acquire(&mut self, path: &[NodeId]) {
+        for id in path {
+            let Some(node) = self.nodes.get_mut(id) else { continue };
+            if node.users == 0 {
+                self.unused -= 1;
+                self.evictable.remove(&(node.last_used, *id));
+            }
+            node.users += 1;
+        }
+    }
+
+    /// Puts in a block that is about to be computed, with one user; `None` if those tokens are
+    /// already there.
+    pub(super) fn insert(
+        &mut self,
+        parent: Option<NodeId>,
+        tokens: BlockTokens,
+        block: BlockId,
+    ) -> Option<NodeId> {
+        if self.children.contains_key(&(parent, tokens)) {
+            return None;
+        }
+        let id = NodeId(self.next_id);
+        self.next_id += 1;
+        self.children.insert((parent, tokens), id);
+        if let Some(parent) = parent.and_then(|parent| self.nodes.get_mut(&parent)) {
+            parent.children += 1;
+        }
+        let (users, children, computed, last_used) = (1, 0, false, self.clock);
+        self.nodes.insert(id, Node { parent, tokens, block, users, children, computed, last_used });
+        Some(id)
+    }
+
+    /// The block holds its tokens from now on.
+    pub(super) fn set_computed(&mut self, node: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&node) {
+            node.computed = true;
+        }
+    }
+
+    /// A user of every node of a path leaves. Gives back the blocks that it had not computed.
+    pub(super) fn release(&mut self, path: &[NodeId]) -> Vec<BlockId> {
+        self.clock += 1;
+        let mut blocks = Vec::new();
+        // From the end, so that a node is a leaf when its turn comes.
+        for id in path.iter().rev() {
+            let Some(node) = self.nodes.get_mut(id) else { continue };
+            node.users -= 1;
+            if node.users > 0 {
+                continue;
+            }
+            self.unused += 1;
+            node.last_used = self.clock;
+            if node.children == 0 {
+                self.evictable.insert((node.last_used, *id));
+            }
+            if !node.computed {
+                blocks.extend(self.remove(*id));
+            }
+        }
+        blocks
+    }
+
+    /// Removes the leaf that was used the longest ago, and gives its block.
+    pub(super) fn evict(&mut self) -> Option<BlockId> {
+        let (_, id) = *self.evictable.first()?;
+        self.remove(id)
+    }
+
+    /// Removes a leaf without users.
+    fn remove(&mut self, id: NodeId) -> Option<BlockId> {
+        let node = self.nodes.remove(&id)?;
+        self.children.remove(&(node.parent, node.tokens));
+        self.evictable.remove(&(node.last_used, id));
+        self.unused -= 1;
+        if let Some(parent_id) = node.parent
+            && let Some(parent) = self.nodes.get_mut(&parent_id)
+        {
+            parent.children -= 1;
+            if parent.children == 0 && parent.users == 0 {
+                self.evictable.insert((parent.last_used, parent_id));
+            }
+        }
+        Some(node.block)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Blocks of tokens that are all the same.
+    fn tokens(blocks: &[u32]) -> Vec<u32> {
+        blocks.iter().flat_map(|token| [*token; BLOCK_TOKENS]).collect()
+    }
+
+    /// Inserts what is missing of a prompt, as the engine does, and says what it uses.
+    fn begin(cache: &mut PrefixCache, prompt: &[u32], next_block: &mut u32) -> Vec<NodeId> {
+        let Found { mut path, .. } = cache.find(prompt);
+        cache.acquire(&path);
+        for block in &prompt.as_chunks().0[path.len()..] {
+            let parent = path.last().copied();
+            let Some(node) = cache.insert(parent, *block, BlockId(*next_block)) else { break };
+            *next_block += 1;
+            path.push(node);
+        }
+        path
+    }
+
+    #[test]
+    fn what_is_being_computed_is_waited_for_and_then_found() {
+        let (mut cache, mut next_block) = (PrefixCache::default(), 0);
+        let prompt = tokens(&[1, 2, 3]);
+        assert_eq!(cache.find(&prompt), Found { path: vec![], more_to_come: false });
+        let path = begin(&mut cache, &prompt, &mut next_block);
+        assert_eq!(cache.find(&prompt), Found { path: vec![], more_to_come: true });
+        cache.set_computed(path[0]);
+        let found = cache.find(&tokens(&[1, 9]));
+        assert_eq!(found, Found { path: path[..1].to_vec(), more_to_come: false });
+        assert!(cache.find(&prompt).more_to_come);
+        // Whoever gives up takes back what is not there.
+        assert_eq!(cache.release(&path), [BlockId(2), BlockId(1)]);
+        assert_eq!(cache.find(&prompt), Found { path: path[..1].to_vec(), more_to_come: false });
+        // A part of a block is nothing.
+        assert!(cache.find(&prompt[..BLOCK_TOKENS - 1]).path.is_empty());
+    }
+
+    #[test]
+    fn the_leaf_unused_for_longest_goes_first() {
+        let (mut cache, mut next_block) = (PrefixCache::default(), 0);
+        let mut run = |cache: &mut PrefixCache, blocks: &[u32]| {
+            let path = begin(cache, &tokens(blocks), &mut next_block);
+            path.iter().for_each(|node| cache.set_computed(*node));
+            assert!(cache.release(&path).is_empty());
+        };
+        run(&mut cache, &[1, 2]); // blocks 0, 1
+        run(&mut cache, &[1, 3]); // block 2
+        run(&mut cache, &[4]); // block 3
+        run(&mut cache, &[1, 2]);
+        assert_eq!(cache.evictable_blocks(), 4);
+        let order: Vec<u32> = std::iter::from_fn(|| cache.evict()).map(|block| block.0).collect();
+        assert_eq!(order, [2, 3, 1, 0]);
+        assert!(cache.nodes.is_empty() && cache.children.is_empty());
+    }
+
+    proptest! {
+        /// Whatever comes and goes, the books are balanced and no block is lost or given twice.
+        #[test]
+        fn no_block_is_lost(
+            steps in proptest::collection::vec((0..4u8, proptest::collection::vec(0..3u32, 0..4)), 0..60)
+        ) {
+            let (mut cache, mut next_block) = (PrefixCache::default(), 0);
+            let mut running: Vec<Vec<NodeId>> = Vec::new();
+            let mut returned = Vec::new();
+            for (action, blocks) in steps {
+                match action {
+                    0 | 1 => running.push(begin(&mut cache, &tokens(&blocks), &mut next_block)),
+                    2 => if let Some(path) = running.first() {
+                        path.iter().for_each(|node| cache.set_computed(*node));
+                    },
+                    _ => if !running.is_empty() {
+                        let path = running.remove(blocks.len() % running.len());
+                        returned.extend(cache.release(&path));
+                    },
+                }
+                let unused = cache.nodes.values().filter(|node| node.users == 0).count();
+                prop_assert_eq!(cache.evictable_blocks(), unused);
+                prop_assert!(cache.nodes.values().all(|node| node.computed || node.users > 0));
+            }
+            for path in running {
+                returned.extend(cache.release(&path));
+            }
+            returned.extend(std::iter::from_fn(|| cache.evict()));
+            returned.sort_unstable_by_key(|block| block.0);
+            prop_assert_eq!(returned, (0..next_block).map(BlockId).collect::<Vec<_>>());
+        }
+    }
+}
