@@ -14,7 +14,8 @@
 //! | with the first stage's scores | [`fusion`] |
 //! | the ranked list | [`ranking`] |
 //! | all of it, in this order | [`reranker`] |
-//! | how good the order is | [`metrics`] |
+//! | how good one order is | [`metrics`] |
+//! | runs and people's grades in TREC's files | [`trec`] |
 //!
 //! ```
 //! use erank_core::testing::ScriptedBackend;
@@ -42,6 +43,7 @@ pub mod request;
 pub mod reranker;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod trec;
 
 pub use answer::{Answer, AnswerDistribution, AnswerError, AnswerFormat, ProbabilityReading};
 pub use backend::{
