@@ -16,6 +16,7 @@
 //! | all of it, in this order | [`reranker`] |
 //! | how good one order is | [`metrics`] |
 //! | runs and people's grades in TREC's files | [`trec`] |
+//! | how good a run is, and whether another is better | [`evaluation`] |
 //!
 //! ```
 //! use erank_core::testing::ScriptedBackend;
@@ -35,6 +36,7 @@
 
 pub mod answer;
 pub mod backend;
+pub mod evaluation;
 pub mod fusion;
 pub mod metrics;
 pub mod prompt;
