@@ -106,6 +106,9 @@ impl AnswerFormat {
             integer: self.answers[index].1,
             probability,
             expected: distribution.map(|given| given.expected_value(self)),
+            variance: distribution.map(|given| given.variance(self)),
+            entropy: distribution.map(AnswerDistribution::entropy),
+            distribution: distribution.cloned(),
             reasoning: reasoning(text).to_owned(),
         })
     }
@@ -213,6 +216,12 @@ pub struct Answer {
     pub probability: Option<f64>,
     /// `Σ i·P(i)` over the allowed answers, if the backend gave their distribution.
     pub expected: Option<f64>,
+    /// `Σ (i − expected)²·P(i)` over the allowed answers, likewise.
+    pub variance: Option<f64>,
+    /// `−Σ P(i)·ln P(i)` over the allowed answers, in nats, likewise: 0 if the model is sure.
+    pub entropy: Option<f64>,
+    /// The log-probability of every allowed answer, if the backend gave them.
+    pub distribution: Option<AnswerDistribution>,
     /// The thought, without its tags.
     pub reasoning: String,
 }
@@ -221,6 +230,11 @@ impl Answer {
     /// ERank's score, `N × P(N)` (arXiv 2509.00520, §3.2).
     pub fn official(&self) -> Option<f64> {
         self.probability.map(|probability| f64::from(self.integer) * probability)
+    }
+
+    /// The expected value, or what comes nearest to it of what the backend gave.
+    pub(crate) fn best_estimate(&self) -> f64 {
+        self.expected.or(self.official()).unwrap_or(f64::from(self.integer))
     }
 }
 
@@ -267,15 +281,32 @@ impl AnswerDistribution {
 
     /// `Σ i·P(i) / Σ P(i)` over the allowed answers.
     pub fn expected_value(&self, format: &AnswerFormat) -> f64 {
+        let values = format.answers().map(|(_, value)| f64::from(value));
+        self.shares().zip(values).map(|(share, value)| share * value).sum()
+    }
+
+    /// The variance of the answer's value, with probabilities that add up to one as in
+    /// [`expected_value`](Self::expected_value).
+    pub fn variance(&self, format: &AnswerFormat) -> f64 {
+        let mean = self.expected_value(format);
+        let deviations = format.answers().map(|(_, value)| (f64::from(value) - mean).powi(2));
+        self.shares().zip(deviations).map(|(share, deviation)| share * deviation).sum()
+    }
+
+    /// `−Σ P(i)·ln P(i)` in nats, likewise: from 0, one answer is certain, to the logarithm of the
+    /// number of answers.
+    pub fn entropy(&self) -> f64 {
+        let terms = self.shares().filter(|share| *share > 0.0).map(|share| -share * share.ln());
+        terms.sum::<f64>().max(0.0)
+    }
+
+    /// The probabilities, scaled so that they add up to one.
+    fn shares(&self) -> impl Iterator<Item = f64> {
         // Relative to the largest, so that the sum cannot vanish.
         let largest = self.log_probs[self.most_probable()];
-        let (mut weighted, mut total) = (0.0, 0.0);
-        for (log_prob, (_, value)) in self.log_probs.iter().zip(format.answers()) {
-            let weight = (log_prob - largest).exp();
-            weighted += weight * f64::from(value);
-            total += weight;
-        }
-        weighted / total
+        let weight = move |log_prob: &f64| (log_prob - largest).exp();
+        let total: f64 = self.log_probs.iter().map(weight).sum();
+        self.log_probs.iter().map(move |log_prob| weight(log_prob) / total)
     }
 }
 
@@ -412,7 +443,14 @@ mod tests {
         text.answers = Some(AnswerDistribution::new(log_probs).expect("probabilities"));
         let answer = format.parse(&text, ProbabilityReading::Joint).expect("an answer");
         assert!((answer.probability.expect("given") - 0.4).abs() < 1e-12);
-        assert!((answer.expected.expect("given") - 1.7 / 0.8).abs() < 1e-12);
+        let near = |given: Option<f64>, expected: f64| {
+            assert!((given.expect("given") - expected).abs() < 1e-12, "{given:?}");
+        };
+        near(answer.expected, 1.7 / 0.8);
+        // Of 1/8, 1/8, 2/8, 4/8.
+        near(answer.variance, (1.0 + 8.0 + 36.0) / 8.0 - (17.0f64 / 8.0).powi(2));
+        near(answer.entropy, 1.75 * 2f64.ln());
+        assert_eq!(answer.distribution, text.answers);
     }
 
     #[test]

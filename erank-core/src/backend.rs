@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::answer::{AnswerDistribution, AnswerError};
 use crate::prompt::BoundPrompt;
+use crate::sampling::Sampling;
 
 /// A source of completions: one model, called from any number of threads.
 pub trait ScoringBackend: Send + Sync {
@@ -23,7 +24,9 @@ pub trait ScoringBackend: Send + Sync {
 
     /// Generates a completion for every document of `job`.
     ///
-    /// Every index of `job.documents` reaches `sink` exactly once, unless an error is returned.
+    /// Every index of `job.documents` reaches `sink` exactly once, or
+    /// [`samples`](ScoringOptions::samples) times if several are asked for, unless an error is
+    /// returned.
     /// [`Job::stop`] is looked at on every step of decoding or read of the network; once it is set,
     /// the documents still open are reported as [`DocumentError::Stopped`].
     ///
@@ -63,11 +66,15 @@ pub struct Job<'a> {
 }
 
 /// How to answer, and how much.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct ScoringOptions {
     /// Whether to think before answering.
     pub mode: Mode,
+    /// How the tokens of the thought are chosen.
+    pub sampling: Sampling,
+    /// Completions wanted of every document, each [numbered](Completion::sample).
+    pub samples: usize,
     /// The query is cut to this many tokens.
     pub max_query_tokens: usize,
     /// A document is cut to this many tokens.
@@ -75,11 +82,13 @@ pub struct ScoringOptions {
 }
 
 impl Default for ScoringOptions {
-    /// Thinking within 4,096 tokens; query and document cut to 2,048 each, as in ERank's own
-    /// evaluation.
+    /// Thinking within 4,096 tokens, greedily, once; query and document cut to 2,048 tokens each, as
+    /// in ERank's own evaluation.
     fn default() -> Self {
         Self {
             mode: Mode::Reason { max_tokens: 4096 },
+            sampling: Sampling::default(),
+            samples: 1,
             max_query_tokens: 2048,
             max_document_tokens: 2048,
         }
@@ -101,9 +110,16 @@ pub enum Mode {
     AnswerOnly,
 }
 
+impl Mode {
+    /// Whether the model thinks.
+    pub fn is_reason(self) -> bool {
+        matches!(self, Self::Reason { .. })
+    }
+}
+
 /// Receives results as they finish.
 pub trait Sink {
-    /// Document `index` is done.
+    /// Document `index` is done, or one of its samples.
     fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>);
 
     /// Work went on by `tokens` since the last call. Called between steps; may do nothing.
@@ -133,6 +149,8 @@ pub struct Completion {
     pub query_truncated: bool,
     /// Whether the document was cut to its limit.
     pub document_truncated: bool,
+    /// Which of the document's samples this is, from 0.
+    pub sample: usize,
 }
 
 impl Completion {
@@ -146,6 +164,7 @@ impl Completion {
             usage: TokenCounts::default(),
             query_truncated: false,
             document_truncated: false,
+            sample: 0,
         }
     }
 

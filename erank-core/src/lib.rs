@@ -14,6 +14,7 @@
 //! | with the first stage's scores | [`fusion`] |
 //! | the ranked list | [`ranking`] |
 //! | all of it, in this order | [`reranker`] |
+//! | thinking only where it matters | [`cascade`] |
 //! | how good one order is | [`metrics`] |
 //! | runs and people's grades in TREC's files | [`trec`] |
 //! | how good a run is, and whether another is better | [`evaluation`] |
@@ -36,13 +37,16 @@
 
 pub mod answer;
 pub mod backend;
+pub mod cascade;
 pub mod evaluation;
 pub mod fusion;
 pub mod metrics;
+mod outcomes;
 pub mod prompt;
 pub mod ranking;
 pub mod request;
 pub mod reranker;
+pub mod sampling;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod trec;
@@ -52,8 +56,10 @@ pub use backend::{
     BackendError, Completion, DocumentError, FinishReason, Job, Mode, Progress, ScoringBackend,
     ScoringOptions, Sink, Stop,
 };
+pub use cascade::Cascade;
 pub use fusion::Fusion;
 pub use prompt::{BoundPrompt, PromptTemplate, TemplateError};
-pub use ranking::{RankedDocument, Ranking, UnscoredDocument};
+pub use ranking::{RankedDocument, Ranking, Sample, UnscoredDocument};
 pub use request::{Document, Request};
 pub use reranker::{ConfigError, RerankError, Reranker, RerankerBuilder, ScoreKind};
+pub use sampling::Sampling;

@@ -1,6 +1,8 @@
 //! The result: documents in order, with everything known about each, and those without a score.
 
-use crate::backend::{DocumentError, FinishReason, TokenCounts};
+use crate::answer::{Answer, AnswerDistribution};
+use crate::backend::{DocumentError, FinishReason, Mode, TokenCounts};
+use crate::request::Request;
 
 /// Documents from the most to the least relevant.
 #[derive(Debug)]
@@ -9,6 +11,8 @@ pub struct Ranking {
     /// The ranked documents, best first; at most the reranker's `top_k`. Ties keep the request's
     /// order.
     pub documents: Vec<RankedDocument>,
+    /// How many documents got a score, those that `top_k` cut off included.
+    pub scored: usize,
     /// Documents that could not be scored, in the request's order, each with its reason.
     pub unscored: Vec<UnscoredDocument>,
     /// What the work took, over all documents.
@@ -16,6 +20,9 @@ pub struct Ranking {
 }
 
 /// A document with its score and the reasons for it.
+///
+/// Of several [samples](crate::ScoringOptions::samples), the score is the mean, and the answer with
+/// its thought is the one whose score is nearest to it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct RankedDocument {
@@ -26,6 +33,8 @@ pub struct RankedDocument {
     /// What it is ranked by: the chosen [`ScoreKind`](crate::ScoreKind), after
     /// [`Fusion`](crate::Fusion). Always finite.
     pub score: f64,
+    /// The population standard deviation of the samples' scores; 0 if there is one.
+    pub spread: f64,
     /// The model's integer answer.
     pub integer: u32,
     /// The answer's probability, if the backend gives any.
@@ -34,12 +43,36 @@ pub struct RankedDocument {
     pub official: Option<f64>,
     /// `Σ i·P(i)` over the allowed answers, if the backend gives their distribution.
     pub expected: Option<f64>,
+    /// The variance of the answer over the same distribution.
+    pub variance: Option<f64>,
+    /// The entropy of the same distribution, in nats.
+    pub entropy: Option<f64>,
+    /// The log-probability of every allowed answer.
+    pub distribution: Option<AnswerDistribution>,
     /// The first stage's score, as given.
     pub first_stage_score: Option<f64>,
     /// What the model thought. Empty if it was not asked to.
     pub reasoning: String,
+    /// How it was asked: in a [`Cascade`](crate::Cascade), not all documents are thought about.
+    pub mode: Mode,
     /// Whether the query or the document was cut to its limit.
     pub truncated: bool,
+    /// Why generation ended.
+    pub finish: FinishReason,
+    /// What it took, over all samples.
+    pub tokens: TokenCounts,
+    /// Every sample, if several were asked for.
+    pub samples: Vec<Sample>,
+}
+
+/// One of several answers for the same document.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Sample {
+    /// Its score, before fusion.
+    pub score: f64,
+    /// What the model answered and thought.
+    pub answer: Answer,
     /// Why generation ended.
     pub finish: FinishReason,
     /// What it took.
@@ -56,4 +89,10 @@ pub struct UnscoredDocument {
     pub id: Option<String>,
     /// Why.
     pub error: DocumentError,
+}
+
+impl UnscoredDocument {
+    pub(crate) fn of(request: &Request<'_>, index: usize, error: DocumentError) -> Self {
+        Self { index, id: request.documents[index].id.as_deref().map(str::to_owned), error }
+    }
 }

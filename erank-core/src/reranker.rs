@@ -6,13 +6,16 @@ use thiserror::Error;
 
 use crate::answer::{Answer, AnswerError, ProbabilityReading};
 use crate::backend::{
-    BackendError, Completion, DocumentError, Job, Mode, Progress, ScoringBackend, ScoringOptions,
-    Sink, Stop, TokenCounts,
+    BackendError, DocumentError, Job, Mode, Progress, ScoringBackend, ScoringOptions, Stop,
+    TokenCounts,
 };
+use crate::cascade::Cascade;
 use crate::fusion::{Fusion, best_first};
+use crate::outcomes::{Outcomes, Pass, Tally};
 use crate::prompt::{PromptTemplate, instructions};
 use crate::ranking::{RankedDocument, Ranking, UnscoredDocument};
 use crate::request::{Document, Request};
+use crate::sampling::Sampling;
 
 /// Reranks requests with one backend and one set of choices. Shared by any number of threads.
 ///
@@ -48,12 +51,13 @@ struct Choices {
     options: ScoringOptions,
     reading: ProbabilityReading,
     score: ScoreKind,
+    cascade: Option<Cascade>,
     fusion: Fusion,
     top_k: Option<usize>,
     on_progress: Option<Box<ProgressCallback>>,
 }
 
-type ProgressCallback = dyn Fn(&Progress) -> ControlFlow<()> + Send + Sync;
+pub(crate) type ProgressCallback = dyn Fn(&Progress) -> ControlFlow<()> + Send + Sync;
 
 /// What a document is ranked by, before fusion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,6 +84,7 @@ impl<B: ScoringBackend> Reranker<B> {
                 options: ScoringOptions::default(),
                 reading: ProbabilityReading::default(),
                 score: ScoreKind::default(),
+                cascade: None,
                 fusion: Fusion::default(),
                 top_k: None,
                 on_progress: None,
@@ -108,119 +113,103 @@ impl<B: ScoringBackend> Reranker<B> {
     /// As [`rerank`](Self::rerank).
     pub fn rerank_until(&self, request: &Request<'_>, stop: &Stop) -> Result<Ranking, RerankError> {
         let choices = &self.choices;
-        let mut outcomes = Outcomes::new(request, choices, stop);
-        let scorable: Vec<usize> = outcomes.open().collect();
-        let texts: Vec<&str> =
-            scorable.iter().map(|&index| request.documents[index].text.as_ref()).collect();
-        let job = Job {
-            prompt: choices.template.bind(&choices.instruction, &request.query),
-            documents: &texts,
-            options: choices.options,
-            stop: stop.clone(),
+        let (candidates, mut unscored) = choices.candidates(request);
+        let progress = Progress {
+            documents_done: unscored.len(),
+            documents: request.documents.len(),
+            tokens: TokenCounts::default(),
         };
-        outcomes.indices = scorable;
-        let result =
-            if texts.is_empty() { Ok(()) } else { self.backend.score(&job, &mut outcomes) };
-        let ranking = outcomes.into_ranking();
+        let mut tally = Tally { progress, stop, on_progress: choices.on_progress.as_deref() };
+
+        let estimate = |answer: &Answer| Ok(answer.best_estimate());
+        let mut pass = choices.pass(request, &candidates);
+        if choices.cascade.is_some() {
+            pass.options.mode = Mode::AnswerOnly;
+            pass.options.sampling = Sampling::default();
+            pass.options.samples = 1;
+            pass.score = &estimate;
+        }
+        let (scored, errors, mut result) = self.run(&pass, &mut tally);
+        unscored.extend(errors);
+        unscored.sort_by_key(|document| document.index);
+        let mut documents = choices.order(scored);
+
+        if let (Some(cascade), Ok(())) = (choices.cascade, &result) {
+            let stretches = cascade.stretches(&documents, choices.top_k.unwrap_or(usize::MAX));
+            let chosen: Vec<usize> =
+                stretches.iter().flat_map(|s| &documents[s.clone()]).map(|d| d.index).collect();
+            tally.progress.documents += chosen.len();
+            // What fails now keeps its first answer.
+            let (scored, _, second) = self.run(&choices.pass(request, &chosen), &mut tally);
+            let thought_about = choices.order(scored);
+            for stretch in stretches {
+                resort(&mut documents[stretch], &thought_about);
+            }
+            result = second;
+        }
+
+        let scored = documents.len();
+        documents.truncate(choices.top_k.unwrap_or(usize::MAX));
+        let ranking = Ranking { documents, scored, unscored, tokens: tally.progress.tokens };
         match result {
             Ok(()) => Ok(ranking),
             Err(source) => Err(RerankError { source, partial: Box::new(ranking) }),
         }
     }
-}
 
-/// Collects outcomes by document and reads answers as they arrive.
-struct Outcomes<'a> {
-    request: &'a Request<'a>,
-    choices: &'a Choices,
-    stop: &'a Stop,
-    /// The request's index of each of the job's documents.
-    indices: Vec<usize>,
-    /// By the request's index; `None` until something is known.
-    outcomes: Vec<Option<Result<RankedDocument, DocumentError>>>,
-    documents_done: usize,
-    tokens: TokenCounts,
-}
-
-impl<'a> Outcomes<'a> {
-    /// With the documents that cannot be scored already marked so.
-    fn new(request: &'a Request<'a>, choices: &'a Choices, stop: &'a Stop) -> Self {
-        let unscorable = |document| choices.unscorable(document).map(Err);
-        let outcomes: Vec<_> = request.documents.iter().map(unscorable).collect();
-        let documents_done = outcomes.iter().flatten().count();
-        let tokens = TokenCounts::default();
-        Self { request, choices, stop, indices: Vec::new(), outcomes, documents_done, tokens }
-    }
-
-    /// The indices of documents about which nothing is known yet.
-    fn open(&self) -> impl Iterator<Item = usize> {
-        let open = self.outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_none());
-        open.map(|(index, _)| index)
-    }
-
-    fn report_progress(&self) {
-        let Some(on_progress) = &self.choices.on_progress else { return };
-        let progress = Progress {
-            documents_done: self.documents_done,
-            documents: self.outcomes.len(),
-            tokens: self.tokens,
+    /// Has the backend score a pass's documents: those with an answer, and those without.
+    fn run(
+        &self,
+        pass: &Pass<'_>,
+        tally: &mut Tally<'_>,
+    ) -> (Vec<RankedDocument>, Vec<UnscoredDocument>, Result<(), BackendError>) {
+        let texts: Vec<&str> =
+            pass.indices.iter().map(|&index| pass.request.documents[index].text.as_ref()).collect();
+        let job = Job {
+            prompt: pass.template.bind(&self.choices.instruction, &pass.request.query),
+            documents: &texts,
+            options: pass.options,
+            stop: tally.stop.clone(),
         };
-        if on_progress(&progress).is_break() {
-            self.stop.stop();
-        }
-    }
-
-    fn into_ranking(self) -> Ranking {
-        let mut scored = Vec::new();
-        let mut unscored = Vec::new();
-        for (index, outcome) in self.outcomes.into_iter().enumerate() {
-            match outcome.unwrap_or(Err(DocumentError::NotReported)) {
+        let mut outcomes = Outcomes::new(pass, tally);
+        let result =
+            if texts.is_empty() { Ok(()) } else { self.backend.score(&job, &mut outcomes) };
+        let (mut scored, mut unscored) = (Vec::new(), Vec::new());
+        for (index, outcome) in outcomes.into_results() {
+            match outcome {
                 Ok(document) => scored.push(document),
-                Err(error) => {
-                    let id = self.request.documents[index].id.as_deref().map(str::to_owned);
-                    unscored.push(UnscoredDocument { index, id, error });
-                }
+                Err(error) => unscored.push(UnscoredDocument::of(pass.request, index, error)),
             }
         }
-
-        let first_stage: Vec<f64> = scored.iter().filter_map(|d| d.first_stage_score).collect();
-        let reranker: Vec<f64> = scored.iter().map(|document| document.score).collect();
-        let fused = self.choices.fusion.fuse(&first_stage, &reranker);
-        for (document, score) in scored.iter_mut().zip(&fused) {
-            document.score = *score;
-        }
-        let mut scored: Vec<_> = scored.into_iter().map(Some).collect();
-        let documents = best_first(&fused)
-            .into_iter()
-            .take(self.choices.top_k.unwrap_or(usize::MAX))
-            .filter_map(|index| scored[index].take())
-            .collect();
-        Ranking { documents, unscored, tokens: self.tokens }
+        (scored, unscored, result)
     }
 }
 
-impl Sink for Outcomes<'_> {
-    fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
-        // A backend that names an unknown document, or one twice, does no harm: the first counts.
-        let Some(&index) = self.indices.get(index) else { return };
-        if self.outcomes[index].is_some() {
-            return;
+/// Sorts a stretch as in `thought_about`, the best first; documents that are not there come last and
+/// keep their order.
+fn resort(stretch: &mut [RankedDocument], thought_about: &[RankedDocument]) {
+    let place = |index: usize| thought_about.iter().position(|document| document.index == index);
+    stretch.sort_by_key(|document| place(document.index).unwrap_or(usize::MAX));
+    for document in stretch {
+        if let Some(place) = place(document.index) {
+            *document = thought_about[place].clone();
         }
-        let document = &self.request.documents[index];
-        self.outcomes[index] =
-            Some(outcome.and_then(|completion| self.choices.read(index, document, &completion)));
-        self.documents_done += 1;
-        self.report_progress();
-    }
-
-    fn advanced(&mut self, tokens: TokenCounts) {
-        self.tokens += tokens;
-        self.report_progress();
     }
 }
 
 impl Choices {
-    /// Why a document cannot be scored, known without the model.
+    /// The documents to score, and those that cannot be, known without the model.
+    fn candidates(&self, request: &Request<'_>) -> (Vec<usize>, Vec<UnscoredDocument>) {
+        let (mut candidates, mut unscored) = (Vec::new(), Vec::new());
+        for (index, document) in request.documents.iter().enumerate() {
+            match self.unscorable(document) {
+                None => candidates.push(index),
+                Some(error) => unscored.push(UnscoredDocument::of(request, index, error)),
+            }
+        }
+        (candidates, unscored)
+    }
+
     fn unscorable(&self, document: &Document<'_>) -> Option<DocumentError> {
         if document.text.trim().is_empty() {
             return Some(DocumentError::Empty);
@@ -229,48 +218,48 @@ impl Choices {
         (self.fusion != Fusion::None && !has_score).then_some(DocumentError::NoFirstStageScore)
     }
 
-    /// Reads a completion's answer and its score before fusion.
-    fn read(
-        &self,
-        index: usize,
-        document: &Document<'_>,
-        completion: &Completion,
-    ) -> Result<RankedDocument, DocumentError> {
-        let answer = self.template.answers().parse(completion, self.reading)?;
-        Ok(RankedDocument {
-            index,
-            id: document.id.as_deref().map(str::to_owned),
-            score: self.score.of(&answer)?,
-            integer: answer.integer,
-            probability: answer.probability,
-            official: answer.official(),
-            expected: answer.expected,
-            first_stage_score: document.first_stage_score,
-            reasoning: answer.reasoning,
-            truncated: completion.query_truncated || completion.document_truncated,
-            finish: completion.finish,
-            tokens: completion.usage,
-        })
+    /// A pass over these documents, as chosen.
+    fn pass<'a>(&'a self, request: &'a Request<'a>, indices: &'a [usize]) -> Pass<'a> {
+        Pass {
+            request,
+            template: &self.template,
+            options: self.options,
+            reading: self.reading,
+            score: self.score.function(),
+            indices,
+        }
+    }
+
+    /// Fuses the scores and puts the best first; ties keep the request's order.
+    fn order(&self, mut documents: Vec<RankedDocument>) -> Vec<RankedDocument> {
+        let first_stage: Vec<f64> = documents.iter().filter_map(|d| d.first_stage_score).collect();
+        let reranker: Vec<f64> = documents.iter().map(|document| document.score).collect();
+        let fused = self.fusion.fuse(&first_stage, &reranker);
+        for (document, score) in documents.iter_mut().zip(&fused) {
+            document.score = *score;
+        }
+        let mut documents: Vec<_> = documents.into_iter().map(Some).collect();
+        best_first(&fused).into_iter().filter_map(|index| documents[index].take()).collect()
     }
 }
 
 impl ScoreKind {
-    fn of(self, answer: &Answer) -> Result<f64, AnswerError> {
+    fn function(self) -> &'static dyn Fn(&Answer) -> Result<f64, AnswerError> {
         match self {
             Self::Official => {
-                answer.official().ok_or(AnswerError::NoProbability("log-probabilities"))
+                &|answer| answer.official().ok_or(AnswerError::NoProbability("log-probabilities"))
             }
-            Self::Expected => {
+            Self::Expected => &|answer| {
                 answer.expected.ok_or(AnswerError::NoProbability("distribution over the answers"))
-            }
-            Self::Integer => Ok(f64::from(answer.integer)),
+            },
+            Self::Integer => &|answer| Ok(f64::from(answer.integer)),
         }
     }
 }
 
 /// The backend failed as a whole.
 #[derive(Debug, Error)]
-#[error("{source}")]
+#[error("the ranking is incomplete")]
 #[non_exhaustive]
 pub struct RerankError {
     /// What happened, with what the caller can do about it.
@@ -316,6 +305,26 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
     /// Think, and force the answer after this many tokens.
     pub fn max_tokens(mut self, max_tokens: usize) -> Self {
         self.choices.options.mode = Mode::Reason { max_tokens };
+        self
+    }
+
+    /// Chooses the tokens of the thought other than greedily.
+    pub fn sampling(mut self, sampling: Sampling) -> Self {
+        self.choices.options.sampling = sampling;
+        self
+    }
+
+    /// Consensus: ranks by the mean score of this many samples of each document, which takes a
+    /// [`sampling`](Self::sampling) temperature above 0. ERank's authors report gains from it
+    /// (arXiv 2509.00520, §3.2).
+    pub fn samples(mut self, samples: usize) -> Self {
+        self.choices.options.samples = samples;
+        self
+    }
+
+    /// Scores all documents cheaply first and thinks only about some.
+    pub fn cascade(mut self, cascade: Cascade) -> Self {
+        self.choices.cascade = Some(cascade);
         self
     }
 
@@ -367,15 +376,28 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
             }
             _ => {}
         }
-        let ScoringOptions { mode, max_query_tokens, max_document_tokens } = self.choices.options;
+        let ScoringOptions { mode, sampling, samples, max_query_tokens, max_document_tokens } =
+            self.choices.options;
         let limits = [
             ("top_k", self.choices.top_k == Some(0)),
             ("max_tokens", mode == Mode::Reason { max_tokens: 0 }),
             ("max_query_tokens", max_query_tokens == 0),
             ("max_document_tokens", max_document_tokens == 0),
+            ("samples", samples == 0),
+            (
+                "the cascade's number of documents",
+                self.choices.cascade.is_some_and(|c| c.most == 0),
+            ),
         ];
         if let Some((name, _)) = limits.into_iter().find(|(_, is_zero)| *is_zero) {
             return Err(ConfigError::Zero(name));
+        }
+        sampling.check()?;
+        if samples > 1 && (sampling.is_greedy() || !mode.is_reason()) {
+            return Err(ConfigError::EqualSamples);
+        }
+        if self.choices.cascade.is_some() && !mode.is_reason() {
+            return Err(ConfigError::CascadeWithoutThought);
         }
         Ok(Reranker { backend: self.backend, choices: self.choices })
     }
@@ -394,11 +416,26 @@ pub enum ConfigError {
     /// A constant of reciprocal rank fusion that is not positive.
     #[error("the constant of reciprocal rank fusion is {0}; it must be positive")]
     ReciprocalRankConstant(f64),
+    /// A sampling setting outside its range.
+    #[error("the sampling setting {name} is {value}, which it cannot be")]
+    Sampling {
+        /// The setting's name.
+        name: &'static str,
+        /// Its value.
+        value: f32,
+    },
+    /// Several samples that would all be the same.
+    #[error("several samples are all the same without a thought sampled at a temperature above 0")]
+    EqualSamples,
+    /// A cascade whose second pass would not think either.
+    #[error("a cascade thinks in its second pass; it cannot be answer-only")]
+    CascadeWithoutThought,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::{Completion, Sink};
     use crate::testing::{ScriptedBackend, answered};
 
     fn indices(ranking: &Ranking) -> Vec<usize> {
@@ -502,6 +539,90 @@ mod tests {
     }
 
     #[test]
+    fn samples_are_averaged_and_kept() {
+        let script = [
+            answered(2, 1.0),
+            answered(9, 1.0),
+            answered(4, 1.0),
+            Completion::new("<think>…"),
+            answered(3, 1.0),
+            Completion::new("<think>…"),
+            Completion::new("<think>…"),
+            Completion::new(""),
+            Completion::new("<think>…"),
+        ];
+        let reranker = Reranker::builder(ScriptedBackend::new(script))
+            .sampling(Sampling::with_temperature(0.7))
+            .samples(3)
+            .build()
+            .expect("valid");
+        let ranking = reranker.rerank(&Request::new("q", ["a", "b", "c"])).expect("a ranking");
+        let [a, b] = &ranking.documents[..] else { panic!("{ranking:?}") };
+        assert_eq!((a.index, a.score, a.integer), (0, 5.0, 4));
+        assert!((a.spread - (26.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        let integers = |d: &RankedDocument| {
+            d.samples.iter().map(|sample| sample.answer.integer).collect::<Vec<_>>()
+        };
+        assert_eq!(integers(a), [2, 9, 4]);
+        // Samples without an answer do not count as 0.
+        assert_eq!((b.index, b.score, integers(b)), (1, 3.0, vec![3]));
+        assert_eq!(ranking.unscored.len(), 1);
+    }
+
+    /// Answers each document with the number it consists of: at once a tenth of it, with the
+    /// deviation that stands behind a comma.
+    struct Numbers;
+    impl ScoringBackend for Numbers {
+        fn name(&self) -> &str {
+            "numbers"
+        }
+        fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+            for (index, document) in job.documents.iter().enumerate() {
+                let (number, unsure) = document.split_once(',').expect("two numbers");
+                let number: u32 = number.parse().expect("a number");
+                let answer = if job.options.mode.is_reason() { number % 10 } else { number / 10 };
+                let mut completion = answered(answer, 0.9);
+                let unsure: f64 = unsure.parse().expect("a number");
+                let mut shares = [0.0; 11];
+                shares[answer as usize] = 1.0 - unsure;
+                shares[answer as usize + 1] = unsure / 2.0;
+                shares[answer as usize - 1] = unsure / 2.0;
+                completion.answers = crate::AnswerDistribution::new(shares.map(f64::ln)).ok();
+                let fails = job.options.mode.is_reason() && number == 77;
+                let failed = || DocumentError::Backend("on purpose".into());
+                sink.completed(index, if fails { Err(failed()) } else { Ok(completion) });
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_cascade_thinks_about_the_best() {
+        let request = Request::new("q", ["51,0", "82,0", "77,0", "89,0", "28,0"]);
+        let reranker = Reranker::builder(Numbers).cascade(Cascade::best(3)).build().expect("valid");
+        let ranking = reranker.rerank(&request).expect("a ranking");
+        // 82 and 89 tie at first; 77 cannot be thought about, and keeps its first answer.
+        assert_eq!(indices(&ranking), [3, 1, 2, 0, 4]);
+        let reasoned: Vec<bool> = ranking.documents.iter().map(|d| d.mode.is_reason()).collect();
+        assert_eq!(reasoned, [true, true, false, false, false]);
+        assert!(ranking.unscored.is_empty());
+    }
+
+    #[test]
+    fn a_cascade_thinks_where_places_are_uncertain() {
+        // 8 is sure; the two sixes and the five are not told apart; 3 is sure; the twos are.
+        let request =
+            Request::new("q", ["21,0.5", "29,0.5", "38,0", "63,0.9", "68,0.9", "59,0.9", "81,0"]);
+        let rank = |cascade, top_k| {
+            let builder = Reranker::builder(Numbers).cascade(cascade).top_k(top_k);
+            indices(&builder.build().expect("valid").rerank(&request).expect("a ranking"))
+        };
+        assert_eq!(rank(Cascade::uncertain(7), 7), [6, 5, 4, 3, 2, 1, 0]);
+        assert_eq!(rank(Cascade::uncertain(3), 7), [6, 5, 4, 3, 2, 0, 1]);
+        assert_eq!(rank(Cascade::uncertain(7), 2), [6, 5]);
+    }
+
+    #[test]
     fn hybrid_needs_every_first_stage_score() {
         let reranker =
             Reranker::builder(ScriptedBackend::new([answered(5, 1.0), answered(5, 1.0)]))
@@ -550,6 +671,12 @@ mod tests {
         let constant = Fusion::ReciprocalRank { k: 0.0 };
         let expected = Some(ConfigError::ReciprocalRankConstant(0.0));
         assert_eq!(error(builder().fusion(constant)), expected);
+        assert_eq!(error(builder().samples(2)), Some(ConfigError::EqualSamples));
+        let cold = Sampling::with_temperature(-0.1);
+        let expected = ConfigError::Sampling { name: "temperature", value: -0.1 };
+        assert_eq!(error(builder().sampling(cold)), Some(expected));
+        let cascade = builder().cascade(Cascade::best(3)).answer_only();
+        assert_eq!(error(cascade), Some(ConfigError::CascadeWithoutThought));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use crate::backend::{
     BackendError, Completion, DocumentError, FinishReason, Job, ScoringBackend, Sink, TokenCounts,
 };
 
-/// Answers document `i` of every job with the `i`-th completion of its script.
+/// Answers document `i` of every job with the `i`-th completion of its script; of `k` samples, the
+/// document's are those from `i·k`.
 ///
 /// ```
 /// use erank_core::testing::{ScriptedBackend, answered};
@@ -52,17 +53,22 @@ impl ScoringBackend for ScriptedBackend {
     }
 
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
-        for index in 0..job.documents.len() {
+        let samples = job.options.samples.max(1);
+        for place in 0..job.documents.len() * samples {
             let outcome = if job.stop.is_set() {
                 Err(DocumentError::Stopped)
             } else {
                 let beyond = || DocumentError::Backend("beyond the end of the script".into());
-                self.script.get(index).cloned().ok_or_else(beyond)
+                let numbered = |completion: &Completion| Completion {
+                    sample: place % samples,
+                    ..completion.clone()
+                };
+                self.script.get(place).map(numbered).ok_or_else(beyond)
             };
             if let Ok(completion) = &outcome {
                 sink.advanced(TokenCounts { prompt: 0, generated: completion.tokens.len() });
             }
-            sink.completed(index, outcome);
+            sink.completed(place / samples, outcome);
         }
         Ok(())
     }
