@@ -134,7 +134,7 @@ impl Comparison {
     /// about when a coin decides for every query which of the two runs was which.
     ///
     /// `rounds` such drawings are made, of which the actual outcome counts as one more, so that the
-    /// p-value is never 0; 100,000 put it within ±0.002 (95 %) around 0.05. The same seed gives the
+    /// p-value is never 0; 100,000 put it within ±0.0014 around 0.05 (95 %). The same seed gives the
     /// same p-value. `None` if there are no queries.
     pub fn randomisation_test(&self, rounds: u32, seed: u64) -> Option<f64> {
         let differences: Vec<f64> = self.differences.values().copied().collect();
@@ -304,9 +304,9 @@ mod tests {
         assert!((p - 2.0 / 256.0).abs() < 0.001, "{p}");
         assert_eq!(gains.randomisation_test(100_000, 7), Some(p));
         assert_ne!(gains.randomisation_test(100_000, 8), Some(p));
-        // 0.1 + 0.2 and 0.3 differ in rounding, and yet all drawings that give 0 are as extreme.
-        let no_gain = differences(&[0.1, 0.2, -0.3]);
-        assert_eq!(no_gain.randomisation_test(1000, 7), Some(1.0));
+        // No drawing comes nearer to 0 than one of these losses; some do in floating point.
+        let losses = differences(&[-0.2, -0.2, -0.2, 0.2, 0.2]);
+        assert_eq!(losses.randomisation_test(1000, 7), Some(1.0));
         assert_eq!(differences(&[0.0; 3]).randomisation_test(1000, 7), Some(1.0));
         assert_eq!(gains.randomisation_test(0, 7), Some(1.0));
         assert_eq!(differences(&[]).randomisation_test(1000, 7), None);
