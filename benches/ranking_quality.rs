@@ -16,7 +16,7 @@ use std::fs;
 use std::time::Instant;
 
 use erank_candle::CandleBackend;
-use erank_core::metrics::ndcg;
+use erank_core::metrics::Measure;
 use erank_core::{Document, FinishReason, Fusion, Ranking, Request, Reranker};
 use serde::Deserialize;
 use serde_json::json;
@@ -163,7 +163,7 @@ fn mean_ndcg(queries: &[Query], score: &dyn Fn(usize, &Query) -> Vec<f64>) -> f6
                 scores[b].total_cmp(&scores[a]).then(tie_break(a).cmp(&tie_break(b)))
             });
             let ranked: Vec<i32> = order.iter().map(|i| query.documents[*i].grade).collect();
-            sum += ndcg(10, &ranked, &query.grades).unwrap_or(0.0);
+            sum += Measure::ndcg(10).of(&ranked, &query.grades);
         }
     }
     sum / (queries.len() as u64 * SHUFFLES) as f64

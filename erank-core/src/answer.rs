@@ -195,6 +195,8 @@ fn shortened(found: &str) -> String {
 
 /// How the probability of an answer is read from token probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ProbabilityReading {
     /// The product over all of the answer's tokens: "10" is two tokens with Qwen's tokenizer, and
@@ -208,6 +210,7 @@ pub enum ProbabilityReading {
 
 /// What the model answered.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Answer {
     /// The integer, one of the [`AnswerFormat`]'s values.

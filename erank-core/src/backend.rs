@@ -67,6 +67,8 @@ pub struct Job<'a> {
 
 /// How to answer, and how much.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct ScoringOptions {
     /// Whether to think before answering.
@@ -97,6 +99,8 @@ impl Default for ScoringOptions {
 
 /// Whether the model thinks before it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Mode {
     /// Think, then answer. When `max_tokens` are spent without an answer, the thought is closed
@@ -187,6 +191,8 @@ pub struct GeneratedToken {
 
 /// Why generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum FinishReason {
     /// The answer was known.
@@ -199,6 +205,7 @@ pub enum FinishReason {
 
 /// Tokens read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TokenCounts {
     /// Tokens of prompts, with what was forced.
     pub prompt: usize,
@@ -215,6 +222,7 @@ impl AddAssign for TokenCounts {
 
 /// How far a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Progress {
     /// Documents done, with or without an answer.

@@ -4,6 +4,8 @@
 ///
 /// Both lists are over the same documents: those of one query that got an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Fusion {
     /// The reranker's score alone.

@@ -15,7 +15,9 @@
 //! | the ranked list | [`ranking`] |
 //! | all of it, in this order | [`reranker`] |
 //! | thinking only where it matters | [`cascade`] |
-//! | how good the order is | [`metrics`] |
+//! | how good one order is | [`metrics`] |
+//! | runs and people's grades in TREC's files | [`trec`] |
+//! | how good a run is, and whether another is better | [`evaluation`] |
 //!
 //! ```
 //! use erank_core::testing::ScriptedBackend;
@@ -32,10 +34,33 @@
 //! assert_eq!(ranking.documents[0].integer, 9);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Features
+//!
+//! Neither is on by default.
+//!
+//! - `testing`: the module of that name, with a scripted backend.
+//! - `serde`: `Serialize` and `Deserialize` for requests, options and results. Names in JSON are
+//!   those of the fields, and of the variants in snake case:
+//!
+//!   ```json
+//!   {"query": "jet noise", "documents": [{"text": "…", "id": "a", "first_stage_score": 9.1}]}
+//!   {"mode": {"reason": {"max_tokens": 512}}, "max_document_tokens": 1024}
+//!   {"z_score": {"first_stage_weight": 0.2}}
+//!   ```
+//!
+//!   They are a [`Request`], [`ScoringOptions`] and a [`Fusion`]. Options that are left out have
+//!   their defaults, and unknown ones are errors; unknown fields of requests and results are passed
+//!   over. `null`, or a field left out, is a value that is not there, such as a probability, an id
+//!   or a first-stage score that is no number; it is never 0. An [`AnswerDistribution`] is the
+//!   array of its log-probabilities, with `null` for that of an impossible answer, minus infinity.
+//!   A [`DocumentError`] is an object with its `code`, such as `no_answer` or `stopped`, and a
+//!   `message` for people; fields of the code stand beside it.
 
 pub mod answer;
 pub mod backend;
 pub mod cascade;
+pub mod evaluation;
 pub mod fusion;
 pub mod metrics;
 mod outcomes;
@@ -44,8 +69,11 @@ pub mod ranking;
 pub mod request;
 pub mod reranker;
 pub mod sampling;
+#[cfg(feature = "serde")]
+mod serialisation;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod trec;
 
 pub use answer::{Answer, AnswerDistribution, AnswerError, AnswerFormat, ProbabilityReading};
 pub use backend::{

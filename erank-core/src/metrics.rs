@@ -1,46 +1,447 @@
-//! How good an order is, judged by people's relevance grades (qrels).
+//! How good one order is, judged by people's relevance grades.
+//!
+//! A [`Measure`] is written as [ir-measures](https://ir-measur.es) writes it, `nDCG@10` or
+//! `AP(rel=2)`, and its values are trec_eval's. Whole runs are evaluated by
+//! [`Measure::evaluate`]; a single order is measured by [`Measure::of`].
 
-/// Normalised discounted cumulative gain of the first `k` documents, as trec_eval's `ndcg_cut`:
-/// the gain is the grade, the discount `1 / log₂(rank + 1)`, negative grades count 0.
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// A measure of a ranked list, from 0 to 1, higher is better.
 ///
-/// `ranked` are the grades of the ranked documents, best first, with 0 for unjudged ones; `judged`
-/// are all grades of the query, from which the ideal order is made. `None` if nothing relevant was
-/// judged: such a query says nothing about the order.
+/// All follow trec_eval:
+/// - An unjudged document counts as not relevant, and so does one with a negative grade.
+/// - A list shorter than the cutoff is as if filled up with irrelevant documents.
+/// - A query for which nothing relevant was judged has the value 0, and a mean counts it.
+/// - `relevance_level` is the lowest grade that counts as relevant (`trec_eval -l`): 1 unless the
+///   collection says otherwise, such as the 2 of TREC Deep Learning's passages. Grades below 1 are
+///   never relevant, so a lower level is the same as 1.
+/// - `cutoff` is the number of documents looked at, `None` for the whole list. A cutoff of 0 looks
+///   at nothing, and the value is 0.
 ///
 /// ```
-/// use erank_core::metrics::ndcg;
+/// use erank_core::metrics::{Gain, Measure};
 ///
-/// assert_eq!(ndcg(10, &[3, 2, 0], &[3, 2, 0]), Some(1.0));
-/// assert_eq!(ndcg(10, &[0, 0], &[1]), Some(0.0));
-/// assert_eq!(ndcg(10, &[0], &[0]), None);
+/// let measure: Measure = "nDCG@10".parse()?;
+/// assert_eq!(measure, Measure::Ndcg { cutoff: Some(10), gain: Gain::Linear });
+/// assert_eq!("MAP".parse::<Measure>()?.to_string(), "AP");
+/// assert_eq!("RR(rel=2)@10".parse::<Measure>()?.to_string(), "RR(rel=2)@10");
+/// # Ok::<(), erank_core::metrics::ParseMeasureError>(())
 /// ```
-pub fn ndcg(k: usize, ranked: &[i32], judged: &[i32]) -> Option<f64> {
-    let mut ideal = judged.to_vec();
-    ideal.sort_unstable_by(|a, b| b.cmp(a));
-    let ideal = dcg(k, &ideal);
-    (ideal > 0.0).then(|| dcg(k, ranked) / ideal)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Measure {
+    /// Normalised discounted cumulative gain (Järvelin and Kekäläinen, TOIS 2002), trec_eval's
+    /// `ndcg_cut` and `ndcg`: the sum of `gain / log₂(rank + 1)`, divided by that of the best
+    /// possible order of all judged documents.
+    Ndcg {
+        /// Documents looked at, in the list and in the best possible one.
+        cutoff: Option<usize>,
+        /// What a grade is worth.
+        gain: Gain,
+    },
+    /// Average precision, trec_eval's `map` and `map_cut`: the precision at the rank of each
+    /// relevant document found, summed, and divided by the number of relevant documents judged.
+    /// MAP is its mean over queries.
+    AveragePrecision {
+        /// Documents looked at.
+        cutoff: Option<usize>,
+        /// The lowest relevant grade.
+        relevance_level: i32,
+    },
+    /// `1 / rank` of the first relevant document, 0 if there is none; trec_eval's `recip_rank`.
+    /// MRR is its mean over queries.
+    ReciprocalRank {
+        /// Documents looked at.
+        cutoff: Option<usize>,
+        /// The lowest relevant grade.
+        relevance_level: i32,
+    },
+    /// The share of relevant documents among the first `cutoff`, trec_eval's `P`. The divisor is
+    /// the cutoff even if the list is shorter.
+    Precision {
+        /// Documents looked at.
+        cutoff: usize,
+        /// The lowest relevant grade.
+        relevance_level: i32,
+    },
+    /// The share of the relevant documents judged that is among the first `cutoff`, trec_eval's
+    /// `recall`.
+    Recall {
+        /// Documents looked at.
+        cutoff: usize,
+        /// The lowest relevant grade.
+        relevance_level: i32,
+    },
 }
 
-fn dcg(k: usize, grades: &[i32]) -> f64 {
-    let gain =
-        |(rank, grade): (usize, &i32)| f64::from(*grade.max(&0)) / (rank as f64 + 2.0).log2();
-    grades.iter().take(k).enumerate().map(gain).sum()
+/// What a grade is worth in [`Measure::Ndcg`]. Negative grades are worth nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Gain {
+    /// The grade itself, as trec_eval and the BEIR and TREC Deep Learning figures have it.
+    #[default]
+    Linear,
+    /// `2^grade − 1` (Burges et al., ICML 2005); written `nDCG(dcg='exp-log2')`.
+    Exponential,
+}
+
+impl Measure {
+    /// `nDCG@cutoff` with linear gain.
+    pub fn ndcg(cutoff: usize) -> Self {
+        Self::Ndcg { cutoff: Some(cutoff), gain: Gain::Linear }
+    }
+
+    /// `AP` over the whole list, relevant from grade 1.
+    pub fn average_precision() -> Self {
+        Self::AveragePrecision { cutoff: None, relevance_level: 1 }
+    }
+
+    /// `RR@cutoff`, relevant from grade 1.
+    pub fn reciprocal_rank(cutoff: usize) -> Self {
+        Self::ReciprocalRank { cutoff: Some(cutoff), relevance_level: 1 }
+    }
+
+    /// `P@cutoff`, relevant from grade 1.
+    pub fn precision(cutoff: usize) -> Self {
+        Self::Precision { cutoff, relevance_level: 1 }
+    }
+
+    /// `R@cutoff`, relevant from grade 1.
+    pub fn recall(cutoff: usize) -> Self {
+        Self::Recall { cutoff, relevance_level: 1 }
+    }
+
+    /// The value for one query.
+    ///
+    /// `ranked` are the grades of the ranked documents, best first, with 0 for unjudged ones;
+    /// `judged` are all grades of the query, in any order, those of the ranked documents among
+    /// them.
+    ///
+    /// ```
+    /// use erank_core::metrics::Measure;
+    ///
+    /// let judged = [3, 2, 0, 1];
+    /// assert_eq!(Measure::ndcg(2).of(&[3, 2, 1], &judged), 1.0);
+    /// assert_eq!(Measure::reciprocal_rank(10).of(&[0, 2], &judged), 0.5);
+    /// assert_eq!(Measure::precision(10).of(&[0, 2], &judged), 0.1);
+    /// ```
+    pub fn of(self, ranked: &[i32], judged: &[i32]) -> f64 {
+        let level = self.relevance_level();
+        let is_relevant = |grade: i32| grade >= level;
+        let all_relevant = judged.iter().filter(|grade| is_relevant(**grade)).count();
+        let cutoff = self.cutoff().unwrap_or(usize::MAX);
+        // The ranks, from 1, of the relevant documents within the cutoff.
+        let mut ranks = (1..)
+            .zip(ranked)
+            .take(cutoff)
+            .filter(|(_, grade)| is_relevant(**grade))
+            .map(|(r, _)| r);
+        match self {
+            Self::Ndcg { gain, .. } => ndcg(cutoff, gain, ranked, judged),
+            Self::AveragePrecision { .. } => {
+                let precisions = (1..).zip(ranks).map(|(found, rank)| ratio(found, rank));
+                divided(precisions.sum(), all_relevant as f64)
+            }
+            Self::ReciprocalRank { .. } => ranks.next().map_or(0.0, |rank| ratio(1, rank)),
+            Self::Precision { .. } => ratio(ranks.count(), cutoff),
+            Self::Recall { .. } => ratio(ranks.count(), all_relevant),
+        }
+    }
+
+    fn cutoff(self) -> Option<usize> {
+        match self {
+            Self::Ndcg { cutoff, .. }
+            | Self::AveragePrecision { cutoff, .. }
+            | Self::ReciprocalRank { cutoff, .. } => cutoff,
+            Self::Precision { cutoff, .. } | Self::Recall { cutoff, .. } => Some(cutoff),
+        }
+    }
+
+    /// The lowest relevant grade, at least 1.
+    fn relevance_level(self) -> i32 {
+        match self {
+            Self::Ndcg { .. } => 1,
+            Self::AveragePrecision { relevance_level, .. }
+            | Self::ReciprocalRank { relevance_level, .. }
+            | Self::Precision { relevance_level, .. }
+            | Self::Recall { relevance_level, .. } => relevance_level.max(1),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ndcg { .. } => "nDCG",
+            Self::AveragePrecision { .. } => "AP",
+            Self::ReciprocalRank { .. } => "RR",
+            Self::Precision { .. } => "P",
+            Self::Recall { .. } => "R",
+        }
+    }
+}
+
+fn ndcg(cutoff: usize, gain: Gain, ranked: &[i32], judged: &[i32]) -> f64 {
+    let mut ideal = judged.to_vec();
+    ideal.sort_unstable_by(|a, b| b.cmp(a));
+    // Gains are divided by a power of two that cancels out and keeps any grade's finite.
+    let highest = ranked.iter().chain(judged).copied().fold(0, i32::max);
+    let gain = |grade: i32| match gain {
+        _ if grade <= 0 => 0.0,
+        Gain::Linear => f64::from(grade),
+        Gain::Exponential => {
+            (f64::from(grade) - f64::from(highest)).exp2() - f64::from(-highest).exp2()
+        }
+    };
+    let dcg = |grades: &[i32]| {
+        let discounted = |(rank, grade): (usize, &i32)| gain(*grade) / (rank as f64 + 2.0).log2();
+        grades.iter().take(cutoff).enumerate().map(discounted).sum::<f64>()
+    };
+    divided(dcg(ranked), dcg(&ideal))
+}
+
+fn ratio(part: usize, whole: usize) -> f64 {
+    divided(part as f64, whole as f64)
+}
+
+/// The quotient; 0 where there is nothing to divide by, and for the −0 that an empty sum is.
+fn divided(part: f64, whole: f64) -> f64 {
+    if part > 0.0 && whole > 0.0 { part / whole } else { 0.0 }
+}
+
+/// The notation of ir-measures: `nDCG@10`, `nDCG(dcg='exp-log2')@10`, `AP`, `RR(rel=2)@10`.
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        if let Self::Ndcg { gain: Gain::Exponential, .. } = self {
+            f.write_str("(dcg='exp-log2')")?;
+        }
+        if self.relevance_level() > 1 {
+            write!(f, "(rel={})", self.relevance_level())?;
+        }
+        self.cutoff().map_or(Ok(()), |cutoff| write!(f, "@{cutoff}"))
+    }
+}
+
+/// Reads the notation of ir-measures, names in any case: `nDCG`, `AP` or `MAP`, `RR` or `MRR`, `P`
+/// or `Precision`, `R` or `Recall`; then in parentheses `rel=` with the relevance level or, for
+/// nDCG, `dcg='exp-log2'` or `dcg='log2'`; then `@` and the cutoff, which `P` and `R` need.
+impl FromStr for Measure {
+    type Err = ParseMeasureError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (head, cutoff) = match text.split_once('@') {
+            Some((head, cutoff)) => (head, Some(parse_cutoff(cutoff)?)),
+            None => (text, None),
+        };
+        let (name, parameter) = match head.split_once('(') {
+            Some((name, rest)) => match rest.trim_end().strip_suffix(')') {
+                Some(parameter) => (name, Some(parameter.trim())),
+                None => return Err(ParseMeasureError::Unknown(text.to_owned())),
+            },
+            None => (head, None),
+        };
+        let name = name.trim();
+        let level = || parameter.map_or(Ok(1), parse_relevance_level);
+        let needed = || cutoff.ok_or_else(|| ParseMeasureError::NoCutoff(name.to_owned()));
+        Ok(match name.to_ascii_lowercase().as_str() {
+            "ndcg" => Self::Ndcg { cutoff, gain: parameter.map_or(Ok(Gain::Linear), parse_gain)? },
+            "ap" | "map" => Self::AveragePrecision { cutoff, relevance_level: level()? },
+            "rr" | "mrr" => Self::ReciprocalRank { cutoff, relevance_level: level()? },
+            "p" | "precision" => Self::Precision { cutoff: needed()?, relevance_level: level()? },
+            "r" | "recall" => Self::Recall { cutoff: needed()?, relevance_level: level()? },
+            _ => return Err(ParseMeasureError::Unknown(text.to_owned())),
+        })
+    }
+}
+
+fn parse_cutoff(text: &str) -> Result<usize, ParseMeasureError> {
+    let cutoff = text.trim().parse().ok().filter(|cutoff| *cutoff > 0);
+    cutoff.ok_or_else(|| ParseMeasureError::Cutoff(text.to_owned()))
+}
+
+fn parse_relevance_level(parameter: &str) -> Result<i32, ParseMeasureError> {
+    let value = value_of("rel", parameter);
+    let level = value.and_then(|value| value.parse().ok()).filter(|level| *level > 0);
+    level.ok_or_else(|| ParseMeasureError::Parameter(parameter.to_owned()))
+}
+
+fn parse_gain(parameter: &str) -> Result<Gain, ParseMeasureError> {
+    match value_of("dcg", parameter).map(|value| value.trim_matches(['\'', '"'])) {
+        Some("log2") => Ok(Gain::Linear),
+        Some("exp-log2") => Ok(Gain::Exponential),
+        _ => Err(ParseMeasureError::Parameter(parameter.to_owned())),
+    }
+}
+
+/// The value in `key=value`, if that is the key.
+fn value_of<'a>(key: &str, parameter: &'a str) -> Option<&'a str> {
+    let (found, value) = parameter.split_once('=')?;
+    (found.trim() == key).then_some(value.trim())
+}
+
+/// What cannot be read as a [`Measure`].
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ParseMeasureError {
+    /// Another name than those known, or something that is not in the form `name(parameter)@k`.
+    #[error("{0:?} is no measure; write one such as nDCG@10, AP, RR@10, P@10 or R@100")]
+    Unknown(String),
+    /// A cutoff that is not a whole number from 1 on.
+    #[error("the cutoff {0:?} is not a whole number from 1 on")]
+    Cutoff(String),
+    /// A measure that is defined for the first documents only.
+    #[error("{0} needs a cutoff, as in {0}@10")]
+    NoCutoff(String),
+    /// A parameter that the measure does not have, or a value that it cannot take.
+    #[error(
+        "{0:?} is no parameter of this measure; nDCG takes dcg='exp-log2', the others rel=2 or \
+         another grade from 1 on"
+    )]
+    Parameter(String),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const ALL: [&str; 9] = [
+        "nDCG",
+        "nDCG@10",
+        "nDCG(dcg='exp-log2')@10",
+        "AP",
+        "AP(rel=2)@100",
+        "RR",
+        "RR(rel=3)@10",
+        "P(rel=2)@5",
+        "R@1000",
+    ];
+
+    fn measure(text: &str) -> Measure {
+        text.parse().expect("a measure")
+    }
 
     /// Expected figures from pytrec_eval-terrier 0.5.11's `ndcg_cut_3`.
     #[test]
-    fn equals_trec_eval() {
+    fn ndcg_equals_trec_eval() {
         for (ranked, judged, expected) in [
             (vec![0, 1, 2, 3], vec![3, 2, 1, 0], 0.342_499),
             (vec![2, 0, 3], vec![3, 2, 1, 0, 0], 0.735_007),
             (vec![-1, 1], vec![1, -1, 1], 0.386_853),
         ] {
-            let value = ndcg(3, &ranked, &judged).expect("something is relevant");
+            let value = Measure::ndcg(3).of(&ranked, &judged);
             assert!((value - expected).abs() < 1e-6, "{ranked:?}: {value}");
+        }
+    }
+
+    #[test]
+    fn values_by_hand() {
+        let (ranked, judged) = ([0, 2, -1, 1], [1, 2, 3, -1, 0]);
+        for (text, expected) in [
+            ("AP", (1.0 / 2.0 + 2.0 / 4.0) / 3.0),
+            ("AP@3", (1.0 / 2.0) / 3.0),
+            ("AP(rel=2)", (1.0 / 2.0) / 2.0),
+            ("RR", 1.0 / 2.0),
+            ("RR@1", 0.0),
+            ("RR(rel=3)", 0.0),
+            ("P@1", 0.0),
+            ("P@10", 2.0 / 10.0),
+            ("R@3", 1.0 / 3.0),
+            ("R(rel=2)@3", 1.0 / 2.0),
+        ] {
+            assert_eq!(measure(text).of(&ranked, &judged), expected, "{text}");
+        }
+        let exponential = measure("nDCG(dcg='exp-log2')@2").of(&ranked, &judged);
+        let log3 = 3f64.log2();
+        assert!((exponential - (3.0 / log3) / (7.0 + 3.0 / log3)).abs() < 1e-15);
+    }
+
+    #[test]
+    fn nothing_to_find_or_to_look_at_is_zero() {
+        for text in ALL {
+            for (ranked, judged) in
+                [(&[0, 0][..], &[0, -1][..]), (&[0], &[2]), (&[], &[2]), (&[], &[])]
+            {
+                assert_eq!(format!("{:.1}", measure(text).of(ranked, judged)), "0.0", "{text}");
+            }
+        }
+        for nothing in [Measure::ndcg(0), Measure::precision(0), Measure::recall(0)] {
+            assert_eq!(nothing.of(&[1, 1], &[1, 1]), 0.0);
+        }
+        let level_zero = Measure::Precision { cutoff: 2, relevance_level: 0 };
+        assert_eq!(level_zero.of(&[0, 1], &[0, 1]), 0.5);
+    }
+
+    #[test]
+    fn measures_are_written_as_they_are_read() {
+        for text in ALL {
+            assert_eq!(measure(text).to_string(), text);
+        }
+        for (text, same) in [
+            ("ndcg@10", "nDCG@10"),
+            ("nDCG(dcg=\"log2\")@10", "nDCG@10"),
+            (" MRR ( rel = 1 ) @ 10 ", "RR@10"),
+            ("map", "AP"),
+            ("Precision@5", "P@5"),
+            ("recall@5", "R@5"),
+        ] {
+            assert_eq!(measure(text), measure(same), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_measure_is_refused() {
+        type Error = ParseMeasureError;
+        let refused = |text: &str| text.parse::<Measure>().expect_err(text);
+        for text in ["", "ERR@10", "P(rel=2@10", "@10", "P@10)", "ndcg_cut_10"] {
+            assert!(matches!(refused(text), Error::Unknown(_) | Error::Cutoff(_)), "{text}");
+        }
+        for text in ["P@0", "P@", "P@-1", "P@1.5", "P@10@10", "P@99999999999999999999"] {
+            assert!(matches!(refused(text), Error::Cutoff(_)), "{text}");
+        }
+        for text in ["P", "recall(rel=2)"] {
+            assert!(matches!(refused(text), Error::NoCutoff(_)), "{text}");
+        }
+        for text in ["P(rel=0)@5", "P(rel=x)@5", "P()@5", "P(k=5)@5", "nDCG(rel=2)", "nDCG(dcg=3)"]
+        {
+            assert!(matches!(refused(text), Error::Parameter(_)), "{text}");
+        }
+        assert_eq!(refused("P").to_string(), "P needs a cutoff, as in P@10");
+    }
+
+    proptest! {
+        /// Whatever the grades, a value lies in [0, 1]; the best order has nDCG 1.
+        #[test]
+        fn values_lie_between_0_and_1(
+            judged in proptest::collection::vec(
+                prop_oneof![-2..5i32, Just(i32::MIN), Just(i32::MAX), Just(2000)], 0..12),
+            length in 0..15usize,
+            index in 0..ALL.len(),
+        ) {
+            let mut ranked = judged.clone();
+            ranked.rotate_left(judged.len() / 3);
+            ranked.resize(length.max(judged.len()), 0);
+            let value = measure(ALL[index]).of(&ranked[..length], &judged);
+            prop_assert!((0.0..=1.0 + 1e-12).contains(&value), "{}", value);
+
+            ranked.sort_unstable_by(|a, b| b.cmp(a));
+            for gain in [Gain::Linear, Gain::Exponential] {
+                let best = Measure::Ndcg { cutoff: None, gain }.of(&ranked, &judged);
+                let found = judged.iter().any(|grade| *grade > 0);
+                prop_assert!((best - f64::from(u8::from(found))).abs() < 1e-12);
+            }
+        }
+
+        /// No text panics, and what is read is written so that it reads the same.
+        #[test]
+        fn any_text_is_read_or_refused(
+            text in "(nDCG|AP|rr|P|R|\\PC)?(\\((rel|dcg|\\PC)?=?['a-z0-9-]{0,8}\\)?)?(@[0-9]{0,3})?"
+        ) {
+            if let Ok(measure) = text.parse::<Measure>() {
+                prop_assert_eq!(measure.to_string().parse(), Ok(measure));
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::request::Request;
 
 /// Documents from the most to the least relevant.
 #[derive(Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Ranking {
     /// The ranked documents, best first; at most the reranker's `top_k`. Ties keep the request's
@@ -24,6 +25,7 @@ pub struct Ranking {
 /// Of several [samples](crate::ScoringOptions::samples), the score is the mean, and the answer with
 /// its thought is the one whose score is nearest to it.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct RankedDocument {
     /// The document's index in the request.
@@ -67,6 +69,7 @@ pub struct RankedDocument {
 
 /// One of several answers for the same document.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Sample {
     /// Its score, before fusion.
@@ -81,6 +84,7 @@ pub struct Sample {
 
 /// A document without a score.
 #[derive(Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct UnscoredDocument {
     /// The document's index in the request.

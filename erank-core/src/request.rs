@@ -18,6 +18,7 @@ use std::borrow::Cow;
 /// assert_eq!(hits.documents[0].id.as_deref(), Some("doc-7"));
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Request<'a> {
     /// What the user searched for.
@@ -39,6 +40,7 @@ impl<'a> Request<'a> {
 
 /// One candidate document.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Document<'a> {
     /// The document's text. An empty or blank text cannot be judged and is reported as such.

@@ -61,6 +61,8 @@ pub(crate) type ProgressCallback = dyn Fn(&Progress) -> ControlFlow<()> + Send +
 
 /// What a document is ranked by, before fusion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ScoreKind {
     /// `N × P(N)`, as ERank's authors rank (arXiv 2509.00520, §3.2).

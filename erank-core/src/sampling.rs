@@ -18,6 +18,8 @@ use crate::reranker::ConfigError;
 /// assert!(!sampling.is_greedy() && Sampling::default().is_greedy());
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Sampling {
     /// Divides the logits; 0 takes the most probable token.

@@ -1,0 +1,235 @@
+//! The JSON shape of requests, options and results: what is written here is what programs rely on.
+
+use erank_core::reranker::ScoreKind;
+use erank_core::testing::{ScriptedBackend, answered};
+use erank_core::{
+    AnswerDistribution, Cascade, Completion, Document, DocumentError, Fusion, Mode,
+    ProbabilityReading, RankedDocument, Ranking, Request, Reranker, Sampling, ScoringOptions,
+};
+use serde_json::{Value, from_str, from_value, json, to_string, to_value};
+
+/// What `value` looks like; read again, it looks the same.
+fn json_of<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> Value {
+    let json = to_value(value).expect("JSON");
+    let read: T = from_value(json.clone()).expect("what was written can be read");
+    assert_eq!(to_value(&read).expect("JSON"), json);
+    json
+}
+
+#[test]
+fn requests() {
+    let request = Request::new(
+        "jet noise",
+        [
+            Document::new("Jet noise was measured.").with_id("a").with_first_stage_score(9.1),
+            Document::new("Bread."),
+        ],
+    );
+    let expected = json!({
+        "query": "jet noise",
+        "documents": [
+            {"text": "Jet noise was measured.", "id": "a", "first_stage_score": 9.1},
+            {"text": "Bread.", "id": null, "first_stage_score": null},
+        ],
+    });
+    assert_eq!(to_value(&request).expect("JSON"), expected);
+    let short = r#"{"query": "jet noise", "documents": [
+        {"text": "Jet noise was measured.", "id": "a", "first_stage_score": 9.1, "url": "a.html"},
+        {"text": "Bread."}]}"#;
+    assert_eq!(from_str::<Request<'static>>(short).expect("a request"), request);
+    for incomplete in [r#"{"query": "q"}"#, r#"{"documents": []}"#] {
+        assert!(from_str::<Request<'static>>(incomplete).is_err());
+    }
+}
+
+#[test]
+fn a_score_that_is_no_number_is_none_and_not_0() {
+    for score in [f64::NAN, f64::INFINITY] {
+        let document = Document::new("a").with_first_stage_score(score);
+        let json = to_string(&document).expect("JSON");
+        assert_eq!(json, r#"{"text":"a","id":null,"first_stage_score":null}"#);
+        let read: Document<'static> = from_str(&json).expect("a document");
+        assert_eq!(read.first_stage_score, None);
+    }
+}
+
+#[test]
+fn options() {
+    let expected = json!({
+        "mode": {"reason": {"max_tokens": 4096}},
+        "sampling": {
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+            "seed": 0,
+        },
+        "samples": 1,
+        "max_query_tokens": 2048,
+        "max_document_tokens": 2048,
+    });
+    assert_eq!(json_of(&ScoringOptions::default()), expected);
+    assert_eq!(from_str::<ScoringOptions>("{}").expect("options"), ScoringOptions::default());
+
+    let mut some = ScoringOptions::default();
+    some.mode = Mode::AnswerOnly;
+    some.sampling.temperature = 0.5;
+    let given = r#"{"mode": "answer_only", "sampling": {"temperature": 0.5}}"#;
+    assert_eq!(from_str::<ScoringOptions>(given).expect("options"), some);
+    let given = r#"{"mode": {"reason": {"max_tokens": 512}}, "max_document_tokens": 1024}"#;
+    let mut some = ScoringOptions::default();
+    some.mode = Mode::Reason { max_tokens: 512 };
+    some.max_document_tokens = 1024;
+    assert_eq!(from_str::<ScoringOptions>(given).expect("options"), some);
+    for mistake in [r#"{"max_tokens": 9}"#, r#"{"mode": "think"}"#, r#"{"samples": null}"#] {
+        assert!(from_str::<ScoringOptions>(mistake).is_err(), "{mistake}");
+    }
+    assert!(from_str::<Mode>(r#"{"reason": {"max_tokens": 9, "tokens": 9}}"#).is_err());
+    assert!(from_str::<Fusion>(r#"{"reciprocal_rank": {"k": 60, "w": 1}}"#).is_err());
+    assert!(from_str::<Fusion>(r#"{"z_score": {"first_stage_weight": null}}"#).is_err());
+    for mistake in [r#"{"temprature": 1}"#, r#"{"temperature": null}"#] {
+        assert!(from_str::<Sampling>(mistake).is_err(), "{mistake}");
+    }
+}
+
+#[test]
+fn choices() {
+    assert_eq!(json_of(&Fusion::None), json!("none"));
+    assert_eq!(json_of(&Fusion::hybrid()), json!({"z_score": {"first_stage_weight": 0.2}}));
+    assert_eq!(json_of(&Fusion::reciprocal_rank()), json!({"reciprocal_rank": {"k": 60.0}}));
+    assert_eq!(json_of(&Cascade::best(20)), json!({"most": 20, "only_uncertain": false}));
+    assert_eq!(json_of(&Cascade::uncertain(5)), json!({"most": 5, "only_uncertain": true}));
+    let kinds = [ScoreKind::Official, ScoreKind::Expected, ScoreKind::Integer];
+    assert_eq!(json_of(&kinds), json!(["official", "expected", "integer"]));
+    let readings = [ProbabilityReading::Joint, ProbabilityReading::FirstToken];
+    assert_eq!(json_of(&readings), json!(["joint", "first_token"]));
+}
+
+#[test]
+fn rankings() {
+    let mut sure = answered(9, 1.0);
+    let impossible = f64::NEG_INFINITY;
+    let mut log_probs = vec![impossible; 11];
+    log_probs[9] = 0.0;
+    sure.answers = Some(AnswerDistribution::new(log_probs).expect("probabilities"));
+    sure.usage.prompt = 100;
+    sure.usage.generated = 2;
+    let script = [sure, Completion::new("<think>Hm.</think><answer>2</answer>")];
+    let reranker = Reranker::builder(ScriptedBackend::new(script))
+        .score(ScoreKind::Integer)
+        .build()
+        .expect("valid");
+    let request = Request::new(
+        "q",
+        [
+            Document::new("one").with_id("a").with_first_stage_score(3.5),
+            Document::new("two"),
+            Document::new("three").with_id("c"),
+            Document::new(""),
+        ],
+    );
+    let ranking = reranker.rerank(&request).expect("a ranking");
+    let expected = json!({
+        "documents": [
+            {
+                "index": 0,
+                "id": "a",
+                "score": 9.0,
+                "spread": 0.0,
+                "integer": 9,
+                "probability": 1.0,
+                "official": 9.0,
+                "expected": 9.0,
+                "variance": 0.0,
+                "entropy": 0.0,
+                "distribution":
+                    [null, null, null, null, null, null, null, null, null, 0.0, null],
+                "first_stage_score": 3.5,
+                "reasoning": "",
+                "mode": {"reason": {"max_tokens": 4096}},
+                "truncated": false,
+                "finish": "answered",
+                "tokens": {"prompt": 100, "generated": 2},
+                "samples": [],
+            },
+            {
+                "index": 1,
+                "id": null,
+                "score": 2.0,
+                "spread": 0.0,
+                "integer": 2,
+                "probability": null,
+                "official": null,
+                "expected": null,
+                "variance": null,
+                "entropy": null,
+                "distribution": null,
+                "first_stage_score": null,
+                "reasoning": "Hm.",
+                "mode": {"reason": {"max_tokens": 4096}},
+                "truncated": false,
+                "finish": "end_of_text",
+                "tokens": {"prompt": 0, "generated": 0},
+                "samples": [],
+            },
+        ],
+        "scored": 2,
+        "unscored": [
+            {
+                "index": 2,
+                "id": "c",
+                "error": {
+                    "code": "backend",
+                    "cause": "beyond the end of the script",
+                    "message": "the backend failed on the document",
+                },
+            },
+            {
+                "index": 3,
+                "id": null,
+                "error": {"code": "empty", "message": "the document is empty"},
+            },
+        ],
+        "tokens": {"prompt": 0, "generated": 2},
+    });
+    assert_eq!(json_of(&ranking), expected);
+
+    let read: Ranking = from_value(expected.clone()).expect("a ranking");
+    assert_eq!(read.documents, ranking.documents);
+    assert!(matches!(read.unscored[1].error, DocumentError::Empty));
+
+    // A document without a score, or with a null, is no ranked document.
+    let mut unscored = expected["documents"][0].clone();
+    unscored["score"] = Value::Null;
+    assert!(from_value::<RankedDocument>(unscored.clone()).is_err());
+    unscored.as_object_mut().expect("an object").remove("score");
+    assert!(from_value::<RankedDocument>(unscored).is_err());
+}
+
+#[test]
+fn samples() {
+    let script = ScriptedBackend::new([answered(4, 1.0), answered(8, 1.0)]);
+    let mut options = ScoringOptions::default();
+    options.samples = 2;
+    options.sampling = Sampling::with_temperature(1.0);
+    let reranker = Reranker::builder(script).options(options).build().expect("valid");
+    let ranking = reranker.rerank(&Request::new("q", ["a"])).expect("a ranking");
+    let expected = json!({
+        "score": 8.0,
+        "answer": {
+            "integer": 8,
+            "probability": 1.0,
+            "expected": null,
+            "variance": null,
+            "entropy": null,
+            "distribution": null,
+            "reasoning": "",
+        },
+        "finish": "answered",
+        "tokens": {"prompt": 0, "generated": 0},
+    });
+    assert_eq!(json_of(&ranking)["documents"][0]["samples"][1], expected);
+}
