@@ -2,80 +2,19 @@
 //! budget, and nothing lost when things go wrong.
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use erank_candle::{CandleBackend, Checkpoint, Settings};
-use erank_core::backend::{Completion, DocumentError, Job, TokenCounts};
+use erank_core::backend::{Completion, DocumentError, Job};
 use erank_core::{
     AnswerFormat, FinishReason, Mode, PromptTemplate, Request, Reranker, ScoringBackend,
     ScoringOptions, Sink, Stop,
 };
-
-const QUERY: &str = "noise of jet engines";
-const DOCUMENTS: [&str; 6] = [
-    "The noise of a jet engine was measured at several distances.",
-    "A recipe for bread with little salt.",
-    "Jet engines are loud.",
-    "Engine oil must be changed every year; a noisy engine may lack oil, and oil is cheap.",
-    "x",
-    "The council met on Tuesday to discuss the noise of trams in the inner city at night.",
-];
-
-fn tiny() -> &'static CandleBackend {
-    static TINY: OnceLock<CandleBackend> = OnceLock::new();
-    TINY.get_or_init(|| CandleBackend::tiny().expect("the bundled model"))
-}
-
-fn tiny_with(change: impl FnOnce(&mut Settings)) -> CandleBackend {
-    let mut settings = Settings::default();
-    change(&mut settings);
-    CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
-}
-
-fn options(mode: Mode) -> ScoringOptions {
-    let mut options = ScoringOptions::default();
-    options.mode = mode;
-    options
-}
-
-const REASON: Mode = Mode::Reason { max_tokens: 100 };
-
-/// Keeps what a backend reports, by document.
-#[derive(Default)]
-struct Outcomes {
-    by_document: Vec<Option<Result<Completion, DocumentError>>>,
-    tokens: TokenCounts,
-}
-
-impl Sink for Outcomes {
-    fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
-        assert!(self.by_document[index].replace(outcome).is_none(), "{index} reported twice");
-    }
-
-    fn advanced(&mut self, tokens: TokenCounts) {
-        self.tokens += tokens;
-    }
-}
-
-fn run(
-    backend: &CandleBackend,
-    documents: &[&str],
-    options: ScoringOptions,
-    stop: Stop,
-) -> (Vec<Result<Completion, DocumentError>>, TokenCounts) {
-    let template = PromptTemplate::erank();
-    let prompt = template.bind("Retrieve relevant documents for the query.", QUERY);
-    let mut outcomes = Outcomes::default();
-    outcomes.by_document.resize_with(documents.len(), || None);
-    backend.score(&Job { prompt, documents, options, stop }, &mut outcomes).expect("a run");
-    let all = outcomes.by_document.into_iter().map(|outcome| outcome.expect("reported")).collect();
-    (all, outcomes.tokens)
-}
+use erank_tests::local::{BLOCK_BYTES, DOCUMENTS, QUERY, REASON, options, run, tiny, tiny_with};
 
 fn completions(backend: &CandleBackend, documents: &[&str], mode: Mode) -> Vec<Completion> {
-    let (outcomes, _) = run(backend, documents, options(mode), Stop::new());
-    outcomes.into_iter().map(|outcome| outcome.expect("a completion")).collect()
+    erank_tests::local::completions(backend, documents, options(mode))
 }
 
 #[test]
@@ -113,9 +52,8 @@ fn steps_threads_and_a_full_cache_do_not_change_a_bit() {
     assert_eq!(completions(&one_thread, &DOCUMENTS, REASON), expected);
 
     // Room for few of the six: sequences wait, and are sent back to wait.
-    let bytes_per_block = 4 * 2 * 3 * 64 * 16 * 2; // layers, K and V, heads, head_dim, tokens, BF16
     for blocks in [20, 26, 33] {
-        let full = tiny_with(|settings| settings.cache_bytes = Some(blocks * bytes_per_block));
+        let full = tiny_with(|settings| settings.cache_bytes = Some(blocks * BLOCK_BYTES));
         assert_eq!(completions(&full, &DOCUMENTS, REASON), expected, "{blocks} blocks");
     }
 }

@@ -379,7 +379,9 @@ fn a_shared_prefix_does_not_change_a_bit() {
             let rows: Vec<Row<'_>> = prompts
                 .iter()
                 .zip(&blocks)
-                .map(|(prompt, blocks)| row(&prompt[PREFIX..], PREFIX, blocks, prompt.len() - PREFIX))
+                .map(|(prompt, blocks)| {
+                    row(&prompt[PREFIX..], PREFIX, blocks, prompt.len() - PREFIX)
+                })
                 .collect();
             let rest: Vec<Vec<Logits>> =
                 whole.iter().map(|logits| logits[PREFIX..].to_vec()).collect();

@@ -8,7 +8,7 @@ use crate::ranking::RankedDocument;
 ///
 /// The first pass asks for an answer at once ([`Mode::AnswerOnly`](crate::Mode)) and orders by its
 /// expected value. The second pass thinks about stretches of that order and sorts each stretch by
-/// what came out; the other documents keep their places. Works with any backend; one that keeps its
+/// what came out, ties as the first pass had them; the other documents keep their places. Works with any backend; one that keeps its
 /// cache between calls reads the second pass's prompts from it.
 ///
 /// ```

@@ -1,5 +1,6 @@
 //! What several tests share.
 
+pub mod local;
 pub mod random_model;
 
 /// The README's examples, compiled and run as documentation tests.

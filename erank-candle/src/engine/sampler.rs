@@ -123,7 +123,12 @@ mod tests {
     use proptest::prelude::*;
 
     /// vLLM's semantics, step by step over whole arrays of probabilities.
-    fn reference(logits: &[f32], sampling: &Sampling, prompt: &[u32], generated: &[u32]) -> Vec<f64> {
+    fn reference(
+        logits: &[f32],
+        sampling: &Sampling,
+        prompt: &[u32],
+        generated: &[u32],
+    ) -> Vec<f64> {
         let mut logits: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
         for (id, logit) in logits.iter_mut().enumerate() {
             let count = generated.iter().filter(|other| **other == id as u32).count() as f64;
@@ -172,7 +177,12 @@ mod tests {
         let penalty = prop_oneof![Just(0.0f32), -1.5f32..1.5];
         (0.2f32..2.0, shares, 0u32..12, prop_oneof![Just(0.0f32), 0.01f32..0.6])
             .prop_flat_map(move |first| {
-                (Just(first), prop_oneof![Just(1.0f32), 0.7f32..1.6], penalty.clone(), penalty.clone())
+                (
+                    Just(first),
+                    prop_oneof![Just(1.0f32), 0.7f32..1.6],
+                    penalty.clone(),
+                    penalty.clone(),
+                )
             })
             .prop_map(|((temperature, top_p, top_k, min_p), repetition, frequency, presence)| {
                 let mut sampling = Sampling::with_temperature(temperature);

@@ -111,7 +111,8 @@ pub(crate) fn attend<E: Element>(
 ) {
     let queries: Vec<f32> = queries.iter().map(|query| E::round(*query).widen()).collect();
     let count = queries.len() / layout.head_dim;
-    let group = Group { set, layout, cache, kv_head, queries: &queries, heads: count / tokens.len() };
+    let group =
+        Group { set, layout, cache, kv_head, queries: &queries, heads: count / tokens.len() };
     out.fill(0.0);
     let mut state = Softmax {
         largest: &mut vec![f32::NEG_INFINITY; count],
@@ -368,8 +369,19 @@ mod tests {
         let cache: Vec<bf16> = numbers.map(bf16::from_f32).collect();
         let sequences: [&[u32]; 5] = [&[4, 2, 0], &[4, 2, 1, 3], &[4, 2, 1, 5], &[4], &[7, 8]];
         let tokens: Vec<Visible<'_>> = [
-            (0, 31), (0, 32), (0, 40), (1, 33), (1, 60), (2, 47), (2, 48), (2, 49), (2, 63), (3, 0),
-            (3, 3), (3, 15), (4, 30),
+            (0, 31),
+            (0, 32),
+            (0, 40),
+            (1, 33),
+            (1, 60),
+            (2, 47),
+            (2, 48),
+            (2, 49),
+            (2, 63),
+            (3, 0),
+            (3, 3),
+            (3, 15),
+            (4, 30),
         ]
         .into_iter()
         .map(|(sequence, position)| Visible { blocks: sequences[sequence], position })

@@ -1,0 +1,317 @@
+//! The engine with the bundled model: many callers, one running batch, the same bits every time.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use erank_candle::{CandleBackend, Settings};
+use erank_core::backend::{Completion, DocumentError, Job};
+use erank_core::{
+    Cascade, FinishReason, Mode, PromptTemplate, Request, Reranker, Sampling, ScoringBackend,
+    ScoringOptions, Sink, Stop,
+};
+use erank_tests::local::{
+    BLOCK_BYTES, DOCUMENTS, INSTRUCTION, QUERY, REASON, completions, options, run, samples, tiny,
+    tiny_with,
+};
+use proptest::prelude::*;
+
+/// Several cache blocks of tokens.
+const LONG_QUERY: &str = "jet noise measured at night in the inner city, where engine oil is cheap, \
+    trams are loud, the council meets on Tuesday, bread is made with salt, flour, yeast and water, \
+    pilots sleep badly, microphones stand at several distances, turbines whine, neighbours complain, \
+    and reports about aircraft, airports, runways, schedules and insulation fill whole shelves";
+
+fn number(number: usize) -> NonZeroUsize {
+    NonZeroUsize::new(number).expect("not 0")
+}
+
+fn sampled(temperature: f32, samples: usize, seed: u64) -> ScoringOptions {
+    let mut options = options(REASON);
+    options.sampling = Sampling::with_temperature(temperature);
+    options.sampling.seed = seed;
+    options.samples = samples;
+    options
+}
+
+/// Waits until nothing runs: a caller gets its last result before the engine hears that it left.
+fn idle(backend: &CandleBackend) -> erank_candle::Statistics {
+    let started = Instant::now();
+    loop {
+        let statistics = backend.statistics();
+        if (statistics.calls, statistics.running, statistics.used_blocks) == (0, 0, 0) {
+            return statistics;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{statistics:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn settings() -> impl Strategy<Value = (usize, usize, usize, usize, usize)> {
+    (1..40usize, 1..9usize, 0..12usize, 17..60usize, 1..4usize)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever the limits, the cache, the threads, the callers and the order, warm or cold: every
+    /// log-probability has the same bits.
+    #[test]
+    fn the_same_prompt_gives_the_same_bits(
+        (step_tokens, sequences, draft_tokens, blocks, threads) in settings(),
+        callers in proptest::collection::vec(
+            (proptest::sample::subsequence((0..6usize).collect::<Vec<_>>(), 1..6), 0..4usize),
+            1..4,
+        ),
+    ) {
+        let modes = [
+            options(REASON),
+            options(Mode::AnswerOnly),
+            options(Mode::Reason { max_tokens: 5 }),
+            sampled(0.9, 1, 3),
+        ];
+        let backend = tiny_with(|settings: &mut Settings| {
+            settings.step_tokens = number(step_tokens);
+            settings.max_sequences = number(sequences);
+            settings.draft_tokens = draft_tokens;
+            settings.cache_bytes = Some(blocks * BLOCK_BYTES);
+            settings.threads = Some(number(threads));
+        });
+        std::thread::scope(|scope| {
+            for (documents, mode) in &callers {
+                let backend = &backend;
+                scope.spawn(move || {
+                    let texts: Vec<&str> = documents.iter().map(|index| DOCUMENTS[*index]).collect();
+                    for (index, found) in
+                        documents.iter().zip(completions(backend, &texts, modes[*mode]))
+                    {
+                        let alone = completions(tiny(), &[DOCUMENTS[*index]], modes[*mode]);
+                        assert_eq!(found, alone[0], "document {index}, mode {mode}");
+                    }
+                });
+            }
+        });
+        idle(&backend);
+    }
+}
+
+#[test]
+fn the_next_page_of_a_query_starts_warm() {
+    let backend = tiny_with(|_| {});
+    let page = |backend, documents| samples(backend, LONG_QUERY, documents, options(REASON));
+    let cold = page(&backend, &DOCUMENTS[..3]);
+    let first = idle(&backend);
+    assert!(first.prefix_blocks > 0, "{first:?}");
+    let warm = page(&backend, &DOCUMENTS[3..]);
+    let second = idle(&backend);
+    assert!(second.cached_tokens > first.cached_tokens, "{second:?}");
+    assert_eq!(warm, page(tiny(), &DOCUMENTS[3..]));
+    // The first page again is computed but for its prompts' last blocks.
+    assert_eq!(page(&backend, &DOCUMENTS[..3]), cold);
+    let third = idle(&backend);
+    let computed = third.prompt_tokens - second.prompt_tokens;
+    let read = third.cached_tokens - second.cached_tokens;
+    assert!(read > 2 * computed, "{read} from the cache, {computed} computed");
+}
+
+/// What all prompts of a job begin with is computed once, although they come at the same time.
+#[test]
+fn a_common_beginning_is_computed_once() {
+    let backend = tiny_with(|_| {});
+    let template = PromptTemplate::erank();
+    let prompt = template.bind(INSTRUCTION, LONG_QUERY);
+    let prefix = backend.encode(&prompt, "", &options(REASON)).expect("a prompt").1.ids.len();
+    let documents = DOCUMENTS.repeat(5);
+    samples(&backend, LONG_QUERY, &documents, options(Mode::AnswerOnly));
+    let statistics = idle(&backend);
+    let shared = (prefix / 16 - 2) * 16 * (documents.len() - 1);
+    assert!(shared > 0 && statistics.cached_tokens as usize >= shared, "{statistics:?}");
+}
+
+#[test]
+fn answering_at_once_takes_one_pass() {
+    let backend = tiny_with(|_| {});
+    completions(&backend, &DOCUMENTS[..1], options(Mode::AnswerOnly));
+    // The step that reads the prompt also probes for the second digit of "10".
+    assert_eq!(idle(&backend).steps, 1);
+}
+
+#[test]
+fn guesses_save_steps_and_change_nothing() {
+    let quoting = "jet noise engine noise ".repeat(20);
+    let documents = [quoting.as_str(), DOCUMENTS[0]];
+    let with = |draft_tokens| {
+        let backend = tiny_with(|settings| settings.draft_tokens = draft_tokens);
+        let found: Vec<Completion> = documents
+            .iter()
+            .flat_map(|document| completions(&backend, &[document], options(REASON)))
+            .collect();
+        (found, idle(&backend))
+    };
+    let (plain, without) = with(0);
+    for draft_tokens in [2, 8, 32] {
+        let (guessed, statistics) = with(draft_tokens);
+        assert_eq!(guessed, plain);
+        assert!(statistics.drafted_tokens >= statistics.accepted_tokens);
+        assert!(statistics.steps <= without.steps, "{statistics:?}");
+    }
+}
+
+#[test]
+fn samples_share_their_prompt_and_depend_on_their_seed_alone() {
+    let backend = tiny_with(|_| {});
+    let three = samples(&backend, LONG_QUERY, &DOCUMENTS, sampled(1.5, 3, 1));
+    let numbers: Vec<usize> = three[0].iter().map(|completion| completion.sample).collect();
+    assert_eq!(numbers, [0, 1, 2]);
+    let texts = |samples: &[Vec<Completion>]| -> Vec<String> {
+        samples.iter().flatten().map(|completion| completion.text.clone()).collect()
+    };
+    assert!(three.iter().any(|of| of.iter().any(|sample| sample.text != of[0].text)));
+    assert_ne!(
+        texts(&three),
+        texts(&samples(&backend, LONG_QUERY, &DOCUMENTS, sampled(1.5, 3, 2)))
+    );
+    // In another company, the first two samples are the same.
+    let alone = samples(tiny(), LONG_QUERY, &DOCUMENTS[2..3], sampled(1.5, 2, 1));
+    assert_eq!(alone[0], three[2][..2]);
+    // Two of three prompts came from the cache, but for their last blocks.
+    let statistics = idle(&backend);
+    assert!(statistics.cached_tokens > statistics.prompt_tokens, "{statistics:?}");
+
+    let reranker = Reranker::builder(&backend)
+        .sampling(Sampling::with_temperature(1.0))
+        .samples(4)
+        .build()
+        .expect("valid");
+    let ranking = reranker.rerank(&Request::new(QUERY, DOCUMENTS)).expect("a ranking");
+    assert_eq!(ranking.documents[0].index, 0);
+    for document in &ranking.documents {
+        assert_eq!(document.samples.len(), 4);
+        let mean = document.samples.iter().map(|sample| sample.score).sum::<f64>() / 4.0;
+        assert_eq!(document.score, mean);
+        assert!(document.entropy.is_some_and(|entropy| entropy >= 0.0));
+    }
+}
+
+#[test]
+fn penalties_are_heeded() {
+    let mut options = options(REASON);
+    options.sampling.presence_penalty = 50.0;
+    let text = &completions(tiny(), &[DOCUMENTS[0]], options)[0];
+    let mut pieces: Vec<&str> = text.tokens.iter().map(|t| &text.text[t.bytes.clone()]).collect();
+    let count = pieces.len();
+    pieces.sort_unstable();
+    pieces.dedup();
+    // No token twice, but for tokens with the same text.
+    assert!(pieces.len() + 1 >= count, "{}", text.text);
+}
+
+#[test]
+fn a_cascade_reads_its_second_pass_from_the_cache() {
+    let backend = tiny_with(|_| {});
+    let plain = Reranker::builder(tiny()).build().expect("valid");
+    let cascade = Reranker::builder(&backend).cascade(Cascade::best(6)).build().expect("valid");
+    let request = Request::new(LONG_QUERY, DOCUMENTS);
+    let mut expected = plain.rerank(&request).expect("a ranking").documents;
+    let mut found = cascade.rerank(&request).expect("a ranking").documents;
+    // All were thought about, so nothing but the order of ties differs.
+    assert!(found.is_sorted_by(|a, b| a.score >= b.score));
+    expected.sort_by_key(|document| document.index);
+    found.sort_by_key(|document| document.index);
+    assert_eq!(found, expected);
+    let statistics = idle(&backend);
+    assert!(statistics.cached_tokens > statistics.prompt_tokens, "{statistics:?}");
+
+    let best = Reranker::builder(&backend).cascade(Cascade::best(2)).build().expect("valid");
+    let ranking = best.rerank(&request).expect("a ranking");
+    let modes: Vec<bool> = ranking.documents.iter().map(|d| d.mode.is_reason()).collect();
+    assert_eq!(modes, [true, true, false, false, false, false]);
+}
+
+/// A small request gets its turn while a large one has hundreds of documents waiting.
+#[test]
+fn a_small_request_is_not_stuck_behind_a_large_one() {
+    struct Counting<'a>(&'a AtomicUsize);
+    impl Sink for Counting<'_> {
+        fn completed(&mut self, _: usize, outcome: Result<Completion, DocumentError>) {
+            outcome.expect("a completion");
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    // The large one alone fills every place.
+    let backend = tiny_with(|settings| settings.max_sequences = number(4));
+    let large = DOCUMENTS.repeat(100);
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let template = PromptTemplate::erank();
+            let prompt = template.bind(INSTRUCTION, QUERY);
+            let job =
+                Job { prompt, documents: &large, options: options(REASON), stop: Stop::new() };
+            backend.score(&job, &mut Counting(&done)).expect("a run");
+        });
+        while backend.statistics().running < 4 {
+            std::thread::yield_now();
+        }
+        let before = done.load(Ordering::Relaxed);
+        completions(&backend, &DOCUMENTS[..2], options(REASON));
+        let meanwhile = done.load(Ordering::Relaxed) - before;
+        assert!(meanwhile < 100, "{meanwhile} of the large request's documents were done first");
+    });
+    assert_eq!(done.load(Ordering::Relaxed), large.len());
+}
+
+#[test]
+fn a_stop_frees_its_rows_and_leaves_the_others() {
+    let backend = tiny_with(|settings| settings.cache_bytes = Some(60 * BLOCK_BYTES));
+    let expected = completions(tiny(), &DOCUMENTS, options(REASON));
+    let many = DOCUMENTS.repeat(200);
+    std::thread::scope(|scope| {
+        let stopped = scope.spawn(|| {
+            let stop = Stop::at(Instant::now() + Duration::from_millis(30));
+            run(&backend, &many, options(REASON), stop).0
+        });
+        for _ in 0..3 {
+            assert_eq!(completions(&backend, &DOCUMENTS, options(REASON)), expected);
+        }
+        let outcomes = stopped.join().expect("no panic");
+        assert!(outcomes.iter().any(|o| matches!(o, Err(DocumentError::Stopped))));
+        for (index, outcome) in outcomes.iter().enumerate() {
+            match outcome {
+                Ok(completion) => assert_eq!(completion, &expected[index % DOCUMENTS.len()]),
+                Err(error) => assert!(matches!(error, DocumentError::Stopped), "{error}"),
+            }
+        }
+    });
+    let statistics = idle(&backend);
+    assert_eq!(statistics.waiting, 0);
+    assert_eq!(completions(&backend, &DOCUMENTS, options(REASON)), expected);
+}
+
+#[test]
+fn dropping_the_backend_ends_its_thread() {
+    let backend = tiny_with(|_| {});
+    completions(&backend, &DOCUMENTS[..1], options(REASON));
+    let (sender, dropped) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Waits for the engine's thread.
+        drop(backend);
+        sender.send(()).expect("a receiver");
+    });
+    dropped.recv_timeout(Duration::from_secs(10)).expect("the thread ends");
+}
+
+#[test]
+fn a_thousand_documents_need_no_more_room_than_the_running_ones() {
+    let blocks = 200;
+    let backend = tiny_with(|settings| settings.cache_bytes = Some(blocks * BLOCK_BYTES));
+    let expected = completions(tiny(), &DOCUMENTS, options(Mode::AnswerOnly));
+    let many: Vec<&str> = DOCUMENTS.iter().copied().cycle().take(1000).collect();
+    let found = completions(&backend, &many, options(Mode::AnswerOnly));
+    for (index, found) in found.iter().enumerate() {
+        assert_eq!(found, &expected[index % DOCUMENTS.len()]);
+        assert_eq!(found.finish, FinishReason::Answered);
+    }
+    let statistics = idle(&backend);
+    assert_eq!((statistics.total_blocks, statistics.completed), (blocks, 1000));
+}
