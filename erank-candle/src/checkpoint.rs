@@ -6,6 +6,8 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use serde::Deserialize;
 
 use crate::error::LoadError;
@@ -48,6 +50,28 @@ impl Shard {
             #[cfg(feature = "tiny-model")]
             ShardBytes::Bundled(bytes) => bytes,
         }
+    }
+
+    /// Gives the memory of `part`, which is read for now, back to the system. Reading it again would
+    /// read the file again.
+    #[expect(unsafe_code, reason = "advice that could change what is mapped")]
+    pub(crate) fn release(&self, part: &[u8]) {
+        #[cfg(unix)]
+        if let ShardBytes::Mapped(map) = &self.bytes {
+            let range = map.as_ptr_range();
+            let start = part.as_ptr() as usize;
+            if range.contains(&part.as_ptr()) && start + part.len() <= range.end as usize {
+                let offset = start - range.start as usize;
+                // SAFETY: what is mapped must not change by it. The pages of a file that is mapped
+                // for reading come back as the file has them. No advice can fail in a way that
+                // matters: then the memory stays.
+                let _ = unsafe {
+                    map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, part.len())
+                };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = part;
     }
 }
 

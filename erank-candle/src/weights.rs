@@ -13,6 +13,7 @@ use crate::kernels::{Element, PackedMatrix, PackedWeights};
 
 /// The tensors of all shards.
 pub(crate) struct Weights<'a> {
+    shards: &'a [Shard],
     tensors: HashMap<String, TensorView<'a>>,
     /// The type that matrices are packed in.
     dtype: DType,
@@ -36,7 +37,7 @@ impl<'a> Weights<'a> {
         let stored = tensors.get(EMBEDDING).map(TensorView::dtype);
         let default = if stored == Some(Dtype::BF16) { DType::BF16 } else { DType::F32 };
         match dtype.unwrap_or(default) {
-            dtype @ (DType::F32 | DType::BF16) => Ok(Self { tensors, dtype }),
+            dtype @ (DType::F32 | DType::BF16) => Ok(Self { shards, tensors, dtype }),
             other => Err(LoadError::Setting(format!("weights as {other:?}; use F32 or BF16"))),
         }
     }
@@ -75,12 +76,18 @@ impl<'a> Weights<'a> {
             let (part, row) = rows[output];
             views[part].get(row * inputs + input)
         };
-        Ok(match self.dtype {
+        let packed = match self.dtype {
             DType::BF16 => PackedWeights::Bf16(PackedMatrix::pack(rows.len(), inputs, |o, i| {
                 bf16::round(element(o, i))
             })),
             _ => PackedWeights::F32(PackedMatrix::pack(rows.len(), inputs, element)),
-        })
+        };
+        // So that a model takes its own size while loading, not twice that.
+        for (name, outputs) in parts {
+            let data = self.tensor(name, &[*outputs, inputs])?.data();
+            self.shards.iter().for_each(|shard| shard.release(data));
+        }
+        Ok(packed)
     }
 
     /// The vector `name`, in F32.

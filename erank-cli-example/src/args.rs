@@ -30,8 +30,8 @@ A line that cannot be used is listed with its reason and spares the others.
   counts       documents, ranked, beyond_top_k, unscored; the latter three add up to the first
   tokens       prompt, generated
   seconds      for ranking, without loading the model
-  documents[]  best first: rank, line, id, score, integer, probability, official, expected,
-               first_stage_score, first_stage_rank, reasoning, truncated,
+  documents[]  best first: rank, line, id, score, spread, integer, probability, official,
+               expected, entropy, first_stage_score, first_stage_rank, reasoning, truncated,
                finish (\"answered\", \"end_of_text\", \"forced\"), tokens
   unscored[]   by line: line, id, reason
 What is not known is null. Diagnostics go to standard error.";
@@ -84,6 +84,18 @@ pub(crate) struct RerankArguments {
     /// Thinks for at most this many tokens per document; then the answer is forced.
     #[arg(long, value_name = "N", conflicts_with = "answer_only")]
     pub(crate) max_tokens: Option<NonZeroUsize>,
+    /// Answers at once for all documents, and thinks only about the best N of those.
+    #[arg(long, value_name = "N", conflicts_with = "answer_only")]
+    pub(crate) think_about: Option<NonZeroUsize>,
+    /// Thinks K times about each document and ranks by the mean.
+    #[arg(long, value_name = "K", requires = "temperature")]
+    pub(crate) samples: Option<NonZeroUsize>,
+    /// Chooses tokens by chance at this temperature; without it, always the most probable.
+    #[arg(long, value_name = "T", conflicts_with = "answer_only")]
+    pub(crate) temperature: Option<f32>,
+    /// Chooses otherwise by chance: the same seed gives the same thoughts.
+    #[arg(long, value_name = "N", requires = "temperature")]
+    pub(crate) seed: Option<u64>,
     /// What to rank by: N × P(N), the expected value of the answers, or the answer alone.
     #[arg(long, value_name = "KIND", value_enum, default_value_t)]
     pub(crate) score: Score,
@@ -169,7 +181,8 @@ pub(crate) struct ModelArguments {
     /// A document is cut to this many tokens; by default 2048, or half of what the model can hold.
     #[arg(long, value_name = "N")]
     pub(crate) max_document_tokens: Option<NonZeroUsize>,
-    /// Memory for what the model keeps of the texts that it works on, in MiB; by default 2048.
+    /// Memory for what the model keeps of the texts that it works on, in MiB; by default a
+    /// quarter of what is available.
     #[arg(long, value_name = "MIB")]
     pub(crate) cache_mb: Option<NonZeroUsize>,
 }

@@ -144,7 +144,6 @@ impl Report<'_> {
             JsonDocument::new(index + 1, ranked, document, first_stage.get(&ranked.index).copied())
         });
         let unscored = self.unscored();
-        let scored = documents.len() - self.ranking.unscored.len();
         JsonReport {
             model: self.model,
             query: self.query,
@@ -153,7 +152,7 @@ impl Report<'_> {
             counts: JsonCounts {
                 documents: documents.len() + self.input.bad_lines.len(),
                 ranked: self.ranking.documents.len(),
-                beyond_top_k: scored - self.ranking.documents.len(),
+                beyond_top_k: self.ranking.scored - self.ranking.documents.len(),
                 unscored: unscored.len(),
             },
             tokens: self.ranking.tokens.into(),
@@ -239,10 +238,12 @@ struct JsonDocument<'a> {
     line: usize,
     id: String,
     score: f64,
+    spread: f64,
     integer: u32,
     probability: Option<f64>,
     official: Option<f64>,
     expected: Option<f64>,
+    entropy: Option<f64>,
     first_stage_score: Option<f64>,
     first_stage_rank: Option<usize>,
     reasoning: &'a str,
@@ -263,10 +264,12 @@ impl<'a> JsonDocument<'a> {
             line: document.line,
             id: document.name(),
             score: ranked.score,
+            spread: ranked.spread,
             integer: ranked.integer,
             probability: ranked.probability,
             official: ranked.official,
             expected: ranked.expected,
+            entropy: ranked.entropy,
             first_stage_score: ranked.first_stage_score,
             first_stage_rank,
             reasoning: &ranked.reasoning,

@@ -1,10 +1,11 @@
 //! `erank rerank`: documents from a file or standard input, ranked.
 
 use std::io::{self, BufWriter, Write};
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use erank_candle::CandleBackend;
-use erank_core::{Fusion, Mode, Ranking, Request, Reranker, ScoringBackend, Stop};
+use erank_core::{Cascade, Fusion, Mode, Ranking, Request, Reranker, ScoringBackend, Stop};
 
 use crate::args::RerankArguments;
 use crate::error::{CommandError, Exit};
@@ -55,6 +56,9 @@ fn reranker(
     } else if let Some(max_tokens) = arguments.max_tokens {
         options.mode = Mode::Reason { max_tokens: max_tokens.get() };
     }
+    options.sampling.temperature = arguments.temperature.unwrap_or_default();
+    options.sampling.seed = arguments.seed.unwrap_or_default();
+    options.samples = arguments.samples.map_or(1, NonZeroUsize::get);
     let mut builder = Reranker::builder(backend)
         .options(options)
         .instruction(arguments.goal.instruction())
@@ -62,6 +66,9 @@ fn reranker(
         .on_progress(move |progress| meter.show(progress));
     if let Some(top_k) = arguments.top_k {
         builder = builder.top_k(top_k.get());
+    }
+    if let Some(most) = arguments.think_about {
+        builder = builder.cascade(Cascade::best(most.get()));
     }
     if let Some(first_stage_weight) = arguments.hybrid {
         builder = builder.fusion(Fusion::ZScore { first_stage_weight });
