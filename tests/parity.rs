@@ -84,13 +84,17 @@ impl Golden {
         Self { name, model, weights_checksum: file.weights_checksum, cases }
     }
 
-    /// Our model, loaded from a checkpoint folder.
+    /// Our model, loaded from a checkpoint folder, with the best instruction set.
     fn load(&self, dtype: DType) -> Qwen3 {
+        self.load_for(dtype, None)
+    }
+
+    fn load_for(&self, dtype: DType, instruction_set: Option<&str>) -> Qwen3 {
         let layout = if self.name == SHARDED { Layout::TwoShards } else { Layout::OneFile };
         let folder = tempfile::tempdir().expect("a temporary folder");
         self.model.write(folder.path(), layout).expect("the checkpoint fits on disk");
         let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
-        Qwen3::load(&checkpoint, Some(dtype)).expect("a whole checkpoint")
+        Qwen3::load(&checkpoint, Some(dtype), instruction_set).expect("a whole checkpoint")
     }
 
     fn prompts(&self) -> Vec<Vec<u32>> {
@@ -295,25 +299,30 @@ fn generator_agrees_with_python() {
 fn table_of_errors_against_transformers() {
     println!("errors relative to the largest logit: the largest / the root of the mean square");
     println!("{:18} length  F32      BF16               transformers' BF16", "model");
-    for golden in Golden::all() {
-        let prompts = golden.prompts();
-        let run = |dtype| run(&golden.load(dtype), &prompts, &one_by_one(&prompts));
-        let (f32, bf16) = (run(DType::F32), run(DType::BF16));
-        let mut rows = Vec::new();
-        for (case, (f32, bf16)) in golden.cases.iter().zip(f32.iter().zip(&bf16)) {
-            let f32 = Errors::of(&at_positions(f32, case), &case.logits);
-            let bf16 = Errors::of(&at_positions(bf16, case), &case.logits);
-            print_row(&golden.name, &case.length.to_string(), f32, bf16, case.bf16_sdpa);
-            rows.push((f32, bf16, case.bf16_sdpa, case.positions.len()));
-        }
-        let f32 = Errors::together(&rows.iter().map(|row| (row.0, row.3)).collect::<Vec<_>>());
-        let bf16 = Errors::together(&rows.iter().map(|row| (row.1, row.3)).collect::<Vec<_>>());
-        let theirs = Errors::together(&rows.iter().map(|row| (row.2, row.3)).collect::<Vec<_>>());
-        print_row(&golden.name, "all", f32, bf16, theirs);
-        assert!(f32.largest <= F32_BOUND, "{}: F32 error {:e}", golden.name, f32.largest);
-        assert!(bf16.largest <= theirs.largest, "{}: largest BF16 error", golden.name);
-        assert!(bf16.rms <= theirs.rms, "{}: BF16 errors' root mean square", golden.name);
+    for set in Qwen3::instruction_sets() {
+        println!("kernels: {set}");
+        Golden::all().iter().for_each(|golden| check_errors(golden, set));
     }
+}
+
+fn check_errors(golden: &Golden, set: &str) {
+    let prompts = golden.prompts();
+    let run = |dtype| run(&golden.load_for(dtype, Some(set)), &prompts, &one_by_one(&prompts));
+    let (f32, bf16) = (run(DType::F32), run(DType::BF16));
+    let mut rows = Vec::new();
+    for (case, (f32, bf16)) in golden.cases.iter().zip(f32.iter().zip(&bf16)) {
+        let f32 = Errors::of(&at_positions(f32, case), &case.logits);
+        let bf16 = Errors::of(&at_positions(bf16, case), &case.logits);
+        print_row(&golden.name, &case.length.to_string(), f32, bf16, case.bf16_sdpa);
+        rows.push((f32, bf16, case.bf16_sdpa, case.positions.len()));
+    }
+    let f32 = Errors::together(&rows.iter().map(|row| (row.0, row.3)).collect::<Vec<_>>());
+    let bf16 = Errors::together(&rows.iter().map(|row| (row.1, row.3)).collect::<Vec<_>>());
+    let theirs = Errors::together(&rows.iter().map(|row| (row.2, row.3)).collect::<Vec<_>>());
+    print_row(&golden.name, "all", f32, bf16, theirs);
+    assert!(f32.largest <= F32_BOUND, "{set}, {}: F32 error {:e}", golden.name, f32.largest);
+    assert!(bf16.largest <= theirs.largest, "{set}, {}: largest BF16 error", golden.name);
+    assert!(bf16.rms <= theirs.rms, "{set}, {}: BF16 errors' root mean square", golden.name);
 }
 
 fn print_row(name: &str, length: &str, f32: Errors, bf16: Errors, theirs: Errors) {
@@ -323,9 +332,11 @@ fn print_row(name: &str, length: &str, f32: Errors, bf16: Errors, theirs: Errors
 
 #[test]
 fn steps_and_company_do_not_change_a_bit() {
+    let sets = Qwen3::instruction_sets();
     for golden in Golden::all() {
-        for dtype in [DType::F32, DType::BF16] {
-            let model = golden.load(dtype);
+        let bf16 = sets.iter().map(|set| (DType::BF16, *set));
+        for (dtype, set) in bf16.chain([(DType::F32, sets[0])]) {
+            let model = golden.load_for(dtype, Some(set));
             let prompts = golden.prompts();
             let whole = run(&model, &prompts, &one_by_one(&prompts));
             for (way, plan) in [
@@ -334,7 +345,7 @@ fn steps_and_company_do_not_change_a_bit() {
                 ("all in one step", ragged(&prompts)),
                 ("continuous batching", continuous(&prompts)),
             ] {
-                let what = format!("{} in {dtype:?}, {way}", golden.name);
+                let what = format!("{} in {dtype:?}, {set}, {way}", golden.name);
                 assert_same_bits(&run(&model, &prompts, &plan), &whole, &what);
             }
         }

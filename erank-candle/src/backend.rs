@@ -27,6 +27,10 @@ pub struct Settings {
     /// The type that weights and the KV cache are kept in, F32 or BF16; `None` is the checkpoint's
     /// own. Arithmetic is in F32 either way.
     pub dtype: Option<DType>,
+    /// The instruction set of the kernels: `"avx512bf16"`, `"avx512"`, `"avx2"` or `"portable"`, if
+    /// the machine has it. `None` is the environment variable `ERANK_INSTRUCTION_SET`, or else the
+    /// best.
+    pub instruction_set: Option<String>,
     /// Threads to compute with; `None` is one per core.
     pub threads: Option<NonZeroUsize>,
     /// Bytes for the KV cache, running sequences and remembered prefixes together. Work that does
@@ -51,6 +55,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             dtype: None,
+            instruction_set: None,
             threads: None,
             cache_bytes: None,
             step_tokens: NonZeroUsize::MIN.saturating_add(511),
@@ -140,7 +145,9 @@ impl CandleBackend {
             .map_err(|error| setting("cannot start the threads", &error))?;
         let threads = Arc::new(threads);
 
-        let model = Arc::new(threads.install(|| Qwen3::load(checkpoint, settings.dtype))?);
+        let model = Arc::new(threads.install(|| {
+            Qwen3::load(checkpoint, settings.dtype, settings.instruction_set.as_deref())
+        })?);
         let vocab_size = model.config().vocab_size;
         if tokenizer.vocab_size() > vocab_size {
             let reason = format!(

@@ -48,24 +48,23 @@ struct Layer {
 
 impl Qwen3 {
     /// Loads and packs the weights, as F32 or BF16; without a `dtype`, as the checkpoint has them.
+    /// Kernels are those of `instruction_set`, one of [`instruction_sets`](Self::instruction_sets);
+    /// without one, of the environment variable `ERANK_INSTRUCTION_SET`, or else the best.
+    ///
+    /// Runs on rayon's current threads.
     ///
     /// # Errors
-    /// [`LoadError`] names the file or the tensor that is missing or not as `config.json` says.
+    /// [`LoadError`] names the file or the tensor that is missing or not as `config.json` says, or
+    /// the instruction set that the machine does not have.
     pub fn load(
         checkpoint: &Checkpoint,
         dtype: Option<DType>,
+        instruction_set: Option<&str>,
     ) -> std::result::Result<Self, LoadError> {
-        Self::load_for(checkpoint, dtype, InstructionSet::best())
-    }
-
-    fn load_for(
-        checkpoint: &Checkpoint,
-        dtype: Option<DType>,
-        set: InstructionSet,
-    ) -> std::result::Result<Self, LoadError> {
+        let set = InstructionSet::choose(instruction_set)?;
         let config =
             Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
-        let weights = Weights::new(&checkpoint.shards, dtype)?;
+        let weights = Weights::new(&checkpoint.shards, dtype, set)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let table = Arc::new(weights.matrix(EMBEDDING, vocab, hidden)?);
         let output = match config.tie_word_embeddings {
@@ -93,6 +92,11 @@ impl Qwen3 {
     /// The type of the weights, and of the KV cache that fits: F32 or BF16.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The instruction sets of this machine that there are kernels for, the best first.
+    pub fn instruction_sets() -> Vec<&'static str> {
+        InstructionSet::available().into_iter().map(InstructionSet::name).collect()
     }
 
     /// The instruction set that the kernels use.

@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::checkpoint::Shard;
 use crate::error::LoadError;
-use crate::kernels::{Element, PackedMatrix, PackedWeights};
+use crate::kernels::{Element, InstructionSet, PackedMatrix, PackedWeights};
 
 /// The tensors of all shards.
 pub(crate) struct Weights<'a> {
@@ -17,12 +17,18 @@ pub(crate) struct Weights<'a> {
     tensors: HashMap<String, TensorView<'a>>,
     /// The type that matrices are packed in.
     dtype: DType,
+    /// The instruction set that matrices are packed for.
+    set: InstructionSet,
 }
 
 impl<'a> Weights<'a> {
     /// Reads the shards' headers. Without a `dtype`, matrices keep the type of the checkpoint's
     /// embedding, BF16 or else F32.
-    pub(crate) fn new(shards: &'a [Shard], dtype: Option<DType>) -> Result<Self, LoadError> {
+    pub(crate) fn new(
+        shards: &'a [Shard],
+        dtype: Option<DType>,
+        set: InstructionSet,
+    ) -> Result<Self, LoadError> {
         let mut tensors = HashMap::new();
         for shard in shards {
             let file = SafeTensors::deserialize(shard.bytes()).map_err(|source| {
@@ -37,7 +43,7 @@ impl<'a> Weights<'a> {
         let stored = tensors.get(EMBEDDING).map(TensorView::dtype);
         let default = if stored == Some(Dtype::BF16) { DType::BF16 } else { DType::F32 };
         match dtype.unwrap_or(default) {
-            dtype @ (DType::F32 | DType::BF16) => Ok(Self { shards, tensors, dtype }),
+            dtype @ (DType::F32 | DType::BF16) => Ok(Self { shards, tensors, dtype, set }),
             other => Err(LoadError::Setting(format!("weights as {other:?}; use F32 or BF16"))),
         }
     }
@@ -77,9 +83,9 @@ impl<'a> Weights<'a> {
             views[part].get(row * inputs + input)
         };
         let packed = match self.dtype {
-            DType::BF16 => PackedWeights::Bf16(PackedMatrix::pack(rows.len(), inputs, |o, i| {
-                bf16::round(element(o, i))
-            })),
+            DType::BF16 => PackedWeights::bf16(self.set, rows.len(), inputs, |output, input| {
+                bf16::round(element(output, input))
+            }),
             _ => PackedWeights::F32(PackedMatrix::pack(rows.len(), inputs, element)),
         };
         // So that a model takes its own size while loading, not twice that.

@@ -22,6 +22,7 @@
 //! matrix product for all of them. A query meets its blocks in the order of its sequence, and what
 //! it adds up does not depend on who else does.
 
+use super::exp::exp;
 use super::{Element, InstructionSet, LANES};
 
 /// Tokens in a block.
@@ -267,15 +268,17 @@ impl TileSums {
         let mut weights = [0.0; LANES * 8];
         let mut most_visible = 0;
         for (row, scores) in scores[..self.total.len()].iter().enumerate() {
-            let scores = &scores[..visible(row)];
-            most_visible = most_visible.max(scores.len());
+            let visible = visible(row);
+            most_visible = most_visible.max(visible);
             let before = self.largest[row];
-            let largest = scores.iter().fold(before, |max, score| max.max(score * self.scale));
-            let shrink = (before - largest).exp();
+            let scaled = scores.map(|score| score * self.scale);
+            let largest = scaled[..visible].iter().fold(before, |max, score| max.max(*score));
+            let shrink = exp(before - largest);
+            // All 16, so that it is vectorised; then those that the query sees.
+            let own = scaled.map(|score| exp(score - largest));
             let mut sum = 0.0;
-            for (token, score) in scores.iter().enumerate() {
-                let weight = (score * self.scale - largest).exp();
-                weights[token * height + row] = weight;
+            for (token, weight) in own[..visible].iter().enumerate() {
+                weights[token * height + row] = *weight;
                 sum += weight;
             }
             self.largest[row] = largest;

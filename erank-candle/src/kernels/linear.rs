@@ -1,8 +1,8 @@
 //! Projections: rows times packed weights, on rayon's current threads.
 
+use half::bf16;
 use rayon::prelude::*;
 
-use super::packed::for_each_type;
 use super::{Element, InstructionSet, LANES, PackedMatrix, PackedWeights, interleave};
 
 /// The product of rows with a packed matrix, panel by panel: `[panels][rows][16]`. Epilogues read it
@@ -16,7 +16,11 @@ pub(crate) struct PanelProduct {
 impl PanelProduct {
     /// `x · Wᵀ` for `x` as `[rows][inputs]`.
     pub(crate) fn new(set: InstructionSet, x: &[f32], weights: &PackedWeights) -> Self {
-        for_each_type!(weights, matrix => Self::of(set, x, matrix))
+        match weights {
+            PackedWeights::F32(matrix) => Self::of(set, x, matrix),
+            PackedWeights::Bf16(matrix) => Self::of(set, x, matrix),
+            PackedWeights::Bf16Pairs(matrix) => Self::of_pairs(set, x, matrix),
+        }
     }
 
     fn of<E: Element>(set: InstructionSet, x: &[f32], matrix: &PackedMatrix<E>) -> Self {
@@ -38,6 +42,33 @@ impl PanelProduct {
         Self { rows, outputs: matrix.outputs(), panels }
     }
 
+    /// As [`of`](Self::of), two panels at a time, so that what is read of `x` is used twice.
+    fn of_pairs(set: InstructionSet, x: &[f32], matrix: &PackedMatrix<bf16, 2>) -> Self {
+        let inputs = matrix.inputs();
+        let rows = x.len() / inputs;
+        let tallest = set.tallest_tile();
+        let tiles: Vec<Vec<[bf16; 2]>> = x
+            .par_chunks(tallest * inputs)
+            .map(|rows| interleave_pairs(rows, inputs, set.tile_height(rows.len() / inputs)))
+            .collect();
+
+        let mut panels = vec![[0.0; LANES]; matrix.panel_count() * rows];
+        panels.par_chunks_mut(2 * rows.max(1)).enumerate().for_each(|(index, sums)| {
+            let (first, second) = sums.split_at_mut(rows);
+            for (tile, first_row) in tiles.iter().zip((0..rows).step_by(tallest)) {
+                let last_row = rows.min(first_row + tallest);
+                let first = &mut first[first_row..last_row];
+                if second.is_empty() {
+                    set.tile_pairs(tile, [matrix.panel(2 * index)], [first]);
+                } else {
+                    let panels = [matrix.panel(2 * index), matrix.panel(2 * index + 1)];
+                    set.tile_pairs(tile, panels, [first, &mut second[first_row..last_row]]);
+                }
+            }
+        });
+        Self { rows, outputs: matrix.outputs(), panels }
+    }
+
     /// Row by row, calls `epilogue(row of y, products of the row)`, where `y` has one row of
     /// `outputs` numbers per row of the product.
     pub(crate) fn store(&self, y: &mut [f32], epilogue: impl Fn(&mut f32, f32) + Sync) {
@@ -49,6 +80,19 @@ impl PanelProduct {
             }
         });
     }
+}
+
+/// As [`interleave`], in pairs of BF16 numbers: `[row_length / 2][height]`.
+fn interleave_pairs(rows: &[f32], row_length: usize, height: usize) -> Vec<[bf16; 2]> {
+    let mut tile = vec![[bf16::ZERO; 2]; row_length.div_ceil(2) * height];
+    for (r, row) in rows.chunks_exact(row_length).enumerate() {
+        for (slot, pair) in tile.iter_mut().skip(r).step_by(height).zip(row.chunks(2)) {
+            for (slot, value) in slot.iter_mut().zip(pair) {
+                *slot = Element::round(*value);
+            }
+        }
+    }
+    tile
 }
 
 /// Adds one tile's products to `sums`, which may be fewer than the tile is tall.
@@ -88,18 +132,28 @@ mod tests {
             ] {
                 let element = |o: usize, i: usize| ((o * 31 + i * 17) % 23) as f32 / 16.0 - 0.7;
                 let f32s = PackedMatrix::pack(outputs, inputs, element);
-                check(set, rows, &f32s);
+                check(set, rows, &f32s, |x| PanelProduct::of(set, x, &f32s));
                 let bf16s = PackedMatrix::pack(outputs, inputs, |o, i| bf16::round(element(o, i)));
-                check(set, rows, &bf16s);
+                check(set, rows, &bf16s, |x| PanelProduct::of(set, x, &bf16s));
+                if set.multiplies_pairs() {
+                    let pairs =
+                        PackedMatrix::pack(outputs, inputs, |o, i| bf16::round(element(o, i)));
+                    check(set, rows, &bf16s, |x| PanelProduct::of_pairs(set, x, &pairs));
+                }
             }
         }
     }
 
-    fn check<E: Element>(set: InstructionSet, rows: usize, matrix: &PackedMatrix<E>) {
+    fn check<E: Element>(
+        set: InstructionSet,
+        rows: usize,
+        matrix: &PackedMatrix<E>,
+        product: impl Fn(&[f32]) -> PanelProduct,
+    ) {
         let (inputs, outputs) = (matrix.inputs(), matrix.outputs());
         let x: Vec<f32> = reference::numbers(rows * inputs, 5).collect();
         let mut y = vec![1.0; rows * outputs];
-        PanelProduct::of(set, &x, matrix).store(&mut y, |y, product| *y = product);
+        product(&x).store(&mut y, |y, product| *y = product);
         for (row, x) in x.chunks_exact(inputs).enumerate() {
             for output in 0..outputs {
                 let x = x.iter().map(|x| E::round(*x).widen());
@@ -112,16 +166,23 @@ mod tests {
     #[test]
     fn a_row_has_the_same_bits_in_any_company() {
         for set in InstructionSet::available() {
-            let matrix = PackedMatrix::pack(40, 70, |o, i| ((o * 7 + i) as f32).sin());
-            let x: Vec<f32> = reference::numbers(11 * 70, 6).collect();
-            let product = |x: &[f32]| {
-                let mut y = vec![0.0; x.len() / 70 * 40];
-                PanelProduct::of(set, x, &matrix).store(&mut y, |y, product| *y = product);
-                y
-            };
-            let all = product(&x);
-            for (row, x) in x.chunks_exact(70).enumerate() {
-                assert_eq!(product(x), all[row * 40..(row + 1) * 40], "{} row {row}", set.name());
+            let element = |o: usize, i: usize| ((o * 7 + i) as f32).sin();
+            let weights = [
+                PackedWeights::F32(PackedMatrix::pack(40, 71, element)),
+                PackedWeights::bf16(set, 40, 71, |o, i| bf16::round(element(o, i))),
+            ];
+            for weights in weights {
+                let x: Vec<f32> = reference::numbers(11 * 71, 6).collect();
+                let product = |x: &[f32]| {
+                    let mut y = vec![0.0; x.len() / 71 * 40];
+                    PanelProduct::new(set, x, &weights).store(&mut y, |y, product| *y = product);
+                    y
+                };
+                let all = product(&x);
+                for (row, x) in x.chunks_exact(71).enumerate() {
+                    let alone = product(x);
+                    assert_eq!(alone, all[row * 40..(row + 1) * 40], "{} row {row}", set.name());
+                }
             }
         }
     }

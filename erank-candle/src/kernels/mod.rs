@@ -14,10 +14,13 @@
 //! its own row and column, so a row's result has the same bits whatever rows surround it.
 //!
 //! [`arch`] compiles the loop once per instruction set and chooses one at run time. The sets differ
-//! in their bits (fused or separate multiply-add), never in the order of summation.
+//! in their bits (fused or separate multiply-add, pairs at once), never in the order of summation.
+//! Where the machine multiplies BF16 numbers in pairs, BF16 weights are packed for that; 8-bit and
+//! 4-bit weights and AMX's tiles would be further kinds of [`PackedWeights`].
 
 pub(crate) mod arch;
 pub(crate) mod attention;
+mod exp;
 pub(crate) mod linear;
 pub(crate) mod norm;
 mod packed;
@@ -58,9 +61,14 @@ impl Element for bf16 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
+    // To the nearest, of two equally near ones the even: as `bf16::from_f32`, but without a branch,
+    // so that it is vectorised. NaNs are quieted, as rounding up could make them infinite.
     #[inline(always)]
     fn round(value: f32) -> Self {
-        Self::from_f32(value)
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        let bits = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
+        Self::from_bits((bits >> 16) as u16)
     }
 }
 
@@ -75,4 +83,19 @@ pub(crate) fn interleave<E: Element>(rows: &[f32], row_length: usize, height: us
         }
     }
     tile
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_half_s() {
+        let numbers = [0.0, -0.0, 1.0, 1.00390625, 1.01171875, -3.3e38, 1e-40, f32::INFINITY];
+        let more = (0..100_000u32).map(|i| f32::from_bits(i.wrapping_mul(0x9E37_79B9)));
+        for number in numbers.into_iter().chain(more) {
+            let (ours, theirs) = (<bf16 as Element>::round(number), bf16::from_f32(number));
+            assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{number:e}");
+        }
+    }
 }

@@ -1,29 +1,38 @@
 //! Weights in the layout that the kernels read.
 
 use half::bf16;
+use rayon::prelude::*;
 
-use super::{Element, LANES};
+use super::{Element, InstructionSet, LANES};
 
-/// A matrix of `outputs × inputs`, for `y = x · Wᵀ`: panels of 16 outputs, each `[inputs][16]`. The
-/// last panel is filled up with zeros.
+/// A matrix of `outputs × inputs`, for `y = x · Wᵀ`: panels of 16 outputs, each
+/// `[inputs / DEPTH][16][DEPTH]`. A depth of 2 puts together what an instruction multiplies in pairs
+/// (AVX-512's and AMX's BF16 products). The last panel and the last pair are filled up with zeros.
 #[derive(Debug)]
-pub(crate) struct PackedMatrix<E> {
+pub(crate) struct PackedMatrix<E, const DEPTH: usize = 1> {
     outputs: usize,
     inputs: usize,
     panels: Vec<E>,
 }
 
-impl<E: Element> PackedMatrix<E> {
-    /// Packs a row-major matrix given element by element: `element(output, input)`.
-    pub(crate) fn pack(outputs: usize, inputs: usize, element: impl Fn(usize, usize) -> E) -> Self {
-        let mut panels = Vec::with_capacity(outputs.next_multiple_of(LANES) * inputs);
-        for first in (0..outputs).step_by(LANES) {
-            for input in 0..inputs {
-                panels.extend((first..first + LANES).map(|output| {
-                    if output < outputs { element(output, input) } else { E::round(0.0) }
-                }));
+impl<E: Element, const DEPTH: usize> PackedMatrix<E, DEPTH> {
+    /// Packs a row-major matrix given element by element, `element(output, input)`, on rayon's
+    /// current threads.
+    pub(crate) fn pack(
+        outputs: usize,
+        inputs: usize,
+        element: impl Fn(usize, usize) -> E + Sync,
+    ) -> Self {
+        let panel_size = inputs.next_multiple_of(DEPTH) * LANES;
+        let mut panels = vec![E::round(0.0); outputs.div_ceil(LANES) * panel_size];
+        panels.par_chunks_mut(panel_size).enumerate().for_each(|(index, panel)| {
+            let first = index * LANES;
+            for lane in 0..LANES.min(outputs - first) {
+                for input in 0..inputs {
+                    panel[place::<DEPTH>(input, lane)] = element(first + lane, input);
+                }
             }
-        }
+        });
         Self { outputs, inputs, panels }
     }
 
@@ -39,17 +48,23 @@ impl<E: Element> PackedMatrix<E> {
         self.outputs.div_ceil(LANES)
     }
 
-    /// Panel `index` as `[inputs][16]`.
+    /// Panel `index` as `[inputs / DEPTH][16][DEPTH]`.
     pub(crate) fn panel(&self, index: usize) -> &[E] {
-        let size = self.inputs * LANES;
+        let size = self.inputs.next_multiple_of(DEPTH) * LANES;
         &self.panels[index * size..(index + 1) * size]
     }
 
     /// Row `output` of the unpacked matrix.
     pub(crate) fn row(&self, output: usize) -> impl Iterator<Item = f32> {
-        let lanes = self.panel(output / LANES).iter().skip(output % LANES).step_by(LANES);
-        lanes.map(|element| element.widen())
+        let panel = self.panel(output / LANES);
+        let element = move |input| panel[place::<DEPTH>(input, output % LANES)];
+        (0..self.inputs).map(move |input| element(input).widen())
     }
+}
+
+/// Where an element lies in its panel.
+fn place<const DEPTH: usize>(input: usize, lane: usize) -> usize {
+    (input / DEPTH * LANES + lane) * DEPTH + input % DEPTH
 }
 
 /// Weights in one of the types they can be stored in.
@@ -57,6 +72,8 @@ impl<E: Element> PackedMatrix<E> {
 pub(crate) enum PackedWeights {
     F32(PackedMatrix<f32>),
     Bf16(PackedMatrix<bf16>),
+    /// For sets that multiply BF16 numbers in pairs.
+    Bf16Pairs(PackedMatrix<bf16, 2>),
 }
 
 /// Runs the same expression for either type.
@@ -65,12 +82,25 @@ macro_rules! for_each_type {
         match $weights {
             PackedWeights::F32($matrix) => $body,
             PackedWeights::Bf16($matrix) => $body,
+            PackedWeights::Bf16Pairs($matrix) => $body,
         }
     };
 }
-pub(super) use for_each_type;
 
 impl PackedWeights {
+    /// Packs a matrix as this set reads BF16 weights.
+    pub(crate) fn bf16(
+        set: InstructionSet,
+        outputs: usize,
+        inputs: usize,
+        element: impl Fn(usize, usize) -> bf16 + Sync,
+    ) -> Self {
+        match set.multiplies_pairs() {
+            true => Self::Bf16Pairs(PackedMatrix::pack(outputs, inputs, element)),
+            false => Self::Bf16(PackedMatrix::pack(outputs, inputs, element)),
+        }
+    }
+
     pub(crate) fn outputs(&self) -> usize {
         for_each_type!(self, matrix => matrix.outputs())
     }
@@ -93,12 +123,13 @@ mod tests {
     fn rows_come_back_from_panels_of_any_size() {
         for (outputs, inputs) in [(1, 1), (15, 3), (16, 2), (17, 5), (40, 7)] {
             let element = |o: usize, i: usize| (o * 100 + i) as f32;
-            let packed = PackedMatrix::<f32>::pack(outputs, inputs, element);
-            assert_eq!(packed.panel_count(), outputs.div_ceil(16));
+            let single = PackedMatrix::<f32>::pack(outputs, inputs, element);
+            let pairs = PackedMatrix::<f32, 2>::pack(outputs, inputs, element);
+            assert_eq!(single.panel_count(), outputs.div_ceil(16));
             for output in 0..outputs {
-                let row: Vec<f32> = packed.row(output).collect();
                 let expected: Vec<f32> = (0..inputs).map(|input| element(output, input)).collect();
-                assert_eq!(row, expected);
+                assert_eq!(single.row(output).collect::<Vec<f32>>(), expected);
+                assert_eq!(pairs.row(output).collect::<Vec<f32>>(), expected);
             }
         }
     }

@@ -4,11 +4,16 @@
 //! compiles again with its own instructions switched on; a set with instructions that the compiler
 //! does not find by itself (tiles, BF16 dot products) brings its own loop under these names.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 pub(super) mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+use half::bf16;
+
 use super::{Element, LANES};
+use crate::error::LoadError;
 
 /// An instruction set that this machine has: a value other than `Portable` exists only if the
 /// machine was asked.
@@ -22,6 +27,8 @@ enum Set {
     Avx2(x86_64::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(x86_64::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(x86_64::Avx512, avx512_bf16::Avx512Bf16),
 }
 
 impl InstructionSet {
@@ -30,16 +37,29 @@ impl InstructionSet {
         let mut sets = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            sets.extend(x86_64::Avx512::detect().map(|token| Self(Set::Avx512(token))));
+            let avx512 = x86_64::Avx512::detect();
+            let both = avx512.zip(avx512_bf16::Avx512Bf16::detect());
+            sets.extend(both.map(|(avx512, bf16)| Self(Set::Avx512Bf16(avx512, bf16))));
+            sets.extend(avx512.map(|token| Self(Set::Avx512(token))));
             sets.extend(x86_64::Avx2::detect().map(|token| Self(Set::Avx2(token))));
         }
         sets.push(Self(Set::Portable));
         sets
     }
 
-    /// The best set of this machine.
-    pub(crate) fn best() -> Self {
-        Self::available()[0]
+    /// The set that the caller names, else the one that the environment variable
+    /// `ERANK_INSTRUCTION_SET` names, else the best.
+    pub(crate) fn choose(name: Option<&str>) -> Result<Self, LoadError> {
+        let variable = std::env::var("ERANK_INSTRUCTION_SET").ok().filter(|name| !name.is_empty());
+        let available = Self::available();
+        let Some(name) = name.or(variable.as_deref()) else { return Ok(available[0]) };
+        available.iter().find(|set| set.name() == name).copied().ok_or_else(|| {
+            let names: Vec<&str> = available.iter().map(|set| set.name()).collect();
+            LoadError::Setting(format!(
+                "there is no instruction set {name:?} on this machine; it has {}",
+                names.join(", ")
+            ))
+        })
     }
 
     /// Its name, for logs and reports.
@@ -50,6 +70,8 @@ impl InstructionSet {
             Set::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Set::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16(..) => "avx512bf16",
         }
     }
 
@@ -60,7 +82,7 @@ impl InstructionSet {
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(_) => 4,
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512(_) => 8,
+            Set::Avx512(_) | Set::Avx512Bf16(..) => 8,
         }
     }
 
@@ -81,7 +103,34 @@ impl InstructionSet {
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(token) => token.tile(x, panel, sums),
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512(token) => token.tile(x, panel, sums),
+            Set::Avx512(token) | Set::Avx512Bf16(token, _) => token.tile(x, panel, sums),
+        }
+    }
+
+    /// Whether [`tile_pairs`](Self::tile_pairs) can be used.
+    pub(crate) fn multiplies_pairs(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16(..) => true,
+            _ => false,
+        }
+    }
+
+    /// For one or two panels: `sums[r] = Σ_i x[i][r] · panel[i]` over pairs, with `x` as
+    /// `[k / 2][height]`, and `panel` as `[k / 2][16][2]`. The tile's height is 1, 2, 4 or 8; there
+    /// are as many rows of sums or fewer. Without [`multiplies_pairs`](Self::multiplies_pairs),
+    /// nothing is done.
+    #[inline]
+    pub(crate) fn tile_pairs<const PANELS: usize>(
+        self,
+        x: &[[bf16; 2]],
+        panels: [&[bf16]; PANELS],
+        sums: [&mut [[f32; LANES]]; PANELS],
+    ) {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16(_, token) => token.tile(x, panels, sums),
+            _ => {}
         }
     }
 }
@@ -90,7 +139,6 @@ impl InstructionSet {
 mod tests {
     use super::super::reference;
     use super::*;
-    use half::bf16;
 
     /// Every set, height and type, over lengths with and without remainders.
     #[test]

@@ -1,0 +1,177 @@
+//! Checkpoints of true shapes with random weights.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use half::bf16;
+use serde_json::{Map, Value, json};
+
+/// The shape of a Qwen3 model, as its `config.json` has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// As in the model's name.
+    pub name: &'static str,
+    hidden: usize,
+    intermediate: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+}
+
+/// The shapes of Qwen3-0.6B and of Qwen3-4B, which ERank-4B has.
+pub const SHAPES: [Shape; 2] = [
+    Shape { name: "0.6B", hidden: 1024, intermediate: 3072, layers: 28, heads: 16, kv_heads: 8 },
+    Shape { name: "4B", hidden: 2560, intermediate: 9728, layers: 36, heads: 32, kv_heads: 8 },
+];
+
+const HEAD_DIM: usize = 128;
+const VOCABULARY: usize = 151_936;
+
+/// What a model writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Anything: all weights are random.
+    Random,
+    /// The same token again and again, so that every guess is right: attention and feed-forward add
+    /// nothing, at the same cost.
+    Repeats,
+}
+
+impl Shape {
+    /// The shape of this name.
+    pub fn of(name: &str) -> Option<Self> {
+        SHAPES.into_iter().find(|shape| shape.name == name)
+    }
+
+    /// Bytes of its weights in BF16, the embedding once.
+    pub fn weight_bytes(&self) -> usize {
+        self.tensors().iter().map(|(_, shape)| 2 * shape.iter().product::<usize>()).sum()
+    }
+
+    /// Bytes of keys and values of one token in BF16.
+    pub fn token_bytes(&self) -> usize {
+        self.layers * 2 * self.kv_heads * HEAD_DIM * 2
+    }
+
+    /// Writes a checkpoint to `folder`, unless it is there already. It has the demonstration model's
+    /// tokenizer, whose ids are a part of the vocabulary.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&self, folder: &Path, behaviour: Behaviour) -> io::Result<()> {
+        fs::create_dir_all(folder)?;
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
+        for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+            fs::copy(tiny.join(file), folder.join(file))?;
+        }
+        fs::write(folder.join("config.json"), self.config().to_string())?;
+        let weights = folder.join("model.safetensors");
+        if weights.exists() {
+            return Ok(());
+        }
+        let unfinished = folder.join("unfinished");
+        self.write_weights(&unfinished, behaviour)?;
+        fs::rename(unfinished, weights)
+    }
+
+    /// Where [`write`](Self::write) puts a checkpoint below the system's folder for temporary files.
+    pub fn folder(&self, behaviour: Behaviour) -> PathBuf {
+        std::env::temp_dir().join(format!("erank-{}-{behaviour:?}", self.name))
+    }
+
+    fn config(&self) -> Value {
+        json!({
+            "model_type": "qwen3",
+            "vocab_size": VOCABULARY,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": HEAD_DIM,
+            "max_position_embeddings": 40_960,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": true,
+            "eos_token_id": 151_645,
+        })
+    }
+
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let Self { hidden, intermediate, .. } = *self;
+        let (queries, keys) = (self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM);
+        let mut tensors = vec![
+            ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, hidden]),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+        ];
+        for layer in 0..self.layers {
+            let parts = [
+                ("input_layernorm", vec![hidden]),
+                ("self_attn.q_proj", vec![queries, hidden]),
+                ("self_attn.k_proj", vec![keys, hidden]),
+                ("self_attn.v_proj", vec![keys, hidden]),
+                ("self_attn.q_norm", vec![HEAD_DIM]),
+                ("self_attn.k_norm", vec![HEAD_DIM]),
+                ("self_attn.o_proj", vec![hidden, queries]),
+                ("post_attention_layernorm", vec![hidden]),
+                ("mlp.gate_proj", vec![intermediate, hidden]),
+                ("mlp.up_proj", vec![intermediate, hidden]),
+                ("mlp.down_proj", vec![hidden, intermediate]),
+            ];
+            tensors.extend(
+                parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape)),
+            );
+        }
+        tensors
+    }
+
+    fn write_weights(&self, path: &Path, behaviour: Behaviour) -> io::Result<()> {
+        let tensors = self.tensors();
+        let (mut header, mut end) = (Map::new(), 0);
+        for (name, shape) in &tensors {
+            let start = end;
+            end += 2 * shape.iter().product::<usize>();
+            header.insert(
+                name.clone(),
+                json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}),
+            );
+        }
+        let mut header = Value::from(header).to_string();
+        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+
+        let mut noise = 0;
+        for (name, shape) in &tensors {
+            let is_norm = shape.len() == 1;
+            let is_last = name.contains("o_proj") || name.contains("down_proj");
+            // Near 1 for norms; else such that a product has about the size of its input.
+            let scale = (3.0 / shape.last().copied().unwrap_or(1) as f32).sqrt();
+            let value = |byte: u8| match (is_norm, is_last && behaviour == Behaviour::Repeats) {
+                (true, _) => 1.0,
+                (_, true) => 0.0,
+                _ => f32::from(byte as i8) / 128.0 * scale,
+            };
+            let table: Vec<[u8; 2]> =
+                (0..=255).map(|byte| bf16::from_f32(value(byte)).to_le_bytes()).collect();
+            let count: usize = shape.iter().product();
+            for start in (0..count).step_by(8) {
+                noise = splitmix(noise);
+                for byte in noise.to_le_bytes().into_iter().take(count - start) {
+                    file.write_all(&table[usize::from(byte)])?;
+                }
+            }
+        }
+        file.flush()
+    }
+}
+
+/// The next of a sequence of numbers that look random.
+fn splitmix(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

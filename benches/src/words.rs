@@ -1,0 +1,46 @@
+//! Texts with an exact number of tokens.
+
+use erank_candle::PromptTokenizer;
+
+/// Words that are one token each.
+pub struct Words {
+    words: Vec<String>,
+    drawn: usize,
+}
+
+impl Words {
+    /// The plain words of a vocabulary that are one token wherever they stand.
+    ///
+    /// # Errors
+    /// If there are too few of them.
+    pub fn of(tokenizer: &PromptTokenizer) -> Result<Self, String> {
+        let is_one_token = |id: u32, word: &str| {
+            let pair = tokenizer.encode_trusted(&format!("{word} {word}"));
+            pair.is_ok_and(|ids| ids == [id, id])
+        };
+        let words: Vec<String> = (0..tokenizer.vocab_size() as u32)
+            .map(|id| (id, tokenizer.token_text(id).trim().to_owned()))
+            .filter(|(_, word)| word.len() > 2 && word.bytes().all(|b| b.is_ascii_lowercase()))
+            .filter(|(id, word)| is_one_token(*id, word))
+            .map(|(_, word)| word)
+            .take(4096)
+            .collect();
+        match words.len() {
+            0..1000 => Err(format!("only {} words of one token", words.len())),
+            _ => Ok(Self { words, drawn: 0 }),
+        }
+    }
+
+    /// A text of so many tokens, another one each time.
+    pub fn text(&mut self, tokens: usize) -> String {
+        let mut text = String::new();
+        for _ in 0..tokens {
+            // Steps without a common factor with the number of words: long before anything repeats.
+            self.drawn += 1;
+            let index = (self.drawn * 1103 + self.drawn / self.words.len()) % self.words.len();
+            text.push_str(&self.words[index]);
+            text.push(' ');
+        }
+        text
+    }
+}
