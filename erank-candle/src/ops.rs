@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, 
 use rayon::prelude::*;
 
 use crate::kernels::attention::{BlockLayout, attend};
-use crate::kernels::linear::PanelProduct;
+use crate::kernels::linear::{multiply, multiply_both};
 use crate::kernels::norm::{rms_norm, rotate, silu};
 use crate::kernels::{Element, InstructionSet, PackedWeights};
 use crate::model::Step;
@@ -80,8 +80,7 @@ impl CustomOp1 for NormLinear {
         let x: &[f32] = contiguous(x, layout)?;
         let rows = row_count(x, self.weights.inputs())?;
         let mut y = vec![0.0; rows * self.weights.outputs()];
-        let product = PanelProduct::new(self.set, &self.norm.rows(x), &self.weights);
-        product.store(&mut y, |y, product| *y = product);
+        multiply(self.set, &self.norm.rows(x), &self.weights, &mut y, |y, product| *y = product);
         Ok((CpuStorage::F32(y), (rows, self.weights.outputs()).into()))
     }
 }
@@ -103,12 +102,11 @@ impl CustomOp1 for NormGateUp {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x: &[f32] = contiguous(x, layout)?;
         let rows = row_count(x, self.gate.inputs())?;
-        let normed = self.norm.rows(x);
         let mut y = vec![0.0; rows * self.gate.outputs()];
-        let gate = PanelProduct::new(self.set, &normed, &self.gate);
-        gate.store(&mut y, |y, gate| *y = silu(gate));
-        let up = PanelProduct::new(self.set, &normed, &self.up);
-        up.store(&mut y, |y, up| *y *= up);
+        let halves = [&self.gate, &self.up];
+        multiply_both(self.set, &self.norm.rows(x), halves, &mut y, |y, [gate, up]| {
+            *y = silu(gate) * up;
+        });
         Ok((CpuStorage::F32(y), (rows, self.gate.outputs()).into()))
     }
 }
@@ -139,8 +137,7 @@ impl InplaceOp2 for LinearAdd {
         if row_count(residual, self.weights.outputs())? != rows {
             bail!("linear-add: {rows} rows added to another number of rows");
         }
-        let product = PanelProduct::new(self.set, x, &self.weights);
-        product.store(residual, |residual, product| *residual += product);
+        multiply(self.set, x, &self.weights, residual, |residual, product| *residual += product);
         Ok(())
     }
 }

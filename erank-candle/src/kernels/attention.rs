@@ -267,17 +267,17 @@ impl TileSums {
         // As `[16 tokens][height]`, the layout of the next product's left side.
         let mut weights = [0.0; LANES * 8];
         let mut most_visible = 0;
-        for (row, scores) in scores[..self.total.len()].iter().enumerate() {
+        for (row, scores) in scores[..self.total.len()].iter_mut().enumerate() {
             let visible = visible(row);
             most_visible = most_visible.max(visible);
             let before = self.largest[row];
-            let scaled = scores.map(|score| score * self.scale);
-            let largest = scaled[..visible].iter().fold(before, |max, score| max.max(*score));
+            scores.iter_mut().for_each(|score| *score *= self.scale);
+            let largest = scores[..visible].iter().fold(before, |max, score| max.max(*score));
             let shrink = exp(before - largest);
             // All 16, so that it is vectorised; then those that the query sees.
-            let own = scaled.map(|score| exp(score - largest));
+            scores.iter_mut().for_each(|score| *score = exp(*score - largest));
             let mut sum = 0.0;
-            for (token, weight) in own[..visible].iter().enumerate() {
+            for (token, weight) in scores[..visible].iter().enumerate() {
                 weights[token * height + row] = *weight;
                 sum += weight;
             }

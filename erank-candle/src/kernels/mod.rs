@@ -20,6 +20,7 @@
 
 pub(crate) mod arch;
 pub(crate) mod attention;
+mod columns;
 mod exp;
 pub(crate) mod linear;
 pub(crate) mod norm;
@@ -70,19 +71,6 @@ impl Element for bf16 {
         let bits = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
         Self::from_bits((bits >> 16) as u16)
     }
-}
-
-/// Copies up to `height` rows of `row_length` numbers, interleaved as [`arch`]'s tiles read them:
-/// `[row_length][height]`. Rows beyond those given are zero. Numbers are rounded to `E`, the type
-/// of what they will be multiplied with.
-pub(crate) fn interleave<E: Element>(rows: &[f32], row_length: usize, height: usize) -> Vec<f32> {
-    let mut tile = vec![0.0; row_length * height];
-    for (r, row) in rows.chunks_exact(row_length).enumerate() {
-        for (slot, value) in tile.iter_mut().skip(r).step_by(height).zip(row) {
-            *slot = E::round(*value).widen();
-        }
-    }
-    tile
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 /// `x · sigmoid(x)`.
 #[inline(always)]
 pub(crate) fn silu(x: f32) -> f32 {
+    // Where `exp` ends; false for NaN.
+    let x = if x < -88.0 { -88.0 } else { x };
     x / (1.0 + exp(-x))
 }
 

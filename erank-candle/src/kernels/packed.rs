@@ -44,10 +44,6 @@ impl<E: Element, const DEPTH: usize> PackedMatrix<E, DEPTH> {
         self.inputs
     }
 
-    pub(crate) fn panel_count(&self) -> usize {
-        self.outputs.div_ceil(LANES)
-    }
-
     /// Panel `index` as `[inputs / DEPTH][16][DEPTH]`.
     pub(crate) fn panel(&self, index: usize) -> &[E] {
         let size = self.inputs.next_multiple_of(DEPTH) * LANES;
@@ -125,7 +121,6 @@ mod tests {
             let element = |o: usize, i: usize| (o * 100 + i) as f32;
             let single = PackedMatrix::<f32>::pack(outputs, inputs, element);
             let pairs = PackedMatrix::<f32, 2>::pack(outputs, inputs, element);
-            assert_eq!(single.panel_count(), outputs.div_ceil(16));
             for output in 0..outputs {
                 let expected: Vec<f32> = (0..inputs).map(|input| element(output, input)).collect();
                 assert_eq!(single.row(output).collect::<Vec<f32>>(), expected);
