@@ -49,6 +49,14 @@ impl Shape {
         self.tensors().iter().map(|(_, shape)| 2 * shape.iter().product::<usize>()).sum()
     }
 
+    /// Multiplications and additions to compute `tokens` tokens and `logits` rows of logits, without
+    /// attention.
+    pub fn operations(&self, tokens: usize, logits: usize) -> f64 {
+        let embedding = VOCABULARY * self.hidden;
+        let layers = self.weight_bytes() / 2 - embedding;
+        2.0 * (layers * tokens + embedding * logits) as f64
+    }
+
     /// Bytes of keys and values of one token in BF16.
     pub fn token_bytes(&self) -> usize {
         self.layers * 2 * self.kv_heads * HEAD_DIM * 2

@@ -22,5 +22,7 @@ pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use engine::Statistics;
 pub use error::LoadError;
+#[doc(hidden)]
+pub use kernels::measure;
 pub use logits::TokenLogProb;
 pub use tokenizer::{EncodedPrompt, PromptError, PromptFrame, PromptTokenizer, TokenDecoder};

@@ -23,6 +23,7 @@ pub(crate) mod attention;
 mod columns;
 mod exp;
 pub(crate) mod linear;
+pub mod measure;
 pub(crate) mod norm;
 mod packed;
 #[cfg(test)]
