@@ -18,6 +18,8 @@ mod tokenizer;
 mod weights;
 
 pub use backend::{CandleBackend, Settings};
+/// The type of [`Settings::dtype`].
+pub use candle_core::DType;
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use engine::Statistics;
