@@ -99,7 +99,9 @@ impl AnswerFormat {
             return Err(AnswerError::InvalidProbability);
         }
         let probability = match (reading, distribution) {
-            (ProbabilityReading::Joint, Some(given)) => Some(given.probability(index)),
+            (ProbabilityReading::Joint, Some(given)) if !given.is_bound(index) => {
+                Some(given.probability(index))
+            }
             _ => tokens_probability(&completion.tokens, &label, reading)?,
         };
         Ok(Answer {
@@ -241,10 +243,22 @@ impl Answer {
     }
 }
 
+/// What a backend knows of one answer's natural log-probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum AnswerLogProb {
+    /// Its value.
+    Known(f64),
+    /// A bound: it is this or less. A server that names only its most probable tokens leaves it at
+    /// that for an answer that is not among them.
+    AtMost(f64),
+}
+
 /// The log-probability of every allowed answer at the place of the answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnswerDistribution {
     log_probs: Vec<f64>,
+    /// By answer: whether its log-probability is a bound.
+    bounds: Vec<bool>,
 }
 
 impl AnswerDistribution {
@@ -254,30 +268,60 @@ impl AnswerDistribution {
     /// # Errors
     /// [`AnswerError::InvalidProbability`] if one is NaN or above 0 or if all are zero.
     pub fn new(log_probs: impl IntoIterator<Item = f64>) -> Result<Self, AnswerError> {
-        let log_probs = log_probs.into_iter().map(check_log_prob).collect::<Result<Vec<_>, _>>()?;
-        if log_probs.iter().all(|log_prob| *log_prob == f64::NEG_INFINITY) {
-            return Err(AnswerError::InvalidProbability);
-        }
-        Ok(Self { log_probs })
+        Self::with_bounds(log_probs.into_iter().map(AnswerLogProb::Known))
     }
 
-    /// The log-probabilities, in the order of [`AnswerFormat::answers`].
+    /// As [`new`](Self::new), where some of the answers have only a bound. The most probable answer
+    /// and all moments are those of the known answers: a bound is neither a probability nor a zero.
+    ///
+    /// # Errors
+    /// [`AnswerError::InvalidProbability`] if one is NaN or above 0, or if all known ones are zero.
+    pub fn with_bounds(
+        log_probs: impl IntoIterator<Item = AnswerLogProb>,
+    ) -> Result<Self, AnswerError> {
+        let (mut values, mut bounds) = (Vec::new(), Vec::new());
+        for log_prob in log_probs {
+            let (value, is_bound) = match log_prob {
+                AnswerLogProb::Known(value) => (value, false),
+                AnswerLogProb::AtMost(bound) => (bound, true),
+            };
+            values.push(check_log_prob(value)?);
+            bounds.push(is_bound);
+        }
+        let distribution = Self { log_probs: values, bounds };
+        let some_is_possible = distribution.known().any(|(_, value)| value > f64::NEG_INFINITY);
+        if some_is_possible { Ok(distribution) } else { Err(AnswerError::InvalidProbability) }
+    }
+
+    /// Whether the log-probability of the answer at `index` is a bound that it does not exceed.
+    pub fn is_bound(&self, index: usize) -> bool {
+        self.bounds.get(index).is_some_and(|is_bound| *is_bound)
+    }
+
+    fn known(&self) -> impl Iterator<Item = (usize, f64)> {
+        let log_probs = self.log_probs.iter().copied().enumerate();
+        log_probs.filter(|(index, _)| !self.bounds[*index])
+    }
+
+    /// The log-probabilities, or [bounds](Self::is_bound) of them, in the order of
+    /// [`AnswerFormat::answers`].
     pub fn log_probs(&self) -> &[f64] {
         &self.log_probs
     }
 
-    /// The index of the most probable answer; the first of equals.
+    /// The index of the most probable known answer; the first of equals.
     pub fn most_probable(&self) -> usize {
-        let mut best = 0;
-        for (index, log_prob) in self.log_probs.iter().enumerate() {
-            if *log_prob > self.log_probs[best] {
-                best = index;
+        let mut best = (0, f64::NEG_INFINITY);
+        for (index, log_prob) in self.known() {
+            if log_prob > best.1 {
+                best = (index, log_prob);
             }
         }
-        best
+        best.0
     }
 
-    /// The probability of the answer at `index`; 0 for an index that is not there.
+    /// The probability of the answer at `index`, or a [bound](Self::is_bound) of it; 0 for an index
+    /// that is not there.
     pub fn probability(&self, index: usize) -> f64 {
         self.log_probs.get(index).map_or(0.0, |log_prob| log_prob.exp())
     }
@@ -303,13 +347,15 @@ impl AnswerDistribution {
         terms.sum::<f64>().max(0.0)
     }
 
-    /// The probabilities, scaled so that they add up to one.
+    /// The known probabilities, scaled so that they add up to one; 0 in the place of a bound.
     fn shares(&self) -> impl Iterator<Item = f64> {
         // Relative to the largest, so that the sum cannot vanish.
         let largest = self.log_probs[self.most_probable()];
-        let weight = move |log_prob: &f64| (log_prob - largest).exp();
-        let total: f64 = self.log_probs.iter().map(weight).sum();
-        self.log_probs.iter().map(move |log_prob| weight(log_prob) / total)
+        let total: f64 = self.known().map(|(_, log_prob)| (log_prob - largest).exp()).sum();
+        self.log_probs.iter().zip(&self.bounds).map(move |(log_prob, is_bound)| match is_bound {
+            true => 0.0,
+            false => (log_prob - largest).exp() / total,
+        })
     }
 }
 
@@ -436,6 +482,41 @@ mod tests {
         let text = completion(&[("<answer", 0.3), ("> 7", 0.5), (" </answer>", 0.2)]);
         let answer = AnswerFormat::zero_to_ten().parse(&text, ProbabilityReading::Joint);
         assert!((answer.expect("an answer").probability.expect("given") - 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_bound_is_neither_a_probability_nor_a_zero() {
+        use AnswerLogProb::{AtMost, Known};
+        let format = AnswerFormat::zero_to_three();
+        let bounded = AnswerDistribution::with_bounds([
+            AtMost(0.9_f64.ln()),
+            Known(0.2_f64.ln()),
+            Known(f64::NEG_INFINITY),
+            Known(0.6_f64.ln()),
+        ]);
+        let bounded = bounded.expect("probabilities");
+        assert_eq!(
+            (bounded.is_bound(0), bounded.is_bound(3), bounded.is_bound(9)),
+            (true, false, false)
+        );
+        assert_eq!(bounded.most_probable(), 3);
+        assert!((bounded.probability(0) - 0.9).abs() < 1e-12, "the bound");
+        assert!((bounded.expected_value(&format) - 2.5).abs() < 1e-12, "(1·0.2 + 3·0.6) / 0.8");
+        assert!((bounded.variance(&format) - 0.75).abs() < 1e-12);
+        assert!(bounded.entropy().is_finite());
+
+        // The answer's own tokens are asked where there is but a bound.
+        let mut text = Completion::new("<think>a</think><answer>");
+        text.push("0", 0.5_f32.ln());
+        text.push("</answer>", 0.0);
+        text.answers = Some(bounded);
+        let answer = format.parse(&text, ProbabilityReading::Joint).expect("an answer");
+        assert!((answer.probability.expect("a probability") - 0.5).abs() < 1e-6);
+
+        for unusable in [[AtMost(-1.0); 2], [AtMost(f64::NAN), Known(-1.0)]] {
+            let distribution = AnswerDistribution::with_bounds(unusable);
+            assert_eq!(distribution, Err(AnswerError::InvalidProbability));
+        }
     }
 
     #[test]

@@ -75,7 +75,9 @@ mod serialisation;
 pub mod testing;
 pub mod trec;
 
-pub use answer::{Answer, AnswerDistribution, AnswerError, AnswerFormat, ProbabilityReading};
+pub use answer::{
+    Answer, AnswerDistribution, AnswerError, AnswerFormat, AnswerLogProb, ProbabilityReading,
+};
 pub use backend::{
     BackendError, Completion, DocumentError, FinishReason, Job, Mode, Progress, ScoringBackend,
     ScoringOptions, Sink, Stop,
