@@ -1,0 +1,273 @@
+//! Which server this is, and what it can do: found out once.
+
+use std::sync::Arc;
+
+use erank_core::Sampling;
+use serde_json::{Value, json};
+
+use crate::api::Reply;
+use crate::calls::Calls;
+use crate::error::{CapabilityError, RequestError};
+use crate::settings::{Prompts, Settings};
+
+/// The engines that are told apart, by what `/v1/models` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Server {
+    /// llama.cpp's server.
+    LlamaCpp,
+    /// vLLM.
+    Vllm,
+    /// Anything else, from which nothing is expected but what OpenAI's API has.
+    Other,
+}
+
+/// What is known of the server once it has answered.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Capabilities {
+    pub(crate) server: Server,
+    /// The name to send.
+    pub(crate) model: Option<String>,
+    /// Tokens of a prompt with its answer, if the server says.
+    pub(crate) context: Option<usize>,
+    /// What the server's chat template writes before and after a user's message.
+    pub(crate) frame: Option<(String, String)>,
+}
+
+/// What a probe has failed with.
+#[derive(Debug)]
+pub(crate) enum ProbeError {
+    Request(RequestError),
+    Capability(CapabilityError),
+}
+
+impl From<RequestError> for ProbeError {
+    fn from(error: RequestError) -> Self {
+        Self::Request(error)
+    }
+}
+
+impl From<CapabilityError> for ProbeError {
+    fn from(error: CapabilityError) -> Self {
+        Self::Capability(error)
+    }
+}
+
+impl Capabilities {
+    /// Asks the server.
+    pub(crate) fn probe(calls: &Calls, settings: &Settings) -> Result<Self, ProbeError> {
+        let models = match calls.get("/v1/models") {
+            Ok(models) => models,
+            // A gateway may lack the route.
+            Err(RequestError::Refused { status: 404 | 405, .. }) => Value::Null,
+            Err(error) => return Err(error.into()),
+        };
+        let listed: Vec<&Value> = models["data"].as_array().into_iter().flatten().collect();
+        let server = settings.server.unwrap_or_else(|| {
+            match listed.first().and_then(|model| model["owned_by"].as_str()) {
+                Some("llamacpp") => Server::LlamaCpp,
+                Some("vllm") => Server::Vllm,
+                _ => Server::Other,
+            }
+        });
+        let model = chosen_model(server, settings.model.as_deref(), &listed)?;
+        let entry = match listed.as_slice() {
+            [only] => Some(*only),
+            several => {
+                several.iter().find(|entry| entry["id"].as_str() == model.as_deref()).copied()
+            }
+        };
+        let context = entry.and_then(|entry| {
+            let length = entry["max_model_len"].as_u64().or(entry["meta"]["n_ctx"].as_u64());
+            usize::try_from(length?).ok()
+        });
+        let mut capabilities = Self { server, model, context, frame: None };
+        if matches!(settings.prompts, Prompts::ServerTemplate) {
+            capabilities.frame = Some(capabilities.template(calls)?);
+        }
+        if settings.log_probs {
+            capabilities.check_log_probs(calls, settings)?;
+        }
+        Ok(capabilities)
+    }
+
+    /// A request with the model's name, as far as one is needed.
+    pub(crate) fn request(&self, fields: Value) -> Value {
+        let mut request = fields;
+        if let (Some(model), Some(fields)) = (&self.model, request.as_object_mut()) {
+            fields.insert("model".into(), model.as_str().into());
+        }
+        request
+    }
+
+    /// Has the server render its chat template around a mark, and splits the text there.
+    fn template(&self, calls: &Calls) -> Result<(String, String), ProbeError> {
+        const MARK: &str = "[the user's message of erank]";
+        let no_template = |problem: String| CapabilityError::NoTemplate { problem };
+        let messages = json!([{"role": "user", "content": MARK}]);
+        let rendered = match self.server {
+            Server::LlamaCpp => {
+                let request = json!({ "messages": messages });
+                Ok(calls.post("/apply-template", request)?["prompt"].take())
+            }
+            Server::Vllm => {
+                let fields = json!({"messages": messages, "add_generation_prompt": true});
+                let tokens = calls.post("/tokenize", self.request(fields))?["tokens"].take();
+                let fields = json!({ "tokens": tokens });
+                Ok(calls.post("/detokenize", self.request(fields))?["prompt"].take())
+            }
+            Server::Other => Err(no_template("it is neither llama.cpp nor vLLM".into())),
+        }?;
+        let text = rendered.as_str().ok_or_else(|| no_template("no text came back".into()))?;
+        match text.split_once(MARK) {
+            Some((before, after)) if !after.contains(MARK) => Ok((before.into(), after.into())),
+            _ => Err(no_template("the message is not in it exactly once".into()).into()),
+        }
+    }
+
+    /// Has the server generate one token, and looks for its alternatives.
+    fn check_log_probs(&self, calls: &Calls, settings: &Settings) -> Result<(), ProbeError> {
+        let alternatives = settings.alternatives;
+        let refused = |problem: String| CapabilityError::NoLogProbs { alternatives, problem };
+        let (route, fields) = match settings.prompts {
+            Prompts::Chat => (CHAT, {
+                json!({
+                    "messages": [{"role": "user", "content": "0"}], "max_tokens": 1,
+                    "temperature": 0, "logprobs": true, "top_logprobs": 1,
+                })
+            }),
+            // Ids mean the same in this one way to every tokenizer: they are there.
+            Prompts::TokenIds(_) => (COMPLETIONS, self.probe_of(json!([0]), alternatives)),
+            _ => (COMPLETIONS, self.probe_of(json!("<answer>"), alternatives)),
+        };
+        let reply = calls.generate(route, self.request(fields));
+        let reply: Reply = match reply {
+            Err(RequestError::Refused { status: 400, message, .. }) => {
+                return Err(refused(message).into());
+            }
+            reply => reply?,
+        };
+        match reply.tokens.first() {
+            Some(token) if !token.alternatives.is_empty() => Ok(()),
+            Some(_) => Err(refused("the tokens come without alternatives".into()).into()),
+            None => Err(refused("the reply has none".into()).into()),
+        }
+    }
+
+    fn probe_of(&self, prompt: Value, alternatives: usize) -> Value {
+        json!({"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": alternatives})
+    }
+
+    /// Tokens of a text as the server counts them, if it does.
+    pub(crate) fn count(&self, calls: &Calls, text: &str) -> Result<Option<usize>, RequestError> {
+        match self.server {
+            Server::Other => Ok(None),
+            Server::LlamaCpp => {
+                let fields = json!({"content": text, "add_special": false, "parse_special": true});
+                let reply = calls.post("/tokenize", fields)?;
+                Ok(reply["tokens"].as_array().map(Vec::len))
+            }
+            Server::Vllm => {
+                let fields = json!({"prompt": text, "add_special_tokens": false});
+                let reply = calls.post("/tokenize", self.request(fields))?;
+                Ok(reply["count"].as_u64().and_then(|count| usize::try_from(count).ok()))
+            }
+        }
+    }
+
+    /// Whether the server has these sampling settings, in the meaning that they have in erank.
+    pub(crate) fn check_sampling(&self, sampling: &Sampling) -> Result<(), CapabilityError> {
+        let refused = |setting, problem| Err(CapabilityError::Sampling { setting, problem });
+        match self.server {
+            Server::Vllm => Ok(()),
+            // Checked with the server: it adds up the prompt's tokens, too.
+            Server::LlamaCpp if sampling.frequency_penalty != 0.0 => refused(
+                "frequency_penalty",
+                "llama.cpp counts the prompt's tokens too; leave it at 0",
+            ),
+            Server::LlamaCpp if sampling.presence_penalty != 0.0 => refused(
+                "presence_penalty",
+                "llama.cpp counts the prompt's tokens too; leave it at 0",
+            ),
+            Server::LlamaCpp => Ok(()),
+            Server::Other => {
+                const NOT_THERE: &str = "OpenAI's API does not have it; if the server does, under \
+                                         vLLM's name, set Settings::server to Server::Vllm";
+                if sampling.top_k != 0 {
+                    refused("top_k", NOT_THERE)
+                } else if sampling.min_p != 0.0 {
+                    refused("min_p", NOT_THERE)
+                } else if sampling.repetition_penalty != 1.0 {
+                    refused("repetition_penalty", NOT_THERE)
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// The sampling settings as fields of a request, for this sample.
+    pub(crate) fn sampling_fields(&self, sampling: &Sampling, sample: usize) -> Value {
+        let mut fields = json!({"temperature": sampling.temperature, "top_p": sampling.top_p});
+        let Some(map) = fields.as_object_mut() else { return fields };
+        if !sampling.is_greedy() {
+            // 31 bits are what every server takes.
+            let seed = sampling.seed.wrapping_add(sample as u64) & 0x7fff_ffff;
+            map.insert("seed".into(), seed.into());
+        }
+        if self.server != Server::LlamaCpp {
+            map.insert("frequency_penalty".into(), sampling.frequency_penalty.into());
+            map.insert("presence_penalty".into(), sampling.presence_penalty.into());
+        }
+        if self.server != Server::Other {
+            map.insert("top_k".into(), sampling.top_k.into());
+            map.insert("min_p".into(), sampling.min_p.into());
+        }
+        match self.server {
+            Server::Other => {}
+            Server::Vllm => {
+                map.insert("repetition_penalty".into(), sampling.repetition_penalty.into());
+            }
+            Server::LlamaCpp => {
+                map.insert("repeat_penalty".into(), sampling.repetition_penalty.into());
+                // Over the whole context, not the last 64 tokens.
+                let context = self.context.unwrap_or(32_768);
+                map.insert("repeat_last_n".into(), context.into());
+            }
+        }
+        fields
+    }
+}
+
+/// The route for raw prompts.
+pub(crate) const COMPLETIONS: &str = "/v1/completions";
+/// The route for messages.
+pub(crate) const CHAT: &str = "/v1/chat/completions";
+
+fn chosen_model(
+    server: Server,
+    wanted: Option<&str>,
+    listed: &[&Value],
+) -> Result<Option<String>, CapabilityError> {
+    let names: Vec<&str> = listed.iter().filter_map(|entry| entry["id"].as_str()).collect();
+    let listing = || match names.as_slice() {
+        [] => "no model".to_owned(),
+        names => names.join(", "),
+    };
+    match (wanted, names.as_slice()) {
+        // llama.cpp serves the one model it has under any name.
+        (Some(model), names) if server == Server::LlamaCpp || names.contains(&model) => {
+            Ok(Some(model.to_owned()))
+        }
+        // Without a list there is nothing to check it with.
+        (Some(model), []) => Ok(Some(model.to_owned())),
+        (Some(model), _) => {
+            Err(CapabilityError::Model { model: model.to_owned(), listed: listing() })
+        }
+        (None, [only]) => Ok(Some((*only).to_owned())),
+        (None, _) => Err(CapabilityError::NoModel { listed: listing() }),
+    }
+}
+
+/// Shared by all jobs once known.
+pub(crate) type Known = Arc<Capabilities>;

@@ -1,0 +1,239 @@
+//! A make-believe engine in the shapes of llama.cpp's and vLLM's servers.
+//!
+//! Its model reads "relevance N" in a document, thinks about it in a few words, and answers N with
+//! probability 0.75; of "10", "1" and "0" have 0.75 and 0.8.
+
+use serde_json::{Value, json};
+
+use crate::server::{Reaction, Request};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    LlamaCpp,
+    Vllm,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Engine {
+    pub(crate) shape: Shape,
+    pub(crate) context: usize,
+    pub(crate) log_probs: bool,
+    /// What the template writes where the assistant's turn begins.
+    pub(crate) turn: &'static str,
+}
+
+impl Engine {
+    pub(crate) fn new(shape: Shape) -> Self {
+        Self { shape, context: 4096, log_probs: true, turn: "<|im_start|>assistant\n" }
+    }
+
+    pub(crate) fn react(&self, request: &Request) -> Reaction {
+        let body = &request.body;
+        let messages = || body["messages"][0]["content"].as_str().unwrap_or_default();
+        match (request.path.as_str(), self.shape) {
+            ("/v1/models", _) => Reaction::ok(self.models()),
+            ("/v1/completions", _) => self.completion(request),
+            ("/apply-template", Shape::LlamaCpp) => {
+                Reaction::ok(json!({"prompt": self.template(messages())}))
+            }
+            // Of one character each.
+            ("/tokenize", Shape::Vllm) => {
+                let text = match body["prompt"].as_str() {
+                    Some(prompt) => prompt.to_owned(),
+                    None => self.template(messages()),
+                };
+                let tokens: Vec<u32> = text.chars().map(u32::from).collect();
+                Reaction::ok(json!({"count": tokens.len(), "tokens": tokens}))
+            }
+            ("/tokenize", Shape::LlamaCpp) => {
+                let text = body["content"].as_str().unwrap_or_default();
+                let tokens: Vec<u32> = text.chars().map(u32::from).collect();
+                Reaction::ok(json!({ "tokens": tokens }))
+            }
+            ("/detokenize", Shape::Vllm) => {
+                let ids = body["tokens"].as_array().into_iter().flatten();
+                Reaction::ok(json!({"prompt": text_of(ids)}))
+            }
+            _ => Reaction::status(404, json!({"detail": "Not Found"})),
+        }
+    }
+
+    fn models(&self) -> Value {
+        let mut model = json!({"id": "erank", "object": "model"});
+        match self.shape {
+            Shape::LlamaCpp => {
+                model["owned_by"] = "llamacpp".into();
+                model["meta"] = json!({"n_ctx": self.context});
+            }
+            Shape::Vllm => {
+                model["owned_by"] = "vllm".into();
+                model["max_model_len"] = self.context.into();
+            }
+        }
+        json!({"object": "list", "data": [model]})
+    }
+
+    fn template(&self, message: &str) -> String {
+        format!("<|im_start|>user\n{message}<|im_end|>\n{}", self.turn)
+    }
+
+    fn completion(&self, request: &Request) -> Reaction {
+        let (prompt, takes_ids) = match &request.body["prompt"] {
+            Value::Array(ids) => (text_of(ids.iter()), true),
+            text => (text.as_str().unwrap_or_default().to_owned(), false),
+        };
+        let prompt_tokens = prompt.chars().count();
+        if prompt_tokens >= self.context {
+            return self.too_long(prompt_tokens);
+        }
+        let mut most = request.body["max_tokens"].as_u64().unwrap_or(16) as usize;
+        most = most.min(self.context - prompt_tokens);
+        let turn = prompt.split_once(self.turn).map_or("", |(_, turn)| turn);
+        let (tokens, alternatives) = next_tokens(relevance(&prompt), turn);
+
+        let (mut text, mut spent, mut finish) = (String::new(), Vec::new(), "length");
+        let stop = request.body["stop"][0].as_str();
+        for (token, log_prob) in tokens.iter().map(|(token, p)| (*token, p.ln())).take(most) {
+            text.push_str(token);
+            spent.push((token.to_owned(), log_prob));
+            if let Some(at) = stop.and_then(|stop| text.find(stop)) {
+                text.truncate(at);
+                finish = "stop";
+                break;
+            }
+        }
+        let log_probs = self.log_probs && request.body["logprobs"].is_u64();
+        let number = request.body["logprobs"].as_u64().unwrap_or(0) as usize;
+        let alternatives: Vec<(String, f64)> = alternatives
+            .iter()
+            .map(|(text, p)| ((*text).to_owned(), p.ln()))
+            .take(number)
+            .collect();
+        let ids: Vec<u32> =
+            spent.iter().flat_map(|(text, _)| text.chars()).map(u32::from).collect();
+        let ends_at_word = finish == "stop";
+        let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": spent.len()});
+        let mut reply = json!({"usage": usage, "object": "text_completion", "model": "erank"});
+        let mut choice =
+            json!({"index": 0, "text": text, "finish_reason": finish, "logprobs": null});
+        match self.shape {
+            Shape::Vllm => {
+                choice["stop_reason"] = if ends_at_word { json!(stop) } else { Value::Null };
+                if request.body["return_token_ids"] == true {
+                    choice["token_ids"] = json!(ids);
+                }
+                if log_probs {
+                    let tops =
+                        spent.iter().enumerate().map(|(place, (text, log_prob))| match place {
+                            0 => alternatives
+                                .iter()
+                                .map(|(text, p)| (text.clone(), json!(p)))
+                                .collect(),
+                            _ => serde_json::Map::from_iter([(text.clone(), json!(log_prob))]),
+                        });
+                    choice["logprobs"] = json!({
+                        "tokens": spent.iter().map(|(text, _)| text).collect::<Vec<_>>(),
+                        "token_logprobs": spent.iter().map(|(_, p)| p).collect::<Vec<_>>(),
+                        "top_logprobs": tops.collect::<Vec<serde_json::Map<String, Value>>>(),
+                    });
+                }
+            }
+            Shape::LlamaCpp => {
+                if request.body["verbose"] == true {
+                    let stop_type = if ends_at_word { "word" } else { "limit" };
+                    reply["__verbose"] = json!({"stop_type": stop_type});
+                }
+                if log_probs {
+                    // Ids only for text of one character, as all is in a prompt of ids.
+                    let spent = if takes_ids { characters(&text) } else { spent };
+                    let entry = |text: &String, log_prob: f64| {
+                        json!({
+                            "id": text.chars().next().map(u32::from), "token": text,
+                            "bytes": text.as_bytes(), "logprob": log_prob,
+                        })
+                    };
+                    let entries = spent.iter().enumerate().map(|(place, (text, log_prob))| {
+                        let mut whole = entry(text, *log_prob);
+                        let tops = alternatives.iter().map(|(text, p)| entry(text, *p));
+                        whole["top_logprobs"] = match place {
+                            0 => tops.collect(),
+                            _ => json!([entry(text, *log_prob)]),
+                        };
+                        whole
+                    });
+                    choice["logprobs"] = json!({"content": entries.collect::<Vec<_>>()});
+                }
+            }
+        }
+        reply["choices"] = json!([choice]);
+        Reaction::ok(reply)
+    }
+
+    fn too_long(&self, tokens: usize) -> Reaction {
+        let limit = self.context;
+        let error = match self.shape {
+            Shape::LlamaCpp => json!({
+                "code": 400, "type": "exceed_context_size_error",
+                "message": format!("request ({tokens} tokens) exceeds the context size ({limit})"),
+                "n_prompt_tokens": tokens, "n_ctx": limit,
+            }),
+            Shape::Vllm => json!({
+                "message": format!(
+                    "This model's maximum context length is {limit} tokens. However, your prompt \
+                     contains at least {tokens} input tokens. (parameter=input_tokens)"
+                ),
+                "type": "BadRequestError", "param": "input_tokens", "code": 400,
+            }),
+        };
+        Reaction::status(400, json!({ "error": error }))
+    }
+}
+
+fn text_of<'a>(ids: impl Iterator<Item = &'a Value>) -> String {
+    ids.filter_map(|id| char::from_u32(u32::try_from(id.as_u64()?).ok()?)).collect()
+}
+
+fn characters(text: &str) -> Vec<(String, f64)> {
+    text.chars().map(|character| (character.to_string(), -0.5)).collect()
+}
+
+/// The number behind the last "relevance" of the prompt that has one.
+pub(crate) fn relevance(prompt: &str) -> u32 {
+    let numbers = prompt.match_indices("relevance ").filter_map(|(at, word)| {
+        let rest = &prompt[at + word.len()..];
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    });
+    numbers.last().unwrap_or(0)
+}
+
+type Tokens = Vec<(&'static str, f64)>;
+
+/// The tokens that the model goes on with, and the alternatives to the first.
+fn next_tokens(relevance: u32, turn: &str) -> (Tokens, Tokens) {
+    const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    let digit = DIGITS[if relevance == 10 { 1 } else { relevance as usize % 10 }];
+    if turn.ends_with("<answer>") {
+        let other = if digit == "5" { "6" } else { "5" };
+        return (
+            vec![(digit, 0.75), ("</", 0.9), ("answer>", 0.9)],
+            vec![(digit, 0.75), (other, 0.125), (" ", 0.0625)],
+        );
+    }
+    if turn.ends_with("<answer>1") {
+        let ten = if relevance == 10 { 0.8 } else { 0.125 };
+        let ends = vec![("0", ten), ("</", 1.0 - ten)];
+        let first = if relevance == 10 { ends[0] } else { ends[1] };
+        return (vec![first], ends);
+    }
+    let mut thought =
+        vec![("<think>", 1.0), ("so", 0.5), (" it", 0.5), (" is", 0.5), ("</think>", 1.0)];
+    thought.extend([("\n<", 1.0), ("answer>", 1.0)]);
+    // What was said already is not said again.
+    let mut said = String::new();
+    while !thought.is_empty() && turn.len() > said.len() && turn.starts_with(&said) {
+        said.push_str(thought.remove(0).0);
+    }
+    thought.extend([(digit, 0.75), ("</", 0.9), ("answer>", 0.9)]);
+    let first = thought[0];
+    (thought, vec![first, (" hm", 0.1)])
+}
