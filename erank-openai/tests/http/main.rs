@@ -4,6 +4,7 @@ mod answers;
 mod engine;
 mod faults;
 mod server;
+mod tls;
 
 use erank_core::backend::{
     BackendError, Completion, DocumentError, Job, ScoringBackend, ScoringOptions, Sink, Stop,

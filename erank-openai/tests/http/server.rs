@@ -198,7 +198,7 @@ fn react(shared: &Shared, stream: &mut TcpStream, reaction: Reaction) -> bool {
     }
 }
 
-fn read(reader: &mut impl BufRead) -> Option<Request> {
+pub(crate) fn read(reader: &mut impl BufRead) -> Option<Request> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     let path = line.split(' ').nth(1)?.to_owned();
