@@ -1,0 +1,193 @@
+"""Writes a checkpoint folder as a GGUF file that llama.cpp loads: python3 gguf.py FOLDER OUT.gguf
+
+For the folders that erank-candle loads: a dense Qwen3, in one or several safetensors files, with a BPE
+in tokenizer.json. Weights become F32, whatever they were, so that llama.cpp computes with the very
+numbers that erank-candle computes with. Needs nothing but Python 3.9.
+
+llama.cpp gets the vocabulary, so that it can write tokens as text. It does not get normalizers and
+pre-tokenizers: it would tokenize text in its own way. Send it token ids.
+"""
+
+import array
+import json
+import pathlib
+import struct
+import sys
+
+ALIGNMENT = 32
+# Types of values, and the type of all tensors.
+U32, F32_VALUE, BOOL, STRING, ARRAY, I32 = 4, 6, 7, 8, 9, 5
+F32_TENSOR = 0
+# Types of tokens.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+TENSORS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+OUTSIDE_LAYERS = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+def tensor_name(name):
+    if name in OUTSIDE_LAYERS:
+        return OUTSIDE_LAYERS[name]
+    _, _, layer, rest = name.split(".", 3)
+    return f"blk.{layer}.{TENSORS[rest.removesuffix('.weight')]}.weight"
+
+
+def as_f32(data, dtype):
+    """The bytes of F32 values, little-endian, as this script assumes the machine to be."""
+    if dtype == "F32":
+        return bytes(data)
+    if dtype == "BF16":
+        widened = bytearray(2 * len(data))
+        widened[2::4], widened[3::4] = data[0::2], data[1::2]
+        return bytes(widened)
+    if dtype == "F16":
+        return array.array("f", struct.unpack(f"<{len(data) // 2}e", data)).tobytes()
+    raise SystemExit(f"a tensor has the type {dtype}; only F32, BF16 and F16 are known")
+
+
+def read_tensors(folder):
+    for path in sorted(folder.glob("*.safetensors")):
+        content = path.read_bytes()
+        (length,) = struct.unpack_from("<Q", content)
+        header = json.loads(content[8 : 8 + length])
+        header.pop("__metadata__", None)
+        for name, tensor in header.items():
+            start, end = (8 + length + offset for offset in tensor["data_offsets"])
+            yield name, tensor["shape"], as_f32(memoryview(content)[start:end], tensor["dtype"])
+
+
+def byte_characters():
+    """The characters that GPT-2's tokenizer, and llama.cpp's reading of it, write bytes with."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (byte for byte in range(256) if byte not in plain)
+    table = {byte: chr(byte) for byte in plain}
+    table.update({byte: chr(256 + number) for number, byte in enumerate(others)})
+    return table
+
+
+def read_vocabulary(folder, size):
+    """Texts and types of all tokens, and the merges, in the form that llama.cpp reads."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    characters = byte_characters()
+    is_byte_level = "ByteLevel" in json.dumps(tokenizer.get("decoder"))
+
+    def written(text):
+        if is_byte_level:
+            return text
+        # Where "▁" stands for a space, the bytes of the text are meant.
+        return "".join(characters[byte] for byte in text.replace("▁", " ").encode())
+
+    texts, kinds = [f"[unused {number}]" for number in range(size)], [UNUSED] * size
+    for text, number in tokenizer["model"]["vocab"].items():
+        texts[number], kinds[number] = written(text), NORMAL
+    for token in tokenizer["added_tokens"]:
+        texts[token["id"]] = token["content"]
+        kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in tokenizer["model"]["merges"])
+    return texts, kinds, [" ".join(map(written, pair)) for pair in pairs]
+
+
+def chat_template(folder):
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text()
+    return json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+
+
+def end_tokens(folder, config):
+    file = folder / "generation_config.json"
+    ends = (json.loads(file.read_text()) if file.exists() else config).get("eos_token_id")
+    ends = ends if ends is not None else config["eos_token_id"]
+    return ends if isinstance(ends, list) else [ends]
+
+
+def encoded(kind, value):
+    if kind == U32:
+        return struct.pack("<I", value)
+    if kind == I32:
+        return struct.pack("<i", value)
+    if kind == F32_VALUE:
+        return struct.pack("<f", value)
+    if kind == BOOL:
+        return struct.pack("<?", value)
+    if kind == STRING:
+        data = value.encode()
+        return struct.pack("<Q", len(data)) + data
+    (kind, items) = value
+    return struct.pack("<IQ", kind, len(items)) + b"".join(encoded(kind, item) for item in items)
+
+
+def main(folder, out):
+    config = json.loads((folder / "config.json").read_text())
+    texts, kinds, merges = read_vocabulary(folder, config["vocab_size"])
+    ends = end_tokens(folder, config)
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    values = [
+        ("general.architecture", STRING, "qwen3"),
+        ("general.name", STRING, folder.resolve().name),
+        ("general.alignment", U32, ALIGNMENT),
+        ("general.file_type", U32, 0),
+        ("qwen3.block_count", U32, config["num_hidden_layers"]),
+        ("qwen3.context_length", U32, config["max_position_embeddings"]),
+        ("qwen3.embedding_length", U32, config["hidden_size"]),
+        ("qwen3.feed_forward_length", U32, config["intermediate_size"]),
+        ("qwen3.attention.head_count", U32, heads),
+        ("qwen3.attention.head_count_kv", U32, config["num_key_value_heads"]),
+        ("qwen3.attention.key_length", U32, head_dim),
+        ("qwen3.attention.value_length", U32, head_dim),
+        ("qwen3.attention.layer_norm_rms_epsilon", F32_VALUE, config["rms_norm_eps"]),
+        ("qwen3.rope.freq_base", F32_VALUE, config["rope_theta"]),
+        ("tokenizer.ggml.model", STRING, "gpt2"),
+        ("tokenizer.ggml.pre", STRING, "qwen2"),
+        ("tokenizer.ggml.tokens", ARRAY, (STRING, texts)),
+        ("tokenizer.ggml.token_type", ARRAY, (I32, kinds)),
+        ("tokenizer.ggml.merges", ARRAY, (STRING, merges)),
+        ("tokenizer.ggml.add_bos_token", BOOL, False),
+        ("tokenizer.ggml.eos_token_id", U32, ends[0]),
+        ("tokenizer.ggml.padding_token_id", U32, ends[0]),
+        ("tokenizer.chat_template", STRING, chat_template(folder)),
+    ]
+    if len(ends) > 1:
+        values.append(("tokenizer.ggml.eot_token_id", U32, ends[1]))
+
+    tensors = list(read_tensors(folder))
+    header = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(values))]
+    for key, kind, value in values:
+        header += [encoded(STRING, key), struct.pack("<I", kind), encoded(kind, value)]
+    offset = 0
+    for name, shape, data in tensors:
+        # The fastest dimension first.
+        dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        header += [encoded(STRING, tensor_name(name)), dimensions]
+        header.append(struct.pack("<IQ", F32_TENSOR, offset))
+        offset += -(-len(data) // ALIGNMENT) * ALIGNMENT
+    with open(out, "wb") as file:
+        for part in header:
+            file.write(part)
+        for _, _, data in tensors:
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            file.write(data)
+        file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    main(pathlib.Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,268 @@
+//! The remote backend against a real llama.cpp server: with the bundled model it must rank as the local
+//! backend does, and with a small language model it must take whatever that writes.
+//!
+//! `remote/fetch_llama_cpp.sh` installs the server into `.cache/llama-cpp`, or `ERANK_LLAMA_CPP` names
+//! its virtual environment. Without it the tests say so and pass; with `ERANK_REQUIRE_LLAMA_CPP` set
+//! they fail.
+
+mod llama_cpp;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use candle_core::DType;
+use erank_candle::{CandleBackend, Checkpoint, PromptTokenizer};
+use erank_core::backend::{Cause, DocumentError};
+use erank_core::prompt::BoundPrompt;
+use erank_core::{
+    FinishReason, Mode, RankedDocument, Request, Reranker, Sampling, ScoringBackend, ScoringOptions,
+};
+use erank_openai::{
+    OpenAiBackend, Prompts, QWEN3_CONTROL_TOKENS, Settings, TokenPrompt, TokenPrompts,
+};
+use serde_json::json;
+
+use llama_cpp::LlamaCpp;
+
+/// The local backend's tokenizer, for the prompts of the remote one.
+struct Tokenizer(PromptTokenizer);
+
+impl TokenPrompts for Tokenizer {
+    fn encode(
+        &self,
+        prompt: &BoundPrompt<'_>,
+        document: &str,
+        options: &ScoringOptions,
+    ) -> Result<TokenPrompt, Cause> {
+        let frame = self.0.bind(prompt, options)?;
+        let encoded = frame.encode(document)?;
+        Ok(TokenPrompt {
+            ids: encoded.ids,
+            opens_thought: frame.opens_thought(),
+            query_truncated: encoded.query_truncated,
+            document_truncated: encoded.document_truncated,
+        })
+    }
+
+    fn encode_trusted(&self, text: &str) -> Result<Vec<u32>, Cause> {
+        Ok(self.0.encode_trusted(text)?)
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        let mut decoder = self.0.decoder();
+        let text: String = ids.iter().map(|id| decoder.push(*id)).collect();
+        text + &decoder.finish()
+    }
+}
+
+const QUERIES: [&str; 15] = [
+    "why do leaves change colour in autumn",
+    "bicycle chain slipping under load",
+    "noise of jet engines",
+    "how to bake bread without yeast",
+    "python library for reading csv files",
+    "fast text search in large folders",
+    "what causes rust on iron",
+    "history of the printing press",
+    "compress images for the web",
+    "sleep and memory in children",
+    "growing tomatoes on a balcony",
+    "parse command line arguments in rust",
+    "tides and the moon",
+    "treatment of back pain",
+    "encrypt files with a password",
+];
+
+const DOCUMENTS: [&str; 16] = [
+    "Many trees change colour in autumn because their leaves stop making chlorophyll.",
+    "Colour, colour, colour! Our autumn wool comes in every colour of the rainbow.",
+    "If the bicycle chain is slipping under load, it is worn or the sprockets are.",
+    "A chain of supermarkets keeps its prices low by selling bicycles in spring.",
+    "The noise of a jet engine was measured at several distances from the runway.",
+    "Bread without yeast rises with baking soda; the dough is baked at once.",
+    "A library that reads and writes CSV files quickly, with bindings for Python.",
+    "Search recursively through files for a regular expression, respecting ignore files.",
+    "Iron rusts where water and oxygen reach it; paint keeps both of them away.",
+    "Gutenberg's press spread over Europe within fifty years of its invention.",
+    "Command line tool that compresses PNG and JPEG images without visible loss.",
+    "Children who sleep longer remember more words the next day, a study finds.",
+    "Tomatoes on a balcony need a large pot, sun for half a day, and water each evening.",
+    "A crate that parses command line arguments and writes the help text by itself.",
+    "The moon's gravity raises two bulges of the sea, and the earth turns beneath them.",
+    "Encrypts files and folders with a password; the key is derived with many rounds.",
+];
+
+fn settings(tokenizer: &CandleBackend) -> Settings {
+    let mut settings = Settings::default();
+    settings.prompts = Prompts::TokenIds(Arc::new(Tokenizer(tokenizer.tokenizer().clone())));
+    settings
+}
+
+/// The bundled model in the arithmetic that llama.cpp is given: all F32.
+fn exact() -> CandleBackend {
+    let mut settings = erank_candle::Settings::default();
+    settings.dtype = Some(DType::F32);
+    CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
+}
+
+/// Every query's documents, by index, as a backend scores them.
+fn scored(backend: &dyn ScoringBackend, mode: Mode) -> Vec<Vec<RankedDocument>> {
+    let mut options = ScoringOptions::default();
+    options.mode = mode;
+    let reranker = Reranker::builder(backend).options(options).build().expect("valid");
+    let by_query = |query: &&str| {
+        let ranking = reranker.rerank(&Request::new(*query, DOCUMENTS)).expect("a ranking");
+        assert!(ranking.unscored.is_empty(), "{:?}", ranking.unscored);
+        ranking.documents
+    };
+    QUERIES.iter().map(by_query).collect()
+}
+
+#[test]
+fn local_and_remote_agree_on_equal_weights() {
+    let Some(python) = llama_cpp::python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = LlamaCpp::start(&python, &llama_cpp::tiny_model(&python, folder.path()), 4, 2048);
+    let local = exact();
+    let mut settings = settings(&local);
+    // More than usual, so that there are few bounds among the answers.
+    settings.alternatives = 100;
+    let remote = OpenAiBackend::new([server.url()], settings).expect("valid settings");
+
+    let reason = Mode::Reason { max_tokens: 100 };
+    for mode in [Mode::AnswerOnly, reason, Mode::Reason { max_tokens: 3 }] {
+        let (here, there) = (scored(&local, mode), scored(&remote, mode));
+        let (mut pairs, mut furthest, mut same_order) = (0, 0.0_f64, 0);
+        for (here, there) in here.iter().zip(&there) {
+            same_order +=
+                usize::from(here.iter().map(|d| d.index).eq(there.iter().map(|d| d.index)));
+            for ours in here {
+                let theirs = there.iter().find(|theirs| theirs.index == ours.index);
+                let theirs = theirs.expect("the same documents");
+                let context = format!("document {} in {mode:?}", ours.index);
+                assert_eq!(ours.integer, theirs.integer, "{context}");
+                assert_eq!(ours.reasoning, theirs.reasoning, "{context}");
+                assert_eq!(ours.finish, theirs.finish, "{context}");
+                let (p, q) = (ours.probability.expect("one"), theirs.probability.expect("one"));
+                furthest = furthest.max((p - q).abs());
+                let (p, q) = (ours.expected.expect("one"), theirs.expected.expect("one"));
+                assert!((p - q).abs() < 0.02, "{context}: expected {p} and {q}");
+                pairs += 1;
+            }
+        }
+        println!(
+            "{mode:?}: {pairs} pairs, same integers and thoughts; probabilities differ by at most \
+             {furthest:.1e}; {same_order} of {} rankings the same",
+            QUERIES.len()
+        );
+        assert!(pairs >= 200);
+        assert!(furthest < 0.02, "{furthest}");
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_and_comes_back_loses_nothing() {
+    let Some(python) = llama_cpp::python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = llama_cpp::tiny_model(&python, folder.path());
+    let server = LlamaCpp::start(&python, &model, 2, 2048);
+    let local = exact();
+    let expected = scored(&local, Mode::AnswerOnly);
+    let mut settings = settings(&local);
+    settings.attempts = 10;
+    let remote = OpenAiBackend::new([server.url()], settings).expect("valid settings");
+    let killer = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(700));
+        let port = server.port;
+        drop(server);
+        thread::sleep(Duration::from_millis(300));
+        LlamaCpp::start_at(port, &python, &model, 2, 2048)
+    });
+    let found = scored(&remote, Mode::AnswerOnly);
+    drop(killer.join().expect("no panic"));
+    for (expected, found) in expected.iter().zip(&found) {
+        let integers = |documents: &[RankedDocument]| {
+            let mut all: Vec<_> = documents.iter().map(|d| (d.index, d.integer)).collect();
+            all.sort_unstable();
+            all
+        };
+        assert_eq!(integers(expected), integers(found));
+    }
+}
+
+/// A language model that was never trained for this, in its own template.
+fn small_language_model(python: &Path) -> LlamaCpp {
+    LlamaCpp::start(python, &llama_cpp::small_language_model(python), 2, 768)
+}
+
+/// Enough alternatives to find a digit among what such a model would say.
+fn many_alternatives() -> Settings {
+    let mut settings = Settings::default();
+    settings.alternatives = 2000;
+    settings
+}
+
+#[test]
+fn a_language_model_that_is_no_reranker_gets_scores_all_the_same() {
+    let Some(python) = llama_cpp::python() else { return };
+    let server = small_language_model(&python);
+    let remote = OpenAiBackend::new([server.url()], many_alternatives()).expect("valid settings");
+
+    let mut options = ScoringOptions::default();
+    options.mode = Mode::Reason { max_tokens: 24 };
+    options.sampling = Sampling::with_temperature(0.7);
+    options.samples = 2;
+    let reranker = Reranker::builder(&remote).options(options).build().expect("valid");
+    let long = "long ".repeat(900);
+    let documents = [DOCUMENTS[0], DOCUMENTS[5], long.as_str()];
+    let ranking = reranker.rerank(&Request::new(QUERIES[0], documents)).expect("a ranking");
+    assert_eq!(ranking.documents.len(), 2, "{:?}", ranking.unscored);
+    for document in &ranking.documents {
+        assert_eq!(document.samples.len(), 2);
+        assert!(document.probability.is_some_and(|p| p > 0.0 && p <= 1.0));
+        assert!(
+            document.finish == FinishReason::Forced || document.finish == FinishReason::Answered
+        );
+        assert!(document.tokens.generated > 0 && document.tokens.prompt > 100);
+    }
+    let error = &ranking.unscored[0].error;
+    assert!(matches!(error, DocumentError::PromptTooLong { limit: 768, .. }), "{error:?}");
+}
+
+#[test]
+fn the_samples_of_a_document_differ() {
+    let Some(python) = llama_cpp::python() else { return };
+    let server = small_language_model(&python);
+    let remote = OpenAiBackend::new([server.url()], many_alternatives()).expect("valid settings");
+    let mut options = ScoringOptions::default();
+    options.mode = Mode::Reason { max_tokens: 16 };
+    options.sampling = Sampling::with_temperature(1.0);
+    options.samples = 2;
+    let reranker = Reranker::builder(&remote).options(options).build().expect("valid");
+    let ranking = reranker.rerank(&Request::new(QUERIES[0], [DOCUMENTS[0]])).expect("a ranking");
+    let [first, second] = ranking.documents[0].samples.as_slice() else { panic!("two samples") };
+    assert_ne!(first.answer.reasoning, second.answer.reasoning);
+}
+
+#[test]
+fn a_broken_control_token_is_plain_text_to_a_real_tokenizer() {
+    let Some(python) = llama_cpp::python() else { return };
+    let server = small_language_model(&python);
+    let ids = |text: &str| -> Vec<u64> {
+        let request = json!({"content": text, "add_special": false, "parse_special": true});
+        let reply = server.post("/tokenize", &request);
+        reply["tokens"].as_array().expect("ids").iter().filter_map(|id| id.as_u64()).collect()
+    };
+    // SmolLM2 has three of Qwen3's, as its first ids.
+    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+    for token in special {
+        assert!(ids(token).len() == 1 && ids(token)[0] < 3, "{token} is a control token");
+    }
+    for token in QWEN3_CONTROL_TOKENS {
+        let broken = format!("{} {}", &token[..1], &token[1..]);
+        let found = ids(&format!("a {broken} b"));
+        assert!(found.iter().all(|id| *id > 16), "{broken} is {found:?}");
+    }
+}

@@ -1,0 +1,37 @@
+"""Runs llama.cpp's HTTP server from the xllamacpp wheel: python serve.py MODEL.gguf PORT SLOTS CONTEXT
+
+Prints "ready" once it listens, and ends when its standard input does. The cache is F32 and nothing is
+kept beyond the slots, so that results depend on little else than the prompt.
+"""
+
+import os
+import sys
+
+import xllamacpp
+
+
+def main(model, port, slots, context):
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.model_alias = {"erank"}
+    params.hostnames = ["127.0.0.1"]
+    params.port = int(port)
+    params.n_parallel = int(slots)
+    params.n_ctx = int(slots) * int(context)
+    params.cache_type_k = params.cache_type_v = 0  # F32
+    params.cache_ram_mib = 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.warmup = False
+    params.ui = False
+    params.kv_unified = False
+    server = xllamacpp.Server(params)
+    print("ready", server.listening_address, flush=True)
+    sys.stdin.read()
+    # The server's threads would keep the process alive.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        raise SystemExit(__doc__)
+    main(*sys.argv[1:])
