@@ -110,6 +110,8 @@ pub(crate) struct RerankArguments {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) model: ModelArguments,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArguments,
 }
 
 #[derive(Debug, Args)]
@@ -187,6 +189,32 @@ pub(crate) struct ModelArguments {
     pub(crate) cache_mb: Option<NonZeroUsize>,
 }
 
+/// A model that runs elsewhere.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Remote model")]
+pub(crate) struct RemoteArguments {
+    /// Where the model runs: in this process, or on a server with an OpenAI-compatible API (vLLM,
+    /// llama.cpp). Then --model is its name there, by default the only one, and ERANK_API_KEY in the
+    /// environment the key.
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t)]
+    pub(crate) backend: Backend,
+    /// The server's address, such as http://gpu-1:8000; given several times, the work is spread.
+    #[arg(
+        long,
+        value_name = "URL",
+        required_if_eq("backend", "openai"),
+        conflicts_with_all = ["dtype", "threads", "cache_mb"]
+    )]
+    pub(crate) url: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    #[default]
+    Candle,
+    Openai,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Dtype {
     F32,
@@ -237,6 +265,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_remote_model_needs_an_address_and_no_settings_of_a_local_one() {
+        let parse = |arguments: &str| {
+            let arguments = format!("erank rerank -q x {arguments}");
+            Arguments::try_parse_from(arguments.split_whitespace()).map(|_| ())
+        };
+        assert!(parse("--backend openai --url http://a --url http://b --model m").is_ok());
+        assert!(parse("--backend openai").is_err());
+        assert!(parse("--backend openai --url http://a --threads 2").is_err());
+        assert!(parse("--backend elsewhere").is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use erank_candle::LoadError;
 use erank_core::{BackendError, ConfigError, DocumentError};
+use erank_openai::SetupError;
 use thiserror::Error;
 
 use crate::text;
@@ -42,6 +43,10 @@ pub(crate) enum CommandError {
         #[source]
         source: LoadError,
     },
+    #[error("--url is for a remote model; add --backend openai")]
+    UrlWithoutBackend,
+    #[error("cannot use the remote model")]
+    Remote(#[from] SetupError),
     #[error("cannot read {what}")]
     Read {
         what: String,

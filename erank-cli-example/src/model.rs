@@ -4,9 +4,10 @@ use std::path::Path;
 
 use candle_core::DType;
 use erank_candle::{CandleBackend, Checkpoint, Config, LoadError, Settings};
-use erank_core::ScoringOptions;
+use erank_core::{ScoringBackend, ScoringOptions};
+use erank_openai::{ApiKey, OpenAiBackend};
 
-use crate::args::{Dtype, ModelArguments};
+use crate::args::{Backend, Dtype, ModelArguments, RemoteArguments};
 use crate::error::CommandError;
 use crate::text;
 
@@ -23,6 +24,30 @@ pub(crate) fn load(arguments: &ModelArguments) -> Result<CandleBackend, CommandE
         None => return Err(CommandError::NoSuchModel { given: text::line(given) }),
     };
     loaded.map_err(|source| CommandError::Model { given: text::line(given), source })
+}
+
+/// The model that was asked for, here or elsewhere, and the limits for texts.
+pub(crate) fn choose(
+    model: &ModelArguments,
+    remote: &RemoteArguments,
+) -> Result<(Box<dyn ScoringBackend>, ScoringOptions), CommandError> {
+    if remote.backend == Backend::Candle {
+        if !remote.url.is_empty() {
+            return Err(CommandError::UrlWithoutBackend);
+        }
+        let backend = load(model)?;
+        let limits = limits(model, backend.config());
+        return Ok((Box::new(backend), limits));
+    }
+    let mut settings = erank_openai::Settings::default();
+    settings.model = (model.model != BUNDLED).then(|| model.model.clone());
+    settings.api_key = std::env::var("ERANK_API_KEY").ok().map(ApiKey::new);
+    let backend = OpenAiBackend::new(&remote.url, settings)?;
+    let mut limits = ScoringOptions::default();
+    if let Some(tokens) = model.max_document_tokens {
+        limits.max_document_tokens = tokens.get();
+    }
+    Ok((Box::new(backend), limits))
 }
 
 /// The bundled model, as it is.

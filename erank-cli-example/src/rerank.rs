@@ -4,8 +4,9 @@ use std::io::{self, BufWriter, Write};
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use erank_candle::CandleBackend;
-use erank_core::{Cascade, Fusion, Mode, Ranking, Request, Reranker, ScoringBackend, Stop};
+use erank_core::{
+    Cascade, Fusion, Mode, Ranking, Request, Reranker, ScoringBackend, ScoringOptions, Stop,
+};
 
 use crate::args::RerankArguments;
 use crate::error::{CommandError, Exit};
@@ -25,7 +26,8 @@ pub(crate) fn run(
         text::note("There are no documents to rank; give one a line with --docs FILE.");
     }
     let meter = Meter::new();
-    let reranker = reranker(arguments, model::load(&arguments.model)?, meter.clone())?;
+    let (backend, options) = model::choose(&arguments.model, &arguments.remote)?;
+    let reranker = reranker(arguments, backend, options, meter.clone())?;
 
     let stop = interrupt.begin(arguments.timeout);
     let begin = Instant::now();
@@ -47,10 +49,10 @@ pub(crate) fn run(
 /// The reranker that the arguments ask for.
 fn reranker(
     arguments: &RerankArguments,
-    backend: CandleBackend,
+    backend: Box<dyn ScoringBackend>,
+    mut options: ScoringOptions,
     meter: Meter,
-) -> Result<Reranker<CandleBackend>, CommandError> {
-    let mut options = model::limits(&arguments.model, backend.config());
+) -> Result<Reranker<Box<dyn ScoringBackend>>, CommandError> {
     if arguments.answer_only {
         options.mode = Mode::AnswerOnly;
     } else if let Some(max_tokens) = arguments.max_tokens {
@@ -78,7 +80,7 @@ fn reranker(
 
 /// The ranking, and what ended it if the model failed: then it is what was done until there.
 pub(crate) fn rank(
-    reranker: &Reranker<CandleBackend>,
+    reranker: &Reranker<impl ScoringBackend>,
     query: &str,
     input: &Input,
     stop: &Stop,
