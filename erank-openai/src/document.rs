@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::api::{Finish, Reply};
 use crate::calls::Calls;
-use crate::error::RequestError;
+use crate::error::{CapabilityError, RequestError};
 use crate::labels::{self, Reading};
 use crate::prompts::{Prepared, Prompt, TokenPrompts};
 use crate::server::{CHAT, COMPLETIONS, Known, Server};
@@ -309,10 +309,8 @@ impl Turn<'_> {
             let text = reply.text.split(ANSWER_OPEN).next().unwrap_or_default();
             return self.say(text);
         };
-        let ids = reply.ids.as_deref().ok_or_else(|| {
-            let problem = "the server gives no token ids, which Prompts::TokenIds needs";
-            Failure::Job(BackendError::Unsupported(problem.into()))
-        })?;
+        let no_ids = || Failure::Job(CapabilityError::NoTokenIds.into());
+        let ids = reply.ids.as_deref().ok_or_else(no_ids)?;
         let (ids, rest) = spoken(tokenizer, ids);
         self.completion.text.push_str(&tokenizer.decode(ids));
         if let Prompt::Ids(prompt) = &mut self.prompt {

@@ -180,6 +180,9 @@ pub enum CapabilityError {
         /// What came instead.
         problem: String,
     },
+    /// Replies come without the ids of the generated tokens.
+    #[error("the server gives no token ids, which Prompts::TokenIds needs; use another of Prompts")]
+    NoTokenIds,
     /// The server does not render chat templates.
     #[error(
         "the server does not render its chat template ({problem}); set Settings::prompts to \

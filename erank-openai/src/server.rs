@@ -5,7 +5,6 @@ use std::sync::Arc;
 use erank_core::Sampling;
 use serde_json::{Value, json};
 
-use crate::api::Reply;
 use crate::calls::Calls;
 use crate::error::{CapabilityError, RequestError};
 use crate::settings::{Prompts, Settings};
@@ -85,8 +84,8 @@ impl Capabilities {
         if matches!(settings.prompts, Prompts::ServerTemplate) {
             capabilities.frame = Some(capabilities.template(calls)?);
         }
-        if settings.log_probs {
-            capabilities.check_log_probs(calls, settings)?;
+        if settings.log_probs || matches!(settings.prompts, Prompts::TokenIds(_)) {
+            capabilities.check_replies(calls, settings)?;
         }
         Ok(capabilities)
     }
@@ -125,37 +124,43 @@ impl Capabilities {
         }
     }
 
-    /// Has the server generate one token, and looks for its alternatives.
-    fn check_log_probs(&self, calls: &Calls, settings: &Settings) -> Result<(), ProbeError> {
+    /// Has the server generate one token, and looks for its alternatives and its id.
+    fn check_replies(&self, calls: &Calls, settings: &Settings) -> Result<(), ProbeError> {
         let alternatives = settings.alternatives;
-        let refused = |problem: String| CapabilityError::NoLogProbs { alternatives, problem };
-        let (route, fields) = match settings.prompts {
-            Prompts::Chat => (CHAT, {
+        let refused = |problem: String| {
+            ProbeError::from(CapabilityError::NoLogProbs { alternatives, problem })
+        };
+        let needs_ids = matches!(settings.prompts, Prompts::TokenIds(_));
+        let (route, mut fields) = match settings.prompts {
+            Prompts::Chat => (
+                CHAT,
                 json!({
-                    "messages": [{"role": "user", "content": "0"}], "max_tokens": 1,
-                    "temperature": 0, "logprobs": true, "top_logprobs": 1,
-                })
-            }),
-            // Ids mean the same in this one way to every tokenizer: they are there.
-            Prompts::TokenIds(_) => (COMPLETIONS, self.probe_of(json!([0]), alternatives)),
-            _ => (COMPLETIONS, self.probe_of(json!("<answer>"), alternatives)),
+                    "messages": [{"role": "user", "content": "0"}],
+                    "logprobs": true, "top_logprobs": 1,
+                }),
+            ),
+            // Whatever it means to the tokenizer, the id is there.
+            Prompts::TokenIds(_) => (
+                COMPLETIONS,
+                json!({"prompt": [0], "logprobs": alternatives, "return_token_ids": true}),
+            ),
+            _ => (COMPLETIONS, json!({"prompt": "<answer>", "logprobs": alternatives})),
         };
-        let reply = calls.generate(route, self.request(fields));
-        let reply: Reply = match reply {
-            Err(RequestError::Refused { status: 400, message, .. }) => {
-                return Err(refused(message).into());
-            }
-            reply => reply?,
-        };
-        match reply.tokens.first() {
-            Some(token) if !token.alternatives.is_empty() => Ok(()),
-            Some(_) => Err(refused("the tokens come without alternatives".into()).into()),
-            None => Err(refused("the reply has none".into()).into()),
+        fields["max_tokens"] = 1.into();
+        fields["temperature"] = 0.into();
+        let reply = calls.generate(route, self.request(fields)).map_err(|error| match error {
+            RequestError::Refused { status: 400, message, .. } => refused(message),
+            error => error.into(),
+        })?;
+        if needs_ids && reply.ids.is_none_or(|ids| ids.is_empty()) {
+            return Err(CapabilityError::NoTokenIds.into());
         }
-    }
-
-    fn probe_of(&self, prompt: Value, alternatives: usize) -> Value {
-        json!({"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": alternatives})
+        match reply.tokens.first() {
+            _ if !settings.log_probs => Ok(()),
+            Some(token) if !token.alternatives.is_empty() => Ok(()),
+            Some(_) => Err(refused("the tokens come without alternatives".into())),
+            None => Err(refused("the reply has none".into())),
+        }
     }
 
     /// Tokens of a text as the server counts them, if it does.

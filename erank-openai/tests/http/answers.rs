@@ -530,14 +530,20 @@ fn prompts_of_token_ids_are_continued_by_their_ids() {
 
 #[test]
 fn a_server_without_ids_cannot_take_prompts_of_ids() {
-    let server = Server::start(|request| match request.body["stop"].is_array() {
-        true => Reaction::ok(json!({"choices": [{"text": "<think>", "finish_reason": "stop"}]})),
+    let server = Server::start(|request| match request.body["prompt"].is_array() {
+        true => Reaction::ok(json!({"choices": [{"text": "a", "finish_reason": "length"}]})),
         false => Engine::new(Shape::Vllm).react(request),
     });
-    let settings = settings(|s| s.prompts = Prompts::TokenIds(Arc::new(Characters)));
-    let backend = backend(&server.url(), settings);
-    let error = score(&backend, &documents([7]), reason(50)).err().expect("refused");
-    assert!(matches!(error, BackendError::Unsupported(_)));
+    for log_probs in [true, false] {
+        let settings = settings(|s| {
+            s.prompts = Prompts::TokenIds(Arc::new(Characters));
+            s.log_probs = log_probs;
+        });
+        let backend = backend(&server.url(), settings);
+        let error = score(&backend, &documents([7]), reason(50)).err().expect("refused");
+        assert!(chain(&error).contains("no token ids"), "{}", chain(&error));
+    }
+    assert_eq!(server.completions().len(), 2, "the probes alone");
 }
 
 #[test]

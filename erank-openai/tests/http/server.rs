@@ -1,6 +1,6 @@
 //! An HTTP server that does what a test says: it replies, hangs, cuts the line, or talks nonsense.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -153,7 +153,6 @@ fn serve(shared: &Shared, mut stream: TcpStream) {
         shared.most_in_flight.fetch_max(now, Ordering::SeqCst);
         let reaction = (shared.handler)(&request);
         let goes_on = react(shared, &mut stream, reaction);
-        shared.in_flight.fetch_sub(1, Ordering::SeqCst);
         if !goes_on {
             let _ = stream.shutdown(std::net::Shutdown::Both);
             return;
@@ -161,6 +160,7 @@ fn serve(shared: &Shared, mut stream: TcpStream) {
     }
 }
 
+/// Ends the request before the client can know, so that it is never counted with the client's next.
 fn react(shared: &Shared, stream: &mut TcpStream, reaction: Reaction) -> bool {
     match reaction {
         Reaction::Reply { status, retry_after, body } => {
@@ -170,9 +170,11 @@ fn react(shared: &Shared, stream: &mut TcpStream, reaction: Reaction) -> bool {
                 "HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\n{retry_after}Content-Length: {}\r\n\r\n",
                 body.len()
             );
+            shared.in_flight.fetch_sub(1, Ordering::SeqCst);
             stream.write_all((head + &body).as_bytes()).is_ok()
         }
         Reaction::Raw(bytes) => {
+            shared.in_flight.fetch_sub(1, Ordering::SeqCst);
             let _ = stream.write_all(bytes.as_bytes());
             false
         }
@@ -183,16 +185,14 @@ fn react(shared: &Shared, stream: &mut TcpStream, reaction: Reaction) -> bool {
         Reaction::Hang => {
             // Ends when the client hangs up.
             let _ = stream.set_read_timeout(Some(Duration::from_millis(10)));
-            while !shared.stopped.load(Ordering::SeqCst) {
-                match stream.read(&mut [0]) {
-                    Err(error)
-                        if matches!(
-                            error.kind(),
-                            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-                        ) => {}
-                    _ => return false,
-                }
-            }
+            let is_waiting =
+                |error: &Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+            let mut reads = std::iter::repeat_with(|| stream.read(&mut [0]));
+            reads.find(|read| {
+                shared.stopped.load(Ordering::SeqCst)
+                    || !read.as_ref().is_err_and(is_waiting)
+            });
+            shared.in_flight.fetch_sub(1, Ordering::SeqCst);
             false
         }
     }
