@@ -5,7 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// The Python that has the server, or `None`, said loudly; with `ERANK_REQUIRE_ALL` that fails.
+/// The Python that has the server, or `None`, said loudly; with `ERANK_REQUIRE_LLAMA_CPP`
+/// set that fails.
 pub(crate) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("ERANK_LLAMA_CPP").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/llama-cpp"),

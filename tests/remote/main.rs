@@ -6,6 +6,7 @@
 //! they fail.
 
 mod llama_cpp;
+mod load;
 
 use std::path::Path;
 use std::sync::Arc;
