@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use erank_core::backend::{
     BackendError, Completion, DocumentError, Job, ScoringBackend, Sink, Stop, TokenCounts,
@@ -24,6 +24,8 @@ use crate::settings::{Prompts, Settings, root};
 
 /// How often the calling thread looks whether it should stop.
 const POLL: Duration = Duration::from_millis(10);
+/// How long a job waits for its common part to be read: a server that is stuck is no reason to wait.
+const WARM_UP: Duration = Duration::from_secs(2);
 /// Documents from which the common part of their prompts is sent ahead.
 const MANY: usize = 3;
 
@@ -141,7 +143,9 @@ impl OpenAiBackend {
             options: job.options,
         });
         let (sender, events) = mpsc::channel();
-        let mut run = Run { work, framer, job, ready: VecDeque::new(), open, sender, events };
+        let ready = VecDeque::new();
+        let mut run =
+            Run { work, framer, job, ready, open, running: 0, warming: 0, sender, events };
         run.warm_up(sink)?;
         run.all(sink)
     }
@@ -189,8 +193,10 @@ enum Event {
     Sample(usize, Result<Completion, DocumentError>),
     /// The job cannot go on.
     Failed(BackendError),
-    /// The thread is done with its document, or with warming up.
+    /// A thread is done with its document.
     Done,
+    /// A thread is done with the common part.
+    Warm,
 }
 
 /// What is not reported yet.
@@ -247,6 +253,9 @@ struct Run<'a> {
     /// Prompts that are made but not sent.
     ready: VecDeque<(usize, Prepared)>,
     open: &'a mut Open,
+    /// Threads that do documents, and threads that warm up.
+    running: usize,
+    warming: usize,
     sender: Sender<Event>,
     events: Receiver<Event>,
 }
@@ -264,41 +273,39 @@ impl Run<'_> {
         let Some(common) = common.filter(|prompt| !prompt.is_empty()) else { return Ok(()) };
         let fields = json!({"prompt": common.value(), "max_tokens": 1, "temperature": 0});
         let body = Arc::new(self.work.known.request(fields));
-        let endpoints = self.work.calls.fleet().len();
-        for endpoint in 0..endpoints {
+        for endpoint in 0..self.work.calls.fleet().len() {
             let (work, body) = (Arc::clone(&self.work), Arc::clone(&body));
-            self.spawn(move |_| work.calls.warm_up(endpoint, COMPLETIONS, &body))?;
+            self.spawn(Event::Warm, move |_| work.calls.warm_up(endpoint, COMPLETIONS, &body))?;
+            self.warming += 1;
         }
-        let mut running = endpoints;
-        while running > 0 && !self.job.stop.is_set() {
-            self.hear(&mut running, sink)?;
+        let begin = Instant::now();
+        while self.warming > 0 && begin.elapsed() < WARM_UP && !self.job.stop.is_set() {
+            self.hear(sink)?;
         }
         Ok(())
     }
 
     /// Sends all documents; false once stopped.
     fn all(&mut self, sink: &mut dyn Sink) -> Result<bool, BackendError> {
-        let mut running = 0;
         loop {
             if self.job.stop.is_set() {
                 // What has arrived is not thrown away.
                 while let Ok(event) = self.events.try_recv() {
-                    self.take(event, &mut running, sink)?;
+                    self.take(event, sink)?;
                 }
                 return Ok(self.open.started.is_empty() && self.open.unread.is_empty());
             }
             let capacity = self.work.calls.fleet().capacity();
-            while running < capacity && (!self.ready.is_empty() || self.make_ready(sink)) {
+            while self.running < capacity && (!self.ready.is_empty() || self.make_ready(sink)) {
                 if let Some((index, prepared)) = self.ready.pop_front() {
                     self.start(index, prepared)?;
-                    running += 1;
                 }
             }
-            if running == 0 {
+            if self.running == 0 {
                 self.open.report_lost(sink);
                 return Ok(true);
             }
-            self.hear(&mut running, sink)?;
+            self.hear(sink)?;
         }
     }
 
@@ -326,9 +333,10 @@ impl Run<'_> {
 
     /// Has a thread do a document: its samples one after the other, so that the server has the prompt
     /// in its cache from the second on.
-    fn start(&self, index: usize, prepared: Prepared) -> Result<(), BackendError> {
+    fn start(&mut self, index: usize, prepared: Prepared) -> Result<(), BackendError> {
         let (work, samples) = (Arc::clone(&self.work), self.open.samples);
-        self.spawn(move |sender| {
+        self.running += 1;
+        self.spawn(Event::Done, move |sender| {
             let tell = |event| {
                 // Nobody listens any more once the job has ended.
                 let _ = sender.send(event);
@@ -344,45 +352,44 @@ impl Run<'_> {
         })
     }
 
+    /// Has a thread do `task`, and then tell `done`.
     fn spawn(
         &self,
+        done: Event,
         task: impl FnOnce(&Sender<Event>) + Send + 'static,
     ) -> Result<(), BackendError> {
         /// Tells also if the thread panics.
-        struct TellDone(Sender<Event>);
+        struct TellDone(Sender<Event>, Option<Event>);
         impl Drop for TellDone {
             fn drop(&mut self) {
-                let _ = self.0.send(Event::Done);
+                if let Some(done) = self.1.take() {
+                    let _ = self.0.send(done);
+                }
             }
         }
-        let sender = self.sender.clone();
+        let tell = TellDone(self.sender.clone(), Some(done));
         spawn("erank-request", move || {
-            let done = TellDone(sender);
-            task(&done.0);
+            let tell = tell;
+            task(&tell.0);
         })
     }
 
     /// Waits a little for an event.
-    fn hear(&mut self, running: &mut usize, sink: &mut dyn Sink) -> Result<(), BackendError> {
+    fn hear(&mut self, sink: &mut dyn Sink) -> Result<(), BackendError> {
         match self.events.recv_timeout(POLL) {
-            Ok(event) => self.take(event, running, sink),
+            Ok(event) => self.take(event, sink),
             // `self` holds a sender, so it is not disconnected.
             Err(_) => Ok(()),
         }
     }
 
-    fn take(
-        &mut self,
-        event: Event,
-        running: &mut usize,
-        sink: &mut dyn Sink,
-    ) -> Result<(), BackendError> {
+    fn take(&mut self, event: Event, sink: &mut dyn Sink) -> Result<(), BackendError> {
         match event {
             Event::Tokens(tokens) => sink.advanced(tokens),
             Event::Sample(index, outcome) => self.open.report(index, outcome, sink),
             Event::Failed(error) => return Err(error),
-            // Saturating: a stop may have ended the wait for the warm-up.
-            Event::Done => *running = running.saturating_sub(1),
+            Event::Done => self.running -= 1,
+            Event::Warm => self.warming -= 1,
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ impl Calls {
         self.session.shut_down();
     }
 
-    /// Keeps the connections for the next job. Nothing may be under way.
+    /// Keeps the connections for the next job.
     pub(crate) fn finish(self) {
         if !self.is_stopped() {
             self.http.give_back(self.session);

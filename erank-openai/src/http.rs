@@ -19,8 +19,12 @@ const MOST_MESSAGE_CHARS: usize = 300;
 /// What stands for the key wherever text could show it.
 const REDACTED: &str = "[key]";
 
-/// A secret that a server asks for as a bearer token. `Debug` does not show it, and no error or log
-/// of this crate does.
+/// A secret that a server asks for as a bearer token. `Debug` does not show it, nor does any error of
+/// this crate.
+///
+/// The HTTP client below logs through the `log` crate, at `DEBUG` without the key. At `TRACE` its target
+/// `ureq_proto` dumps every byte that is sent, the key and the documents among them: keep it at `DEBUG`
+/// where logs are not secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey(String);
 

@@ -11,6 +11,10 @@
 //! What a document says stays data: control tokens in it are broken up ([`QWEN3_CONTROL_TOKENS`]), or
 //! cannot arise ([`Prompts::TokenIds`]).
 //!
+//! Proxies are those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
+//! Redirects are not followed. The HTTP client logs through the `log` crate; see [`ApiKey`] for what it
+//! shows.
+//!
 //! # Limits
 //! - An answer that is not among the server's alternatives has
 //!   [a bound](erank_core::AnswerDistribution::is_bound), not a probability.

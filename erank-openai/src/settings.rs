@@ -37,8 +37,8 @@ pub struct Settings {
     /// log-probabilities.
     pub log_probs: bool,
     /// The alternatives asked for where the answer begins, at least 2. An allowed answer that is not
-    /// among them has a [bound](erank_core::AnswerDistribution::is_bound) for a probability. vLLM and
-    /// OpenAI allow 20 unless told otherwise, llama.cpp any number.
+    /// among them has a [bound](erank_core::AnswerDistribution::is_bound) for a probability. vLLM
+    /// allows 20 unless told otherwise, llama.cpp any number.
     pub alternatives: usize,
     /// Most requests under way at one endpoint. Fewer are sent at first, and after the server said
     /// that it is overloaded.

@@ -1,6 +1,6 @@
 //! What is asked, and what is made of the replies.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use erank_core::backend::{BackendError, Cause, DocumentError, FinishReason, ScoringOptions};
 use erank_core::prompt::BoundPrompt;
@@ -583,6 +583,44 @@ fn the_key_is_sent_and_a_wrong_one_is_not_shown() {
     assert!(matches!(error, BackendError::Unsupported(_)));
     let text = format!("{} {wrong:?}", chain(&error));
     assert!(text.contains("401") && text.contains("[key]") && !text.contains("wr0ng"), "{text}");
+}
+
+/// Keeps all that is logged.
+struct Logged(Mutex<String>);
+
+impl log::Log for Logged {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let mut text = self.0.lock().expect("no panic");
+        text.push_str(&format!("{} {}\n", record.target(), record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn the_key_is_in_no_log_down_to_debug() {
+    static LOGGED: Logged = Logged(Mutex::new(String::new()));
+    log::set_logger(&LOGGED).expect("the only logger");
+    // Below, the HTTP client dumps every byte; `ApiKey` says so.
+    log::set_max_level(log::LevelFilter::Debug);
+    let server = serve(Engine::new(Shape::Vllm));
+    let backend = backend(&server.url(), settings(|s| s.api_key = Some(ApiKey::new("unl0ggable"))));
+    score(&backend, &documents([7]), reason(50)).expect("scores");
+    log::set_max_level(log::LevelFilter::Off);
+    assert!(
+        server
+            .requests()
+            .iter()
+            .all(|request| { request.authorization.as_deref() == Some("Bearer unl0ggable") })
+    );
+    let text = LOGGED.0.lock().expect("no panic");
+    assert!(text.contains("POST http"), "requests are logged: {text}");
+    let shown: Vec<&str> = text.lines().filter(|line| line.contains("unl0ggable")).collect();
+    assert!(shown.is_empty(), "{shown:?}");
 }
 
 #[test]

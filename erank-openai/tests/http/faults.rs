@@ -189,6 +189,19 @@ fn a_deadline_ends_the_probe_the_warm_up_and_the_waits() {
 }
 
 #[test]
+fn a_server_that_is_stuck_does_not_hold_up_the_documents() {
+    let server = Server::start(|request| match request.prompt().ends_with("document:\n[") {
+        true => Reaction::Hang,
+        false => engine(request),
+    });
+    let backend = backend(&server.url(), Settings::default());
+    let began = Instant::now();
+    let outcomes = score(&backend, &documents([7; 5]), answer_only()).expect("scores");
+    assert!((0..5).all(|index| outcomes.answer(index).0 == 7));
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[test]
 fn a_request_that_takes_too_long_is_given_up() {
     let server = Server::start(|request| match is_about(request, 0) {
         true => Reaction::Hang,

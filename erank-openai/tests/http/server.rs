@@ -189,8 +189,7 @@ fn react(shared: &Shared, stream: &mut TcpStream, reaction: Reaction) -> bool {
                 |error: &Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
             let mut reads = std::iter::repeat_with(|| stream.read(&mut [0]));
             reads.find(|read| {
-                shared.stopped.load(Ordering::SeqCst)
-                    || !read.as_ref().is_err_and(is_waiting)
+                shared.stopped.load(Ordering::SeqCst) || !read.as_ref().is_err_and(is_waiting)
             });
             shared.in_flight.fetch_sub(1, Ordering::SeqCst);
             false
