@@ -7,7 +7,9 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use erank_core::backend::{Completion, DocumentError, Job, ScoringBackend, ScoringOptions, Sink};
+use erank_core::backend::{
+    Completion, DocumentError, Job, ScoringBackend, ScoringOptions, Sink, TokenCounts,
+};
 use erank_core::prompt::instructions;
 use erank_core::{Mode, PromptTemplate, Stop};
 use erank_openai::{OpenAiBackend, Prompts, Settings};
@@ -24,12 +26,18 @@ const AT_ONCE: usize = 8;
 struct Count {
     done: Vec<usize>,
     failed: usize,
+    /// Each generates one token.
+    requests: usize,
 }
 
 impl Sink for Count {
     fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
         self.done[index] += 1;
         self.failed += usize::from(outcome.is_err());
+    }
+
+    fn advanced(&mut self, tokens: TokenCounts) {
+        self.requests += tokens.generated;
     }
 }
 
@@ -60,7 +68,7 @@ fn load_of_ten_thousand_documents() {
     let backend = OpenAiBackend::new([server.url()], settings).expect("valid settings");
     let mut options = ScoringOptions::default();
     options.mode = Mode::AnswerOnly;
-    let mut count = Count { done: vec![0; MANY], failed: 0 };
+    let mut count = Count { done: vec![0; MANY], ..Count::default() };
     let before = most_resident();
     let begin = Instant::now();
     let job = Job { prompt, documents: &texts, options, stop: Stop::new() };
@@ -68,10 +76,11 @@ fn load_of_ten_thousand_documents() {
     let seconds = begin.elapsed().as_secs_f64();
     assert!(count.done.iter().all(|done| *done == 1), "each once");
     println!(
-        "erank: {MANY} documents, {} without an answer, in {seconds:.1} s: {:.0} documents/s; most \
-         memory {before:?} MiB before, {:?} MiB after",
+        "erank: {MANY} documents, {} without an answer, {} requests in {seconds:.1} s: {:.0} \
+         requests/s; most memory {before:?} MiB before, {:?} MiB after",
         count.failed,
-        MANY as f64 / seconds,
+        count.requests,
+        count.requests as f64 / seconds,
         most_resident()
     );
 
