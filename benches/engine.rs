@@ -31,7 +31,7 @@ const PROMPTS: usize = 32;
 const SHARED_TOKENS: usize = 150;
 const OWN_TOKENS: usize = 350;
 const NEW_TOKENS: usize = 64;
-const RUNS: usize = 1;
+const RUNS: usize = 3;
 
 fn main() -> Result<()> {
     let mut names: Vec<String> = std::env::args().skip(1).collect();

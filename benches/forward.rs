@@ -2,8 +2,10 @@
 //! can do at most.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin forward -- [0.6B|4B]
+//! cargo run --release -p erank-benches --bin forward -- [0.6B|4B [FIGURE…]]
 //! ```
+//!
+//! Figures are `prefill`, `decode-1`, `decode-8` and `decode-32`; by default all.
 //!
 //! Prints a line of JSON per figure: shape, name, value in tokens per second, floor, and the floor's
 //! fraction reached. A floor is the longer of two times: reading the weights and the cache once at the
@@ -23,7 +25,7 @@ use serde_json::json;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const PROMPT: usize = 512;
-const RUNS: usize = 5;
+const RUNS: usize = 7;
 
 fn main() -> Result<()> {
     let shape = match std::env::args().nth(1) {
@@ -38,9 +40,15 @@ fn main() -> Result<()> {
     println!("{}", json!({"shape": shape.name, "name": "loading", "value": seconds, "unit": "s"}));
     let bench = Bench { shape, model };
 
-    bench.report("prefill 512", 1, PROMPT, || bench.prefill())?;
+    let names: Vec<String> = std::env::args().skip(2).collect();
+    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    if is_wanted("prefill") {
+        bench.report("prefill 512", 1, PROMPT, || bench.prefill())?;
+    }
     for rows in [1, 8, 32] {
-        bench.report(&format!("decode {rows}"), rows, 1, || bench.decode(rows))?;
+        if is_wanted(&format!("decode-{rows}")) {
+            bench.report(&format!("decode {rows}"), rows, 1, || bench.decode(rows))?;
+        }
     }
     Ok(())
 }

@@ -82,11 +82,15 @@ impl<'a> Weights<'a> {
             let (part, row) = rows[output];
             views[part].get(row * inputs + input)
         };
+        let no_room = |error| LoadError::tensor(parts[0].0, format!("no memory for it: {error}"));
         let packed = match self.dtype {
             DType::BF16 => PackedWeights::bf16(self.set, rows.len(), inputs, |output, input| {
                 bf16::round(element(output, input))
-            }),
-            _ => PackedWeights::F32(PackedMatrix::pack(rows.len(), inputs, element)),
+            })
+            .map_err(no_room)?,
+            _ => PackedWeights::F32(
+                PackedMatrix::pack(rows.len(), inputs, element).map_err(no_room)?,
+            ),
         };
         // So that a model takes its own size while loading, not twice that.
         for (name, outputs) in parts {

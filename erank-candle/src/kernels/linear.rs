@@ -94,10 +94,13 @@ fn multiply_matrices<M: Packed, const N: usize>(
                     M::tile(set, tile, [matrices[0].panel(first)], [sums_of_tile]);
                 }
             }
+            // By panel of the output, what the epilogue joins.
+            let by_panel: [[&[[f32; LANES]; TALLEST]; N]; 2] =
+                std::array::from_fn(|panel| std::array::from_fn(|n| &sums[(panel * N + n).min(1)]));
             for row in 0..height {
-                for (panel, y) in y.row(first_row + row).chunks_mut(LANES).enumerate() {
+                for (y, sums) in y.row(first_row + row).chunks_mut(LANES).zip(by_panel) {
                     for (lane, y) in y.iter_mut().enumerate() {
-                        epilogue(y, std::array::from_fn(|n| sums[panel * N + n][row][lane]));
+                        epilogue(y, sums.map(|sums| sums[row][lane]));
                     }
                 }
             }
@@ -221,11 +224,11 @@ mod tests {
     ) -> Vec<PackedWeights> {
         let rounded = |output, input| bf16::round(element(output, input));
         let mut packings = vec![
-            PackedWeights::F32(PackedMatrix::pack(outputs, inputs, element)),
-            PackedWeights::Bf16(PackedMatrix::pack(outputs, inputs, rounded)),
+            PackedWeights::F32(PackedMatrix::pack(outputs, inputs, element).expect("room")),
+            PackedWeights::Bf16(PackedMatrix::pack(outputs, inputs, rounded).expect("room")),
         ];
         if set.multiplies_pairs() {
-            packings.push(PackedWeights::bf16(set, outputs, inputs, rounded));
+            packings.push(PackedWeights::bf16(set, outputs, inputs, rounded).expect("room"));
         }
         packings
     }

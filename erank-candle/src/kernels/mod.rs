@@ -20,6 +20,7 @@
 
 pub(crate) mod arch;
 pub(crate) mod attention;
+mod buffer;
 mod columns;
 mod exp;
 pub(crate) mod linear;
@@ -32,13 +33,14 @@ mod reference;
 pub(crate) use arch::InstructionSet;
 pub(crate) use packed::{PackedMatrix, PackedWeights};
 
+use bytemuck::Pod;
 use half::bf16;
 
 /// Columns of a panel.
 pub(crate) const LANES: usize = 16;
 
 /// A type that weights and the KV cache are stored in. All arithmetic is in F32.
-pub(crate) trait Element: Copy + Send + Sync + 'static {
+pub(crate) trait Element: Pod + Send + Sync {
     fn widen(self) -> f32;
     fn round(value: f32) -> Self;
 }

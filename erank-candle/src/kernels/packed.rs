@@ -1,8 +1,11 @@
 //! Weights in the layout that the kernels read.
 
+use std::io;
+
 use half::bf16;
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::{Element, InstructionSet, LANES};
 
 /// A matrix of `outputs × inputs`, for `y = x · Wᵀ`: panels of 16 outputs, each
@@ -12,19 +15,22 @@ use super::{Element, InstructionSet, LANES};
 pub(crate) struct PackedMatrix<E, const DEPTH: usize = 1> {
     outputs: usize,
     inputs: usize,
-    panels: Vec<E>,
+    panels: Buffer<E>,
 }
 
 impl<E: Element, const DEPTH: usize> PackedMatrix<E, DEPTH> {
     /// Packs a row-major matrix given element by element, `element(output, input)`, on rayon's
     /// current threads.
+    ///
+    /// # Errors
+    /// If the system has no room for it.
     pub(crate) fn pack(
         outputs: usize,
         inputs: usize,
         element: impl Fn(usize, usize) -> E + Sync,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let panel_size = inputs.next_multiple_of(DEPTH) * LANES;
-        let mut panels = vec![E::round(0.0); outputs.div_ceil(LANES) * panel_size];
+        let mut panels = Buffer::zeroed(outputs.div_ceil(LANES) * panel_size)?;
         panels.par_chunks_mut(panel_size).enumerate().for_each(|(index, panel)| {
             let first = index * LANES;
             for lane in 0..LANES.min(outputs - first) {
@@ -33,7 +39,7 @@ impl<E: Element, const DEPTH: usize> PackedMatrix<E, DEPTH> {
                 }
             }
         });
-        Self { outputs, inputs, panels }
+        Ok(Self { outputs, inputs, panels })
     }
 
     pub(crate) fn outputs(&self) -> usize {
@@ -85,16 +91,19 @@ macro_rules! for_each_type {
 
 impl PackedWeights {
     /// Packs a matrix as this set reads BF16 weights.
+    ///
+    /// # Errors
+    /// If the system has no room for it.
     pub(crate) fn bf16(
         set: InstructionSet,
         outputs: usize,
         inputs: usize,
         element: impl Fn(usize, usize) -> bf16 + Sync,
-    ) -> Self {
-        match set.multiplies_pairs() {
-            true => Self::Bf16Pairs(PackedMatrix::pack(outputs, inputs, element)),
-            false => Self::Bf16(PackedMatrix::pack(outputs, inputs, element)),
-        }
+    ) -> io::Result<Self> {
+        Ok(match set.multiplies_pairs() {
+            true => Self::Bf16Pairs(PackedMatrix::pack(outputs, inputs, element)?),
+            false => Self::Bf16(PackedMatrix::pack(outputs, inputs, element)?),
+        })
     }
 
     pub(crate) fn outputs(&self) -> usize {
@@ -119,8 +128,8 @@ mod tests {
     fn rows_come_back_from_panels_of_any_size() {
         for (outputs, inputs) in [(1, 1), (15, 3), (16, 2), (17, 5), (40, 7)] {
             let element = |o: usize, i: usize| (o * 100 + i) as f32;
-            let single = PackedMatrix::<f32>::pack(outputs, inputs, element);
-            let pairs = PackedMatrix::<f32, 2>::pack(outputs, inputs, element);
+            let single = PackedMatrix::<f32>::pack(outputs, inputs, element).expect("room");
+            let pairs = PackedMatrix::<f32, 2>::pack(outputs, inputs, element).expect("room");
             for output in 0..outputs {
                 let expected: Vec<f32> = (0..inputs).map(|input| element(output, input)).collect();
                 assert_eq!(single.row(output).collect::<Vec<f32>>(), expected);

@@ -1,0 +1,65 @@
+//! Memory for weights: in large pages where the system has them, as streaming through gigabytes in
+//! small ones spends much of its time on looking up addresses.
+
+use std::io;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::Pod;
+use memmap2::MmapMut;
+
+/// Numbers, all zero at first. Memory is taken from the system as they are first written.
+#[derive(Debug)]
+pub(super) struct Buffer<E> {
+    bytes: MmapMut,
+    length: usize,
+    elements: PhantomData<E>,
+}
+
+impl<E: Pod> Buffer<E> {
+    /// # Errors
+    /// If the system has no room for it.
+    pub(super) fn zeroed(length: usize) -> io::Result<Self> {
+        let size = length.checked_mul(size_of::<E>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // There is no mapping of nothing.
+        let bytes = MmapMut::map_anon(size.max(1))?;
+        #[cfg(target_os = "linux")]
+        // A system without large pages has small ones.
+        let _ = bytes.advise(memmap2::Advice::HugePage);
+        Ok(Self { bytes, length, elements: PhantomData })
+    }
+}
+
+impl<E: Pod> Deref for Buffer<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        bytemuck::cast_slice(&self.bytes[..self.length * size_of::<E>()])
+    }
+}
+
+impl<E: Pod> DerefMut for Buffer<E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        let size = self.length * size_of::<E>();
+        bytemuck::cast_slice_mut(&mut self.bytes[..size])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_zero_and_keeps_what_is_written() {
+        for length in [0, 1, 1000, 1 << 20] {
+            let mut buffer = Buffer::<f32>::zeroed(length).expect("room");
+            assert_eq!(buffer.len(), length);
+            assert!(buffer.iter().all(|number| *number == 0.0));
+            if let Some(last) = buffer.last_mut() {
+                *last = 3.0;
+                assert_eq!(buffer[length - 1], 3.0);
+            }
+        }
+        assert!(Buffer::<f32>::zeroed(usize::MAX).is_err());
+    }
+}
