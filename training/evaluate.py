@@ -31,7 +31,7 @@ FIRST_STAGE_SHARE = 0.2  # of the hybrid
 MOST_NEW_TOKENS = 96
 BATCH_TOKENS = 24_000
 WELL_FORMED = re.compile(
-    r"<think> (?:short|medium|long):(?: [a-z]+!{0,2}(?:-|\+{1,2}\*?))*</think>"
+    r"<think> (?:short|long):(?: [a-z]+!{0,2}(?:-|\+{1,2}\*?))* =(?:10|[0-9](?:\.(?:25|5|75))?)</think>"
     r"<answer>(10|[0-9])</answer><\|endoftext\|>"
 )
 ANSWER_ONLY = f"{texts.THINK}\n\n{texts.END_THINK}\n\n{texts.ANSWER}"
@@ -169,15 +169,17 @@ def split(values, queries):
 # Report
 
 
-def teacher_scores(work, queries, tokenizer):
+def teacher_answers(work, queries, tokenizer):
+    """The rule's integers and their probabilities."""
     import corpus
+    import evidence
     from samples import Corpus, Vocabulary
 
     vocabulary = Vocabulary(tokenizer)
     teacher = Corpus(vocabulary, *corpus.load(work)).teacher()
     return [
         [
-            teacher.judge(vocabulary.terms(query["query"]), vocabulary.terms(document["text"]))[3]
+            evidence.answer(teacher.judge(vocabulary.terms(query["query"]), vocabulary.terms(document["text"]))[3])
             for document in query["documents"]
         ]
         for query in queries
@@ -198,8 +200,8 @@ def report(name, queries, reranker, work):
 
     exact = None
     if work:
-        exact = teacher_scores(work, queries, reranker.tokenizer)
-        line("exact teacher", exact)
+        exact = teacher_answers(work, queries, reranker.tokenizer)
+        line("exact teacher", [[number * chance for number, chance in answers] for answers in exact])
     pairs = [(query["query"], document["text"]) for query in queries for document in query["documents"]]
     for label, answer_only in (("model", False), ("answer only", True)):
         started = time.time()
@@ -215,7 +217,7 @@ def report(name, queries, reranker, work):
             f"{dict(sorted(histogram.items()))}, {seconds:.0f} s"
         )
         if exact:
-            numbers = np.array([number for numbers in exact for number in numbers])
+            numbers = np.array([number for answers in exact for number, _ in answers])
             distance = np.abs(numbers - [answer.number for answer in answers])
             print(f"    as the teacher {np.mean(distance == 0):.3f}, within one {np.mean(distance <= 1):.3f}")
         if not answer_only:

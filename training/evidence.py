@@ -1,16 +1,20 @@
 """The teacher: the evidence a thought states, and the score that follows from it.
 
-    <think> short: jet!+ noise++* flutter!!-</think><answer>4</answer>
+    <think> short: jet!+ noise++* flutt!!- =4.25</think><answer>4</answer>
 
 A thought says how long the document is and lists the query's first distinct content words (as
 stems), each with one mark: how rare the word is in the training corpus (nothing, "!" or "!!"),
 whether the document has it ("-" no, "+" once, "++" more often), and "*" where it follows the word
-listed before it somewhere in the document, as a phrase. The score is the average of the marks,
-weighted by rarity and adjusted for length: it needs nothing but the thought.
+listed before it somewhere in the document, as a phrase. The thought ends with the total: the average
+of the marks, weighted by rarity and adjusted for length. It needs nothing but the marks.
+
+The answer is the total, rounded. Its probability says where between two integers the total lies, so
+that N x P(N) tells totals apart that round to the same N.
 """
 
 import collections
 import itertools
+import math
 
 MOST_TERMS = 12
 
@@ -20,17 +24,19 @@ RARITY_WEIGHTS = (1, 2, 3)
 RARITY_LIMITS = (0.0111, 0.0015)
 
 FINDINGS = ("-", "+", "++", "+*", "++*")
-FINDING_POINTS = (0, 3, 4, 4, 5)
+FINDING_POINTS = (0, 5, 7, 8, 10)
 MOST_POINTS = max(FINDING_POINTS)
 
 # One mark is one token: rarity * len(FINDINGS) + finding.
 MARKS = tuple(rarity + finding for rarity, finding in itertools.product(RARITIES, FINDINGS))
 
-LENGTH_WORDS = ("▁short:", "▁medium:", "▁long:")
-LENGTH_LIMITS = (40, 90)  # content words
-LENGTH_FACTORS = (1.1, 1.0, 0.85)
+LENGTH_WORDS = ("▁short:", "▁long:")
+LONG = 80  # content words
+LENGTH_FACTORS = (1.0, 0.85)
 
 BEST_SCORE = 10
+STEPS = 4  # totals are counted in quarters
+TOTALS = tuple(f"▁={total / STEPS:g}" for total in range(BEST_SCORE * STEPS + 1))
 
 
 def listed_terms(query_terms):
@@ -39,7 +45,7 @@ def listed_terms(query_terms):
 
 
 def length_class(document_terms):
-    return sum(len(document_terms) >= limit for limit in LENGTH_LIMITS)
+    return int(len(document_terms) >= LONG)
 
 
 def marks(terms, document_terms, rarity_of):
@@ -55,8 +61,8 @@ def marks(terms, document_terms, rarity_of):
     return result
 
 
-def score(length, term_marks):
-    """The score that follows from a thought; `length` indexes `LENGTH_WORDS`."""
+def total(length, term_marks):
+    """The total that follows from the marks, in quarters; `length` indexes `LENGTH_WORDS`."""
     points = weights = 0
     for mark in term_marks:
         rarity, finding = divmod(mark, len(FINDINGS))
@@ -65,7 +71,21 @@ def score(length, term_marks):
     if not weights:
         return 0
     share = points / (weights * MOST_POINTS) * LENGTH_FACTORS[length]
-    return min(BEST_SCORE, int(BEST_SCORE * share + 0.5))
+    return min(BEST_SCORE * STEPS, int(BEST_SCORE * STEPS * share + 0.5))
+
+
+def answer(total):
+    """The integer that follows from a total (halves rounded down), and its probability.
+
+    The rest of the probability is the next lower integer's.
+    """
+    number = max(0, math.ceil(total / STEPS - 0.5))
+    if number == 0:
+        return 0, 1.0
+    above = total / STEPS - (number - 0.5)  # more than 0, at most 1
+    # N x P(N) begins where that of the integer below ends. The answer stays the likeliest one.
+    base = max(number, 2)
+    return number, (base - 1 + above) / base
 
 
 def rarity_from_frequency(document_frequency, corpus_size):

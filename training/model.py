@@ -22,6 +22,13 @@ class ModelConfig:
     as_dict = asdict
 
 
+# What is known of each token goes into the last dimensions of its embedding before training.
+FEATURES = ("constant", "rarity", "marker", "query follows", "document follows", "answer follows")
+FEATURE_SIZE = 0.3
+QUICK_ROTATIONS = 3  # the rotary frequencies that tell neighbouring positions apart
+DISTANT_ROTATIONS = 9  # those that tell positions apart within a prompt
+
+
 class RootMeanSquareNorm(nn.Module):
     def __init__(self, size, epsilon, weight=1.0):
         super().__init__()
@@ -96,29 +103,118 @@ class Layer(nn.Module):
 
 
 class Student(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, features=None):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RootMeanSquareNorm(config.hidden, config.norm_epsilon)
-        self._initialise()
+        if features is not None:
+            with torch.no_grad():
+                self._initialise(features)
 
-    def _initialise(self):
-        nn.init.normal_(self.embed_tokens.weight, std=0.08)
+    # Finding equal words and copying the query are circuits that take training long to discover,
+    # so the heads start with them. The residual's first half holds the token, the second half the
+    # token before it; the last few dimensions hold features.
+
+    def _initialise(self, features):
+        half = self.config.hidden // 2
+        nn.init.normal_(self.embed_tokens.weight[:, :half], std=0.1)
+        nn.init.normal_(self.embed_tokens.weight[:, half:], std=0.03)
+        self.embed_tokens.weight[:, -len(FEATURES) :] = FEATURE_SIZE * features
         for layer in self.layers:
             for name, weight in layer.named_parameters():
                 if weight.dim() == 2:
-                    shrink = 0.3 if "o_proj" in name or "down_proj" in name else 1.0
+                    shrink = 0.03 if "o_proj" in name or "down_proj" in name else 1.0
                     nn.init.normal_(weight, std=shrink * weight.shape[1] ** -0.5)
-            # Keys begin as a copy of their group's first query head, so that equal tokens find
-            # each other from the first step on.
-            attention = layer.self_attn
-            heads = attention.q_proj.weight.view(
-                self.config.key_value_heads, -1, self.config.head_dimension, self.config.hidden
-            )
-            with torch.no_grad():
-                attention.k_proj.weight.copy_(heads[:, 0].reshape_as(attention.k_proj.weight))
+        first, *others = (layer.self_attn for layer in self.layers)
+        self._look_one_back(first)
+        self._look_at_markers(first)
+        for attention in others:
+            self._match(attention, 1, 0)
+            self._match(attention, 2, 0)
+            self._match(attention, 0, half)
+        self._copy_query(others[0])
+        self._find_in_document(others[0])
+
+    def _group(self, attention, number):
+        """Views of a key-value head's weights, and of its first query head's."""
+        size = self.config.head_dimension
+        keys = slice(number * size, (number + 1) * size)
+        start = number * self.config.heads // self.config.key_value_heads * size
+        queries = slice(start, start + size)
+        return (
+            attention.q_proj.weight[queries],
+            attention.k_proj.weight[keys],
+            attention.v_proj.weight[keys],
+            attention.o_proj.weight[:, queries],
+        )
+
+    def _look_one_back(self, attention):
+        """The first head carries each token into the second half of the next one."""
+        size = self.config.head_dimension
+        constant = FEATURES.index("constant") - len(FEATURES)
+        queries, keys, values, outputs = self._group(attention, 0)
+        queries *= 0.1
+        keys *= 0.1
+        angles = self.config.rope_theta ** (-torch.arange(QUICK_ROTATIONS) / (size / 2))
+        queries[:QUICK_ROTATIONS, constant] = 3.0
+        # Turned ahead by one position, a key meets the query of the next token.
+        keys[:QUICK_ROTATIONS, constant] = 3.0 * angles.cos()
+        keys[size // 2 : size // 2 + QUICK_ROTATIONS, constant] = 3.0 * angles.sin()
+        values.copy_(torch.eye(size, self.config.hidden))
+        outputs.zero_()
+        outputs[-size:] = 0.1 * torch.eye(size)
+        outputs[-len(FEATURES) :] = 0
+
+    def _look_at_markers(self, attention):
+        """The second group's first head sees which parts of the prompt have begun."""
+        constant, _, marker, *parts = range(-len(FEATURES), 0)
+        queries, keys, values, outputs = self._group(attention, 1)
+        queries *= 0.1
+        keys *= 0.1
+        queries[-1, constant] = 3.0
+        keys[-1, marker] = 3.0
+        for row, part in enumerate(parts):
+            values[row] = 0
+            values[row, part] = 1.0
+            outputs[:, row] = 0
+            outputs[part, row] = 0.3
+
+    def _match(self, attention, group, start):
+        """Attention to tokens that are alike in the dimensions from `start` on."""
+        size = self.config.head_dimension
+        queries, keys, _, _ = self._group(attention, group)
+        for heads in (queries, keys):
+            heads *= 0.1
+            same = torch.eye(size)
+            # Distance must not matter, so the dimensions that turn quickly are left out.
+            same.view(2, size // 2, size)[:, :DISTANT_ROTATIONS] = 0
+            heads[:, start : start + size] += same
+            heads[:, -len(FEATURES) :] = 0
+
+    def _find_in_document(self, attention):
+        """The second group sums up how much of its attention is on the document."""
+        document = FEATURES.index("document follows") - len(FEATURES)
+        answer = FEATURES.index("answer follows") - len(FEATURES)
+        found = FEATURES.index("marker") - len(FEATURES)
+        _, _, values, outputs = self._group(attention, 1)
+        values[0] = 0
+        values[0, document] = 1.0
+        values[0, answer] = -2.0
+        outputs[:, 0] = 0
+        outputs[found, 0] = 0.3
+
+    def _copy_query(self, attention):
+        """The first head finds what followed the same token in the query, and says it."""
+        size = self.config.head_dimension
+        constant = FEATURES.index("constant") - len(FEATURES)
+        document = FEATURES.index("document follows") - len(FEATURES)
+        queries, keys, values, outputs = self._group(attention, 0)
+        queries[-1, constant] = 1.5
+        keys[-1, document] = -8.0
+        values.copy_(torch.eye(size, self.config.hidden))
+        outputs[:size] = 0.25 * torch.eye(size)
 
     def rotations(self, length):
         size = self.config.head_dimension

@@ -25,7 +25,8 @@ INSTRUCTIONS = (
 RARE_TERM_TEXTS = (2, 300)  # a term shared by this many texts makes a good distractor
 NO_LABEL = -100
 
-PLAIN, MARK, DIGIT = 1.0, 3.0, 2.0  # weights of the output's tokens in the loss
+# Weights of the output's tokens in the loss.
+PLAIN, MARK, TOTAL, DIGIT = 1.0, 3.0, 3.0, 2.0
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Sample:
     prompt: list
     output: list
     weights: list  # one per output token; 0 leaves it out of the loss
+    second: tuple  # a second label: index into the output, token, weight
 
 
 class Vocabulary:
@@ -48,6 +50,10 @@ class Vocabulary:
         self.end_of_text, self.turn_start, self.turn_end = (ids[text] for text in texts.SPECIAL_TOKENS)
         self.think, self.end_think, self.answer, self.end_answer = (ids[text] for text in texts.FORMAT_TOKENS)
         self.marks = [ids[mark] for mark in evidence.MARKS]
+        self.query_follows, self.document_follows = ids[texts.PROMPT_QUERY], ids[texts.PROMPT_DOCUMENT]
+        self.answer_follows = ids[texts.PROMPT_END]
+        self.markers = [ids[text] for text in (*texts.PROMPT_TOKENS, texts.THINK)]
+        self.totals = [ids[word] for word in evidence.TOTALS]
         self.lengths = [ids[word] for word in evidence.LENGTH_WORDS]
         self.digits = [ids[str(digit)] for digit in range(10)]
         self._digit_terms = {(digit,) for digit in self.digits}
@@ -107,17 +113,18 @@ class Teacher:
         return evidence.rarity_from_frequency(self._frequencies.get(term, 0), self._corpus_size)
 
     def judge(self, query_terms, document_terms):
-        """(listed terms, their marks, the length class, the score)."""
+        """(listed terms, their marks, the length class, the total)."""
         terms = evidence.listed_terms(self.vocabulary.words(query_terms))
         term_marks = evidence.marks(terms, document_terms, self.rarity)
         length = evidence.length_class(document_terms)
-        return terms, term_marks, length, evidence.score(length, term_marks)
+        return terms, term_marks, length, evidence.total(length, term_marks)
 
     def output(self, terms, term_marks, length, cut=None, answer_only=False):
-        """Output token ids and their weights in the loss.
+        """Output token ids, their weights in the loss, and the answer's second label.
 
-        With `cut`, the thought is broken off after that many terms and the score follows from
-        those; how it ends is then not learned. With `answer_only` the thought stays empty.
+        With `cut`, the thought is broken off after that many terms, without a total, and the
+        score follows from those; how it ends is then not learned. With `answer_only` the
+        thought stays empty.
         """
         words = self.vocabulary
         ids, weights = [words.think], [PLAIN]
@@ -129,13 +136,20 @@ class Teacher:
             for term, mark in list(zip(terms, term_marks))[:cut]:
                 ids += [*term, words.marks[mark]]
                 weights += [PLAIN] * len(term) + [MARK]
-        number = evidence.score(length, term_marks[:cut])
+        total = evidence.total(length, term_marks[:cut])
+        number, probability = evidence.answer(total)
         digits = [words.digits[int(character)] for character in str(number)]
-        free_ending = not answer_only and (cut is None or cut >= len(terms))
+        free_ending = not answer_only and cut is None
+        if free_ending:
+            ids.append(words.totals[total])
+            weights.append(TOTAL)
         ids += [words.end_think, words.answer, *digits, words.end_answer, words.end_of_text]
         weights += [PLAIN if free_ending else 0.0, 0.0 if answer_only else PLAIN]
-        weights += [DIGIT] * len(digits) + [PLAIN, PLAIN]
-        return ids, weights
+        # The first digit has two labels, so that the answer's probability is learned as well.
+        first = len(weights)
+        weights += [DIGIT * probability] + [DIGIT] * (len(digits) - 1) + [PLAIN, PLAIN]
+        lower = words.digits[max(number - 1, 0)]
+        return ids, weights, (first, lower, DIGIT * (1 - probability))
 
 
 class Corpus:
@@ -180,7 +194,7 @@ class Sizes:
 
 
 class Sampler:
-    answer_only_share = 0.12
+    answer_only_share = 0.15
     cut_share = 0.04
 
     def __init__(self, corpus, seed):
@@ -213,7 +227,7 @@ class Sampler:
     def invented(self):
         """A word that the tokenizer does not know as one piece."""
         draw, words = self.random, self.words
-        count = draw.choice((1, 1, 2, 3))
+        count = draw.choice((1, 1, 1, 2))
         return (draw.choice(words.first_pieces), *(draw.choice(words.later_pieces) for _ in range(count)))
 
     def lookalike(self, term):
@@ -232,11 +246,11 @@ class Sampler:
         """A word that the document most likely lacks."""
         draw, corpus = self.random, self.corpus
         kind = draw.random()
-        if kind < 0.5:
+        if kind < 0.6:
             return draw.choice(corpus.frequent_words)
-        if kind < 0.75:
+        if kind < 0.8:
             return draw.choice(corpus.distinct_words)
-        if kind < 0.88:
+        if kind < 0.9:
             return self.invented()
         return self.lookalike(draw.choice(document))
 
@@ -279,7 +293,7 @@ class Sampler:
         draw = self.random
         document = self.passage(length)
         found_share = draw.random()
-        strange = draw.random() < 0.3
+        strange = draw.random() < 0.15
         repeated = [term for term, count in collections.Counter(document).items() if count > 1]
         query, planted = [], []
         for _ in range(draw.randint(1, most)):
@@ -334,7 +348,7 @@ class Sampler:
             else:
                 instruction = flat(self.passage(draw.randint(1, 8)))
             terms, term_marks, length, _ = self.teacher.judge(query, document)
-            output, weights = self.teacher.output(terms, term_marks, length)
+            output, weights, second = self.teacher.output(terms, term_marks, length)
             prompt = self.words.prompt(instruction, query, document)
             excess = len(prompt) + len(output) - sizes.row
             if excess > 0:
@@ -343,24 +357,24 @@ class Sampler:
                 if len(document) < 3:
                     continue
                 terms, term_marks, length, _ = self.teacher.judge(query, document)
-                output, weights = self.teacher.output(terms, term_marks, length)
+                output, weights, second = self.teacher.output(terms, term_marks, length)
                 prompt = self.words.prompt(instruction, query, document)
             kind = draw.random()
             if kind < self.answer_only_share:
-                output, weights = self.teacher.output(terms, term_marks, length, answer_only=True)
+                output, weights, second = self.teacher.output(terms, term_marks, length, answer_only=True)
             elif kind < self.answer_only_share + self.cut_share and terms:
                 cut = draw.randint(0, len(terms))
-                output, weights = self.teacher.output(terms, term_marks, length, cut=cut)
-            return Sample(prompt, output, weights)
+                output, weights, second = self.teacher.output(terms, term_marks, length, cut=cut)
+            return Sample(prompt, output, weights, second)
 
     def batch(self, rows, sizes):
         """Arrays for a training step: token ids, then positions, labels and weights of the outputs."""
         samples = [self.sample(sizes) for _ in range(rows)]
         most = output_room(sizes)
         ids = np.full((rows, sizes.row), self.words.end_of_text, np.int64)
-        positions = np.zeros((rows, most), np.int64)
-        labels = np.full((rows, most), NO_LABEL, np.int64)
-        weights = np.zeros((rows, most), np.float32)
+        positions = np.zeros((rows, most + 1), np.int64)  # the last column is for the second labels
+        labels = np.full((rows, most + 1), NO_LABEL, np.int64)
+        weights = np.zeros((rows, most + 1), np.float32)
         for row, sample in enumerate(samples):
             everything = sample.prompt + sample.output
             ids[row, : len(everything)] = everything
@@ -369,9 +383,14 @@ class Sampler:
             positions[row, :count] = np.arange(first, first + count)
             labels[row, :count] = sample.output[:count]
             weights[row, :count] = sample.weights[:count]
+            index, token, weight = sample.second
+            if index < most:
+                positions[row, most] = first + index
+                labels[row, most] = token
+                weights[row, most] = weight
         return ids, positions, labels, weights
 
 
 def output_room(sizes):
     """Output tokens that a row's loss looks at: longer outputs lose their end there."""
-    return 10 + int(2.6 * min(sizes.query + 1, evidence.MOST_TERMS))
+    return 11 + int(2.4 * min(sizes.query + 1, evidence.MOST_TERMS))

@@ -1,8 +1,9 @@
 """The tokenizer: a search engine's text analysis, written as a `tokenizers` pipeline.
 
 Text is lower-cased, stripped of accents and punctuation, its function words are dropped and its
-endings cut off; what remains are stems, split into BPE pieces. Nothing else reaches the model, so
-a prompt is about half as long as it would be, and words match whatever their form.
+endings cut off; what remains are stems of at most five letters, split into BPE pieces. Nothing else
+reaches the model, so a prompt is about half as long as it would be, words match whatever their form,
+and nearly every word is one token.
 
 The prompt's constant parts are added tokens. The vocabulary also holds the words with which a
 thought states its evidence (see `evidence.py`): no text can produce those, since punctuation
@@ -14,11 +15,12 @@ import json
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from evidence import LENGTH_WORDS, MARKS
+from evidence import LENGTH_WORDS, MARKS, TOTALS
 from words import STOP_WORDS, SUFFIXES
 
 VOCABULARY_SIZE = 10240
 WORD_START = "▁"
+LONGEST_STEM = 5  # letters
 LETTERS_AND_DIGITS = "abcdefghijklmnopqrstuvwxyz0123456789"
 # A word counts for the merges with its frequency to this power: rarer words deserve pieces too.
 FREQUENCY_DAMPING = 0.8
@@ -79,13 +81,14 @@ def text_analysis(tokenizer):
         ]
     )
     stop_words, suffixes = "|".join(STOP_WORDS), "|".join(SUFFIXES)
-    stem = f"{WORD_START}[a-z]{{3,}}?(?=(?:{suffixes})(?![a-z]))"
+    stem = f"{WORD_START}[a-z]{{3,{LONGEST_STEM}}}?(?=(?:{suffixes})(?![a-z]))"
+    beginning = f"{WORD_START}[a-z]{{1,{LONGEST_STEM}}}"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(" "), "removed"),
             pre_tokenizers.Split(Regex(f"{WORD_START}(?:{stop_words})(?![a-z])"), "removed"),
-            pre_tokenizers.Split(Regex(f"{stem}|{WORD_START}[a-z]+|[a-z]+|[0-9]"), "isolated"),
-            # What has no mark is an ending (or follows a number directly).
+            pre_tokenizers.Split(Regex(f"{stem}|{beginning}|[a-z]+|[0-9]"), "isolated"),
+            # What has no mark is an ending or the rest of a word (or follows a number directly).
             pre_tokenizers.Split(Regex("^[a-z]+$"), "removed"),
         ]
     )
@@ -100,7 +103,7 @@ def train(texts):
     for text in texts:
         normalized = analysis.normalizer.normalize_str(text)
         frequencies.update(piece for piece, _ in analysis.pre_tokenizer.pre_tokenize_str(normalized))
-    evidence_words = (*LENGTH_WORDS, *MARKS)
+    evidence_words = (*LENGTH_WORDS, *MARKS, *TOTALS)
     added = (*SPECIAL_TOKENS, *FORMAT_TOKENS, *PROMPT_TOKENS)
     learner = Tokenizer(models.BPE())
     learner.train_from_iterator(
