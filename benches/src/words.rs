@@ -2,10 +2,12 @@
 
 use erank_candle::PromptTokenizer;
 
+use crate::checkpoint::splitmix;
+
 /// Words that are one token each.
 pub struct Words {
     words: Vec<String>,
-    drawn: usize,
+    noise: u64,
 }
 
 impl Words {
@@ -27,7 +29,7 @@ impl Words {
             .collect();
         match words.len() {
             0..1000 => Err(format!("only {} words of one token", words.len())),
-            _ => Ok(Self { words, drawn: 0 }),
+            _ => Ok(Self { words, noise: 0 }),
         }
     }
 
@@ -35,10 +37,8 @@ impl Words {
     pub fn text(&mut self, tokens: usize) -> String {
         let mut text = String::new();
         for _ in 0..tokens {
-            // Steps without a common factor with the number of words: long before anything repeats.
-            self.drawn += 1;
-            let index = (self.drawn * 1103 + self.drawn / self.words.len()) % self.words.len();
-            text.push_str(&self.words[index]);
+            self.noise = splitmix(self.noise);
+            text.push_str(&self.words[self.noise as usize % self.words.len()]);
             text.push(' ');
         }
         text
