@@ -82,7 +82,9 @@ mod tests {
 
     #[test]
     fn rounding_is_half_s() {
-        let numbers = [0.0, -0.0, 1.0, 1.00390625, 1.01171875, -3.3e38, 1e-40, f32::INFINITY];
+        // Two lie halfway between their neighbours.
+        let halfway = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
+        let numbers = [[0.0, -0.0], halfway, [-3.3e38, 1e-40], [1.0, f32::INFINITY]].concat();
         let more = (0..100_000u32).map(|i| f32::from_bits(i.wrapping_mul(0x9E37_79B9)));
         for number in numbers.into_iter().chain(more) {
             let (ours, theirs) = (<bf16 as Element>::round(number), bf16::from_f32(number));
