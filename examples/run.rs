@@ -3,9 +3,10 @@
 use std::process::Command;
 
 /// What an example prints; it must succeed.
-fn output_of(example: &str) -> String {
+fn output_of(example: &str, features: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
         .args(["run", "--quiet", "--locked", "--package", "erank-examples", "--example", example])
+        .args(features.iter().flat_map(|feature| ["--features", feature]))
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "{example}: {}", String::from_utf8_lossy(&output.stderr));
@@ -14,8 +15,30 @@ fn output_of(example: &str) -> String {
 
 #[test]
 fn rerank_puts_honey_first() {
-    let output = output_of("rerank");
+    let output = output_of("rerank", &[]);
     assert_eq!(output.lines().count(), 10, "{output}");
     let first = output.lines().next().expect("a line");
     assert!(first.contains("Nectar becomes honey") || first.contains("Honey is made"), "{output}");
+}
+
+/// Its lines without the heading.
+fn rows(output: &str) -> Vec<&str> {
+    output.lines().skip(1).collect()
+}
+
+#[test]
+fn tantivy_finds_and_erank_orders() {
+    let output = output_of("tantivy", &[]);
+    let rows = rows(&output);
+    assert!((3..=5).contains(&rows.len()), "{output}");
+    assert!(rows[0].ends_with("drying") || rows[0].ends_with("honey"), "{output}");
+}
+
+#[test]
+#[cfg(feature = "vector-store")]
+fn usearch_finds_and_erank_orders() {
+    let output = output_of("vector_store", &["vector-store"]);
+    let rows = rows(&output);
+    assert_eq!(rows.len(), 4, "{output}");
+    assert!(rows[0].contains("nectar"), "{output}");
 }

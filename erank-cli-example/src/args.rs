@@ -22,7 +22,8 @@ Input, from FILE or standard input, is plain lines or JSON lines, whichever most
   plain   every line that is not blank is a document; its id is its line number
   JSON    {\"id\": \"doc-7\", \"text\": \"…\", \"score\": 12.3}; only \"text\" is required, \"score\" is the
           first stage's
-A line that cannot be used is listed with its reason and spares the others.
+A folder's .txt and .md files are a document each, with their path as id; its .jsonl files are read
+as above. A line that cannot be used is listed with its reason and spares the others.
 
 --json prints one object:
   model, query, instruction
@@ -56,6 +57,10 @@ pub(crate) enum Command {
     /// Orders documents by how well they fit a query.
     #[command(after_help = format!("{RERANK_HELP}\n\n{EXIT_CODES}"))]
     Rerank(RerankArguments),
+    /// Finds documents with BM25, and orders what it found by how well they fit the query.
+    #[cfg(feature = "search")]
+    #[command(after_help = format!("{RERANK_HELP}\n\n{EXIT_CODES}"))]
+    Search(SearchArguments),
     /// Shows the rendered prompt, its tokens, and what the model finds most probable next.
     #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArguments),
@@ -68,8 +73,8 @@ pub(crate) struct RerankArguments {
     pub(crate) query: String,
     #[command(flatten)]
     pub(crate) goal: Goal,
-    /// The documents; "-" is standard input.
-    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    /// The documents: a file with one a line, or a folder of text files; "-" is standard input.
+    #[arg(short, long, value_name = "FILE|FOLDER", default_value = "-")]
     pub(crate) docs: String,
     /// Shows only the best N.
     #[arg(short = 'k', long, value_name = "N")]
@@ -112,6 +117,16 @@ pub(crate) struct RerankArguments {
     pub(crate) model: ModelArguments,
     #[command(flatten)]
     pub(crate) remote: RemoteArguments,
+}
+
+#[cfg(feature = "search")]
+#[derive(Debug, Args)]
+pub(crate) struct SearchArguments {
+    /// BM25 chooses this many documents; the others are not looked at.
+    #[arg(long, value_name = "N", default_value = "20")]
+    pub(crate) candidates: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) rerank: RerankArguments,
 }
 
 #[derive(Debug, Args)]

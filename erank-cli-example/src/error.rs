@@ -57,6 +57,9 @@ pub(crate) enum CommandError {
     NoTokenId { piece: String },
     #[error("token id {id} is not in the model's vocabulary of {vocab_size}")]
     UnknownTokenId { id: u32, vocab_size: usize },
+    #[cfg(feature = "search")]
+    #[error("cannot search the documents")]
+    Search(#[from] Box<tantivy::TantivyError>),
     #[error(transparent)]
     Configuration(#[from] ConfigError),
     #[error(transparent)]

@@ -3,8 +3,9 @@
 //! Input is untrusted and read as bytes: whatever a line holds, the worst that happens is that this
 //! line is listed as bad.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::path::Path;
 
 use erank_core::Document;
 use serde::Deserialize;
@@ -23,7 +24,7 @@ pub(crate) struct Input {
     pub(crate) bad_lines: Vec<BadLine>,
 }
 
-/// A document with the number of its line, from 1.
+/// A document with the number of its line, from 1; in a folder, its number among all.
 #[derive(Debug, PartialEq)]
 pub(crate) struct InputDocument {
     pub(crate) line: usize,
@@ -55,13 +56,15 @@ pub(crate) struct BadLine {
     pub(crate) reason: String,
 }
 
-/// Reads the file `docs`, or standard input if it is `-`.
+/// Reads the file or the folder `docs`, or standard input if it is `-`.
 pub(crate) fn read(docs: &str) -> Result<Input, CommandError> {
     let input = if docs == "-" {
         if io::stdin().is_terminal() {
             text::note("Reading documents from the terminal, one a line; end with Ctrl-D.");
         }
         read_from(&mut io::stdin().lock())
+    } else if Path::new(docs).is_dir() {
+        read_folder(Path::new(docs))
     } else {
         File::open(docs).and_then(|file| read_from(&mut BufReader::new(file)))
     };
@@ -89,6 +92,91 @@ fn read_from(reader: &mut dyn BufRead) -> io::Result<Input> {
         }
     }
     Ok(input)
+}
+
+/// Reads a folder's files and those below it, by name: each `.txt` and `.md` is a document with its
+/// path as its id, each `.jsonl` holds documents. Only an error of the folder itself is one.
+fn read_folder(folder: &Path) -> io::Result<Input> {
+    let mut input = Input::default();
+    add_folder(&mut input, folder, folder)?;
+    Ok(input)
+}
+
+fn add_folder(input: &mut Input, root: &Path, folder: &Path) -> io::Result<()> {
+    let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<io::Result<_>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let path = entry.path();
+        let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+        // A link to a folder is none, so that no circle of links is walked forever.
+        if entry.file_type()?.is_dir() {
+            if let Err(error) = add_folder(input, root, &path) {
+                input.add_bad(name, error.to_string());
+            }
+            continue;
+        }
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("txt" | "md") => match read_text(&path) {
+                Ok(text) => input.add(name, text, None),
+                Err(reason) => input.add_bad(name, reason),
+            },
+            Some("jsonl") => {
+                match File::open(&path).and_then(|file| read_from(&mut BufReader::new(file))) {
+                    Ok(lines) => input.append(&name, lines),
+                    Err(error) => input.add_bad(name, error.to_string()),
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A whole file as one text, or why not.
+fn read_text(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(LONGEST_LINE as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| error.to_string())?;
+    if bytes.len() > LONGEST_LINE {
+        return Err(format!("the file has more than {} MiB", LONGEST_LINE >> 20));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        format!("not UTF-8: byte {} of the file is wrong", valid + 1)
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(Into::into).unwrap_or(text))
+}
+
+impl Input {
+    /// The number that the next document or bad one gets.
+    fn next(&self) -> usize {
+        self.documents.len() + self.bad_lines.len() + 1
+    }
+
+    fn add(&mut self, id: String, text: String, score: Option<f64>) {
+        let line = self.next();
+        self.documents.push(InputDocument { line, id: Some(id), text, score });
+    }
+
+    fn add_bad(&mut self, id: String, reason: String) {
+        let line = self.next();
+        self.bad_lines.push(BadLine { line, id: Some(id), reason });
+    }
+
+    /// Adds the lines of the file `name`.
+    fn append(&mut self, name: &str, lines: Input) {
+        for InputDocument { line, id, text, score } in lines.documents {
+            self.add(id.unwrap_or_else(|| format!("{name}:{line}")), text, score);
+        }
+        for BadLine { line, reason, .. } in lines.bad_lines {
+            self.add_bad(format!("{name}:{line}"), reason);
+        }
+    }
 }
 
 /// A line that is not blank, or why it was not kept.
@@ -258,6 +346,42 @@ mod tests {
         assert!(input.bad_lines[0].reason.contains("16 MiB"));
         let just_fits = [&long[1..], b"\n", b"after"].concat();
         assert_eq!(read(&just_fits).documents.len(), 2);
+    }
+
+    #[test]
+    fn a_folder_s_files_are_documents() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(path, bytes).expect("written");
+        };
+        file("b.txt", "\u{feff}first\nline".as_bytes());
+        file("a/c.md", b"second");
+        file("a/.hidden.txt", b"not this");
+        file(".git/x.txt", b"nor this");
+        file("a/image.png", b"\x89");
+        file("bad.txt", b"caf\xe9");
+        file("c.jsonl", b"{\"id\": \"x\", \"text\": \"third\"}\n{}\n{\"text\": \"fourth\"}");
+        let path = folder.path().to_str().expect("UTF-8");
+        let input = super::read(path).expect("it can be read");
+
+        let found =
+            input.documents.iter().map(|document| (document.name(), document.text.as_str()));
+        let expected = [("a/c.md", "second"), ("b.txt", "first\nline"), ("x", "third")];
+        let expected = expected.into_iter().chain([("c.jsonl:3", "fourth")]);
+        let expected = expected.map(|(name, text)| (name.to_owned(), text));
+        assert!(found.eq(expected), "{input:?}");
+        let bad = input.bad_lines.iter().map(|bad| (bad.id.as_deref(), bad.reason.as_str()));
+        let reasons = [
+            (Some("bad.txt"), "not UTF-8: byte 4 of the file is wrong"),
+            (Some("c.jsonl:2"), "\"text\" is missing"),
+        ];
+        assert!(bad.eq(reasons), "{input:?}");
+        let lines = input.documents.iter().map(|document| document.line);
+        let lines = lines.chain(input.bad_lines.iter().map(|bad| bad.line));
+        let distinct: std::collections::BTreeSet<usize> = lines.collect();
+        assert_eq!(distinct.len(), 6);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! args ─▶ input: lines → documents + bad lines ─▶ model: a backend ─▶ rerank ─▶ report: table or JSON
 //! ```
 //!
-//! `demo` runs the built-in demonstration, and `inspect` shows prompts, tokens and probabilities.
+//! `search` finds the documents first, with BM25, `demo` runs the built-in demonstration, and `inspect` shows prompts, tokens and probabilities.
 //! What a person sees on a terminal goes through [`text`]: documents and model folders are untrusted.
 
 mod args;
@@ -19,6 +19,8 @@ mod model;
 mod progress;
 mod report;
 mod rerank;
+#[cfg(feature = "search")]
+mod search;
 mod table;
 mod text;
 
@@ -43,6 +45,8 @@ fn run(arguments: &Arguments) -> Result<Exit, CommandError> {
     match &arguments.command {
         None => demo::run(&interrupt),
         Some(Command::Rerank(arguments)) => rerank::run(arguments, &interrupt),
+        #[cfg(feature = "search")]
+        Some(Command::Search(arguments)) => search::run(arguments, &interrupt),
         Some(Command::Inspect(arguments)) => inspect::run(arguments),
     }
 }

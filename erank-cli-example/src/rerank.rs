@@ -21,7 +21,15 @@ pub(crate) fn run(
     arguments: &RerankArguments,
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
-    let input = input::read(&arguments.docs)?;
+    rank_and_report(arguments, input::read(&arguments.docs)?, interrupt)
+}
+
+/// Ranks what was read, and prints it.
+pub(crate) fn rank_and_report(
+    arguments: &RerankArguments,
+    input: Input,
+    interrupt: &Interrupt,
+) -> Result<Exit, CommandError> {
     if input.documents.is_empty() && input.bad_lines.is_empty() {
         text::note("There are no documents to rank; give one a line with --docs FILE.");
     }

@@ -6,6 +6,8 @@ mod inspect;
 mod interrupt;
 mod readme;
 mod rerank;
+#[cfg(feature = "search")]
+mod search;
 
 use std::ffi::OsStr;
 use std::io::Write;

@@ -1,0 +1,45 @@
+//! `erank search`.
+
+use std::fs;
+
+use crate::erank;
+
+/// Few files of a folder have a word of the query; the best of those are ranked.
+#[test]
+fn a_folder_is_searched_and_what_is_found_is_ranked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, text) in [
+        ("chain.txt", "A worn bicycle chain keeps slipping over the teeth; put on a new chain."),
+        ("jewels.md", "A gold chain for the neck."),
+        ("tea.txt", "Tea is grown on hills."),
+        ("bad.txt", "Chain."),
+    ] {
+        fs::write(folder.path().join(name), text).expect("written");
+    }
+    fs::write(folder.path().join("bad.txt"), b"chain \xff").expect("written");
+    let docs = folder.path().to_str().expect("UTF-8");
+    let query = "why does the bicycle chain keep slipping?";
+
+    let run = erank(&["search", "-q", query, "--docs", docs, "--hybrid", "--json"], b"");
+    assert_eq!(run.code, Some(3), "{run:?}");
+    let report = run.json();
+    let documents = report["documents"].as_array().expect("documents");
+    let ids: Vec<_> = documents.iter().filter_map(|document| document["id"].as_str()).collect();
+    assert_eq!(ids, ["chain.txt", "jewels.md"]);
+    let first = &documents[0];
+    assert_eq!(first["first_stage_rank"], 1);
+    assert!(first["first_stage_score"].as_f64().is_some_and(|score| score > 0.0), "{run:?}");
+    assert_eq!(report["unscored"][0]["id"], "bad.txt");
+    assert!(run.err.contains("BM25 chose 2 of 3 documents"), "{}", run.err);
+
+    let run = erank(&["search", "-q", query, "--docs", docs, "--candidates", "1"], b"");
+    assert!(run.out.contains("chain.txt") && !run.out.contains("jewels"), "{}", run.out);
+}
+
+#[test]
+fn nothing_found_is_said() {
+    let run = erank(&["search", "-q", "boat"], b"tea\ncoffee\n");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(run.err.contains("None of 2 documents has a word of the query"), "{}", run.err);
+    assert_eq!(run.out, "");
+}
