@@ -38,8 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(Document::new(*text).with_first_stage_score(similarity))
     });
     let request = Request::new(query, candidates.collect::<Vec<_>>());
-    let reranker =
-        Reranker::builder(CandleBackend::tiny()?).fusion(Fusion::hybrid()).build()?;
+    let reranker = Reranker::builder(CandleBackend::tiny()?).fusion(Fusion::hybrid()).build()?;
 
     println!("{:>6}  {:>5}  {:>6}  document", "score", "ERank", "cosine");
     for document in reranker.rerank(&request)?.documents {

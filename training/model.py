@@ -23,7 +23,7 @@ class ModelConfig:
 
 
 # What is known of each token goes into the last dimensions of its embedding before training.
-FEATURES = ("constant", "rarity", "marker", "query follows", "document follows", "answer follows")
+FEATURES = ("constant", "rarity", "mark", "marker", "query follows", "document follows", "answer follows")
 FEATURE_SIZE = 0.3
 QUICK_ROTATIONS = 3  # the rotary frequencies that tell neighbouring positions apart
 DISTANT_ROTATIONS = 9  # those that tell positions apart within a prompt
@@ -127,15 +127,18 @@ class Student(nn.Module):
                 if weight.dim() == 2:
                     shrink = 0.03 if "o_proj" in name or "down_proj" in name else 1.0
                     nn.init.normal_(weight, std=shrink * weight.shape[1] ** -0.5)
-        first, *others = (layer.self_attn for layer in self.layers)
-        self._look_one_back(first)
+        first, second, third, fourth = (layer.self_attn for layer in self.layers)
+        self._look_one_back(first, "constant", values_from=0)
         self._look_at_markers(first)
-        for attention in others:
+        for attention in (second, third, fourth):
             self._match(attention, 1, 0)
             self._match(attention, 2, 0)
             self._match(attention, 0, half)
-        self._copy_query(others[0])
-        self._find_in_document(others[0])
+        self._copy_query(second)
+        self._find_in_document(second, "marker")
+        self._look_one_back(second, "mark", values_from=half)
+        self._match_pairs(third)
+        self._find_in_document(third, "mark")
 
     def _group(self, attention, number):
         """Views of a key-value head's weights, and of its first query head's."""
@@ -150,26 +153,28 @@ class Student(nn.Module):
             attention.o_proj.weight[:, queries],
         )
 
-    def _look_one_back(self, attention):
-        """The first head carries each token into the second half of the next one."""
+    def _look_one_back(self, attention, feature, values_from):
+        """A head carries half of each token that has `feature` into the second half of the next one."""
         size = self.config.head_dimension
         constant = FEATURES.index("constant") - len(FEATURES)
-        queries, keys, values, outputs = self._group(attention, 0)
+        wanted = FEATURES.index(feature) - len(FEATURES)
+        queries, keys, values, outputs = self._group(attention, 0 if feature == "constant" else 2)
         queries *= 0.1
         keys *= 0.1
         angles = self.config.rope_theta ** (-torch.arange(QUICK_ROTATIONS) / (size / 2))
         queries[:QUICK_ROTATIONS, constant] = 3.0
         # Turned ahead by one position, a key meets the query of the next token.
-        keys[:QUICK_ROTATIONS, constant] = 3.0 * angles.cos()
-        keys[size // 2 : size // 2 + QUICK_ROTATIONS, constant] = 3.0 * angles.sin()
-        values.copy_(torch.eye(size, self.config.hidden))
+        keys[:QUICK_ROTATIONS, wanted] = 3.0 * angles.cos()
+        keys[size // 2 : size // 2 + QUICK_ROTATIONS, wanted] = 3.0 * angles.sin()
+        values.zero_()
+        values[:, values_from : values_from + size] = torch.eye(size)
         outputs.zero_()
         outputs[-size:] = 0.1 * torch.eye(size)
         outputs[-len(FEATURES) :] = 0
 
     def _look_at_markers(self, attention):
         """The second group's first head sees which parts of the prompt have begun."""
-        constant, _, marker, *parts = range(-len(FEATURES), 0)
+        constant, _, _, marker, *parts = range(-len(FEATURES), 0)
         queries, keys, values, outputs = self._group(attention, 1)
         queries *= 0.1
         keys *= 0.1
@@ -193,11 +198,21 @@ class Student(nn.Module):
             heads[:, start : start + size] += same
             heads[:, -len(FEATURES) :] = 0
 
-    def _find_in_document(self, attention):
-        """The second group sums up how much of its attention is on the document."""
+    def _match_pairs(self, attention):
+        """The second group attends to tokens that are alike and follow a token that is alike."""
+        size, half = self.config.head_dimension, self.config.hidden // 2
+        queries, keys, _, _ = self._group(attention, 1)
+        steady = [row for row in range(size) if row % (size // 2) >= DISTANT_ROTATIONS]
+        for heads in (queries, keys):
+            heads[:, : -len(FEATURES)] = 0
+            for count, row in enumerate(steady):
+                heads[row, count // 2 + half * (count % 2)] = 1.0
+
+    def _find_in_document(self, attention, found):
+        """The second group sums up, as feature `found`, how much of its attention is on the document."""
         document = FEATURES.index("document follows") - len(FEATURES)
         answer = FEATURES.index("answer follows") - len(FEATURES)
-        found = FEATURES.index("marker") - len(FEATURES)
+        found = FEATURES.index(found) - len(FEATURES)
         _, _, values, outputs = self._group(attention, 1)
         values[0] = 0
         values[0, document] = 1.0

@@ -194,7 +194,7 @@ class Sizes:
 
 
 class Sampler:
-    answer_only_share = 0.15
+    answer_only_share = 0.2
     cut_share = 0.04
 
     def __init__(self, corpus, seed):

@@ -109,10 +109,11 @@ def features(vocabulary, teacher):
     table = torch.zeros(vocabulary.size, len(FEATURES))
     table[:, 0] = 1
     table[:, 1] = torch.tensor([teacher.rarity((token,)) for token in range(vocabulary.size)]) / 2
-    table[vocabulary.markers, 2] = 1
-    table[vocabulary.query_follows, 3] = 1
-    table[vocabulary.document_follows, 4] = 1
-    table[vocabulary.answer_follows, 5] = 1
+    table[vocabulary.marks, 2] = 1
+    table[vocabulary.markers, 3] = 1
+    table[vocabulary.query_follows, 4] = 1
+    table[vocabulary.document_follows, 5] = 1
+    table[vocabulary.answer_follows, 6] = 1
     return table
 
 
@@ -138,6 +139,7 @@ def train(vocabulary, text, plan, checkpoint_path):
     rotations = {}
     groups = {
         "marks": torch.tensor(vocabulary.marks),
+        "phrases": torch.tensor([mark for number, mark in enumerate(vocabulary.marks) if number % 5 > 2]),
         "totals": torch.tensor(vocabulary.totals),
         "digits": torch.tensor(vocabulary.digits),
         "words": torch.tensor(vocabulary.first_pieces),
@@ -200,7 +202,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--export", type=Path, required=True)
-    arguments.add_argument("--cycles", type=int, default=9, help="rounds of the last stages")
+    arguments.add_argument("--cycles", type=int, default=40, help="rounds of the last stages")
     arguments.add_argument("--threads", type=int, default=2)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
