@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use erank_candle::{CandleBackend, Checkpoint, Settings};
 use erank_core::backend::{Completion, DocumentError, Job};
+use erank_core::testing::conformance;
 use erank_core::{
     AnswerFormat, FinishReason, Mode, PromptTemplate, Request, Reranker, ScoringBackend,
     ScoringOptions, Sink, Stop,
@@ -230,4 +231,17 @@ fn settings_that_cannot_be_are_named() {
     settings.dtype = Some(candle_core::DType::I64);
     let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("no such weights");
     assert!(error.to_string().contains("I64"), "{error}");
+}
+
+#[test]
+fn it_keeps_the_contract_of_backends() {
+    let mut options = conformance::Options::default();
+    options.many = 400;
+    // A boxed one, since pointers pass the calls on.
+    let boxed: Box<dyn ScoringBackend> = Box::new(tiny());
+    for mode in [Mode::Reason { max_tokens: 16 }, Mode::AnswerOnly] {
+        options.scoring.mode = mode;
+        let report = conformance::check(&boxed, &options);
+        assert!(report.is_conformant(), "{mode:?}\n{report}");
+    }
 }

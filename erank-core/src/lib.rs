@@ -39,7 +39,8 @@
 //!
 //! Neither is on by default.
 //!
-//! - `testing`: the module of that name, with a scripted backend.
+//! - `testing`: the module of that name, with a scripted backend and the checks that a backend of your
+//!   own should pass.
 //! - `serde`: `Serialize` and `Deserialize` for requests, options and results. Names in JSON are
 //!   those of the fields, and of the variants in snake case:
 //!

@@ -1,5 +1,7 @@
-//! A backend that answers from a script, for tests of code that uses a reranker (feature
-//! `testing`).
+//! For tests (feature `testing`): a backend that answers from a script, for code that uses a reranker,
+//! and [`conformance`], for backends.
+
+pub mod conformance;
 
 use crate::backend::{
     BackendError, Completion, DocumentError, FinishReason, Job, ScoringBackend, Sink, TokenCounts,
