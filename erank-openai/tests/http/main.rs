@@ -1,6 +1,7 @@
 //! The backend against servers that are made up, and that fail as real ones do.
 
 mod answers;
+mod conformance;
 mod engine;
 mod faults;
 mod server;
