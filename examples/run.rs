@@ -2,6 +2,12 @@
 
 use std::process::Command;
 
+use erank_core::testing::conformance::{Options, check};
+
+#[path = "backend.rs"]
+#[expect(dead_code, reason = "its main function")]
+mod backend;
+
 /// What an example prints; it must succeed.
 fn output_of(example: &str, features: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
@@ -41,4 +47,18 @@ fn usearch_finds_and_erank_orders() {
     let rows = rows(&output);
     assert_eq!(rows.len(), 4, "{output}");
     assert!(rows[0].contains("nectar"), "{output}");
+}
+
+/// The test that a backend's author writes.
+#[test]
+fn the_backend_of_ones_own_keeps_the_contract() {
+    let report = check(&backend::Words, &Options::default());
+    assert!(report.is_conformant(), "{report}");
+}
+
+#[test]
+fn the_backend_of_ones_own_finds_words() {
+    let output = output_of("backend", &[]);
+    let expected = " 7.50  Bees make honey.\n 2.50  Do bears like honey?\n";
+    assert_eq!(output, expected);
 }

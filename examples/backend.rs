@@ -1,0 +1,59 @@
+//! A backend of one's own: the share of the query's words that a document has, for when no model is
+//! at hand. `docs/backends.md` says what each line is for.
+
+use erank_core::backend::{BackendError, Completion, DocumentError, Job, Sink};
+use erank_core::{AnswerDistribution, Request, Reranker, ScoreKind, ScoringBackend};
+
+pub(crate) struct Words;
+
+impl ScoringBackend for Words {
+    fn name(&self) -> &str {
+        "words"
+    }
+
+    fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+        if job.options.samples > 1 || !job.options.sampling.is_greedy() {
+            return Err(BackendError::Unsupported("words are counted, not sampled".into()));
+        }
+        for (index, document) in job.documents.iter().enumerate() {
+            let stopped = job.stop.is_set();
+            let outcome = if stopped { Err(DocumentError::Stopped) } else { judge(job, document) };
+            sink.completed(index, outcome);
+        }
+        Ok(())
+    }
+}
+
+fn judge(job: &Job<'_>, document: &str) -> Result<Completion, DocumentError> {
+    let (query, query_cut) = words(job.prompt.query(), job.options.max_query_tokens);
+    let (document, document_cut) = words(document, job.options.max_document_tokens);
+    let found = query.iter().filter(|word| document.contains(word)).count();
+    // A share of 0.63 is 6 with probability 0.7 and 7 with probability 0.3.
+    let labels: Vec<&str> = job.prompt.answers().answers().map(|(label, _)| label).collect();
+    let place = (labels.len() - 1) as f64 * found as f64 / query.len().max(1) as f64;
+    let probability = |answer: usize| (1.0 - (answer as f64 - place).abs()).max(0.0);
+    let answers = AnswerDistribution::new((0..labels.len()).map(|n| probability(n).ln()))?;
+    let best = answers.most_probable();
+    let mut completion = Completion::new(format!("<think>{found} words</think><answer>"));
+    completion.push(labels[best], answers.log_probs()[best] as f32);
+    completion.push("</answer>", 0.0);
+    completion.answers = Some(answers);
+    (completion.query_truncated, completion.document_truncated) = (query_cut, document_cut);
+    Ok(completion)
+}
+
+/// The first words of a text, and whether there are more.
+fn words(text: &str, most: usize) -> (Vec<String>, bool) {
+    let mut words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let first = words.by_ref().take(most).map(str::to_lowercase).collect();
+    (first, words.next().is_some())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let reranker = Reranker::builder(Words).score(ScoreKind::Expected).build()?;
+    let request = Request::new("how bees make honey", ["Do bears like honey?", "Bees make honey."]);
+    for document in reranker.rerank(&request)?.documents {
+        println!("{:5.2}  {}", document.score, request.documents[document.index].text);
+    }
+    Ok(())
+}
