@@ -49,6 +49,26 @@ fn usearch_finds_and_erank_orders() {
     assert!(rows[0].contains("nectar"), "{output}");
 }
 
+#[test]
+#[cfg(feature = "adapters")]
+fn rig_calls_erank() {
+    let output = output_of("rig", &["adapters"]);
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines.len(), 4, "{output}");
+    assert!(lines[0].contains("Nectar becomes honey"), "{output}");
+    // The blank document is told of, and has no score.
+    assert!(lines[3].contains(r#""index":2"#) && lines[3].contains("empty"), "{output}");
+}
+
+#[test]
+#[cfg(feature = "adapters")]
+fn a_swiftide_pipeline_answers_from_what_erank_puts_first() {
+    let output = output_of("swiftide", &["adapters"]);
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines.len(), 3, "{output}");
+    assert!(lines[..2].iter().all(|line| line.to_lowercase().contains("nectar")), "{output}");
+}
+
 /// The test that a backend's author writes.
 #[test]
 fn the_backend_of_ones_own_keeps_the_contract() {
