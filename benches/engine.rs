@@ -20,7 +20,7 @@ use erank_benches::{median, memory};
 use erank_candle::{CandleBackend, Checkpoint, Settings};
 use erank_core::backend::{Completion, DocumentError, Job};
 use erank_core::{
-    BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink, Stop,
+    BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,
 };
 use serde_json::{Value, json};
 
@@ -227,7 +227,7 @@ fn score(backend: &CandleBackend, texts: &Texts, new_tokens: usize) -> Result<()
     let mut options = ScoringOptions::default();
     options.mode = Mode::Reason { max_tokens: new_tokens };
     let mut count = Count::default();
-    let job = Job { prompt, documents: &documents, options, stop: Stop::new() };
+    let job = Job::new(prompt, &documents).with_options(options);
     backend.score(&job, &mut count)?;
     assert_eq!(count.done, documents.len());
     Ok(())

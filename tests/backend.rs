@@ -208,12 +208,7 @@ fn a_panicking_caller_does_not_take_the_backend_down() {
     let template = PromptTemplate::erank();
     let caught = Mutex::new(0);
     for _ in 0..5 {
-        let job = Job {
-            prompt: template.bind("i", QUERY),
-            documents: &DOCUMENTS,
-            options: options(REASON),
-            stop: Stop::new(),
-        };
+        let job = Job::new(template.bind("i", QUERY), &DOCUMENTS).with_options(options(REASON));
         let call = std::panic::AssertUnwindSafe(|| backend.score(&job, &mut Panics));
         *caught.lock().expect("a lock") += usize::from(std::panic::catch_unwind(call).is_err());
     }

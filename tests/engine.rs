@@ -246,8 +246,7 @@ fn a_small_request_is_not_stuck_behind_a_large_one() {
         scope.spawn(|| {
             let template = PromptTemplate::erank();
             let prompt = template.bind(INSTRUCTION, QUERY);
-            let job =
-                Job { prompt, documents: &large, options: options(REASON), stop: Stop::new() };
+            let job = Job::new(prompt, &large).with_options(options(REASON));
             backend.score(&job, &mut Counting(&done)).expect("a run");
         });
         while backend.statistics().running < 4 {

@@ -52,12 +52,21 @@ impl Shard {
         }
     }
 
+    #[cfg(unix)]
+    fn mapped(&self) -> Option<&Mmap> {
+        match &self.bytes {
+            ShardBytes::Mapped(map) => Some(map),
+            #[cfg(feature = "tiny-model")]
+            ShardBytes::Bundled(_) => None,
+        }
+    }
+
     /// Gives the memory of `part`, which is read for now, back to the system. Reading it again would
     /// read the file again.
     #[expect(unsafe_code, reason = "advice that could change what is mapped")]
     pub(crate) fn release(&self, part: &[u8]) {
         #[cfg(unix)]
-        if let ShardBytes::Mapped(map) = &self.bytes {
+        if let Some(map) = self.mapped() {
             let range = map.as_ptr_range();
             let start = part.as_ptr() as usize;
             if range.contains(&part.as_ptr()) && start + part.len() <= range.end as usize {

@@ -2,6 +2,7 @@
 
 /// A token with its natural log-probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct TokenLogProb {
     /// The token's id.
     pub id: u32,

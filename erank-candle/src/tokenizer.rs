@@ -299,6 +299,7 @@ impl std::fmt::Debug for PromptFrame {
 
 /// A prompt as the model reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EncodedPrompt {
     /// The token ids.
     pub ids: Vec<u32>,

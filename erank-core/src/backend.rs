@@ -54,6 +54,7 @@ forward_to_inner!(&B, Box<B>, Arc<B>);
 
 /// One query, its documents, and how to answer.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Job<'a> {
     /// The prompt but for the document: what all documents share.
     pub prompt: BoundPrompt<'a>,
@@ -63,6 +64,27 @@ pub struct Job<'a> {
     pub options: ScoringOptions,
     /// Set, or past its deadline, when the caller wants no more.
     pub stop: Stop,
+}
+
+impl<'a> Job<'a> {
+    /// A job with the default options, and a stop of its own.
+    pub fn new(prompt: BoundPrompt<'a>, documents: &'a [&'a str]) -> Self {
+        Self { prompt, documents, options: ScoringOptions::default(), stop: Stop::new() }
+    }
+
+    /// Says how to answer.
+    #[must_use]
+    pub fn with_options(mut self, options: ScoringOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Gives the handle that ends the job.
+    #[must_use]
+    pub fn with_stop(mut self, stop: Stop) -> Self {
+        self.stop = stop;
+        self
+    }
 }
 
 /// How to answer, and how much.
@@ -182,6 +204,7 @@ impl Completion {
 
 /// One generated token's place in [`Completion::text`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct GeneratedToken {
     /// Its bytes in the text. Empty for a token that only completes a character with the next.
     pub bytes: Range<usize>,
@@ -206,11 +229,19 @@ pub enum FinishReason {
 /// Tokens read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct TokenCounts {
     /// Tokens of prompts, with what was forced.
     pub prompt: usize,
     /// Tokens generated.
     pub generated: usize,
+}
+
+impl TokenCounts {
+    /// So many tokens of prompts, and so many generated.
+    pub fn new(prompt: usize, generated: usize) -> Self {
+        Self { prompt, generated }
+    }
 }
 
 impl AddAssign for TokenCounts {

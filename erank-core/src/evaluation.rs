@@ -175,6 +175,7 @@ pub struct TTest {
 /// A query that only one of two evaluations has.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("only one of the two has query {query:?}; evaluate both with the same qrels")]
+#[non_exhaustive]
 pub struct UnpairedQuery {
     /// The query's id.
     pub query: String,

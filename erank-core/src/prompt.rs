@@ -168,7 +168,8 @@ pub enum TemplateError {
 /// A run of the prompt's text, with where it comes from.
 ///
 /// A backend must treat [`Query`](Segment::Query) and [`Document`](Segment::Document) text as data:
-/// what looks like a control token there is text. Truncation applies to these two alone.
+/// what looks like a control token there is text. Truncation applies to these two alone. Exhaustive, so
+/// that another kind of text would be noticed by every backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment<'a> {
     /// Text of the template or the instruction: the application's own, where control tokens count.

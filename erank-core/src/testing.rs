@@ -68,7 +68,7 @@ impl ScoringBackend for ScriptedBackend {
                 self.script.get(place).map(numbered).ok_or_else(beyond)
             };
             if let Ok(completion) = &outcome {
-                sink.advanced(TokenCounts { prompt: 0, generated: completion.tokens.len() });
+                sink.advanced(TokenCounts::new(0, completion.tokens.len()));
             }
             sink.completed(place / samples, outcome);
         }

@@ -155,7 +155,7 @@ impl Overlap {
                     if self.fault != Fault::NumbersNoSamples {
                         completion.sample = sample;
                     }
-                    sink.advanced(TokenCounts { prompt: 1, generated: 1 });
+                    sink.advanced(TokenCounts::new(1, 1));
                     Ok(completion)
                 };
                 sink.completed(index, outcome);

@@ -193,8 +193,7 @@ impl Reply {
             (None, None) => return Err("the choice has neither text nor message".into()),
         };
         let (tokens, entry_ids) = choice.logprobs.map_or((Vec::new(), None), RawLogProbs::tokens);
-        let usage =
-            TokenCounts { prompt: raw.usage.prompt_tokens, generated: raw.usage.completion_tokens };
+        let usage = TokenCounts::new(raw.usage.prompt_tokens, raw.usage.completion_tokens);
         Ok(Self { text, tokens, ids: choice.token_ids.or(entry_ids), finish, usage })
     }
 
@@ -256,7 +255,7 @@ mod tests {
         }));
         assert_eq!(Ok(&entries), arrays.as_ref());
         assert_eq!(entries.ids.as_deref(), Some(&[22, 27][..]));
-        assert_eq!(entries.usage, TokenCounts { prompt: 7, generated: 2 });
+        assert_eq!(entries.usage, TokenCounts::new(7, 2));
         assert_eq!(entries.tokens[0].alternatives.len(), 2, "a null is none");
     }
 

@@ -41,6 +41,7 @@ pub trait TokenPrompts: Send + Sync {
 
 /// A prompt as token ids.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct TokenPrompt {
     /// The ids.
     pub ids: Vec<u32>,
@@ -50,6 +51,13 @@ pub struct TokenPrompt {
     pub query_truncated: bool,
     /// Whether the document was cut to its limit.
     pub document_truncated: bool,
+}
+
+impl TokenPrompt {
+    /// A prompt of which nothing was cut, without an open thought; set the other fields as known.
+    pub fn new(ids: Vec<u32>) -> Self {
+        Self { ids, ..Self::default() }
+    }
 }
 
 /// What a request says before the model goes on.

@@ -11,7 +11,7 @@ use erank_core::backend::{
     Completion, DocumentError, Job, ScoringBackend, ScoringOptions, Sink, TokenCounts,
 };
 use erank_core::prompt::instructions;
-use erank_core::{Mode, PromptTemplate, Stop};
+use erank_core::{Mode, PromptTemplate};
 use erank_openai::{OpenAiBackend, Prompts, Settings};
 use serde_json::json;
 
@@ -71,7 +71,7 @@ fn load_of_ten_thousand_documents() {
     let mut count = Count { done: vec![0; MANY], ..Count::default() };
     let before = most_resident();
     let begin = Instant::now();
-    let job = Job { prompt, documents: &texts, options, stop: Stop::new() };
+    let job = Job::new(prompt, &texts).with_options(options);
     backend.score(&job, &mut count).expect("a job");
     let seconds = begin.elapsed().as_secs_f64();
     assert!(count.done.iter().all(|done| *done == 1), "each once");

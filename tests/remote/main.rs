@@ -39,12 +39,11 @@ impl TokenPrompts for Tokenizer {
     ) -> Result<TokenPrompt, Cause> {
         let frame = self.0.bind(prompt, options)?;
         let encoded = frame.encode(document)?;
-        Ok(TokenPrompt {
-            ids: encoded.ids,
-            opens_thought: frame.opens_thought(),
-            query_truncated: encoded.query_truncated,
-            document_truncated: encoded.document_truncated,
-        })
+        let mut prompt = TokenPrompt::new(encoded.ids);
+        prompt.opens_thought = frame.opens_thought();
+        prompt.query_truncated = encoded.query_truncated;
+        prompt.document_truncated = encoded.document_truncated;
+        Ok(prompt)
     }
 
     fn encode_trusted(&self, text: &str) -> Result<Vec<u32>, Cause> {

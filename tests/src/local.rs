@@ -88,7 +88,8 @@ pub fn outcomes(
     let mut outcomes = Outcomes::new(documents.len());
     let template = PromptTemplate::erank();
     let prompt = template.bind(INSTRUCTION, query);
-    backend.score(&Job { prompt, documents, options, stop }, &mut outcomes).expect("a run");
+    let job = Job::new(prompt, documents).with_options(options).with_stop(stop);
+    backend.score(&job, &mut outcomes).expect("a run");
     for (index, reported) in outcomes.by_document.iter().enumerate() {
         assert_eq!(reported.len(), options.samples, "outcomes of document {index}");
     }

@@ -101,7 +101,7 @@ impl Slot {
             _ => self.sequence.generated(),
         };
         let prompt = if is_prompt { pending.len() } else { 0 };
-        let counts = TokenCounts { prompt, generated: after - before };
+        let counts = TokenCounts::new(prompt, after - before);
         Advanced { place: part.place, outcome, counts, agreed }
     }
 }

@@ -305,18 +305,18 @@ impl Suite<'_> {
         Call { query, documents, scoring: *scoring, stop: Stop::new() }
     }
 
+    fn job<'a>(&'a self, call: &Call<'a>) -> Job<'a> {
+        let prompt = self.template.bind(instructions::GENERIC, call.query);
+        Job::new(prompt, call.documents).with_options(call.scoring).with_stop(call.stop.clone())
+    }
+
     /// Makes a call and checks that every document was reported as often as it should.
     fn run(
         &self,
         call: &Call<'_>,
         on_event: &mut dyn FnMut(),
     ) -> Result<Vec<Vec<Outcome>>, Trouble> {
-        let job = Job {
-            prompt: self.template.bind(instructions::GENERIC, call.query),
-            documents: call.documents,
-            options: call.scoring,
-            stop: call.stop.clone(),
-        };
+        let job = self.job(call);
         let mut outcomes = Vec::new();
         outcomes.resize_with(call.documents.len(), Vec::new);
         let mut recorder = Recorder { outcomes, unknown: None, on_event };
@@ -657,12 +657,7 @@ impl Suite<'_> {
         let expected = self.answers(&self.call(&documents))?;
         for _ in 0..3 {
             let call = self.call(&documents);
-            let job = Job {
-                prompt: self.template.bind(instructions::GENERIC, call.query),
-                documents: call.documents,
-                options: call.scoring,
-                stop: call.stop,
-            };
+            let job = self.job(&call);
             // What the backend makes of it is its own affair.
             let score = AssertUnwindSafe(|| self.backend.score(&job, &mut Panics));
             let _ = catch_unwind(score);

@@ -488,12 +488,9 @@ impl TokenPrompts for Characters {
         let kept: String = document.chars().take(options.max_document_tokens).collect();
         let turn = Engine::new(Shape::Vllm).turn;
         let text = format!("<|im_start|>user\n{}<|im_end|>\n{turn}", prompt.render(&kept));
-        let document_truncated = kept.len() < document.len();
-        Ok(TokenPrompt {
-            ids: self.encode_trusted(&text)?,
-            document_truncated,
-            ..Default::default()
-        })
+        let mut prompt = TokenPrompt::new(self.encode_trusted(&text)?);
+        prompt.document_truncated = kept.len() < document.len();
+        Ok(prompt)
     }
 
     fn encode_trusted(&self, text: &str) -> Result<Vec<u32>, Cause> {

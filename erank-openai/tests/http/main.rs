@@ -111,12 +111,8 @@ pub(crate) fn score_until(
 ) -> (Result<(), BackendError>, Outcomes) {
     let template = PromptTemplate::erank();
     let texts: Vec<&str> = documents.iter().map(String::as_str).collect();
-    let job = Job {
-        prompt: template.bind("the goal", "the query"),
-        documents: &texts,
-        options,
-        stop: stop.clone(),
-    };
+    let prompt = template.bind("the goal", "the query");
+    let job = Job::new(prompt, &texts).with_options(options).with_stop(stop.clone());
     let mut outcomes = Outcomes::default();
     outcomes.documents.resize_with(texts.len(), Vec::new);
     let result = backend.score(&job, &mut outcomes);
