@@ -82,3 +82,20 @@ fn the_backend_of_ones_own_finds_words() {
     let expected = " 7.50  Bees make honey.\n 2.50  Do bears like honey?\n";
     assert_eq!(output, expected);
 }
+
+#[test]
+fn what_the_documents_quote_stands_in_the_examples() {
+    let sources = [include_str!("backend.rs"), include_str!("run.rs")];
+    let page = include_str!("../docs/backends.md");
+    let quotes: Vec<&str> = page
+        .split("```rust,ignore\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().expect("the end of a quote"))
+        .collect();
+    assert!(quotes.len() >= 7, "{}", quotes.len());
+    for quote in quotes {
+        assert!(sources.iter().any(|source| source.contains(quote)), "{quote}");
+    }
+    let lines = sources[0].lines().count();
+    assert!(page.contains(&format!("one in {lines} lines")), "it has {lines}");
+}

@@ -367,28 +367,40 @@ pub enum AnswerError {
     #[error("the model was still thinking when the text ended; raise the token budget")]
     ThoughtNotClosed,
     /// No `<answer>` stands after the thought.
-    #[error("the model wrote no <answer>")]
+    #[error("the model wrote no <answer>; use a model that was trained to, such as ERank")]
     NoAnswer,
     /// The text ended inside the answer.
     #[error("the text ended inside the <answer>; raise the token budget")]
     CutOff,
     /// An integer that is not among the allowed answers.
-    #[error("the model answered {found}, which is not among the allowed answers")]
+    #[error(
+        "the model answered {found}, which is not among the allowed answers; ask for \
+         them in the prompt"
+    )]
     OutOfRange {
         /// What stands in the answer.
         found: String,
     },
     /// Something other than an allowed answer.
-    #[error("the model answered {found:?} where one of the allowed answers belongs")]
+    #[error(
+        "the model answered {found:?} where one of the allowed answers belongs; ask \
+         for them in the prompt"
+    )]
     NotAnAnswer {
         /// What stands in the answer.
         found: String,
     },
     /// A log-probability is NaN or above zero, or there are too many or too few of them.
-    #[error("the backend gave log-probabilities that are none")]
+    #[error(
+        "the backend gave log-probabilities that are none, or not one for each answer; \
+         correct the backend"
+    )]
     InvalidProbability,
     /// The chosen score needs a probability that the backend did not give.
-    #[error("the backend gave no {0}, which the chosen score needs")]
+    #[error(
+        "the backend gave no {0}, which the chosen score needs; rank by the integer, or \
+         have the backend give it"
+    )]
     NoProbability(&'static str),
 }
 

@@ -308,7 +308,7 @@ pub enum BackendError {
     #[error("the backend cannot serve this request; change the configuration")]
     Unsupported(#[source] Cause),
     /// A fault inside the backend.
-    #[error("the backend failed")]
+    #[error("the backend failed; its cause says why")]
     Failed(#[source] Cause),
 }
 
@@ -317,10 +317,12 @@ pub enum BackendError {
 #[non_exhaustive]
 pub enum DocumentError {
     /// The document is empty or blank: there is nothing to judge.
-    #[error("the document is empty")]
+    #[error("the document is empty; leave it out or give its text")]
     Empty,
     /// Fusion needs a finite first-stage score that the document does not have.
-    #[error("the document has no finite first-stage score, which hybrid ranking needs")]
+    #[error(
+        "the document has no finite first-stage score, which fusion needs; give one or fuse nothing"
+    )]
     NoFirstStageScore,
     /// The prompt does not fit the model even after truncation.
     #[error("the prompt has {tokens} tokens, more than the {limit} that fit; lower the limits")]
@@ -334,13 +336,15 @@ pub enum DocumentError {
     #[error(transparent)]
     Answer(#[from] AnswerError),
     /// The work was stopped before this document was done.
-    #[error("stopped before the document was done")]
+    #[error("stopped before the document was done; allow more time")]
     Stopped,
     /// The backend ended without a word on this document.
-    #[error("the backend returned without a result for the document")]
+    #[error(
+        "the backend returned without a result for the document; check it with testing::conformance"
+    )]
     NotReported,
     /// The backend failed on this document alone.
-    #[error("the backend failed on the document")]
+    #[error("the backend failed on the document; its cause says why")]
     Backend(#[source] Cause),
 }
 

@@ -261,7 +261,7 @@ impl ScoreKind {
 
 /// The backend failed as a whole.
 #[derive(Debug, Error)]
-#[error("the ranking is incomplete")]
+#[error("the ranking is incomplete; its field `partial` has what was done")]
 #[non_exhaustive]
 pub struct RerankError {
     /// What happened, with what the caller can do about it.
@@ -419,7 +419,7 @@ pub enum ConfigError {
     #[error("the constant of reciprocal rank fusion is {0}; it must be positive")]
     ReciprocalRankConstant(f64),
     /// A sampling setting outside its range.
-    #[error("the sampling setting {name} is {value}, which it cannot be")]
+    #[error("the sampling setting {name} is {value}; it must be {}", Sampling::range(name))]
     Sampling {
         /// The setting's name.
         name: &'static str,
@@ -427,10 +427,12 @@ pub enum ConfigError {
         value: f32,
     },
     /// Several samples that would all be the same.
-    #[error("several samples are all the same without a thought sampled at a temperature above 0")]
+    #[error(
+        "several samples are all the same without a thought sampled at a temperature above 0; ask for one"
+    )]
     EqualSamples,
     /// A cascade whose second pass would not think either.
-    #[error("a cascade thinks in its second pass; it cannot be answer-only")]
+    #[error("a cascade thinks in its second pass; leave out either the cascade or answer-only")]
     CascadeWithoutThought,
 }
 
@@ -676,6 +678,7 @@ mod tests {
         assert_eq!(error(builder().samples(2)), Some(ConfigError::EqualSamples));
         let cold = Sampling::with_temperature(-0.1);
         let expected = ConfigError::Sampling { name: "temperature", value: -0.1 };
+        assert!(expected.to_string().ends_with("is -0.1; it must be finite and at least 0"));
         assert_eq!(error(builder().sampling(cold)), Some(expected));
         let cascade = builder().cascade(Cascade::best(3)).answer_only();
         assert_eq!(error(cascade), Some(ConfigError::CascadeWithoutThought));

@@ -77,6 +77,17 @@ impl Sampling {
             || self.presence_penalty != 0.0
     }
 
+    /// What the setting of this name may be.
+    pub(crate) fn range(name: &str) -> &'static str {
+        match name {
+            "temperature" => "finite and at least 0",
+            "top_p" => "above 0 and at most 1",
+            "min_p" => "from 0 to 1",
+            "repetition_penalty" => "finite and above 0",
+            _ => "finite",
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let finite = |value: f32| value.is_finite();
         let share = |value: f32| (0.0..=1.0).contains(&value);

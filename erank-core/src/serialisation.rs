@@ -176,7 +176,7 @@ mod tests {
         let read: DocumentError = from_value(missing).expect("an error");
         assert_eq!(
             read.to_string(),
-            "the backend gave no probability, which the chosen score needs"
+            "the backend gave no probability, which the chosen score needs; rank by the integer, or have the backend give it"
         );
         assert!(from_value::<DocumentError>(json!({"code": "too_late"})).is_err());
     }
@@ -190,7 +190,7 @@ mod tests {
             json!({
                 "code": "backend",
                 "cause": "the backend is unavailable for now; try again: connection reset",
-                "message": "the backend failed on the document",
+                "message": "the backend failed on the document; its cause says why",
             })
         );
     }

@@ -184,13 +184,13 @@ fn rankings() {
                 "error": {
                     "code": "backend",
                     "cause": "beyond the end of the script",
-                    "message": "the backend failed on the document",
+                    "message": "the backend failed on the document; its cause says why",
                 },
             },
             {
                 "index": 3,
                 "id": null,
-                "error": {"code": "empty", "message": "the document is empty"},
+                "error": {"code": "empty", "message": "the document is empty; leave it out or give its text"},
             },
         ],
         "tokens": {"prompt": 0, "generated": 2},

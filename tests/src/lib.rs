@@ -7,3 +7,8 @@ pub mod random_model;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
+
+/// Likewise; what it quotes from examples is compared with them by their own tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/backends.md")]
+pub struct Backends;
