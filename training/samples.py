@@ -305,11 +305,15 @@ class Sampler:
                 planted.append([term] if draw.random() < 0.7 or not query else [query[-1], term])
                 planted += [[term]] * draw.choice((0, 0, 1, 2))
                 query.append(term)
-            elif kind < 0.7 and repeated:
+            elif kind < 0.6 and repeated:
                 query.append(draw.choice(repeated))
             elif kind < 0.85 and len(document) > 1:
                 offset = draw.randrange(len(document) - 1)
-                query += document[offset : offset + 2]
+                phrase = document[offset : offset + 2]
+                query += phrase
+                # Running text says its phrases again, and their words without each other.
+                planted += [phrase] * draw.choice((0, 1, 1, 2, 4))
+                planted += [[phrase[1]]] * draw.choice((0, 0, 1, 2))
             else:
                 query.append(draw.choice(document))
         document = list(document)
@@ -331,7 +335,8 @@ class Sampler:
         elif odd < 0.01:
             document = []
         elif odd < 0.06 and query:
-            query = query + [draw.choice(query)]
+            query = list(query)
+            query.insert(draw.randint(1, len(query)), draw.choice(query))
         elif odd < 0.1:
             query = query + [(draw.choice(self.words.digits),)]
         return query, document
