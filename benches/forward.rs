@@ -17,17 +17,23 @@ use std::time::{Duration, Instant};
 
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
 use erank_benches::median;
+use erank_candle::Checkpoint;
 use erank_candle::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
+use erank_candle::measure::Memory;
 use erank_candle::model::{Qwen3, Row};
-use erank_candle::{Checkpoint, measure};
 use serde_json::json;
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const PROMPT: usize = 512;
 const RUNS: usize = 7;
 
 fn main() -> Result<()> {
+    // As the engine does: one visit to the threads for a whole step.
+    rayon::ThreadPoolBuilder::new().build()?.install(measure)
+}
+
+fn measure() -> Result<()> {
     let shape = match std::env::args().nth(1) {
         Some(name) => Shape::of(&name).ok_or("the shapes are 0.6B and 4B")?,
         None => SHAPES[0],
@@ -38,7 +44,7 @@ fn main() -> Result<()> {
     let model = Qwen3::load(&Checkpoint::open(folder)?, None, None)?;
     let seconds = begin.elapsed().as_secs_f64();
     println!("{}", json!({"shape": shape.name, "name": "loading", "value": seconds, "unit": "s"}));
-    let bench = Bench { shape, model };
+    let bench = Bench { shape, model, memory: Memory::new(1 << 30)? };
 
     let names: Vec<String> = std::env::args().skip(2).collect();
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
@@ -56,6 +62,7 @@ fn main() -> Result<()> {
 struct Bench {
     shape: Shape,
     model: Qwen3,
+    memory: Memory,
 }
 
 impl Bench {
@@ -69,7 +76,7 @@ impl Bench {
     ) -> Result<()> {
         let ceilings = || -> Result<(f64, f64)> {
             let time = Duration::from_millis(500);
-            Ok((measure::matrix_peak(None, time)?, measure::read_bandwidth(2 << 30, time)))
+            Ok((erank_candle::measure::matrix_peak(None, time)?, self.memory.read_bandwidth()))
         };
         let before = ceilings()?;
         let seconds = median(run()?).as_secs_f64();

@@ -57,6 +57,17 @@ impl Shape {
         2.0 * (layers * tokens + embedding * logits) as f64
     }
 
+    /// A layer's projections: name, inputs and outputs.
+    pub fn projections(&self) -> [(&'static str, usize, usize); 4] {
+        let (queries, keys) = (self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM);
+        [
+            ("query, key, value", self.hidden, queries + 2 * keys),
+            ("attention output", queries, self.hidden),
+            ("gate, up", self.hidden, 2 * self.intermediate),
+            ("down", self.intermediate, self.hidden),
+        ]
+    }
+
     /// Bytes of keys and values of one token in BF16.
     pub fn token_bytes(&self) -> usize {
         self.layers * 2 * self.kv_heads * HEAD_DIM * 2

@@ -9,8 +9,9 @@ use crate::config::Config;
 use crate::error::LoadError;
 use crate::kernels::InstructionSet;
 use crate::kernels::attention::Visible;
+use crate::kernels::norm::Norm;
 use crate::kv_cache::{self, BLOCK_TOKENS, BlockId, KvCache};
-use crate::ops::{Attention, Embed, Heads, LinearAdd, Norm, NormGateUp, NormLinear, WriteKv};
+use crate::ops::{Attention, Embed, Heads, LinearAdd, NormGateUp, NormLinear, WriteKv};
 use crate::weights::{EMBEDDING, Weights};
 
 /// One sequence's part of a step: some of its tokens, right behind those that the cache holds.
@@ -119,19 +120,29 @@ impl Qwen3 {
         let step = Step::new(rows, &self.inverse_frequencies, self.config.max_position_embeddings)?;
         let tokens = Tensor::new(step.tokens.as_slice(), &Device::Cpu)?;
 
+        let room = |width| Tensor::zeros((step.len(), width), DType::F32, &Device::Cpu);
+        let query_width = self.config.num_attention_heads * self.config.head_dim;
+        let kv_width = self.config.num_key_value_heads * self.config.head_dim;
+        let qkv = room(query_width + 2 * kv_width)?;
+        let attended = room(query_width)?;
+        let gated = room(self.config.intermediate_size)?;
+
         let x = tokens.apply_op1_no_bwd(&self.embed)?; // [tokens, hidden]
         for (layer, kv) in self.layers.iter().zip(cache.layers()) {
-            let qkv = x.apply_op1_no_bwd(&layer.qkv)?; // [tokens, (heads + 2 kv_heads) head_dim]
-            kv.inplace_op2(&qkv, &WriteKv { heads: &layer.heads, step: &step })?;
-            let attention = Attention { heads: &layer.heads, step: &step };
-            let attended = qkv.apply_op2_no_bwd(kv, &attention)?; // [tokens, heads head_dim]
+            let Layer { heads, .. } = layer;
+            qkv.inplace_op2(&x, &layer.qkv)?;
+            kv.inplace_op2(&qkv, &WriteKv { heads, step: &step })?;
+            attended.inplace_op3(&qkv, kv, &Attention { heads, step: &step })?;
             x.inplace_op2(&attended, &layer.attention_output)?; // x += …
-            let gated = x.apply_op1_no_bwd(&layer.gate_up)?; // [tokens, intermediate]
+            gated.inplace_op2(&x, &layer.gate_up)?;
             x.inplace_op2(&gated, &layer.down)?; // x += …
         }
         let wanted = Tensor::new(step.wanted.as_slice(), &Device::Cpu)?;
         let x = x.index_select(&wanted, 0)?; // [wanted, hidden]
-        x.apply_op1_no_bwd(&self.output) // [wanted, vocab]
+        let logits =
+            Tensor::zeros((wanted.elem_count(), self.config.vocab_size), DType::F32, &Device::Cpu)?;
+        logits.inplace_op2(&x, &self.output)?;
+        Ok(logits)
     }
 }
 

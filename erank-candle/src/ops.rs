@@ -4,42 +4,22 @@
 //! [`kernels`](crate::kernels)' affair, what goes in and out are candle tensors. A device without
 //! these kernels can run the same steps through candle's own operations; none does yet.
 //!
-//! Activations are F32 tensors; a projection rounds its input to the type of its weights.
+//! Activations are F32 tensors; a projection rounds its input to the type of its weights. Results are
+//! written to tensors that the layers have in common: new memory for each would cost prefill a tenth of
+//! its time.
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp2, Layout, Result, Shape, bail};
+use candle_core::{CpuStorage, CustomOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, bail};
 use rayon::prelude::*;
 
 use crate::kernels::attention::{BlockLayout, attend};
 use crate::kernels::linear::{multiply, multiply_both};
-use crate::kernels::norm::{rms_norm, rotate, silu};
-use crate::kernels::{Element, InstructionSet, PackedWeights};
+use crate::kernels::norm::{Norm, rotate, silu};
+use crate::kernels::products::{Pairs, Products, Singles};
+use crate::kernels::{InstructionSet, PackedWeights};
 use crate::model::Step;
-
-/// RMSNorm with its weights.
-#[derive(Debug)]
-pub(crate) struct Norm {
-    pub(crate) weight: Vec<f32>,
-    pub(crate) epsilon: f32,
-}
-
-impl Norm {
-    fn apply(&self, x: &[f32], out: &mut [f32]) {
-        rms_norm(x, &self.weight, self.epsilon, out);
-    }
-
-    /// Every row of `x`, normalised.
-    fn rows(&self, x: &[f32]) -> Vec<f32> {
-        let mut normed = vec![0.0; x.len()];
-        let width = self.weight.len();
-        normed
-            .par_chunks_mut(width)
-            .zip(x.par_chunks(width))
-            .for_each(|(out, row)| self.apply(row, out));
-        normed
-    }
-}
+use half::bf16;
 
 /// Token ids `[tokens]` → their embeddings `[tokens, hidden]`.
 pub(crate) struct Embed {
@@ -64,29 +44,35 @@ impl CustomOp1 for Embed {
     }
 }
 
-/// RMSNorm, then a projection: `[tokens, hidden]` → `[tokens, outputs]`.
+/// RMSNorm, then a projection: `out = norm(x) · Wᵀ`, with `x` as `[tokens, hidden]` and `out` as
+/// `[tokens, outputs]`.
 pub(crate) struct NormLinear {
     pub(crate) norm: Norm,
     pub(crate) weights: Arc<PackedWeights>,
     pub(crate) set: InstructionSet,
 }
 
-impl CustomOp1 for NormLinear {
+impl InplaceOp2 for NormLinear {
     fn name(&self) -> &'static str {
         "norm-linear"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x: &[f32] = contiguous(x, layout)?;
-        let rows = row_count(x, self.weights.inputs())?;
-        let mut y = vec![0.0; rows * self.weights.outputs()];
-        multiply(self.set, &self.norm.rows(x), &self.weights, &mut y, |y, product| *y = product);
-        Ok((CpuStorage::F32(y), (rows, self.weights.outputs()).into()))
+    fn cpu_fwd(
+        &self,
+        out: &mut CpuStorage,
+        out_layout: &Layout,
+        x: &CpuStorage,
+        layout: &Layout,
+    ) -> Result<()> {
+        let (out, x) = (contiguous_mut(out, out_layout)?, contiguous(x, layout)?);
+        same_rows(x, self.weights.inputs(), out, self.weights.outputs())?;
+        multiply(self.set, x, Some(&self.norm), &self.weights, out, |y, product| *y = product);
+        Ok(())
     }
 }
 
-/// RMSNorm, then the two halves of SwiGLU: `silu(gate(x)) · up(x)`, `[tokens, hidden]` →
-/// `[tokens, intermediate]`.
+/// RMSNorm, then the two halves of SwiGLU: `out = silu(gate(norm(x))) · up(norm(x))`, with `x` as
+/// `[tokens, hidden]` and `out` as `[tokens, intermediate]`.
 pub(crate) struct NormGateUp {
     pub(crate) norm: Norm,
     pub(crate) gate: PackedWeights,
@@ -94,20 +80,25 @@ pub(crate) struct NormGateUp {
     pub(crate) set: InstructionSet,
 }
 
-impl CustomOp1 for NormGateUp {
+impl InplaceOp2 for NormGateUp {
     fn name(&self) -> &'static str {
         "norm-gate-up"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x: &[f32] = contiguous(x, layout)?;
-        let rows = row_count(x, self.gate.inputs())?;
-        let mut y = vec![0.0; rows * self.gate.outputs()];
+    fn cpu_fwd(
+        &self,
+        out: &mut CpuStorage,
+        out_layout: &Layout,
+        x: &CpuStorage,
+        layout: &Layout,
+    ) -> Result<()> {
+        let (out, x) = (contiguous_mut(out, out_layout)?, contiguous(x, layout)?);
+        same_rows(x, self.gate.inputs(), out, self.gate.outputs())?;
         let halves = [&self.gate, &self.up];
-        multiply_both(self.set, &self.norm.rows(x), halves, &mut y, |y, [gate, up]| {
+        multiply_both(self.set, x, Some(&self.norm), halves, out, |y, [gate, up]| {
             *y = silu(gate) * up;
         });
-        Ok((CpuStorage::F32(y), (rows, self.gate.outputs()).into()))
+        Ok(())
     }
 }
 
@@ -130,14 +121,11 @@ impl InplaceOp2 for LinearAdd {
         x: &CpuStorage,
         layout: &Layout,
     ) -> Result<()> {
-        let CpuStorage::F32(residual) = residual else { bail!("linear-add: a residual in F32") };
-        let residual = &mut residual[contiguous_range(residual_layout)?];
-        let x: &[f32] = contiguous(x, layout)?;
-        let rows = row_count(x, self.weights.inputs())?;
-        if row_count(residual, self.weights.outputs())? != rows {
-            bail!("linear-add: {rows} rows added to another number of rows");
-        }
-        multiply(self.set, x, &self.weights, residual, |residual, product| *residual += product);
+        let (residual, x) = (contiguous_mut(residual, residual_layout)?, contiguous(x, layout)?);
+        same_rows(x, self.weights.inputs(), residual, self.weights.outputs())?;
+        multiply(self.set, x, None, &self.weights, residual, |residual, product| {
+            *residual += product;
+        });
         Ok(())
     }
 }
@@ -181,20 +169,31 @@ pub(crate) struct WriteKv<'a> {
 }
 
 impl WriteKv<'_> {
-    fn write<E: Element>(&self, cache: &mut [E], qkv: &[f32]) -> Result<()> {
-        let Heads { layout, key_norm, .. } = self.heads;
+    fn write<P: Products>(&self, cache: &mut [P::Right], qkv: &[f32]) -> Result<()> {
+        let Heads { layout, key_norm, set, .. } = self.heads;
         self.heads.check(qkv, cache.len(), self.step)?;
-        let mut rotated = vec![0.0; layout.head_dim];
-        for (token, qkv) in qkv.chunks_exact(self.heads.width()).enumerate() {
-            let (_, keys, values) = self.heads.split(qkv);
+        let (width, head_dim) = (self.heads.width(), layout.head_dim);
+        let mut rotated = vec![0.0; self.step.len() * layout.kv_heads * head_dim];
+        rotated.par_chunks_mut(layout.kv_heads * head_dim).enumerate().for_each(
+            |(token, rotated)| {
+                let (_, keys, _) = self.heads.split(&qkv[token * width..]);
+                let (cos, sin) = self.step.rotation(token);
+                set.run(|| {
+                    let heads = rotated.chunks_exact_mut(head_dim).zip(keys.chunks_exact(head_dim));
+                    for (rotated, key) in heads {
+                        key_norm.apply(key, rotated);
+                        rotate(rotated, cos, sin);
+                    }
+                });
+            },
+        );
+        let mut keys = rotated.chunks_exact(head_dim);
+        for (token, qkv) in qkv.chunks_exact(width).enumerate() {
+            let (_, _, values) = self.heads.split(qkv);
             let place = self.step.cache_place(token);
-            let (cos, sin) = self.step.rotation(token);
-            let heads =
-                keys.chunks_exact(layout.head_dim).zip(values.chunks_exact(layout.head_dim));
-            for (kv_head, (key, value)) in heads.enumerate() {
-                key_norm.apply(key, &mut rotated);
-                rotate(&mut rotated, cos, sin);
-                layout.write(cache, place, kv_head, (&rotated, value));
+            for (kv_head, (value, key)) in values.chunks_exact(head_dim).zip(&mut keys).enumerate()
+            {
+                layout.write::<P>(cache, place, kv_head, (key, value));
             }
         }
         Ok(())
@@ -216,8 +215,11 @@ impl InplaceOp2 for WriteKv<'_> {
         let qkv = contiguous(qkv, layout)?;
         let range = contiguous_range(cache_layout)?;
         match cache {
-            CpuStorage::F32(cache) => self.write(&mut cache[range], qkv),
-            CpuStorage::BF16(cache) => self.write(&mut cache[range], qkv),
+            CpuStorage::F32(cache) => self.write::<Singles<f32>>(&mut cache[range], qkv),
+            CpuStorage::BF16(cache) if self.heads.set.multiplies_pairs() => {
+                self.write::<Pairs>(&mut cache[range], qkv)
+            }
+            CpuStorage::BF16(cache) => self.write::<Singles<bf16>>(&mut cache[range], qkv),
             _ => bail!("write-kv: a cache in F32 or BF16"),
         }
     }
@@ -235,11 +237,14 @@ impl Attention<'_> {
     /// all threads busy. Results do not depend on it.
     const BUNCH: usize = 64;
 
-    fn attend<E: Element>(&self, qkv: &[f32], cache: &[E]) -> Result<Vec<f32>> {
+    fn attend<P: Products>(&self, qkv: &[f32], cache: &[P::Right], out: &mut [f32]) -> Result<()> {
         let Heads { layout, query_heads, query_norm, set, .. } = self.heads;
         self.heads.check(qkv, cache.len(), self.step)?;
         let (head_dim, width) = (layout.head_dim, query_heads * layout.head_dim);
         let group_width = width / layout.kv_heads;
+        if row_count(out, width)? != self.step.len() {
+            bail!("attention: room for another number of tokens than the step's");
+        }
         let bunches: Vec<&[usize]> = self.step.attention_order().chunks(Self::BUNCH).collect();
         let attended: Vec<Vec<f32>> = (0..bunches.len() * layout.kv_heads)
             .into_par_iter()
@@ -250,19 +255,20 @@ impl Attention<'_> {
                     let (own, _, _) = self.heads.split(&qkv[token * self.heads.width()..]);
                     let own = own[kv_head * group_width..].chunks_exact(head_dim);
                     let (cos, sin) = self.step.rotation(*token);
-                    for (rotated, query) in rotated.chunks_exact_mut(head_dim).zip(own) {
-                        query_norm.apply(query, rotated);
-                        rotate(rotated, cos, sin);
-                    }
+                    set.run(|| {
+                        for (rotated, query) in rotated.chunks_exact_mut(head_dim).zip(own) {
+                            query_norm.apply(query, rotated);
+                            rotate(rotated, cos, sin);
+                        }
+                    });
                 }
                 let tokens: Vec<_> = bunch.iter().map(|token| self.step.visible(*token)).collect();
                 let mut out = vec![0.0; queries.len()];
-                attend(*set, *layout, cache, &tokens, kv_head, &queries, &mut out);
+                attend::<P>(*set, *layout, cache, &tokens, kv_head, &queries, &mut out);
                 out
             })
             .collect();
 
-        let mut out = vec![0.0; self.step.len() * width];
         for (index, attended) in attended.iter().enumerate() {
             let (bunch, kv_head) = (bunches[index / layout.kv_heads], index % layout.kv_heads);
             for (token, attended) in bunch.iter().zip(attended.chunks_exact(group_width)) {
@@ -270,31 +276,34 @@ impl Attention<'_> {
                 out[start..start + group_width].copy_from_slice(attended);
             }
         }
-        Ok(out)
+        Ok(())
     }
 }
 
-impl CustomOp2 for Attention<'_> {
+impl InplaceOp3 for Attention<'_> {
     fn name(&self) -> &'static str {
         "attention"
     }
 
     fn cpu_fwd(
         &self,
+        out: &mut CpuStorage,
+        out_layout: &Layout,
         qkv: &CpuStorage,
         layout: &Layout,
         cache: &CpuStorage,
         cache_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let qkv = contiguous(qkv, layout)?;
+    ) -> Result<()> {
+        let (out, qkv) = (contiguous_mut(out, out_layout)?, contiguous(qkv, layout)?);
         let range = contiguous_range(cache_layout)?;
-        let out = match cache {
-            CpuStorage::F32(cache) => self.attend(qkv, &cache[range])?,
-            CpuStorage::BF16(cache) => self.attend(qkv, &cache[range])?,
+        match cache {
+            CpuStorage::F32(cache) => self.attend::<Singles<f32>>(qkv, &cache[range], out),
+            CpuStorage::BF16(cache) if self.heads.set.multiplies_pairs() => {
+                self.attend::<Pairs>(qkv, &cache[range], out)
+            }
+            CpuStorage::BF16(cache) => self.attend::<Singles<bf16>>(qkv, &cache[range], out),
             _ => bail!("attention: a cache in F32 or BF16"),
-        };
-        let width = self.heads.query_heads * self.heads.layout.head_dim;
-        Ok((CpuStorage::F32(out), (self.step.len(), width).into()))
+        }
     }
 }
 
@@ -306,11 +315,25 @@ fn contiguous<'a, T: candle_core::WithDType>(
     Ok(&storage.as_slice()?[contiguous_range(layout)?])
 }
 
+fn contiguous_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let CpuStorage::F32(numbers) = storage else { bail!("the numbers of a step are F32") };
+    Ok(&mut numbers[contiguous_range(layout)?])
+}
+
 fn contiguous_range(layout: &Layout) -> Result<std::ops::Range<usize>> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(start..end),
         None => bail!("a tensor that does not lie in one piece"),
     }
+}
+
+/// Fails unless there are as many rows on both sides.
+fn same_rows(x: &[f32], inputs: usize, out: &[f32], outputs: usize) -> Result<()> {
+    let (rows, out_rows) = (row_count(x, inputs)?, row_count(out, outputs)?);
+    if rows != out_rows {
+        bail!("{rows} rows in, {out_rows} out");
+    }
+    Ok(())
 }
 
 /// Rows of this width; an error if the numbers do not make whole rows.

@@ -1,32 +1,42 @@
 //! Grouped-query attention over the blocks of the KV cache, for tokens of any sequences at once.
 //!
 //! A block holds 16 tokens' keys and values of every KV head, in the panels that
-//! [`tile`](super::InstructionSet::tile) reads: keys as `[head_dim][16 tokens]`, so that a product
-//! with the queries gives 16 scores, and values as `[head_dim / 16][16 tokens][16]`, so that a
-//! product with the weights gives 16 sums.
+//! [`Products`] multiply: keys as `[head_dim][16 tokens]`, so that a product with the queries gives 16
+//! scores, and values as `[head_dim / 16][16 tokens][16]`, so that a product with the weights gives 16
+//! sums. Where numbers are multiplied in pairs, pairs of dimensions and pairs of tokens lie together.
+//!
+//! A sequence's blocks are taken in spans of four, counted from its beginning:
 //!
 //! ```text
 //! attend(tokens, from):
-//!     for each block that all of the tokens have at the same place, from there on:
+//!     for each span that all of the tokens have in common, from there on:
 //!         for each query of each token:
 //!             scores  = q · keys / √head_dim,     keys behind the token's own position excluded
 //!             largest' = max(largest, scores)
-//!             weights = exp(scores − largest')
+//!             weights = exp(scores − largest'), rounded to the cache's precision
 //!             total   = total · exp(largest − largest') + Σ weights
 //!             sums    = sums  · exp(largest − largest') + weights · values
-//!     for each run of tokens that go on with the same block: attend(run, there)
+//!     for each run of tokens that go on with the same span: attend(run, there)
 //! out = sums / total
 //! ```
 //!
-//! So a block that several tokens see, of one prompt or of prompts with a common beginning, is one
-//! matrix product for all of them. A query meets its blocks in the order of its sequence, and what
+//! So a span that several tokens see, of one prompt or of prompts with a common beginning, is one
+//! matrix product for all of them. A query meets its spans in the order of its sequence, and what
 //! it adds up does not depend on who else does.
 
+use std::ops::Range;
+
 use super::exp::exp;
-use super::{Element, InstructionSet, LANES};
+use super::products::{Products, place};
+use super::{Ahead, Element, InstructionSet, LANES};
 
 /// Tokens in a block.
 pub(crate) const BLOCK_TOKENS: usize = LANES;
+/// Blocks in a span: enough products at once to keep the multipliers busy with few queries.
+const SPAN_BLOCKS: usize = 4;
+const SPAN_TOKENS: usize = SPAN_BLOCKS * BLOCK_TOKENS;
+/// Queries of the tallest tile of any set.
+const TALLEST: usize = 8;
 
 /// Where a KV head's numbers lie in a layer's cache.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +47,8 @@ pub(crate) struct BlockLayout {
 
 impl BlockLayout {
     fn keys_size(self) -> usize {
-        self.head_dim * BLOCK_TOKENS
+        // Room for pairs.
+        self.head_dim.next_multiple_of(2) * BLOCK_TOKENS
     }
 
     fn values_size(self) -> usize {
@@ -50,16 +61,17 @@ impl BlockLayout {
     }
 
     /// The keys and the values of one KV head in one block.
-    fn head<T>(self, cache: &[T], block: usize, kv_head: usize) -> (&[T], &[T]) {
+    fn head<T>(self, cache: &[T], block: u32, kv_head: usize) -> (&[T], &[T]) {
         let size = self.keys_size() + self.values_size();
-        let start = block * self.block_size() + kv_head * size;
+        let start = block as usize * self.block_size() + kv_head * size;
         cache[start..start + size].split_at(self.keys_size())
     }
 
-    /// Writes one token's key and value of one KV head at `slot` of a block.
-    pub(crate) fn write<E: Element>(
+    /// Writes one token's key and value of one KV head at `slot` of a block. Slots are written in
+    /// order.
+    pub(crate) fn write<P: Products>(
         self,
-        cache: &mut [E],
+        cache: &mut [P::Right],
         (block, slot): (usize, usize),
         kv_head: usize,
         (key, value): (&[f32], &[f32]),
@@ -67,13 +79,18 @@ impl BlockLayout {
         let size = self.keys_size() + self.values_size();
         let start = block * self.block_size() + kv_head * size;
         let (keys, values) = cache[start..start + size].split_at_mut(self.keys_size());
-        for (cell, key) in keys.iter_mut().skip(slot).step_by(BLOCK_TOKENS).zip(key) {
-            *cell = E::round(*key);
+        for (dim, key) in key.iter().enumerate() {
+            keys[place(P::DEPTH, dim, slot)] = P::Right::round(*key);
         }
         let panels = values.chunks_exact_mut(BLOCK_TOKENS * LANES);
         for (panel, value) in panels.zip(value.chunks(LANES)) {
-            for (cell, value) in panel[slot * LANES..].iter_mut().zip(value) {
-                *cell = E::round(*value);
+            for (lane, value) in value.iter().enumerate() {
+                let first = place(P::DEPTH, slot, lane);
+                panel[first] = P::Right::round(*value);
+                // The rest of a group, which is yet to be written, is multiplied by 0: whatever
+                // another sequence left there must not be NaN.
+                let behind = P::DEPTH - slot % P::DEPTH;
+                panel[first + 1..first + behind].fill(P::Right::round(0.0));
             }
         }
     }
@@ -86,34 +103,34 @@ pub(crate) struct Visible<'a> {
     pub(crate) position: usize,
 }
 
-impl Visible<'_> {
-    /// The block at `place` in the sequence, if the token sees any of it.
-    fn block(&self, place: usize) -> Option<u32> {
-        if place > self.position / BLOCK_TOKENS { None } else { self.blocks.get(place).copied() }
+impl<'a> Visible<'a> {
+    /// The sequence's blocks in a span.
+    fn span(&self, span: usize) -> &'a [u32] {
+        let end = self.blocks.len().min((span + 1) * SPAN_BLOCKS);
+        &self.blocks[end.min(span * SPAN_BLOCKS)..end]
     }
 
-    /// How many tokens of the block at `place` are not behind this one.
-    fn count(&self, place: usize) -> usize {
-        (self.position + 1).saturating_sub(place * BLOCK_TOKENS).min(BLOCK_TOKENS)
+    /// How many tokens of a span are not behind this one.
+    fn count(&self, span: usize) -> usize {
+        (self.position + 1).saturating_sub(span * SPAN_TOKENS).min(SPAN_TOKENS)
     }
 }
 
 /// The queries of one KV head attend over what their tokens see.
 ///
 /// `queries` and `out` are `[tokens][query heads of the group][head_dim]`.
-pub(crate) fn attend<E: Element>(
+pub(crate) fn attend<P: Products>(
     set: InstructionSet,
     layout: BlockLayout,
-    cache: &[E],
+    cache: &[P::Right],
     tokens: &[Visible<'_>],
     kv_head: usize,
     queries: &[f32],
     out: &mut [f32],
 ) {
-    let queries: Vec<f32> = queries.iter().map(|query| E::round(*query).widen()).collect();
     let count = queries.len() / layout.head_dim;
     let group =
-        Group { set, layout, cache, kv_head, queries: &queries, heads: count / tokens.len() };
+        Group::<P> { set, layout, cache, kv_head, queries, heads: count / tokens.len().max(1) };
     out.fill(0.0);
     let mut state = Softmax {
         largest: &mut vec![f32::NEG_INFINITY; count],
@@ -128,12 +145,12 @@ pub(crate) fn attend<E: Element>(
 }
 
 /// One KV head with the queries that attend to it.
-struct Group<'a, E> {
+struct Group<'a, P: Products> {
     set: InstructionSet,
     layout: BlockLayout,
-    cache: &'a [E],
+    cache: &'a [P::Right],
     kv_head: usize,
-    /// `[tokens][heads][head_dim]`, in the cache's precision.
+    /// `[tokens][heads][head_dim]`.
     queries: &'a [f32],
     /// Query heads of a token.
     heads: usize,
@@ -147,58 +164,64 @@ struct Softmax<'a> {
     sums: &'a mut [f32],
 }
 
-impl<E: Element> Group<'_, E> {
-    /// Adds what `tokens`, which begin at `first` of all, see from the block at `place` on.
-    fn descend(&self, tokens: &[Visible<'_>], first: usize, place: usize, state: &mut Softmax<'_>) {
-        let mut end = place;
-        while let Some(block) = tokens[0].block(end)
-            && tokens.iter().all(|token| token.block(end) == Some(block))
+impl<P: Products> Group<'_, P> {
+    /// Adds what `tokens`, which begin at `first` of all, see from `span` on.
+    fn descend(&self, tokens: &[Visible<'_>], first: usize, span: usize, state: &mut Softmax<'_>) {
+        let mut end = span;
+        while tokens.iter().any(|token| token.count(end) > 0)
+            && tokens.iter().all(|token| token.span(end) == tokens[0].span(end))
         {
             end += 1;
         }
-        if end > place {
-            self.add_blocks(tokens, first, place..end, state);
+        if end > span {
+            self.add_spans(tokens, first, span..end, state);
         }
         let mut first = first;
-        for run in tokens.chunk_by(|a, b| a.block(end) == b.block(end)) {
-            if run[0].block(end).is_some() {
+        for run in tokens.chunk_by(|a, b| a.span(end) == b.span(end)) {
+            if run.iter().any(|token| token.count(end) > 0) {
                 self.descend(run, first, end, state);
             }
             first += run.len();
         }
     }
 
-    /// Adds the blocks at `places`, which all of `tokens` have there, tile by tile of queries.
-    fn add_blocks(
+    /// Adds `spans`, which all of `tokens` have in common, tile by tile of queries.
+    fn add_spans(
         &self,
         tokens: &[Visible<'_>],
         first: usize,
-        places: std::ops::Range<usize>,
+        spans: Range<usize>,
         state: &mut Softmax<'_>,
     ) {
         let head_dim = self.layout.head_dim;
-        let tallest = self.set.tallest_tile();
-        let mut left = vec![0.0; tallest * head_dim];
         let queries = first * self.heads..(first + tokens.len()) * self.heads;
-        for start in queries.clone().step_by(tallest) {
-            let rows = (queries.end - start).min(tallest);
-            let height = self.set.tile_height(rows);
-            // The queries as the left side of a product, `[head_dim][height]`.
-            let left = &mut left[..height * head_dim];
-            left.fill(0.0);
-            let numbers = self.queries[start * head_dim..].chunks_exact(head_dim);
-            for (row, query) in numbers.take(rows).enumerate() {
-                for (slot, number) in left.iter_mut().skip(row).step_by(height).zip(query) {
-                    *slot = *number;
+        for start in queries.clone().step_by(self.set.tallest_tile()) {
+            let rows = (queries.end - start).min(self.set.tallest_tile());
+            let height = rows.next_power_of_two();
+            let mut left = vec![P::Left::default(); head_dim.div_ceil(P::DEPTH) * height];
+            let numbers = &self.queries[start * head_dim..][..rows * head_dim];
+            P::interleave(numbers, head_dim, height, &mut left);
+            let mut tile = Tile::load(state, start, rows, height, head_dim);
+            for span in spans.clone() {
+                let mut visible = [0; TALLEST];
+                for (row, visible) in visible[..rows].iter_mut().enumerate() {
+                    *visible = tokens[(start + row) / self.heads - first].count(span);
                 }
-            }
-            let mut tile = TileSums::load(state, start, rows, height, head_dim);
-            for place in places.clone() {
-                let Some(block) = tokens[0].block(place) else { break };
-                let (keys, values) = self.layout.head(self.cache, block as usize, self.kv_head);
-                let token = |row: usize| (start + row) / self.heads - first;
-                let visible = |row| tokens[token(row)].count(place);
-                tile.add_block(self.set, left, keys, values, visible);
+                let seen = visible.iter().copied().max().unwrap_or(0);
+                if seen == 0 {
+                    break;
+                }
+                let blocks = tokens[0].span(span).iter().take(seen.div_ceil(BLOCK_TOKENS));
+                let mut keys: [&[P::Right]; SPAN_BLOCKS] = Default::default();
+                let mut values = keys;
+                let count = blocks.len();
+                for ((keys, values), block) in keys.iter_mut().zip(&mut values).zip(blocks) {
+                    (*keys, *values) = self.layout.head(self.cache, *block, self.kv_head);
+                }
+                let add = || {
+                    tile.add_span::<P>(self.set, &left, &keys[..count], &values[..count], visible);
+                };
+                self.set.run(add);
             }
             tile.store(state, start, head_dim);
         }
@@ -206,16 +229,17 @@ impl<E: Element> Group<'_, E> {
 }
 
 /// The running sums of a tile of queries.
-struct TileSums {
+struct Tile {
     scale: f32,
-    largest: Vec<f32>,
-    total: Vec<f32>,
+    rows: usize,
+    height: usize,
+    largest: [f32; TALLEST],
+    total: [f32; TALLEST],
     /// `[panels of head_dim][height][16]`.
     sums: Vec<[f32; LANES]>,
-    height: usize,
 }
 
-impl TileSums {
+impl Tile {
     fn load(
         state: &Softmax<'_>,
         start: usize,
@@ -229,20 +253,23 @@ impl TileSums {
                 to[..from.len()].copy_from_slice(from);
             }
         }
-        Self {
+        let mut tile = Self {
             scale: 1.0 / (head_dim as f32).sqrt(),
-            largest: state.largest[start..start + rows].to_vec(),
-            total: state.total[start..start + rows].to_vec(),
-            sums,
+            rows,
             height,
-        }
+            largest: [f32::NEG_INFINITY; TALLEST],
+            total: [0.0; TALLEST],
+            sums,
+        };
+        tile.largest[..rows].copy_from_slice(&state.largest[start..start + rows]);
+        tile.total[..rows].copy_from_slice(&state.total[start..start + rows]);
+        tile
     }
 
     fn store(&self, state: &mut Softmax<'_>, start: usize, head_dim: usize) {
-        let rows = self.total.len();
-        state.largest[start..start + rows].copy_from_slice(&self.largest);
-        state.total[start..start + rows].copy_from_slice(&self.total);
-        let to = state.sums[start * head_dim..].chunks_mut(head_dim).take(rows);
+        state.largest[start..start + self.rows].copy_from_slice(&self.largest[..self.rows]);
+        state.total[start..start + self.rows].copy_from_slice(&self.total[..self.rows]);
+        let to = state.sums[start * head_dim..].chunks_mut(head_dim).take(self.rows);
         for (row, to) in to.enumerate() {
             let from = self.sums[row..].iter().step_by(self.height);
             for (to, from) in to.chunks_mut(LANES).zip(from) {
@@ -251,54 +278,92 @@ impl TileSums {
         }
     }
 
-    /// Adds one block, of which the query in each row sees the first `visible(row)` tokens.
-    fn add_block<E: Element>(
+    /// Adds a span of up to four blocks, of which the query in each row sees the first
+    /// `visible[row]` tokens.
+    #[inline(always)]
+    fn add_span<P: Products>(
         &mut self,
         set: InstructionSet,
-        queries: &[f32],
-        keys: &[E],
-        values: &[E],
-        visible: impl Fn(usize) -> usize,
+        queries: &[P::Left],
+        keys: &[&[P::Right]],
+        values: &[&[P::Right]],
+        visible: [usize; TALLEST],
     ) {
         let height = self.height;
-        let mut scores = [[0.0; LANES]; 8];
-        set.tile(queries, keys, &mut scores[..height]);
+        // `[blocks][height]`.
+        let mut scores = [[0.0; LANES]; SPAN_BLOCKS * TALLEST];
+        let scores = &mut scores[..keys.len() * height];
+        P::multiply(set, queries, keys, height, scores, Ahead::default());
 
-        // As `[16 tokens][height]`, the layout of the next product's left side.
-        let mut weights = [0.0; LANES * 8];
-        let mut most_visible = 0;
-        for (row, scores) in scores[..self.total.len()].iter_mut().enumerate() {
-            let visible = visible(row);
-            most_visible = most_visible.max(visible);
-            let before = self.largest[row];
-            scores.iter_mut().for_each(|score| *score *= self.scale);
-            let largest = scores[..visible].iter().fold(before, |max, score| max.max(*score));
-            let shrink = exp(before - largest);
-            // All 16, so that it is vectorised; then those that the query sees.
-            scores.iter_mut().for_each(|score| *score = exp(*score - largest));
-            let mut sum = 0.0;
-            for (token, weight) in scores[..visible].iter().enumerate() {
-                weights[token * height + row] = *weight;
-                sum += weight;
+        // `[height][blocks]`.
+        let mut weights = [[0.0; LANES]; TALLEST * SPAN_BLOCKS];
+        let weights = &mut weights[..height * keys.len()];
+        for (row, weights) in weights.chunks_exact_mut(keys.len()).take(self.rows).enumerate() {
+            if visible[row] == 0 {
+                continue;
             }
+            let mut largest = [self.largest[row]; LANES];
+            for (block, weights) in weights.iter_mut().enumerate() {
+                let scores = &scores[block * height + row];
+                let seen = visible[row].saturating_sub(block * BLOCK_TOKENS);
+                for (lane, weight) in weights.iter_mut().enumerate() {
+                    let score = scores[lane] * self.scale;
+                    *weight = if lane < seen { score } else { f32::NEG_INFINITY };
+                    largest[lane] = if *weight > largest[lane] { *weight } else { largest[lane] };
+                }
+            }
+            let before = self.largest[row];
+            let largest = largest.into_iter().fold(before, f32::max);
+            let mut total = [0.0; LANES];
+            for (block, weights) in weights.iter_mut().enumerate() {
+                let seen = visible[row].saturating_sub(block * BLOCK_TOKENS);
+                for (lane, weight) in weights.iter_mut().enumerate() {
+                    let seen_weight = P::Right::round(exp(*weight - largest)).widen();
+                    *weight = if lane < seen { seen_weight } else { 0.0 };
+                    total[lane] += *weight;
+                }
+            }
+            let shrink = exp(before - largest);
             self.largest[row] = largest;
-            self.total[row] = self.total[row] * shrink + sum;
+            self.total[row] = self.total[row] * shrink + total.into_iter().sum::<f32>();
             if shrink != 1.0 {
                 for sums in self.sums[row..].iter_mut().step_by(height) {
                     sums.iter_mut().for_each(|sum| *sum *= shrink);
                 }
             }
         }
-        let panels = values.chunks_exact(BLOCK_TOKENS * LANES);
-        for (panel, sums) in panels.zip(self.sums.chunks_exact_mut(height)) {
+
+        let mut left = [P::Left::default(); TALLEST * SPAN_TOKENS];
+        let tokens = keys.len() * BLOCK_TOKENS;
+        let left = &mut left[..tokens / P::DEPTH * height];
+        P::interleave(weights.as_flattened(), tokens, height, left);
+        let seen = visible.into_iter().max().unwrap_or(0);
+        for (block, values) in values.iter().enumerate() {
             // Only what a query sees: what lies behind it is another sequence's, or nothing.
-            set.tile(&weights[..most_visible * height], &panel[..most_visible * LANES], sums);
+            let tokens = (seen - block * BLOCK_TOKENS).min(BLOCK_TOKENS).div_ceil(P::DEPTH);
+            let left = &left[block * BLOCK_TOKENS / P::DEPTH * height..][..tokens * height];
+            for (panels, sums) in values
+                .chunks(PANELS * BLOCK_TOKENS * LANES)
+                .zip(self.sums.chunks_mut(PANELS * height))
+            {
+                let mut seen: [&[P::Right]; PANELS] = Default::default();
+                let whole = panels.chunks_exact(BLOCK_TOKENS * LANES);
+                let count = whole.len();
+                for (seen, panel) in seen.iter_mut().zip(whole) {
+                    *seen = &panel[..tokens * P::DEPTH * LANES];
+                }
+                P::multiply(set, left, &seen[..count], height, sums, Ahead::default());
+            }
         }
     }
 }
 
+/// Panels of values that are multiplied in one call.
+const PANELS: usize = 8;
+
 #[cfg(test)]
 mod tests {
+    use super::super::products::{Pairs, Singles};
     use super::super::reference;
     use super::*;
     use half::bf16;
@@ -306,21 +371,24 @@ mod tests {
     #[test]
     fn odd_shapes_agree_with_the_oracle_on_every_set() {
         for set in InstructionSet::available() {
-            for (head_dim, group) in [(2, 1), (16, 3), (30, 2), (64, 4), (128, 9)] {
-                for tokens in [1, 2, 15, 16, 17, 40] {
-                    check::<f32>(set, head_dim, group, tokens);
-                    check::<bf16>(set, head_dim, group, tokens);
+            for (head_dim, group) in [(2, 1), (16, 3), (30, 2), (64, 4), (80, 5), (128, 9)] {
+                for tokens in [1, 2, 15, 16, 17, 40, 64, 65, 95] {
+                    check::<Singles<f32>>(set, head_dim, group, tokens);
+                    check::<Singles<bf16>>(set, head_dim, group, tokens);
+                    if set.multiplies_pairs() {
+                        check::<Pairs>(set, head_dim, group, tokens);
+                    }
                 }
             }
         }
     }
 
-    fn check<E: Element>(set: InstructionSet, head_dim: usize, group: usize, tokens: usize) {
+    fn check<P: Products>(set: InstructionSet, head_dim: usize, group: usize, tokens: usize) {
         let layout = BlockLayout { kv_heads: 2, head_dim };
         let kv_head = 1;
         // Blocks in no order, with numbers of others around.
         let blocks: Vec<u32> = (0..tokens.div_ceil(BLOCK_TOKENS) as u32).map(|b| 5 - b).collect();
-        let mut cache = vec![E::round(1e30); 6 * layout.block_size()];
+        let mut cache = vec![P::Right::round(f32::NAN); 6 * layout.block_size()];
         let rows = |seed| -> Vec<Vec<f32>> {
             let numbers: Vec<f32> = reference::numbers(tokens * head_dim, seed).collect();
             numbers.chunks(head_dim).map(<[f32]>::to_vec).collect()
@@ -328,14 +396,14 @@ mod tests {
         let (keys, values) = (rows(7), rows(8));
         for token in 0..tokens {
             let place = (blocks[token / BLOCK_TOKENS] as usize, token % BLOCK_TOKENS);
-            layout.write(&mut cache, place, kv_head, (&keys[token], &values[token]));
+            layout.write::<P>(&mut cache, place, kv_head, (&keys[token], &values[token]));
         }
         let queries: Vec<f32> = reference::numbers(group * head_dim, 9).map(|q| q * 4.0).collect();
         let mut out = vec![0.0; group * head_dim];
         let visible = Visible { blocks: &blocks, position: tokens - 1 };
-        attend(set, layout, &cache, &[visible], kv_head, &queries, &mut out);
+        attend::<P>(set, layout, &cache, &[visible], kv_head, &queries, &mut out);
 
-        let widen = |x: &f32| f64::from(E::round(*x).widen());
+        let widen = |x: &f32| f64::from(P::Right::round(*x).widen());
         for (query, out) in queries.chunks(head_dim).zip(out.chunks(head_dim)) {
             let score = |key: &Vec<f32>| {
                 let dot: f64 = query.iter().zip(key).map(|(q, k)| widen(q) * widen(k)).sum();
@@ -352,7 +420,11 @@ mod tests {
                 // terms up to 4, and the sums' own. Blocks rescale, one rounding each.
                 let u = f64::from(f32::EPSILON) / 2.0;
                 let score_error = 4.0 * head_dim as f64 * (head_dim as f64).sqrt() * u;
-                let bound = (2.0 * score_error + (tokens + 16) as f64 * u) * sum(&f64::abs) / total;
+                // A weight is rounded to the cache's precision, above the line and below.
+                let rounding = if size_of::<P::Right>() == 2 { 1.01 / 512.0 } else { 0.0 };
+                let bound = (2.0 * (score_error + rounding) + (tokens + 16) as f64 * u)
+                    * sum(&f64::abs)
+                    / total;
                 let error = (f64::from(*out) - exact).abs();
                 assert!(
                     error <= bound,
@@ -363,46 +435,61 @@ mod tests {
         }
     }
 
-    /// Tokens of several sequences, some with common blocks, some in the same block.
+    /// Tokens of several sequences, some with common blocks, some in the same block or span.
     #[test]
     fn a_token_has_the_same_bits_in_any_company() {
-        let (head_dim, heads) = (20, 3);
-        let layout = BlockLayout { kv_heads: 2, head_dim };
-        let numbers = reference::numbers(9 * layout.block_size(), 3);
-        let cache: Vec<bf16> = numbers.map(bf16::from_f32).collect();
-        let sequences: [&[u32]; 5] = [&[4, 2, 0], &[4, 2, 1, 3], &[4, 2, 1, 5], &[4], &[7, 8]];
+        let sequences: [&[u32]; 6] = [
+            &[4, 2, 0, 9, 11, 12],
+            &[4, 2, 1, 3, 10],
+            &[4, 2, 1, 3, 10, 6],
+            &[4, 2, 1, 3, 10, 5],
+            &[4],
+            &[7, 8],
+        ];
         let tokens: Vec<Visible<'_>> = [
-            (0, 31),
-            (0, 32),
-            (0, 40),
-            (1, 33),
-            (1, 60),
-            (2, 47),
-            (2, 48),
-            (2, 49),
-            (2, 63),
-            (3, 0),
-            (3, 3),
-            (3, 15),
-            (4, 30),
+            (0, 0..32),
+            (0, 40..96),
+            (1, 33..34),
+            (1, 60..80),
+            (2, 47..50),
+            (2, 63..96),
+            (3, 79..80),
+            (3, 95..96),
+            (4, 0..4),
+            (4, 15..16),
+            (5, 30..31),
         ]
         .into_iter()
-        .map(|(sequence, position)| Visible { blocks: sequences[sequence], position })
+        .flat_map(|(sequence, positions)| {
+            positions.map(move |position| Visible { blocks: sequences[sequence], position })
+        })
         .collect();
+        for set in InstructionSet::available() {
+            check_company::<Singles<f32>>(set, &tokens);
+            check_company::<Singles<bf16>>(set, &tokens);
+            if set.multiplies_pairs() {
+                check_company::<Pairs>(set, &tokens);
+            }
+        }
+    }
+
+    fn check_company<P: Products>(set: InstructionSet, tokens: &[Visible<'_>]) {
+        let (head_dim, heads) = (20, 3);
+        let layout = BlockLayout { kv_heads: 2, head_dim };
+        let numbers = reference::numbers(13 * layout.block_size(), 3);
+        let cache: Vec<P::Right> = numbers.map(P::Right::round).collect();
         let width = heads * head_dim;
         let queries: Vec<f32> = reference::numbers(tokens.len() * width, 4).collect();
-        for set in InstructionSet::available() {
-            let run = |tokens: &[Visible<'_>], queries: &[f32]| {
-                let mut out = vec![7.0; queries.len()];
-                attend(set, layout, &cache, tokens, 1, queries, &mut out);
-                out
-            };
-            let together = run(&tokens, &queries);
-            for (index, token) in tokens.iter().enumerate() {
-                let place = index * width..(index + 1) * width;
-                let alone = run(&[*token], &queries[place.clone()]);
-                assert_eq!(alone, together[place], "{} token {index}", set.name());
-            }
+        let run = |tokens: &[Visible<'_>], queries: &[f32]| {
+            let mut out = vec![7.0; queries.len()];
+            attend::<P>(set, layout, &cache, tokens, 1, queries, &mut out);
+            out
+        };
+        let together = run(tokens, &queries);
+        for (index, token) in tokens.iter().enumerate() {
+            let place = index * width..(index + 1) * width;
+            let alone = run(&[*token], &queries[place.clone()]);
+            assert_eq!(alone, together[place], "{} token {index}", set.name());
         }
     }
 }

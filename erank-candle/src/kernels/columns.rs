@@ -35,13 +35,15 @@ impl ColumnBlock<'_> {
     }
 }
 
-/// Calls `work(index, block)` for every `width` columns of a matrix with rows of `stride` elements,
-/// on rayon's current threads. The last block may be narrower.
-pub(super) fn par_columns(
+/// Calls `work(scratch, index, block)` for every `width` columns of a matrix with rows of `stride`
+/// elements, on rayon's current threads. The last block may be narrower. `scratch` makes what is used
+/// for several blocks, one after another.
+pub(super) fn par_columns<T>(
     matrix: &mut [f32],
     stride: usize,
     width: usize,
-    work: impl Fn(usize, ColumnBlock<'_>) + Sync,
+    scratch: impl Fn() -> T + Sync + Send,
+    work: impl Fn(&mut T, usize, ColumnBlock<'_>) + Sync,
 ) {
     let rows = matrix.len().checked_div(stride).unwrap_or(0);
     let blocks: Vec<ColumnBlock<'_>> = (0..stride)
@@ -55,7 +57,10 @@ pub(super) fn par_columns(
             matrix: PhantomData,
         })
         .collect();
-    blocks.into_par_iter().enumerate().for_each(|(index, block)| work(index, block));
+    blocks
+        .into_par_iter()
+        .enumerate()
+        .for_each_init(scratch, |scratch, (index, block)| work(scratch, index, block));
 }
 
 #[cfg(test)]
@@ -66,13 +71,19 @@ mod tests {
     fn every_element_is_in_one_block() {
         for (rows, stride, width) in [(1, 1, 1), (3, 7, 2), (5, 16, 16), (2, 33, 32), (0, 4, 2)] {
             let mut matrix = vec![0.0; rows * stride];
-            par_columns(&mut matrix, stride, width, |index, mut block| {
-                for row in 0..rows {
-                    for (column, element) in block.row(row).iter_mut().enumerate() {
-                        *element += (1000 * row + index * width + column) as f32;
+            par_columns(
+                &mut matrix,
+                stride,
+                width,
+                || (),
+                |(), index, mut block| {
+                    for row in 0..rows {
+                        for (column, element) in block.row(row).iter_mut().enumerate() {
+                            *element += (1000 * row + index * width + column) as f32;
+                        }
                     }
-                }
-            });
+                },
+            );
             for (place, element) in matrix.iter().enumerate() {
                 assert_eq!(*element, (1000 * (place / stride) + place % stride) as f32);
             }
@@ -82,6 +93,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "row 2 of 2")]
     fn a_row_that_is_not_there_is_refused() {
-        par_columns(&mut [0.0; 8], 4, 4, |_, mut block| block.row(2)[0] = 1.0);
+        par_columns(&mut [0.0; 8], 4, 4, || (), |(), _, mut block| block.row(2)[0] = 1.0);
     }
 }

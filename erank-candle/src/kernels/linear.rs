@@ -1,37 +1,48 @@
 //! Projections: rows times packed weights, on rayon's current threads.
 //!
 //! ```text
+//! for each tile of rows (in parallel): normalise, round, interleave
 //! for each block of panels (in parallel), each tile of rows:
 //!     sums = tile(rows, panels)
 //!     for each row and lane: epilogue(y[row][output], sums[row][lane])
 //! ```
 //!
-//! A block has two panels, so that what is read of the rows is used twice: two neighbouring ones of
-//! one matrix, or the same one of two matrices whose products go into one output.
+//! A block has several panels, so that what is read of the rows is used for each: neighbouring ones of
+//! one matrix, or the same ones of two matrices whose products go into one output.
 
-use half::bf16;
 use rayon::prelude::*;
 
 use super::columns::par_columns;
-use super::{Element, InstructionSet, LANES, PackedMatrix, PackedWeights};
+use super::norm::Norm;
+use super::products::Products;
+use super::{Ahead, InstructionSet, LANES, PackedMatrix, PackedWeights};
 
 /// Rows of the tallest tile of any set.
 const TALLEST: usize = 8;
+/// Panels of a block: what is in registers of a tile of eight rows, and of fewer.
+const PANELS: usize = 2;
+const PANELS_OF_FEW_ROWS: usize = 4;
+/// How many bytes ahead of what is multiplied memory is read, where nothing is multiplied twice.
+const AHEAD: usize = 2048;
+/// Tiles of rows that are multiplied with a part of the panels while it is in the nearest cache.
+const GROUP: usize = 8;
 
-/// `x · Wᵀ` for `x` as `[rows][inputs]`: calls `epilogue(element of y, product)` once for each
+/// `norm(x) · Wᵀ` for `x` as `[rows][inputs]`, or `x · Wᵀ` without a norm: calls `epilogue(element of y, product)` once for each
 /// element of `y`, `[rows][outputs]`.
 pub(crate) fn multiply(
     set: InstructionSet,
     x: &[f32],
+    norm: Option<&Norm>,
     weights: &PackedWeights,
     y: &mut [f32],
     epilogue: impl Fn(&mut f32, f32) + Sync,
 ) {
     let epilogue = |y: &mut f32, [product]: [f32; 1]| epilogue(y, product);
     match weights {
-        PackedWeights::F32(matrix) => multiply_matrices(set, x, [matrix], y, epilogue),
-        PackedWeights::Bf16(matrix) => multiply_matrices(set, x, [matrix], y, epilogue),
-        PackedWeights::Bf16Pairs(matrix) => multiply_matrices(set, x, [matrix], y, epilogue),
+        PackedWeights::F32(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
+        PackedWeights::Bf16(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
+        PackedWeights::Bf16Pairs(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
+        PackedWeights::Bf16Tiles(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
     }
 }
 
@@ -43,169 +54,130 @@ pub(crate) fn multiply(
 pub(crate) fn multiply_both(
     set: InstructionSet,
     x: &[f32],
+    norm: Option<&Norm>,
     weights: [&PackedWeights; 2],
     y: &mut [f32],
     epilogue: impl Fn(&mut f32, [f32; 2]) + Sync,
 ) {
-    use PackedWeights::{Bf16, Bf16Pairs, F32};
+    use PackedWeights::{Bf16, Bf16Pairs, Bf16Tiles, F32};
     match weights {
-        [F32(a), F32(b)] => multiply_matrices(set, x, [a, b], y, epilogue),
-        [Bf16(a), Bf16(b)] => multiply_matrices(set, x, [a, b], y, epilogue),
-        [Bf16Pairs(a), Bf16Pairs(b)] => multiply_matrices(set, x, [a, b], y, epilogue),
+        [F32(a), F32(b)] => multiply_matrices(set, x, norm, [a, b], y, epilogue),
+        [Bf16(a), Bf16(b)] => multiply_matrices(set, x, norm, [a, b], y, epilogue),
+        [Bf16Pairs(a), Bf16Pairs(b)] => multiply_matrices(set, x, norm, [a, b], y, epilogue),
+        [Bf16Tiles(a), Bf16Tiles(b)] => multiply_matrices(set, x, norm, [a, b], y, epilogue),
         _ => unreachable!("one model's weights are packed alike"),
     }
 }
 
-fn multiply_matrices<M: Packed, const N: usize>(
+fn multiply_matrices<P: Products, const N: usize>(
     set: InstructionSet,
     x: &[f32],
-    matrices: [&M; N],
+    norm: Option<&Norm>,
+    matrices: [&PackedMatrix<P>; N],
     y: &mut [f32],
     epilogue: impl Fn(&mut f32, [f32; N]) + Sync,
 ) {
-    let Some((outputs, inputs)) = matrices.first().map(|matrix| matrix.shape()) else { return };
+    let Some((outputs, inputs)) = matrices.first().map(|m| (m.outputs(), m.inputs())) else {
+        return;
+    };
     let rows = x.len() / inputs;
-    let tallest = set.tallest_tile();
-    let tiles: Vec<Vec<M::Left>> = x
+    let tallest = P::tallest(set);
+    let padded = inputs.next_multiple_of(P::BLOCK);
+    let tiles: Vec<Vec<P::Left>> = x
         .par_chunks(tallest * inputs)
-        .map(|rows| M::left(rows, inputs, set.tile_height(rows.len() / inputs)))
+        .map(|rows| {
+            let height = (rows.len() / inputs).next_power_of_two();
+            let mut left = vec![P::Left::default(); padded / P::DEPTH * height];
+            let Some(norm) = norm else {
+                set.run(|| P::interleave(rows, inputs, height, &mut left));
+                return left;
+            };
+            let mut normed = vec![0.0; rows.len()];
+            set.run(|| {
+                for (out, row) in normed.chunks_exact_mut(inputs).zip(rows.chunks_exact(inputs)) {
+                    norm.apply(row, out);
+                }
+                P::interleave(&normed, inputs, height, &mut left);
+            });
+            left
+        })
         .collect();
 
-    // Panels of one matrix that make a block.
-    let panels_of_each = 2 / N;
-    par_columns(y, outputs, panels_of_each * LANES, |index, mut y| {
+    let panels_of_block = if rows < TALLEST { PANELS_OF_FEW_ROWS } else { PANELS };
+    let panels_of_each = panels_of_block / N;
+    par_columns(y, outputs, panels_of_each * LANES, Vec::new, |sums, index, mut y| {
         let first = index * panels_of_each;
-        let mut sums = [[[0.0; LANES]; TALLEST]; 2];
-        for (tile, first_row) in tiles.iter().zip((0..rows).step_by(tallest)) {
-            let height = (rows - first_row).min(tallest);
-            let [a, b] = &mut sums;
-            let sums_of_tile = [&mut a[..height], &mut b[..height]];
-            match matrices {
-                _ if N == 2 => {
-                    let panels = [matrices[0].panel(first), matrices[N - 1].panel(first)];
-                    M::tile(set, tile, panels, sums_of_tile);
+        let count = y.columns().div_ceil(LANES);
+        // By matrix, then by column.
+        let mut panels: [&[P::Right]; PANELS_OF_FEW_ROWS] = Default::default();
+        for (n, matrix) in matrices.iter().enumerate() {
+            for (i, panel) in panels[n * count..][..count].iter_mut().enumerate() {
+                *panel = matrix.panel(first + i);
+            }
+        }
+        let panels = &panels[..N * count];
+        for (group, tiles) in tiles.chunks(GROUP).enumerate() {
+            let first_row = group * GROUP * tallest;
+            let heights = |tile: usize| {
+                let real = (rows - first_row - tile * tallest).min(tallest);
+                (real, real.next_power_of_two())
+            };
+            // `[tiles][matrices][columns][height]`.
+            let size = panels.len() * tallest;
+            sums.clear();
+            sums.resize(tiles.len() * size, [0.0; LANES]);
+            for start in (0..padded).step_by(P::INPUTS) {
+                let end = padded.min(start + P::INPUTS);
+                let mut parts: [&[P::Right]; PANELS_OF_FEW_ROWS] = Default::default();
+                for (part, panel) in parts.iter_mut().zip(panels) {
+                    *part = &panel[start * LANES..end * LANES];
                 }
-                _ if y.columns() > LANES => {
-                    let panels = [matrices[0].panel(first), matrices[0].panel(first + 1)];
-                    M::tile(set, tile, panels, sums_of_tile);
-                }
-                _ => {
-                    let [sums_of_tile, _] = sums_of_tile;
-                    M::tile(set, tile, [matrices[0].panel(first)], [sums_of_tile]);
+                for (tile, (left, sums)) in
+                    tiles.iter().zip(sums.chunks_exact_mut(size)).enumerate()
+                {
+                    let (_, height) = heights(tile);
+                    let left = &left[start / P::DEPTH * height..end / P::DEPTH * height];
+                    let sums = &mut sums[..panels.len() * height];
+                    let ahead = match tiles.len() {
+                        1 => Ahead { bytes: AHEAD, step: 64 },
+                        count => {
+                            let part = size_of_val(parts[0]);
+                            Ahead { bytes: part + tile * part / count, step: 64 / count }
+                        }
+                    };
+                    P::multiply(set, left, &parts[..panels.len()], height, sums, ahead);
                 }
             }
-            // By panel of the output, what the epilogue joins.
-            let by_panel: [[&[[f32; LANES]; TALLEST]; N]; 2] =
-                std::array::from_fn(|panel| std::array::from_fn(|n| &sums[(panel * N + n).min(1)]));
-            for row in 0..height {
-                for (y, sums) in y.row(first_row + row).chunks_mut(LANES).zip(by_panel) {
-                    for (lane, y) in y.iter_mut().enumerate() {
-                        epilogue(y, sums.map(|sums| sums[row][lane]));
+            set.run(|| {
+                for (tile, sums) in sums.chunks_exact(size).enumerate() {
+                    let (real, height) = heights(tile);
+                    for row in 0..real {
+                        let y = y.row(first_row + tile * tallest + row);
+                        let (whole, rest) = y.as_chunks_mut::<LANES>();
+                        let sums = |column: usize| -> [&[f32; LANES]; N] {
+                            std::array::from_fn(|n| &sums[(n * count + column) * height + row])
+                        };
+                        for (column, y) in whole.iter_mut().enumerate() {
+                            let sums = sums(column);
+                            for (lane, y) in y.iter_mut().enumerate() {
+                                epilogue(y, sums.map(|sums| sums[lane]));
+                            }
+                        }
+                        for (lane, y) in rest.iter_mut().enumerate() {
+                            epilogue(y, sums(count - 1).map(|sums| sums[lane]));
+                        }
                     }
                 }
-            }
+            });
         }
     });
 }
 
-/// A packed matrix with the tile that reads it.
-trait Packed: Sync {
-    /// What the left side of a product is made of.
-    type Left: Send + Sync;
-    type Element;
-
-    /// `(outputs, inputs)`.
-    fn shape(&self) -> (usize, usize);
-    fn panel(&self, index: usize) -> &[Self::Element];
-
-    /// Up to `height` rows as the tile reads them.
-    fn left(rows: &[f32], inputs: usize, height: usize) -> Vec<Self::Left>;
-
-    /// The products of a tile with each of the panels. There are as many rows of sums as of the
-    /// left side, but for those that fill it up to its height.
-    fn tile<const PANELS: usize>(
-        set: InstructionSet,
-        left: &[Self::Left],
-        panels: [&[Self::Element]; PANELS],
-        sums: [&mut [[f32; LANES]]; PANELS],
-    );
-}
-
-impl<E: Element> Packed for PackedMatrix<E> {
-    type Left = f32;
-    type Element = E;
-
-    fn shape(&self) -> (usize, usize) {
-        (self.outputs(), self.inputs())
-    }
-
-    fn panel(&self, index: usize) -> &[E] {
-        self.panel(index)
-    }
-
-    fn left(rows: &[f32], inputs: usize, height: usize) -> Vec<f32> {
-        let mut left = vec![0.0; inputs * height];
-        for (r, row) in rows.chunks_exact(inputs).enumerate() {
-            for (slot, value) in left.iter_mut().skip(r).step_by(height).zip(row) {
-                *slot = E::round(*value).widen();
-            }
-        }
-        left
-    }
-
-    fn tile<const PANELS: usize>(
-        set: InstructionSet,
-        left: &[f32],
-        panels: [&[E]; PANELS],
-        sums: [&mut [[f32; LANES]]; PANELS],
-    ) {
-        for (panel, sums) in panels.into_iter().zip(sums) {
-            let mut padded = [[0.0; LANES]; TALLEST];
-            let height = set.tile_height(sums.len());
-            set.tile(left, panel, &mut padded[..height]);
-            sums.copy_from_slice(&padded[..sums.len()]);
-        }
-    }
-}
-
-impl Packed for PackedMatrix<bf16, 2> {
-    type Left = [bf16; 2];
-    type Element = bf16;
-
-    fn shape(&self) -> (usize, usize) {
-        (self.outputs(), self.inputs())
-    }
-
-    fn panel(&self, index: usize) -> &[bf16] {
-        self.panel(index)
-    }
-
-    fn left(rows: &[f32], inputs: usize, height: usize) -> Vec<[bf16; 2]> {
-        let mut left = vec![[bf16::ZERO; 2]; inputs.div_ceil(2) * height];
-        for (r, row) in rows.chunks_exact(inputs).enumerate() {
-            for (slot, pair) in left.iter_mut().skip(r).step_by(height).zip(row.chunks(2)) {
-                for (slot, value) in slot.iter_mut().zip(pair) {
-                    *slot = Element::round(*value);
-                }
-            }
-        }
-        left
-    }
-
-    fn tile<const PANELS: usize>(
-        set: InstructionSet,
-        left: &[[bf16; 2]],
-        panels: [&[bf16]; PANELS],
-        sums: [&mut [[f32; LANES]]; PANELS],
-    ) {
-        set.tile_pairs(left, panels, sums);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::reference;
+    use super::super::{Element, reference};
     use super::*;
+    use half::bf16;
 
     fn element(output: usize, input: usize) -> f32 {
         ((output * 31 + input * 17) % 23) as f32 / 16.0 - 0.7
@@ -228,6 +200,10 @@ mod tests {
             PackedWeights::Bf16(PackedMatrix::pack(outputs, inputs, rounded).expect("room")),
         ];
         if set.multiplies_pairs() {
+            let pairs = PackedMatrix::pack(outputs, inputs, rounded).expect("room");
+            packings.push(PackedWeights::Bf16Pairs(pairs));
+        }
+        if set.multiplies_tiles() {
             packings.push(PackedWeights::bf16(set, outputs, inputs, rounded).expect("room"));
         }
         packings
@@ -245,6 +221,7 @@ mod tests {
                 (9, 100, 48),
                 (17, 3, 1),
                 (40, 70, 33),
+                (75, 600, 33),
             ] {
                 let firsts = packings(set, outputs, inputs, element);
                 let seconds = packings(set, outputs, inputs, other_element);
@@ -259,12 +236,12 @@ mod tests {
         let (inputs, outputs) = (first.inputs(), first.outputs());
         let x: Vec<f32> = reference::numbers(rows * inputs, 5).collect();
         let mut y = vec![f32::NAN; rows * outputs];
-        multiply(set, &x, first, &mut y, |y, product| *y = product);
+        multiply(set, &x, None, first, &mut y, |y, product| *y = product);
         let mut both = vec![[f32::NAN; 2]; rows * outputs];
         // Both products, one after the other, as an epilogue sees them together.
         for n in 0..2 {
             let mut y = vec![f32::NAN; rows * outputs];
-            multiply_both(set, &x, [first, second], &mut y, |y, products| *y = products[n]);
+            multiply_both(set, &x, None, [first, second], &mut y, |y, products| *y = products[n]);
             both.iter_mut().zip(y).for_each(|(both, y)| both[n] = y);
         }
         for (row, x) in x.chunks_exact(inputs).enumerate() {
@@ -290,7 +267,7 @@ mod tests {
                 let x: Vec<f32> = reference::numbers(11 * 71, 6).collect();
                 let product = |x: &[f32]| {
                     let mut y = vec![0.0; x.len() / 71 * 40];
-                    multiply(set, x, &weights, &mut y, |y, product| *y = product);
+                    multiply(set, x, None, &weights, &mut y, |y, product| *y = product);
                     y
                 };
                 let all = product(&x);

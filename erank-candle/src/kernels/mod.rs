@@ -15,8 +15,8 @@
 //!
 //! [`arch`] compiles the loop once per instruction set and chooses one at run time. The sets differ
 //! in their bits (fused or separate multiply-add, pairs at once), never in the order of summation.
-//! Where the machine multiplies BF16 numbers in pairs, BF16 weights are packed for that; 8-bit and
-//! 4-bit weights and AMX's tiles would be further kinds of [`PackedWeights`].
+//! Where the machine multiplies BF16 numbers in pairs, BF16 weights and the cache are laid out for that
+//! ([`products`]); 8-bit and 4-bit weights would be further kinds of [`PackedWeights`].
 
 pub(crate) mod arch;
 pub(crate) mod attention;
@@ -27,6 +27,7 @@ pub(crate) mod linear;
 pub mod measure;
 pub(crate) mod norm;
 mod packed;
+pub(crate) mod products;
 #[cfg(test)]
 mod reference;
 
@@ -38,6 +39,14 @@ use half::bf16;
 
 /// Columns of a panel.
 pub(crate) const LANES: usize = 16;
+
+/// What to have fetched from memory while panels are multiplied: what lies so many bytes behind a
+/// panel's beginning, and so many more with each pair of inputs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ahead {
+    pub(crate) bytes: usize,
+    pub(crate) step: usize,
+}
 
 /// A type that weights and the KV cache are stored in. All arithmetic is in F32.
 pub(crate) trait Element: Pod + Send + Sync {

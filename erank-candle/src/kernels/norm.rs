@@ -1,18 +1,37 @@
 //! RMSNorm, the rotary embedding, and SiLU.
 
+use super::LANES;
 use super::exp::exp;
 
-/// `out = x / √(mean(x²) + ε) · weight`, as Qwen3's RMSNorm.
-pub(crate) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
-    let scale = 1.0 / (mean + epsilon).sqrt();
-    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * weight;
+/// RMSNorm with its weights, as Qwen3's.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    pub(crate) weight: Vec<f32>,
+    pub(crate) epsilon: f32,
+}
+
+impl Norm {
+    /// `out = x / √(mean(x²) + ε) · weight`.
+    #[inline(always)]
+    pub(crate) fn apply(&self, x: &[f32], out: &mut [f32]) {
+        // Sixteen sums, which are vectorised.
+        let mut squares = [0.0; LANES];
+        let (whole, rest) = x.as_chunks::<LANES>();
+        for x in whole {
+            squares.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
+        }
+        squares.iter_mut().zip(rest).for_each(|(sum, x)| *sum += x * x);
+        let mean = squares.iter().sum::<f32>() / x.len() as f32;
+        let scale = 1.0 / (mean + self.epsilon).sqrt();
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(&self.weight) {
+            *out = x * scale * weight;
+        }
     }
 }
 
 /// Rotates a head in place: element `i` pairs with element `i + head_dim / 2` ("rotate half"). The
 /// angles come as cosines and sines, `head_dim / 2` each.
+#[inline(always)]
 pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (first, second) = head.split_at_mut(cos.len());
     for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
@@ -39,10 +58,11 @@ mod tests {
             let x: Vec<f32> = reference::numbers(length, 3).collect();
             let weight: Vec<f32> = reference::numbers(length, 4).collect();
             let mut out = vec![0.0; length];
-            rms_norm(&x, &weight, 1e-6, &mut out);
+            let norm = Norm { weight, epsilon: 1e-6 };
+            norm.apply(&x, &mut out);
             let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
             let scale = 1.0 / (squares / length as f64 + 1e-6).sqrt();
-            for ((out, x), weight) in out.iter().zip(&x).zip(&weight) {
+            for ((out, x), weight) in out.iter().zip(&x).zip(&norm.weight) {
                 let exact = f64::from(*x) * scale * f64::from(*weight);
                 // The sum's error, halved by the root, and three more roundings.
                 let bound = (length as f64 / 2.0 + 4.0) * f64::from(f32::EPSILON) * exact.abs();

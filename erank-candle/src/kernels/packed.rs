@@ -6,19 +6,20 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
+use super::products::{Pairs, Products, Singles, Tiles, place};
 use super::{Element, InstructionSet, LANES};
 
 /// A matrix of `outputs × inputs`, for `y = x · Wᵀ`: panels of 16 outputs, each
-/// `[inputs / DEPTH][16][DEPTH]`. A depth of 2 puts together what an instruction multiplies in pairs
-/// (AVX-512's and AMX's BF16 products). The last panel and the last pair are filled up with zeros.
+/// `[inputs / DEPTH][16][DEPTH]`. The last panel and the last block of inputs are filled up
+/// with zeros.
 #[derive(Debug)]
-pub(crate) struct PackedMatrix<E, const DEPTH: usize = 1> {
+pub(crate) struct PackedMatrix<P: Products> {
     outputs: usize,
     inputs: usize,
-    panels: Buffer<E>,
+    panels: Buffer<P::Right>,
 }
 
-impl<E: Element, const DEPTH: usize> PackedMatrix<E, DEPTH> {
+impl<P: Products> PackedMatrix<P> {
     /// Packs a row-major matrix given element by element, `element(output, input)`, on rayon's
     /// current threads.
     ///
@@ -27,15 +28,15 @@ impl<E: Element, const DEPTH: usize> PackedMatrix<E, DEPTH> {
     pub(crate) fn pack(
         outputs: usize,
         inputs: usize,
-        element: impl Fn(usize, usize) -> E + Sync,
+        element: impl Fn(usize, usize) -> P::Right + Sync,
     ) -> io::Result<Self> {
-        let panel_size = inputs.next_multiple_of(DEPTH) * LANES;
+        let panel_size = inputs.next_multiple_of(P::BLOCK) * LANES;
         let mut panels = Buffer::zeroed(outputs.div_ceil(LANES) * panel_size)?;
         panels.par_chunks_mut(panel_size).enumerate().for_each(|(index, panel)| {
             let first = index * LANES;
             for lane in 0..LANES.min(outputs - first) {
                 for input in 0..inputs {
-                    panel[place::<DEPTH>(input, lane)] = element(first + lane, input);
+                    panel[place(P::DEPTH, input, lane)] = element(first + lane, input);
                 }
             }
         });
@@ -51,31 +52,28 @@ impl<E: Element, const DEPTH: usize> PackedMatrix<E, DEPTH> {
     }
 
     /// Panel `index` as `[inputs / DEPTH][16][DEPTH]`.
-    pub(crate) fn panel(&self, index: usize) -> &[E] {
-        let size = self.inputs.next_multiple_of(DEPTH) * LANES;
+    pub(crate) fn panel(&self, index: usize) -> &[P::Right] {
+        let size = self.inputs.next_multiple_of(P::BLOCK) * LANES;
         &self.panels[index * size..(index + 1) * size]
     }
 
     /// Row `output` of the unpacked matrix.
     pub(crate) fn row(&self, output: usize) -> impl Iterator<Item = f32> {
         let panel = self.panel(output / LANES);
-        let element = move |input| panel[place::<DEPTH>(input, output % LANES)];
+        let element = move |input| panel[place(P::DEPTH, input, output % LANES)];
         (0..self.inputs).map(move |input| element(input).widen())
     }
-}
-
-/// Where an element lies in its panel.
-fn place<const DEPTH: usize>(input: usize, lane: usize) -> usize {
-    (input / DEPTH * LANES + lane) * DEPTH + input % DEPTH
 }
 
 /// Weights in one of the types they can be stored in.
 #[derive(Debug)]
 pub(crate) enum PackedWeights {
-    F32(PackedMatrix<f32>),
-    Bf16(PackedMatrix<bf16>),
+    F32(PackedMatrix<Singles<f32>>),
+    Bf16(PackedMatrix<Singles<bf16>>),
     /// For sets that multiply BF16 numbers in pairs.
-    Bf16Pairs(PackedMatrix<bf16, 2>),
+    Bf16Pairs(PackedMatrix<Pairs>),
+    /// For sets that multiply such pairs in tiles.
+    Bf16Tiles(PackedMatrix<Tiles>),
 }
 
 /// Runs the same expression for either type.
@@ -85,6 +83,7 @@ macro_rules! for_each_type {
             PackedWeights::F32($matrix) => $body,
             PackedWeights::Bf16($matrix) => $body,
             PackedWeights::Bf16Pairs($matrix) => $body,
+            PackedWeights::Bf16Tiles($matrix) => $body,
         }
     };
 }
@@ -100,9 +99,12 @@ impl PackedWeights {
         inputs: usize,
         element: impl Fn(usize, usize) -> bf16 + Sync,
     ) -> io::Result<Self> {
-        Ok(match set.multiplies_pairs() {
-            true => Self::Bf16Pairs(PackedMatrix::pack(outputs, inputs, element)?),
-            false => Self::Bf16(PackedMatrix::pack(outputs, inputs, element)?),
+        Ok(if set.multiplies_tiles() {
+            Self::Bf16Tiles(PackedMatrix::pack(outputs, inputs, element)?)
+        } else if set.multiplies_pairs() {
+            Self::Bf16Pairs(PackedMatrix::pack(outputs, inputs, element)?)
+        } else {
+            Self::Bf16(PackedMatrix::pack(outputs, inputs, element)?)
         })
     }
 
@@ -127,13 +129,17 @@ mod tests {
     #[test]
     fn rows_come_back_from_panels_of_any_size() {
         for (outputs, inputs) in [(1, 1), (15, 3), (16, 2), (17, 5), (40, 7)] {
-            let element = |o: usize, i: usize| (o * 100 + i) as f32;
-            let single = PackedMatrix::<f32>::pack(outputs, inputs, element).expect("room");
-            let pairs = PackedMatrix::<f32, 2>::pack(outputs, inputs, element).expect("room");
+            let element = |o: usize, i: usize| (o % 16 * 8 + i) as f32; // exact in BF16
+            let rounded = |o, i| bf16::from_f32(element(o, i));
+            let single =
+                PackedMatrix::<Singles<f32>>::pack(outputs, inputs, element).expect("room");
+            let pairs = PackedMatrix::<Pairs>::pack(outputs, inputs, rounded).expect("room");
+            let tiles = PackedMatrix::<Tiles>::pack(outputs, inputs, rounded).expect("room");
             for output in 0..outputs {
                 let expected: Vec<f32> = (0..inputs).map(|input| element(output, input)).collect();
                 assert_eq!(single.row(output).collect::<Vec<f32>>(), expected);
                 assert_eq!(pairs.row(output).collect::<Vec<f32>>(), expected);
+                assert_eq!(tiles.row(output).collect::<Vec<f32>>(), expected);
             }
         }
     }

@@ -8,58 +8,106 @@
 #![expect(unsafe_code, reason = "vector loads, and calls of functions that need the instruction")]
 
 use std::arch::x86_64::{
-    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-    _mm512_storeu_ps,
+    __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use half::bf16;
 
-use super::super::LANES;
+use super::super::{Ahead, LANES};
+use super::x86_64::Avx512;
 
-/// 32 registers of 32 BF16 or 16 F32 numbers.
+/// [`Avx512`], and products of BF16 pairs: 32 registers of 32 BF16 or 16 F32 numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Avx512Bf16(());
+pub(super) struct Avx512Bf16(Avx512);
 
 impl Avx512Bf16 {
     pub(super) fn detect() -> Option<Self> {
-        let has_all = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
-        has_all.then_some(Self(()))
+        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Self)
     }
 
-    /// See [`InstructionSet::tile_pairs`](super::InstructionSet::tile_pairs).
+    pub(super) fn avx512(self) -> Avx512 {
+        self.0
+    }
+
+    /// See [`InstructionSet::run`](super::InstructionSet::run).
     #[inline]
-    pub(super) fn tile<const PANELS: usize>(
+    pub(super) fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: as in `tiles`.
+        unsafe { run(work) }
+    }
+
+    /// See [`InstructionSet::tiles_of_pairs`](super::InstructionSet::tiles_of_pairs).
+    #[inline]
+    pub(super) fn tiles(
         self,
         x: &[[bf16; 2]],
-        panels: [&[bf16]; PANELS],
-        sums: [&mut [[f32; LANES]]; PANELS],
+        panels: &[&[bf16]],
+        height: usize,
+        sums: &mut [[f32; LANES]],
+        ahead: Ahead,
     ) {
-        let height = sums.first().map_or(0, |sums| sums.len().next_power_of_two());
         // SAFETY: the machine must have the features. `self` exists, and `detect`, the only way to
         // make it, saw them all.
         unsafe {
             match height {
-                1 => multiply::<1, PANELS>(x, panels, sums),
-                2 => multiply::<2, PANELS>(x, panels, sums),
-                4 => multiply::<4, PANELS>(x, panels, sums),
-                8 => multiply::<8, PANELS>(x, panels, sums),
+                1 => multiply::<1, 4>(x, panels, sums, ahead),
+                2 => multiply::<2, 4>(x, panels, sums, ahead),
+                4 => multiply::<4, 4>(x, panels, sums, ahead),
+                8 => multiply::<8, 2>(x, panels, sums, ahead),
                 _ => {}
             }
         }
     }
 }
 
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn run<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+/// All panels, as many at once as have their sums in registers.
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn multiply<const ROWS: usize, const PANELS: usize>(
     x: &[[bf16; 2]],
+    panels: &[&[bf16]],
+    sums: &mut [[f32; LANES]],
+    ahead: Ahead,
+) {
+    let x = x.as_chunks::<ROWS>().0;
+    let (blocks, rest) = panels.as_chunks::<PANELS>();
+    let (block_sums, rest_sums) = sums.split_at_mut((blocks.len() * PANELS * ROWS).min(sums.len()));
+    for (panels, sums) in blocks.iter().zip(block_sums.chunks_exact_mut(PANELS * ROWS)) {
+        multiply_block(x, *panels, sums, ahead);
+    }
+    for (panel, sums) in rest.iter().zip(rest_sums.chunks_exact_mut(ROWS)) {
+        multiply_block(x, [*panel], sums, ahead);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn multiply_block<const ROWS: usize, const PANELS: usize>(
+    x: &[[[bf16; 2]; ROWS]],
     panels: [&[bf16]; PANELS],
-    mut sums: [&mut [[f32; LANES]]; PANELS],
+    sums: &mut [[f32; LANES]],
+    ahead: Ahead,
 ) {
     let panels = panels.map(|panel| panel.as_chunks::<{ 2 * LANES }>().0);
+    let steps = panels.iter().map(|panel| panel.len()).fold(x.len(), usize::min);
+    let panels = panels.map(|panel| &panel[..steps]);
     let mut local = [[_mm512_setzero_ps(); ROWS]; PANELS];
-    for (i, x) in x.as_chunks::<ROWS>().0.iter().enumerate() {
+    for (local, sums) in local.iter_mut().zip(sums.as_chunks::<ROWS>().0) {
+        for (local, sum) in local.iter_mut().zip(sums) {
+            // SAFETY: 64 bytes are read, and an array of 16 F32 numbers has them.
+            *local = unsafe { _mm512_loadu_ps(sum.as_ptr()) };
+        }
+    }
+    for (i, x) in x[..steps].iter().enumerate() {
         let mut weights = [pairs(_mm512_set1_epi32(0)); PANELS];
         for (weights, panel) in weights.iter_mut().zip(panels) {
+            let later = panel.as_ptr().wrapping_byte_add(ahead.bytes + i * ahead.step);
+            _mm_prefetch::<_MM_HINT_T0>(later.cast());
             // SAFETY: 64 bytes are read, and an array of 32 BF16 numbers has them.
             *weights = pairs(unsafe { _mm512_loadu_si512(panel[i].as_ptr().cast()) });
         }
@@ -71,10 +119,10 @@ fn multiply<const ROWS: usize, const PANELS: usize>(
             }
         }
     }
-    for (sums, local) in sums.iter_mut().zip(local) {
-        for (sum, local) in sums.iter_mut().zip(local) {
+    for (local, sums) in local.iter().zip(sums.as_chunks_mut::<ROWS>().0) {
+        for (local, sum) in local.iter().zip(sums) {
             // SAFETY: 64 bytes are written, and an array of 16 F32 numbers has them.
-            unsafe { _mm512_storeu_ps(sum.as_mut_ptr(), local) };
+            unsafe { _mm512_storeu_ps(sum.as_mut_ptr(), *local) };
         }
     }
 }
@@ -91,36 +139,37 @@ mod tests {
     use super::super::super::reference;
     use super::*;
 
-    /// Every height, of any number of rows, and one or two panels, against the oracle.
+    /// Every height and number of panels against the oracle.
     #[test]
     fn tiles_agree_with_the_oracle() {
         let Some(set) = Avx512Bf16::detect() else {
             println!("skipped: no AVX-512 BF16");
             return;
         };
-        for rows in 1..=8usize {
-            for k in [0, 1, 2, 7, 64, 501] {
-                let height = rows.next_power_of_two();
-                let numbers = |count, seed| -> Vec<bf16> {
-                    reference::numbers(count, seed).map(bf16::from_f32).collect()
-                };
-                let x: Vec<[bf16; 2]> = numbers(2 * k * height, 1).as_chunks().0.to_vec();
-                let panels = [numbers(2 * k * LANES, 2), numbers(2 * k * LANES, 3)];
-                let mut sums = [vec![[7.0; LANES]; rows], vec![[7.0; LANES]; rows]];
-                let [first, second] = &mut sums;
-                set.tile(&x, [&panels[0], &panels[1]], [first, second]);
-                let mut alone = vec![[7.0; LANES]; rows];
-                set.tile(&x, [&panels[1]], [&mut alone]);
-                assert_eq!(alone, sums[1]);
-                for (panel, sums) in panels.iter().zip(&sums) {
-                    for (row, sums) in sums.iter().enumerate() {
-                        for (lane, sum) in sums.iter().enumerate() {
-                            let terms = (0..2 * k).map(|i| {
-                                let x = x[i / 2 * height + row][i % 2];
-                                (x.to_f32(), panel[(i / 2 * LANES + lane) * 2 + i % 2].to_f32())
-                            });
-                            let exact = reference::dot(0.0, terms);
-                            exact.assert_close(*sum, 2 * k + 1, &format!("{rows} rows of {k}"));
+        for height in [1, 2, 4, 8] {
+            for panel_count in [1, 2, 3, 4, 5, 9] {
+                for k in [0, 1, 2, 7, 64, 501] {
+                    let numbers = |count, seed| -> Vec<bf16> {
+                        reference::numbers(count, seed).map(bf16::from_f32).collect()
+                    };
+                    let x: Vec<[bf16; 2]> = numbers(2 * k * height, 1).as_chunks().0.to_vec();
+                    let panels: Vec<Vec<bf16>> =
+                        (0..panel_count).map(|p| numbers(2 * k * LANES, 2 + p)).collect();
+                    let panels: Vec<&[bf16]> = panels.iter().map(Vec::as_slice).collect();
+                    let mut sums = vec![[0.5; LANES]; panels.len() * height];
+                    set.tiles(&x, &panels, height, &mut sums, Ahead::default());
+                    for (panel, sums) in panels.iter().zip(sums.chunks_exact(height)) {
+                        for (row, sums) in sums.iter().enumerate() {
+                            for (lane, sum) in sums.iter().enumerate() {
+                                let terms = (0..2 * k).map(|i| {
+                                    let x = x[i / 2 * height + row][i % 2];
+                                    let weight = panel[(i / 2 * LANES + lane) * 2 + i % 2];
+                                    (x.to_f32(), weight.to_f32())
+                                });
+                                let exact = reference::dot(0.5, terms);
+                                let what = format!("{height} rows, {panel_count} panels of {k}");
+                                exact.assert_close(*sum, 2 * k + 1, &what);
+                            }
                         }
                     }
                 }

@@ -5,6 +5,8 @@
 //! does not find by itself (tiles, BF16 dot products) brings its own loop under these names.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
 pub(super) mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -12,7 +14,7 @@ mod x86_64;
 
 use half::bf16;
 
-use super::{Element, LANES};
+use super::{Ahead, Element, LANES};
 use crate::error::LoadError;
 
 /// An instruction set that this machine has: a value other than `Portable` exists only if the
@@ -28,7 +30,9 @@ enum Set {
     #[cfg(target_arch = "x86_64")]
     Avx512(x86_64::Avx512),
     #[cfg(target_arch = "x86_64")]
-    Avx512Bf16(x86_64::Avx512, avx512_bf16::Avx512Bf16),
+    Avx512Bf16(avx512_bf16::Avx512Bf16),
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::Amx),
 }
 
 impl InstructionSet {
@@ -37,10 +41,11 @@ impl InstructionSet {
         let mut sets = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx512 = x86_64::Avx512::detect();
-            let both = avx512.zip(avx512_bf16::Avx512Bf16::detect());
-            sets.extend(both.map(|(avx512, bf16)| Self(Set::Avx512Bf16(avx512, bf16))));
-            sets.extend(avx512.map(|token| Self(Set::Avx512(token))));
+            sets.extend(amx::Amx::detect().map(|token| Self(Set::Amx(token))));
+            sets.extend(
+                avx512_bf16::Avx512Bf16::detect().map(|token| Self(Set::Avx512Bf16(token))),
+            );
+            sets.extend(x86_64::Avx512::detect().map(|token| Self(Set::Avx512(token))));
             sets.extend(x86_64::Avx2::detect().map(|token| Self(Set::Avx2(token))));
         }
         sets.push(Self(Set::Portable));
@@ -72,6 +77,8 @@ impl InstructionSet {
             Set::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(..) => "avx512bf16",
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(_) => "amx",
         }
     }
 
@@ -82,14 +89,17 @@ impl InstructionSet {
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(_) => 4,
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512(_) | Set::Avx512Bf16(..) => 8,
+            Set::Avx512(_) | Set::Avx512Bf16(_) | Set::Amx(_) => 8,
         }
     }
 
-    /// The height of a tile for the next `rows` rows: as tall as the set allows, but no taller than
-    /// the next power of two.
-    pub(crate) fn tile_height(self, rows: usize) -> usize {
-        rows.next_power_of_two().min(self.tallest_tile())
+    /// The same for [`tiles`](Self::tiles).
+    pub(crate) fn tallest_of_tiles(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(_) => amx::Amx::TALLEST,
+            _ => 1,
+        }
     }
 
     /// `sums[r] += Σ_i x[i][r] · panel[i]`, with `x` as `[k][sums.len()]` and `panel` as `[k][16]`.
@@ -103,34 +113,99 @@ impl InstructionSet {
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(token) => token.tile(x, panel, sums),
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512(token) | Set::Avx512Bf16(token, _) => token.tile(x, panel, sums),
+            Set::Avx512(token) => token.tile(x, panel, sums),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16(token) => token.avx512().tile(x, panel, sums),
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.avx512_bf16().avx512().tile(x, panel, sums),
         }
     }
 
-    /// Whether [`tile_pairs`](Self::tile_pairs) can be used.
+    /// Whether [`tiles_of_pairs`](Self::tiles_of_pairs) adds anything.
     pub(crate) fn multiplies_pairs(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512Bf16(..) => true,
+            Set::Avx512Bf16(_) | Set::Amx(_) => true,
             _ => false,
         }
     }
 
-    /// For one or two panels: `sums[r] = Σ_i x[i][r] · panel[i]` over pairs, with `x` as
-    /// `[k / 2][height]`, and `panel` as `[k / 2][16][2]`. The tile's height is 1, 2, 4 or 8; there
-    /// are as many rows of sums or fewer. Without [`multiplies_pairs`](Self::multiplies_pairs),
-    /// nothing is done.
+    /// Whether [`tiles`](Self::tiles) adds anything.
+    pub(crate) fn multiplies_tiles(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(_) => true,
+            _ => false,
+        }
+    }
+
+    /// For each panel: `sums[r] += Σ_i x[i][r] · panel[i]` over pairs, with `x` as
+    /// `[k / 2][height]`, a panel as `[k / 2][16][2]`, and sums as `[panels][height]`. The height is
+    /// 1, 2, 4 or 8; with another one, or without [`multiplies_pairs`](Self::multiplies_pairs),
+    /// nothing is added.
     #[inline]
-    pub(crate) fn tile_pairs<const PANELS: usize>(
+    pub(crate) fn tiles_of_pairs(
         self,
         x: &[[bf16; 2]],
-        panels: [&[bf16]; PANELS],
-        sums: [&mut [[f32; LANES]]; PANELS],
+        panels: &[&[bf16]],
+        height: usize,
+        sums: &mut [[f32; LANES]],
+        ahead: Ahead,
     ) {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512Bf16(_, token) => token.tile(x, panels, sums),
+            Set::Avx512Bf16(token) => token.tiles(x, panels, height, sums, ahead),
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.avx512_bf16().tiles(x, panels, height, sums, ahead),
             _ => {}
+        }
+    }
+
+    /// The same with `x` as `[k / 32][height][16]` and a height up to 32, where `k` is a multiple of 32.
+    /// Without [`multiplies_tiles`](Self::multiplies_tiles), nothing is added.
+    ///
+    /// # Panics
+    /// If a panel or the sums are too short.
+    #[inline]
+    pub(crate) fn tiles(
+        self,
+        x: &[[bf16; 2]],
+        panels: &[&[bf16]],
+        height: usize,
+        sums: &mut [[f32; LANES]],
+        ahead: Ahead,
+    ) {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.tiles(x, panels, height, sums, ahead),
+            _ => {}
+        }
+    }
+
+    /// Multiplies tiles in the nearest cache `count` times; the floating-point operations of that.
+    pub(crate) fn exercise_tiles(self, count: usize) -> f64 {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.exercise(count),
+            _ => 0.0,
+        }
+    }
+
+    /// Calls `work`, compiled with this set's instructions as far as the compiler inlines it: loops
+    /// in it are vectorised for them. Its results do not depend on the set, as the compiler keeps the
+    /// order of floating-point operations.
+    #[inline]
+    pub(crate) fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        match self.0 {
+            Set::Portable => work(),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(token) => token.run(work),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(token) => token.run(work),
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16(token) => token.run(work),
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.avx512_bf16().run(work),
         }
     }
 }

@@ -16,6 +16,17 @@ macro_rules! instruction_set {
                 ($(is_x86_feature_detected!($feature))&&*).then_some(Self(()))
             }
 
+            /// See [`InstructionSet::run`](super::InstructionSet::run).
+            #[inline]
+            pub(super) fn run<R>(self, work: impl FnOnce() -> R) -> R {
+                #[target_feature(enable = $features)]
+                fn compiled<R>(work: impl FnOnce() -> R) -> R {
+                    work()
+                }
+                // SAFETY: as in `tile`.
+                unsafe { compiled(work) }
+            }
+
             #[inline]
             pub(super) fn tile<E: Element>(
                 self,

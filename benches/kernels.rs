@@ -1,0 +1,76 @@
+//! Measures the projections alone, at the shapes of a model's layers, beside what the machine can do
+//! at most.
+//!
+//! ```sh
+//! cargo run --release -p erank-benches --bin kernels -- [0.6B|4B]
+//! ```
+//!
+//! Prints a line of JSON per shape and number of rows: the floor is the longer of two times, reading
+//! the matrix at the bandwidth or multiplying at the peak, both measured just before.
+//! `ERANK_INSTRUCTION_SET` chooses other kernels.
+
+use std::time::Duration;
+
+use erank_benches::checkpoint::{SHAPES, Shape};
+use erank_benches::median;
+use erank_candle::measure::{Memory, Projections, matrix_peak};
+use serde_json::json;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const RUNS: usize = 7;
+/// More than any cache holds.
+const BYTES: usize = 512 << 20;
+
+fn main() -> Result<()> {
+    rayon::ThreadPoolBuilder::new().build()?.install(measure)
+}
+
+fn measure() -> Result<()> {
+    let shape = match std::env::args().nth(1) {
+        Some(name) => Shape::of(&name).ok_or("the shapes are 0.6B and 4B")?,
+        None => SHAPES[0],
+    };
+    let memory = Memory::new(1 << 30)?;
+    for (name, inputs, outputs) in shape.projections() {
+        for rows in [1, 8, 32, 512] {
+            // With many rows, one matrix is enough to take its time.
+            let bytes = if rows < 512 { BYTES } else { 0 };
+            let mut projections = Projections::new(None, rows, (inputs, outputs), bytes)?;
+            projections.run();
+            let mut bandwidths = Vec::new();
+            let mut peaks = Vec::new();
+            let mut times = Vec::new();
+            for _ in 0..RUNS {
+                bandwidths.push(memory.read_bandwidth());
+                peaks.push(matrix_peak(None, Duration::from_millis(50))?);
+                times.push(projections.run());
+            }
+            let seconds = median(times).as_secs_f64() / projections.count() as f64;
+            let bandwidth = bandwidths.into_iter().fold(0.0, f64::max);
+            let peak = peaks.into_iter().fold(0.0, f64::max);
+            let size = (inputs * outputs) as f64;
+            let reading = 2.0 * size / bandwidth;
+            let computing = 2.0 * size * rows as f64 / peak;
+            let floor = reading.max(computing);
+            println!(
+                "{}",
+                json!({
+                    "shape": shape.name,
+                    "name": name,
+                    "rows": rows,
+                    "value": seconds * 1e6,
+                    "unit": "µs",
+                    "floor": floor * 1e6,
+                    "fraction": floor / seconds,
+                    "limit": if reading > computing { "memory" } else { "arithmetic" },
+                    "gflops": 2.0 * size * rows as f64 / seconds / 1e9,
+                    "gbytes": 2.0 * size / seconds / 1e9,
+                    "peak_gflops": peak / 1e9,
+                    "bandwidth_gbytes": bandwidth / 1e9,
+                })
+            );
+        }
+    }
+    Ok(())
+}

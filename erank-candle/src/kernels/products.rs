@@ -1,0 +1,160 @@
+//! How numbers are multiplied: singly, or BF16 numbers in pairs, or in tiles of pairs.
+
+use std::marker::PhantomData;
+
+use half::bf16;
+
+use super::{Ahead, Element, InstructionSet, LANES};
+
+/// Both sides of a product: rows on the left, panels of 16 columns on the right.
+pub(crate) trait Products: Send + Sync + 'static {
+    /// What the left side is made of: `DEPTH` numbers.
+    type Left: Copy + Default + Send + Sync;
+    /// What panels are made of.
+    type Right: Element;
+    /// Numbers of a column that lie together in a panel.
+    const DEPTH: usize;
+    /// Numbers of a column are filled up with zeros to a multiple of this.
+    const BLOCK: usize = Self::DEPTH;
+    /// Inputs to multiply at a time, a multiple of `BLOCK`: so many that two panels' part of them stays
+    /// in the nearest cache while several tiles of rows are multiplied with it.
+    const INPUTS: usize = 256;
+
+    /// Rows of the tallest tile.
+    fn tallest(set: InstructionSet) -> usize {
+        set.tallest_tile()
+    }
+
+    /// Writes rows of `length` numbers as the left side, `[length / DEPTH][height]` or, of tiles,
+    /// `[length / BLOCK][height][BLOCK / DEPTH]`, rounded as the right side is. Rows that are missing
+    /// to `height`, and numbers to a multiple of `BLOCK`, are 0.
+    fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [Self::Left]);
+
+    /// Adds the product of the left side with each panel, `[k / DEPTH][16][DEPTH]`, to sums as
+    /// `[panels][height][16]`.
+    ///
+    /// The height is a power of two up to the tallest tile's; with another one, nothing is added.
+    fn multiply(
+        set: InstructionSet,
+        left: &[Self::Left],
+        panels: &[&[Self::Right]],
+        height: usize,
+        sums: &mut [[f32; LANES]],
+        ahead: Ahead,
+    );
+}
+
+/// Where number `k` of column `lane` lies in a panel of this depth.
+pub(super) fn place(depth: usize, k: usize, lane: usize) -> usize {
+    (k / depth * LANES + lane) * depth + k % depth
+}
+
+/// One number at a time, in F32.
+#[derive(Debug)]
+pub(crate) struct Singles<E>(PhantomData<E>);
+
+impl<E: Element + 'static> Products for Singles<E> {
+    type Left = f32;
+    type Right = E;
+    const DEPTH: usize = 1;
+
+    #[inline(always)]
+    fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [f32]) {
+        left.fill(0.0);
+        for (r, row) in rows.chunks_exact(length).enumerate() {
+            for (slots, value) in left.chunks_exact_mut(height).zip(row) {
+                slots[r] = E::round(*value).widen();
+            }
+        }
+    }
+
+    fn multiply(
+        set: InstructionSet,
+        left: &[f32],
+        panels: &[&[E]],
+        height: usize,
+        sums: &mut [[f32; LANES]],
+        _: Ahead,
+    ) {
+        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(height)) {
+            set.tile(left, panel, sums);
+        }
+    }
+}
+
+/// Two BF16 numbers at a time, for sets that multiply them so.
+#[derive(Debug)]
+pub(crate) struct Pairs;
+
+impl Products for Pairs {
+    type Left = [bf16; 2];
+    type Right = bf16;
+    const DEPTH: usize = 2;
+
+    #[inline(always)]
+    fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [[bf16; 2]]) {
+        left.fill([bf16::ZERO; 2]);
+        for (r, row) in rows.chunks_exact(length).enumerate() {
+            let (pairs, last) = row.as_chunks::<2>();
+            for (slots, pair) in left.chunks_exact_mut(height).zip(pairs) {
+                slots[r] = pair.map(Element::round);
+            }
+            if let ([last], Some(slots)) = (last, left.chunks_exact_mut(height).nth(pairs.len())) {
+                slots[r] = [Element::round(*last), bf16::ZERO];
+            }
+        }
+    }
+
+    fn multiply(
+        set: InstructionSet,
+        left: &[[bf16; 2]],
+        panels: &[&[bf16]],
+        height: usize,
+        sums: &mut [[f32; LANES]],
+        ahead: Ahead,
+    ) {
+        set.tiles_of_pairs(left, panels, height, sums, ahead);
+    }
+}
+
+/// Pairs of BF16 numbers in tiles of 32 numbers of up to 16 rows, for sets that multiply them so.
+#[derive(Debug)]
+pub(crate) struct Tiles;
+
+impl Products for Tiles {
+    type Left = [bf16; 2];
+    type Right = bf16;
+    const DEPTH: usize = 2;
+    const BLOCK: usize = 32;
+    const INPUTS: usize = 512;
+
+    fn tallest(set: InstructionSet) -> usize {
+        set.tallest_of_tiles()
+    }
+
+    #[inline(always)]
+    fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [[bf16; 2]]) {
+        left.fill([bf16::ZERO; 2]);
+        let blocks = left.chunks_exact_mut(height * Self::BLOCK / Self::DEPTH);
+        for (index, block) in blocks.enumerate() {
+            let block = block.as_flattened_mut().chunks_exact_mut(Self::BLOCK);
+            for (out, row) in block.zip(rows.chunks_exact(length)) {
+                let numbers = &row[length.min(index * Self::BLOCK)..];
+                out.iter_mut()
+                    .zip(numbers)
+                    .for_each(|(out, number)| *out = Element::round(*number));
+            }
+        }
+    }
+
+    fn multiply(
+        set: InstructionSet,
+        left: &[[bf16; 2]],
+        panels: &[&[bf16]],
+        height: usize,
+        sums: &mut [[f32; LANES]],
+        ahead: Ahead,
+    ) {
+        set.tiles(left, panels, height, sums, ahead);
+    }
+}
