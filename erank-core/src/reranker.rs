@@ -367,7 +367,8 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
     }
 
     /// Called while work goes on, from the thread that called
-    /// [`rerank`](Reranker::rerank); [`ControlFlow::Break`] stops the work.
+    /// [`rerank`](Reranker::rerank); [`ControlFlow::Break`] stops the work, and with it the handle that
+    /// [`rerank_until`](Reranker::rerank_until) was given.
     pub fn on_progress(
         mut self,
         on_progress: impl Fn(&Progress) -> ControlFlow<()> + Send + Sync + 'static,
