@@ -343,22 +343,6 @@ fn a_thousand_documents_need_no_more_room_than_the_running_ones() {
     assert_eq!((statistics.total_blocks, statistics.completed), (blocks, 1000));
 }
 
-/// Samples of a document wait until its prompt is computed; the next documents do not wait for them.
-#[test]
-fn samples_do_not_hold_up_the_next_documents() {
-    let steps = |documents: &[&str], count| {
-        let backend = tiny_with(|settings| settings.draft_tokens = 0);
-        // What all prompts have in common.
-        completions(&backend, &["warm"], options(Mode::AnswerOnly));
-        let before = idle(&backend).steps;
-        samples(&backend, LONG_QUERY, documents, sampled(0.5, count, 1));
-        idle(&backend).steps - before
-    };
-    let alone = DOCUMENTS.iter().map(|document| steps(&[document], 3)).max().expect("some");
-    let together = steps(&DOCUMENTS, 3);
-    assert!(together <= alone + 2, "{together} steps for all, {alone} for the longest");
-}
-
 #[test]
 fn a_stop_is_seen_before_the_next_step() {
     /// Stops after some events, and keeps the number of steps until then.

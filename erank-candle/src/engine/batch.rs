@@ -544,3 +544,74 @@ impl Batch {
         *self.published.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = *counters;
     }
 }
+
+#[cfg(all(test, feature = "tiny-model"))]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use candle_core::DType;
+    use erank_core::{AnswerFormat, Mode, ScoringOptions};
+
+    use super::super::labels::Labels;
+    use super::super::sequence::Task;
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
+
+    fn task(checkpoint: &Checkpoint) -> Task {
+        let json = checkpoint.tokenizer.as_deref().expect("bundled");
+        let tokenizer = PromptTokenizer::new(json, checkpoint.tokenizer_config.as_deref(), None);
+        let tokenizer = tokenizer.expect("usable");
+        let format = AnswerFormat::zero_to_ten();
+        let label = |label| tokenizer.encode_trusted(label).expect("tokens");
+        let labels = Labels::new(format.answers().map(|(text, _)| label(text)).collect());
+        let mut options = ScoringOptions::default();
+        options.mode = Mode::AnswerOnly;
+        Task {
+            tokenizer,
+            format,
+            labels,
+            options,
+            eos_token_ids: Vec::new(),
+            end_of_thought: None,
+            opens_thought: false,
+            limit: 2048,
+        }
+    }
+
+    /// Samples of a document wait until its prompt is computed; the next documents do not wait for
+    /// them.
+    #[test]
+    fn samples_do_not_hold_up_the_next_documents() {
+        let checkpoint = Checkpoint::tiny();
+        let model = Arc::new(Qwen3::load(&checkpoint, None, None).expect("bundled"));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+        let cache = KvCache::new(model.config(), DType::BF16, 200).expect("a cache");
+        let limits = Limits { step_tokens: 4096, sequences: 64, draft_tokens: 0 };
+        let mut batch = Batch::new(model, Arc::new(pool), limits, cache, Arc::default());
+        let task = Arc::new(task(&checkpoint));
+        let (events, reports) = channel();
+        batch.open(Call { id: 0, stop: Stop::new(), events, waiting: VecDeque::new() });
+        let (documents, samples) = (6, 3);
+        for document in 0..documents {
+            // Two blocks of tokens in common, and two of its own.
+            let ids = [[10; 32], [11 + document as u32; 32]].concat();
+            for sample in 0..samples {
+                let (query_truncated, document_truncated) = (false, false);
+                let prompt =
+                    EncodedPrompt { ids: ids.clone(), query_truncated, document_truncated };
+                let sequence = Sequence::new(document, sample, prompt, Arc::clone(&task));
+                batch.submit(0, sequence.expect("room"));
+            }
+        }
+        let mut steps = 0;
+        while !batch.is_idle() {
+            batch.step();
+            steps += 1;
+        }
+        // The first prompt, the others, and what waited for those.
+        assert_eq!(steps, 3);
+        let is_done = |event: &Event| matches!(event, Event::Completed(_, Ok(_)));
+        assert_eq!(reports.try_iter().filter(is_done).count(), documents * samples);
+    }
+}
