@@ -14,8 +14,11 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// Span names with their fields.
-static SPANS: Mutex<Vec<(String, Vec<(String, u64)>)>> = Mutex::new(Vec::new());
+/// A span's fields, as far as they are numbers.
+type Numbers = Vec<(String, u64)>;
+
+/// The spans so far, by name.
+static SPANS: Mutex<Vec<(String, Numbers)>> = Mutex::new(Vec::new());
 /// Whether the next step panics.
 static PANIC: AtomicBool = AtomicBool::new(false);
 /// One test at a time.
@@ -24,7 +27,7 @@ static TURN: Mutex<()> = Mutex::new(());
 struct Collector;
 
 #[derive(Default)]
-struct Fields(Vec<(String, u64)>);
+struct Fields(Numbers);
 
 impl Visit for Fields {
     fn record_u64(&mut self, field: &Field, value: u64) {
@@ -62,8 +65,8 @@ fn listen() {
     LISTENING.call_once(|| tracing::subscriber::set_global_default(Collector).expect("the first"));
 }
 
-/// The fields of the spans of this name, as far as they are numbers.
-fn spans(name: &str) -> Vec<Vec<(String, u64)>> {
+/// The spans of this name.
+fn spans(name: &str) -> Vec<Numbers> {
     let spans = SPANS.lock().unwrap_or_else(PoisonError::into_inner);
     spans.iter().filter(|(other, _)| other == name).map(|(_, fields)| fields.clone()).collect()
 }

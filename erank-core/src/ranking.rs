@@ -12,9 +12,9 @@ pub struct Ranking {
     /// The ranked documents, best first; at most the reranker's `top_k`. Ties keep the request's
     /// order.
     ///
-    /// With a [`Cascade`](crate::Cascade), the order is that of the first pass, in which what was
-    /// thought about is sorted anew among itself, before what could not be. Scores of thoughts and of
-    /// answers at once are not comparable, so they need not descend over the whole list.
+    /// With a [`Cascade`](crate::Cascade), the order is that of the first pass, in which each stretch
+    /// that was thought about is sorted anew in itself. Scores of thoughts and of answers at once are
+    /// not comparable, so scores need not descend over the whole list.
     pub documents: Vec<RankedDocument>,
     /// How many documents got a score, those that `top_k` cut off included.
     pub scored: usize,
