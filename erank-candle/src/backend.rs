@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::DType;
 use erank_core::backend::{BackendError, DocumentError, Job, ScoringBackend, ScoringOptions, Sink};
@@ -11,7 +11,7 @@ use erank_core::prompt::BoundPrompt;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::engine::labels::Labels;
-use crate::engine::sequence::Task;
+use crate::engine::sequence::{THOUGHT_CLOSE, Task};
 use crate::engine::{Engine, Limits, Statistics};
 use crate::error::LoadError;
 use crate::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
@@ -34,8 +34,9 @@ pub struct Settings {
     /// Threads to compute with; `None` is one per core.
     pub threads: Option<NonZeroUsize>,
     /// Bytes for the KV cache, running sequences and remembered prefixes together. Work that does
-    /// not fit waits. `None` is a quarter of the memory that is available when the model is loaded,
-    /// or 2 GiB where that cannot be told.
+    /// not fit waits. The cache has the type of the weights: an F32 model's holds half as many tokens
+    /// in the same bytes as a BF16 model's. `None` is a quarter of the memory that is available when
+    /// the model is loaded, or 2 GiB where that cannot be told.
     pub cache_bytes: Option<usize>,
     /// Most tokens that one step computes. More make prompts faster to read, and make a stop, which
     /// is seen between steps, slower.
@@ -92,6 +93,8 @@ pub struct CandleBackend {
     model: Arc<Qwen3>,
     threads: Arc<rayon::ThreadPool>,
     engine: Engine,
+    /// Held while [`CandleBackend::most_probable`] has a cache beside the engine's.
+    own_cache: Mutex<()>,
 }
 
 impl CandleBackend {
@@ -164,8 +167,8 @@ impl CandleBackend {
         let limits = Limits { step_tokens, sequences, draft_tokens: settings.draft_tokens };
         let engine = Engine::start(Arc::clone(&model), Arc::clone(&threads), cache, limits)
             .map_err(|error| setting("cannot start the engine's thread", &error))?;
-        let backend =
-            Self { name: checkpoint.name().to_owned(), tokenizer, model, threads, engine };
+        let (name, own_cache) = (checkpoint.name().to_owned(), Mutex::new(()));
+        let backend = Self { name, tokenizer, model, threads, engine, own_cache };
         tracing::info!(model = backend.name, blocks, "loaded: {}", backend.description());
         Ok(backend)
     }
@@ -208,7 +211,9 @@ impl CandleBackend {
     }
 
     /// For every position of `ids`, the `k` tokens that the model finds most probable next, best
-    /// first. Computed beside the running batch, on the calling thread, in a cache of its own.
+    /// first. Meant for looking into a model: it is computed beside the running batch, with a cache of
+    /// its own, for the ids alone, that [`Settings::cache_bytes`] does not count. Calls wait for one
+    /// another, so there is one such cache at most.
     ///
     /// # Errors
     /// [`BackendError::Unsupported`] if there are more ids than fit, or one is not in the
@@ -231,6 +236,13 @@ impl CandleBackend {
             .map_err(|error| BackendError::Failed(error.into()))
     }
 
+    /// The tokens that end the model's turn, as any of the checkpoint's files names them.
+    fn eos_token_ids(&self) -> Vec<u32> {
+        let mut ids = self.config().eos_token_ids.clone();
+        ids.extend(self.tokenizer.eos_token_id().filter(|id| !ids.contains(id)));
+        ids
+    }
+
     /// What `read` makes of the logits behind each of `ids`, in order.
     fn every_logits<T>(
         &self,
@@ -240,6 +252,8 @@ impl CandleBackend {
         // Logits of a large vocabulary take space: 151,936 × 4 bytes a token.
         const AT_ONCE: usize = 64;
         let blocks = ids.len().div_ceil(BLOCK_TOKENS);
+        // Nothing is guarded that a panic could have left half done.
+        let _one_at_a_time = self.own_cache.lock().unwrap_or_else(PoisonError::into_inner);
         let mut cache = KvCache::new(self.config(), self.model.dtype(), blocks)?;
         let blocks: Vec<BlockId> = std::iter::from_fn(|| cache.take()).collect();
         let mut positions = Vec::with_capacity(ids.len());
@@ -294,7 +308,11 @@ impl ScoringBackend for CandleBackend {
             format: format.clone(),
             labels: Labels::new(labels),
             options: job.options,
-            eos_token_ids: self.config().eos_token_ids.clone(),
+            eos_token_ids: self.eos_token_ids(),
+            end_of_thought: self
+                .tokenizer
+                .token_to_id(THOUGHT_CLOSE)
+                .filter(|id| self.tokenizer.is_added(*id)),
             opens_thought: frame.opens_thought(),
             limit: self.engine.limit(),
         };
@@ -310,5 +328,30 @@ impl std::fmt::Debug for CandleBackend {
             .field("name", &self.name)
             .field("config", self.config())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, feature = "tiny-model"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_ends_with_what_any_file_says() {
+        let mut checkpoint = Checkpoint::tiny();
+        let id = |token: &str| {
+            CandleBackend::tiny().expect("bundled").tokenizer().token_to_id(token).expect("a token")
+        };
+        let (text, start, end) = (id("<|endoftext|>"), id("<|im_start|>"), id("<|im_end|>"));
+        checkpoint.generation_config = Some(format!(r#"{{"eos_token_id": {text}}}"#).into());
+        let set = |json: &[u8], key: &str, value: serde_json::Value| {
+            let mut json: serde_json::Value = serde_json::from_slice(json).expect("JSON");
+            json[key] = value;
+            json.to_string().into_bytes()
+        };
+        checkpoint.config = set(&checkpoint.config, "eos_token_id", end.into());
+        let config = checkpoint.tokenizer_config.take().expect("bundled");
+        checkpoint.tokenizer_config = Some(set(&config, "eos_token", "<|im_start|>".into()));
+        let backend = CandleBackend::load(&checkpoint, &Settings::default()).expect("usable");
+        assert_eq!(backend.eos_token_ids(), [text, end, start]);
     }
 }

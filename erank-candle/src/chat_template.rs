@@ -30,9 +30,10 @@ const MAX_INSTRUCTIONS: u64 = 1_000_000;
 /// Bytes that a rendering may have in addition to the message.
 const MAX_ADDED_BYTES: usize = 1 << 20;
 
+const EOS_TOKEN: &str = "eos_token";
 /// The tokens that transformers hands to a template by these names, where the model has them.
 const TOKEN_VARIABLES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    ["bos_token", EOS_TOKEN, "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A template that was read and whose syntax is right.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ pub(crate) struct ChatTemplate {
     file: &'static str,
     /// The tokens that the template may name.
     variables: Value,
+    eos_token: Option<String>,
 }
 
 impl ChatTemplate {
@@ -61,7 +63,13 @@ impl ChatTemplate {
                 Ok(environment)
             })
             .map_err(|error| LoadError::unparsable(file, "the chat template", error))?;
-        Ok(Self { environment, source, file, variables: config.token_variables()? })
+        let eos_token = config.token(EOS_TOKEN)?;
+        Ok(Self { environment, source, file, variables: config.token_variables()?, eos_token })
+    }
+
+    /// The token that ends a turn, by `tokenizer_config.json`.
+    pub(crate) fn eos_token(&self) -> Option<&str> {
+        self.eos_token.as_deref()
     }
 
     /// The file that the template came from.
@@ -158,13 +166,16 @@ impl Config {
     fn token_variables(&self) -> Result<Value, LoadError> {
         let mut variables = Vec::new();
         for name in TOKEN_VARIABLES {
-            if let Some(TokenText::Text(text) | TokenText::Described { content: text }) =
-                self.get(name)?
-            {
+            if let Some(text) = self.token(name)? {
                 variables.push((name, text));
             }
         }
         Ok(Value::from_pairs(variables))
+    }
+
+    fn token(&self, name: &str) -> Result<Option<String>, LoadError> {
+        let token = self.get(name)?;
+        Ok(token.map(|(TokenText::Text(text) | TokenText::Described { content: text })| text))
     }
 
     /// The value at `key`; `None` if it is missing or null.

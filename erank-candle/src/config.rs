@@ -33,13 +33,14 @@ pub struct Config {
     pub rope_theta: f64,
     /// Whether the output projection is the embedding.
     pub tie_word_embeddings: bool,
-    /// Tokens that end the model's turn.
+    /// Tokens that end the model's turn, as both files name them.
     pub eos_token_ids: Vec<u32>,
 }
 
 impl Config {
     /// Reads `config.json` and, for the tokens that end a turn, `generation_config.json` if the
-    /// checkpoint has one.
+    /// checkpoint has one. The tokens of both count: Qwen3's base models name `<|endoftext|>` in one
+    /// and may have been trained to end a turn with the other's `<|im_end|>`.
     ///
     /// # Errors
     /// [`LoadError::Invalid`] names the file and the setting that is missing, impossible, or asks
@@ -51,6 +52,20 @@ impl Config {
             None => GenerationConfigFile::default(),
         };
         file.check_architecture()?;
+        let mut eos_token_ids = Vec::new();
+        for (name, ids) in
+            [(GENERATION_CONFIG, generation.eos_token_id), (CONFIG, file.eos_token_id.clone())]
+        {
+            for id in ids.unwrap_or_default().ids() {
+                if id as usize >= file.vocab_size {
+                    let reason = format!("eos_token_id {id} is not below vocab_size");
+                    return Err(LoadError::invalid(name, reason));
+                }
+                if !eos_token_ids.contains(&id) {
+                    eos_token_ids.push(id);
+                }
+            }
+        }
         let config = Self {
             vocab_size: file.vocab_size,
             hidden_size: file.hidden_size,
@@ -63,7 +78,7 @@ impl Config {
             rms_norm_eps: file.rms_norm_eps,
             rope_theta: file.rope_theta()?,
             tie_word_embeddings: file.tie_word_embeddings,
-            eos_token_ids: generation.eos_token_id.or(file.eos_token_id).unwrap_or_default().ids(),
+            eos_token_ids,
         };
         config.check()?;
         Ok(config)
@@ -108,9 +123,6 @@ impl Config {
         }
         if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
             return invalid(format!("rope_theta ({}) must be above 1", self.rope_theta));
-        }
-        if let Some(id) = self.eos_token_ids.iter().find(|id| **id as usize >= self.vocab_size) {
-            return invalid(format!("eos_token_id {id} is not below vocab_size"));
         }
         Ok(())
     }
@@ -162,7 +174,7 @@ struct GenerationConfigFile {
 }
 
 /// One id or a list of them.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum TokenIds {
     One(u32),
@@ -262,9 +274,19 @@ mod tests {
     }
 
     #[test]
-    fn generation_config_decides_what_ends_a_turn() {
-        let config = read(&qwen3_4b(), Some(&json!({"eos_token_id": [151643, 151645]})));
-        assert_eq!(config.expect("valid").eos_token_ids, [151643, 151645]);
+    fn what_either_file_names_ends_a_turn() {
+        for (generation, expected) in [
+            (json!({"eos_token_id": [151645, 151643]}), vec![151645, 151643]),
+            // ERank's own.
+            (json!({"eos_token_id": 151643}), vec![151643, 151645]),
+            (json!({}), vec![151645]),
+        ] {
+            let config = read(&qwen3_4b(), Some(&generation)).expect("valid");
+            assert_eq!(config.eos_token_ids, expected);
+        }
+        let beyond = read(&qwen3_4b(), Some(&json!({"eos_token_id": 151936})));
+        let error = beyond.expect_err("no such token").to_string();
+        assert!(error.contains("generation_config.json"), "{error}");
     }
 
     #[test]

@@ -18,7 +18,9 @@ mod sampler;
 pub(crate) mod sequence;
 mod statistics;
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
@@ -222,8 +224,18 @@ fn serve(mut batch: Batch, messages: &Receiver<Message>) {
                 Err(TryRecvError::Disconnected) => return,
             }
         }
-        if !batch.is_idle() {
-            batch.step();
+        // One step's panic ends neither the thread nor the calls that come later.
+        if !batch.is_idle()
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| batch.step()))
+            && batch.start_over(&format!("a step panicked: {}", message(&*panic))).is_err()
+        {
+            return;
         }
     }
+}
+
+/// What a panic says.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
 }

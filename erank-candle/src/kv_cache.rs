@@ -66,9 +66,10 @@ impl KvCache {
         Some(block)
     }
 
-    /// Gives a block back; one that is free already stays so.
+    /// Gives a block back. One that is free already stays so; one that only a larger cache has is
+    /// passed over.
     pub fn release(&mut self, block: BlockId) {
-        if std::mem::take(&mut self.taken[block.0 as usize]) {
+        if self.taken.get_mut(block.0 as usize).is_some_and(std::mem::take) {
             self.free.push(block);
         }
     }
@@ -112,6 +113,7 @@ mod tests {
         assert!(first != second && cache.take().is_none());
         cache.release(first);
         cache.release(first); // once too often
+        cache.release(BlockId(2)); // another cache's
         assert_eq!(cache.free_blocks(), 1);
         assert_eq!(cache.take(), Some(first));
     }

@@ -1,4 +1,49 @@
 //! The local backend of erank: ERank's model on candle, in your own process.
+//!
+//! A [`Checkpoint`] is the model's files, from a folder, the model hub or the binary. Loaded with
+//! [`Settings`] it is a [`CandleBackend`], which a [`Reranker`](erank_core::Reranker) asks.
+//!
+//! ```
+//! use std::num::NonZeroUsize;
+//!
+//! use erank_candle::{CandleBackend, Checkpoint, Settings};
+//! use erank_core::{Request, Reranker};
+//!
+//! // Or `Checkpoint::open("models/ERank-4B")`, or `Checkpoint::from_hub` with a name.
+//! let checkpoint = Checkpoint::tiny();
+//! let mut settings = Settings::default();
+//! settings.cache_bytes = Some(64 << 20); // for keys and values, of all callers together
+//! settings.threads = NonZeroUsize::new(2);
+//! let backend = CandleBackend::load(&checkpoint, &settings)?;
+//!
+//! let reranker = Reranker::builder(&backend).build()?;
+//! let request = Request::new("jet noise", ["Jet noise was measured.", "A recipe for bread."]);
+//! assert_eq!(reranker.rerank(&request)?.documents[0].index, 0);
+//!
+//! let statistics = backend.statistics(); // as of the last step that has ended
+//! assert!(statistics.steps > 0 && statistics.generated_tokens > 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The engine
+//!
+//! A backend has a thread that runs one batch for all callers, step by step. A step computes the next
+//! token of every document that thinks, and a part of the prompts of those that come, within
+//! [`Settings::step_tokens`]. What prompts have in common is computed once, and kept as long as
+//! [`Settings::cache_bytes`] has room for it. Who has fewer documents running goes first. A document's
+//! result has the same bits whatever else runs. When the backend is dropped, its thread ends.
+//!
+//! What the engine does can be watched: [`Statistics`] are its counters, and the `tracing` crate gets a
+//! span `score` for each job (level debug, `documents`) and a span `step` for each step (level trace,
+//! `rows` and `tokens`).
+//!
+//! # Features
+//!
+//! Both are on by default.
+//!
+//! - `hub`: `CandleBackend::from_hub` and `Checkpoint::from_hub`.
+//! - `tiny-model`: `CandleBackend::tiny` and `Checkpoint::tiny`, a model of 2.4 million parameters for
+//!   tests and demonstrations, about 5 MB in the binary.
 
 mod backend;
 mod chat_template;
@@ -16,6 +61,11 @@ pub mod model;
 mod ops;
 mod tokenizer;
 mod weights;
+
+/// The README's example, compiled and run.
+#[cfg(all(doctest, feature = "tiny-model"))]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
 
 pub use backend::{CandleBackend, Settings};
 /// The type of [`Settings::dtype`].

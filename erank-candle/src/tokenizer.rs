@@ -21,7 +21,7 @@
 mod decoder;
 mod file;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod vocabulary;
 
 use std::sync::Arc;
@@ -107,6 +107,11 @@ impl PromptTokenizer {
     /// One more than the largest token id: the rows that the model's embedding needs at least.
     pub fn vocab_size(&self) -> usize {
         self.vocabulary.size()
+    }
+
+    /// The token that ends a turn, by `tokenizer_config.json`, if it names one of the vocabulary.
+    pub fn eos_token_id(&self) -> Option<u32> {
+        self.template.eos_token().and_then(|token| self.token_to_id(token))
     }
 
     /// The id of the token that is written `token` in the vocabulary.

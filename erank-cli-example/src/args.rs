@@ -13,7 +13,8 @@ Exit codes:
   0    every document was ranked
   1    failed: a file, the model or the output; what was ranked before is printed
   2    the command line is wrong
-  3    some documents could not be ranked; they are listed with line and reason
+  3    some documents could not be ranked, or only by less than was asked for, such as fewer
+       samples; they are listed with line and reason
   4    --timeout passed; what was done is printed
   130  Ctrl-C; what was done is printed (a second Ctrl-C quits at once)";
 
@@ -28,13 +29,17 @@ as above. A line that cannot be used is listed with its reason and spares the ot
 --json prints one object:
   model, query, instruction
   stopped      null, \"interrupted\" or \"timeout\"
-  counts       documents, ranked, beyond_top_k, unscored; the latter three add up to the first
+  counts       documents, ranked, beyond_top_k, unscored; the latter three add up to the first;
+               incomplete, which are among the ranked and beyond_top_k
   tokens       prompt, generated
   seconds      for ranking, without loading the model
   documents[]  best first: rank, line, id, score, spread, integer, probability, official,
-               expected, entropy, first_stage_score, first_stage_rank, reasoning, truncated,
-               finish (\"answered\", \"end_of_text\", \"forced\"), tokens
+               expected, entropy, first_stage_score, first_stage_rank, reasoning, mode
+               (\"reason\", \"answer_only\"), samples (how many the score is the mean of),
+               truncated, finish (\"answered\", \"end_of_text\", \"forced\"), tokens
   unscored[]   by line: line, id, reason
+  incomplete[] ranked, but by less than was asked for: answered at once for want of a thought, or
+               by fewer samples; by line: line, id, reason
 What is not known is null. Diagnostics go to standard error.";
 
 const INSPECT_HELP: &str = "\
@@ -42,7 +47,7 @@ const INSPECT_HELP: &str = "\
 document_truncated, and tokens[] with position, id, text, control, and next[], the most probable
 tokens behind that position, each with id, text and log_prob (natural logarithm).";
 
-/// Reranks documents with ERank, a reasoning language model, on this computer.
+/// Reranks documents with ERank, a reasoning language model, in this process or on your servers.
 ///
 /// Without a command, runs a demonstration with the bundled model.
 #[derive(Debug, Parser)]

@@ -63,6 +63,7 @@ fn show(
     out: &mut dyn Write,
 ) -> Result<Exit, CommandError> {
     let begin = Instant::now();
+    meter.begin();
     let (ranking, failure) = rank(reranker, query, input, stop);
     meter.finish();
     let report = Report {

@@ -1,4 +1,5 @@
-//! The `erank` command: reranks documents with ERank, a reasoning language model, on this computer.
+//! The `erank` command: reranks documents with ERank, a reasoning language model, in this process or
+//! on your servers.
 //!
 //! It is also an example of how the library is used. The path of a `rerank` through the modules:
 //!

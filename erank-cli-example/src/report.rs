@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use erank_core::backend::TokenCounts;
-use erank_core::{DocumentError, FinishReason, RankedDocument, Ranking};
+use erank_core::{DocumentError, FinishReason, RankedDocument, Ranking, UnscoredDocument};
 use serde::Serialize;
 
 use crate::error::{self, Exit};
@@ -43,16 +43,19 @@ pub(crate) enum Thoughts {
 }
 
 impl Report<'_> {
-    /// What ended the work early, if a document was left.
+    /// What ended the work early, if a document was left, or a part of what was asked for it.
     pub(crate) fn stopped(&self) -> Option<Stopped> {
-        let left = self.ranking.unscored.iter().any(|document| is_stopped(&document.error));
+        let mut lacking = self.ranking.unscored.iter().chain(&self.ranking.incomplete);
+        let left = lacking.any(|document| is_stopped(&document.error));
         let why = if self.interrupted { Stopped::Interrupted } else { Stopped::Timeout };
         left.then_some(why)
     }
 
     /// The exit code that says it.
     pub(crate) fn exit(&self) -> Exit {
-        let all_ranked = self.ranking.unscored.is_empty() && self.input.bad_lines.is_empty();
+        let Ranking { unscored, incomplete, .. } = self.ranking;
+        let all_ranked =
+            unscored.is_empty() && incomplete.is_empty() && self.input.bad_lines.is_empty();
         match self.stopped() {
             Some(Stopped::Interrupted) => Exit::Interrupted,
             Some(Stopped::Timeout) => Exit::TimedOut,
@@ -108,26 +111,21 @@ impl Report<'_> {
             let documents = counted(cut);
             text::note(&format!("{documents} ranked by the beginning: the text is too long."));
         }
-        let unscored = self.unscored();
-        let left = unscored.iter().filter(|document| document.is_stopped).count();
-        let bad = unscored.len() - left;
-        if bad > 0 {
-            text::note(&format!("{} could not be ranked:", counted(bad)));
+        let (unscored, incomplete) = (self.unscored(), self.incomplete());
+        note_each("could not be ranked", &unscored);
+        note_each("ranked by less than was asked for", &incomplete);
+        let why = match self.stopped() {
+            Some(Stopped::Interrupted) => "Interrupted",
+            Some(Stopped::Timeout) => "The time was over",
+            None => return,
+        };
+        let left = |lacking: &[Lacking<'_>]| lacking.iter().filter(|d| d.is_stopped).count();
+        let mut left_out = vec![format!("{} not done", counted(left(&unscored)))];
+        if left(&incomplete) > 0 {
+            let documents = counted(left(&incomplete));
+            left_out.push(format!("{documents} ranked by less than was asked for"));
         }
-        for document in unscored.iter().filter(|document| !document.is_stopped) {
-            let id = document.id.map(text::beginning);
-            let id = id.map_or(String::new(), |id| format!(" ({id})"));
-            text::note(&format!("  line {}{id}: {}", document.line, document.reason));
-        }
-        match self.stopped() {
-            Some(Stopped::Interrupted) => {
-                text::note(&format!("Interrupted: {} not done.", counted(left)));
-            }
-            Some(Stopped::Timeout) => {
-                text::note(&format!("The time was over: {} not done.", counted(left)));
-            }
-            None => {}
-        }
+        text::note(&format!("{why}: {}.", left_out.join(", ")));
     }
 
     /// Writes the JSON object that `--help` describes.
@@ -154,31 +152,58 @@ impl Report<'_> {
                 ranked: self.ranking.documents.len(),
                 beyond_top_k: self.ranking.scored - self.ranking.documents.len(),
                 unscored: unscored.len(),
+                incomplete: self.ranking.incomplete.len(),
             },
             tokens: self.ranking.tokens.into(),
             seconds: self.seconds,
             documents: ranked.collect(),
             unscored,
+            incomplete: self.incomplete(),
         }
     }
 
     /// Bad lines and documents without a score, by line.
-    fn unscored(&self) -> Vec<Unscored<'_>> {
-        let bad = self.input.bad_lines.iter().map(|BadLine { line, id, reason }| Unscored {
+    fn unscored(&self) -> Vec<Lacking<'_>> {
+        let bad = self.input.bad_lines.iter().map(|BadLine { line, id, reason }| Lacking {
             line: *line,
             id: id.as_deref(),
             reason: reason.clone(),
             is_stopped: false,
         });
-        let unscored = self.ranking.unscored.iter().map(|document| Unscored {
+        let unscored = self.ranking.unscored.iter().map(|document| self.lacking(document));
+        let mut all: Vec<_> = bad.chain(unscored).collect();
+        all.sort_by_key(|document| document.line);
+        all
+    }
+
+    /// Ranked documents that lack a part of what was asked for, by line.
+    fn incomplete(&self) -> Vec<Lacking<'_>> {
+        let incomplete = self.ranking.incomplete.iter().map(|document| self.lacking(document));
+        let mut all: Vec<_> = incomplete.collect();
+        all.sort_by_key(|document| document.line);
+        all
+    }
+
+    fn lacking(&self, document: &UnscoredDocument) -> Lacking<'_> {
+        Lacking {
             line: self.input.documents[document.index].line,
             id: self.input.documents[document.index].id.as_deref(),
             reason: error::one_line(&document.error),
             is_stopped: is_stopped(&document.error),
-        });
-        let mut all: Vec<_> = bad.chain(unscored).collect();
-        all.sort_by_key(|document| document.line);
-        all
+        }
+    }
+}
+
+/// Says which documents lack something, but those that were only stopped.
+fn note_each(what: &str, lacking: &[Lacking<'_>]) {
+    let bad: Vec<_> = lacking.iter().filter(|document| !document.is_stopped).collect();
+    if !bad.is_empty() {
+        text::note(&format!("{} {what}:", counted(bad.len())));
+    }
+    for document in bad {
+        let id = document.id.map(text::beginning);
+        let id = id.map_or(String::new(), |id| format!(" ({id})"));
+        text::note(&format!("  line {}{id}: {}", document.line, document.reason));
     }
 }
 
@@ -209,7 +234,8 @@ struct JsonReport<'a> {
     tokens: JsonTokens,
     seconds: f64,
     documents: Vec<JsonDocument<'a>>,
-    unscored: Vec<Unscored<'a>>,
+    unscored: Vec<Lacking<'a>>,
+    incomplete: Vec<Lacking<'a>>,
 }
 
 #[derive(Serialize)]
@@ -218,6 +244,7 @@ struct JsonCounts {
     ranked: usize,
     beyond_top_k: usize,
     unscored: usize,
+    incomplete: usize,
 }
 
 #[derive(Serialize)]
@@ -247,6 +274,8 @@ struct JsonDocument<'a> {
     first_stage_score: Option<f64>,
     first_stage_rank: Option<usize>,
     reasoning: &'a str,
+    mode: &'static str,
+    samples: usize,
     truncated: bool,
     finish: &'static str,
     tokens: JsonTokens,
@@ -273,6 +302,8 @@ impl<'a> JsonDocument<'a> {
             first_stage_score: ranked.first_stage_score,
             first_stage_rank,
             reasoning: &ranked.reasoning,
+            mode: if ranked.mode.is_reason() { "reason" } else { "answer_only" },
+            samples: ranked.samples.len().max(1),
             truncated: ranked.truncated,
             finish: match ranked.finish {
                 FinishReason::Answered => "answered",
@@ -285,8 +316,9 @@ impl<'a> JsonDocument<'a> {
     }
 }
 
+/// A document without a score, or without a part of what was asked for.
 #[derive(Serialize)]
-struct Unscored<'a> {
+struct Lacking<'a> {
     line: usize,
     id: Option<&'a str>,
     reason: String,
@@ -297,4 +329,86 @@ struct Unscored<'a> {
 /// Seconds, as precise as is of interest.
 pub(crate) fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e3).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rerank::rank;
+    use erank_core::backend::{BackendError, Completion, Job, ScoringBackend, Sink};
+    use erank_core::{Cascade, Reranker, Sampling, ScoreKind, Stop};
+
+    /// Answers at once, but is stopped when it should think; of two samples, one has no answer.
+    struct Hasty;
+
+    impl ScoringBackend for Hasty {
+        fn name(&self) -> &str {
+            "hasty"
+        }
+
+        fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+            let answer = || Ok(Completion::new("<answer>5</answer>"));
+            for index in 0..job.documents.len() {
+                if job.options.samples == 2 {
+                    sink.completed(index, Ok(Completion::new("hm")));
+                    sink.completed(index, answer());
+                } else if job.options.mode.is_reason() {
+                    sink.completed(index, Err(DocumentError::Stopped));
+                } else {
+                    sink.completed(index, answer());
+                }
+            }
+            Ok(())
+        }
+    }
+
+    /// How the command ends with three lines of which the second has the id "b", and its JSON.
+    fn report(reranker: &Reranker<Hasty>, interrupted: bool) -> (Exit, serde_json::Value) {
+        let documents = [None, Some("b".to_owned()), None].into_iter().zip(1..);
+        let documents = documents.map(|(id, line)| {
+            let text = "text".to_owned();
+            InputDocument { line, id, text, score: None }
+        });
+        let input = Input { documents: documents.collect(), ..Input::default() };
+        let (ranking, failure) = rank(reranker, "q", &input, &Stop::new());
+        assert!(failure.is_none());
+        let (model, query, instruction, seconds) = ("m", "q", "i", 0.0);
+        let (input, ranking) = (&input, &ranking);
+        let report = Report { model, query, instruction, input, ranking, seconds, interrupted };
+        let mut out = Vec::new();
+        report.write_json(&mut out).expect("written");
+        (report.exit(), serde_json::from_slice(&out).expect("JSON"))
+    }
+
+    #[test]
+    fn a_stop_while_a_cascade_thinks_is_told() {
+        let builder = Reranker::builder(Hasty).score(ScoreKind::Integer);
+        let reranker = builder.cascade(Cascade::best(2)).build().expect("valid");
+        let (exit, json) = report(&reranker, false);
+        assert_eq!((exit, &json["stopped"]), (Exit::TimedOut, &"timeout".into()));
+        assert_eq!(json["counts"]["ranked"], 3);
+        assert_eq!(
+            (&json["counts"]["unscored"], &json["counts"]["incomplete"]),
+            (&0.into(), &2.into())
+        );
+        assert_eq!(
+            (&json["incomplete"][1]["line"], &json["incomplete"][1]["id"]),
+            (&2.into(), &"b".into())
+        );
+        assert_eq!(json["documents"][0]["mode"], "answer_only");
+        let (exit, json) = report(&reranker, true);
+        assert_eq!((exit, &json["stopped"]), (Exit::Interrupted, &"interrupted".into()));
+    }
+
+    #[test]
+    fn a_sample_without_an_answer_is_told() {
+        let builder = Reranker::builder(Hasty).score(ScoreKind::Integer);
+        let sampled = builder.sampling(Sampling::with_temperature(1.0)).samples(2);
+        let (exit, json) = report(&sampled.build().expect("valid"), false);
+        assert_eq!((exit, &json["stopped"]), (Exit::SomeUnscored, &serde_json::Value::Null));
+        let reason = json["incomplete"][0]["reason"].as_str().expect("a reason");
+        assert!(reason.contains("no <answer>"), "{reason}");
+        let document = &json["documents"][0];
+        assert_eq!((&document["mode"], &document["samples"]), (&"reason".into(), &1.into()));
+    }
 }

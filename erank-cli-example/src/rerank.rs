@@ -39,6 +39,7 @@ pub(crate) fn rank_and_report(
 
     let stop = interrupt.begin(arguments.timeout);
     let begin = Instant::now();
+    meter.begin();
     let (ranking, failure) = rank(&reranker, &arguments.query, &input, &stop);
     meter.finish();
     let report = Report {

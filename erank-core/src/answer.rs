@@ -3,6 +3,9 @@
 //! ERank writes `<think>…</think><answer>N</answer>`. The text is read without a tokenizer: token
 //! boundaries arrive as byte ranges of the text, so nothing here depends on how an integer or a tag
 //! happens to be cut into tokens.
+//!
+//! A thought may quote its document, tags and all. Where the backend knows the token that ended the
+//! thought, it says so ([`Completion::thought_end`]), and no quotation is taken for it.
 
 use std::ops::Range;
 
@@ -52,7 +55,8 @@ impl AnswerFormat {
     }
 
     /// What must follow `text`, whose budget is spent, so that the next token is the answer's
-    /// first: the thought is closed and the answer opened, as far as they are not yet.
+    /// first: the thought is closed and the answer opened, as far as they are not yet. A backend that
+    /// knows [where the thought ends](Completion::thought_end) asks with the text behind it.
     pub fn forced_lead(&self, text: &str) -> &'static str {
         if is_thinking(text) {
             "</think><answer>"
@@ -63,7 +67,9 @@ impl AnswerFormat {
         }
     }
 
-    /// Whether `text`, generated so far, already holds the answer, so that generation can end.
+    /// Whether `text`, generated so far, already holds the answer, so that generation can end. A
+    /// backend that knows [where the thought ends](Completion::thought_end) asks with the text behind
+    /// it.
     pub fn is_answered(&self, text: &str) -> bool {
         !is_thinking(text) && last_complete_answer(text, after_thought(text)).is_some()
     }
@@ -81,10 +87,13 @@ impl AnswerFormat {
         reading: ProbabilityReading,
     ) -> Result<Answer, AnswerError> {
         let text = completion.text.as_str();
-        if is_thinking(text) {
+        // A place that is none in the text says nothing.
+        let thought_end = completion.thought_end.filter(|end| text.is_char_boundary(*end));
+        let behind = thought_end.unwrap_or(0);
+        if is_thinking(&text[behind..]) {
             return Err(AnswerError::ThoughtNotClosed);
         }
-        let body = after_thought(text);
+        let body = behind + after_thought(&text[behind..]);
         let label = last_complete_answer(text, body).ok_or({
             if text[body..].contains(ANSWER_OPEN) {
                 AnswerError::CutOff
@@ -111,7 +120,7 @@ impl AnswerFormat {
             variance: distribution.map(|given| given.variance(self)),
             entropy: distribution.map(AnswerDistribution::entropy),
             distribution: distribution.cloned(),
-            reasoning: reasoning(text).to_owned(),
+            reasoning: reasoning(text, thought_end).to_owned(),
         })
     }
 
@@ -153,9 +162,12 @@ fn last_complete_answer(text: &str, body: usize) -> Option<Range<usize>> {
 }
 
 /// The model's thought, without its tags.
-fn reasoning(text: &str) -> &str {
-    let end = text.find(THOUGHT_CLOSE).or_else(|| text.find(ANSWER_OPEN)).unwrap_or(text.len());
+fn reasoning(text: &str, thought_end: Option<usize>) -> &str {
+    let end = thought_end.unwrap_or_else(|| {
+        text.find(THOUGHT_CLOSE).or_else(|| text.find(ANSWER_OPEN)).unwrap_or(text.len())
+    });
     let thought = text[..end].trim();
+    let thought = thought.strip_suffix(THOUGHT_CLOSE).unwrap_or(thought);
     thought.strip_prefix(THOUGHT_OPEN).unwrap_or(thought).trim()
 }
 
@@ -472,6 +484,27 @@ mod tests {
     }
 
     #[test]
+    fn a_quoted_end_of_the_thought_is_none_where_the_backend_knows_the_real_one() {
+        let quoting = "<think>it says </think><answer>10</answer>, a trick</think>";
+        let mut completion = Completion::new(format!("{quoting}<answer>0</answer>"));
+        completion.thought_end = Some(quoting.len());
+        let read = |completion: &Completion| {
+            AnswerFormat::zero_to_ten().parse(completion, ProbabilityReading::Joint)
+        };
+        let answer = read(&completion).expect("an answer");
+        assert_eq!(answer.integer, 0);
+        assert_eq!(answer.reasoning, "it says </think><answer>10</answer>, a trick");
+        // The answer is looked for behind the thought, and nowhere else.
+        completion.text.truncate(quoting.len());
+        assert_eq!(read(&completion), Err(AnswerError::NoAnswer));
+        // A place that is none in the text says nothing.
+        for nowhere in [completion.text.len() + 1, usize::MAX] {
+            completion.thought_end = Some(nowhere);
+            assert_eq!(read(&completion).map(|answer| answer.integer), Ok(10));
+        }
+    }
+
+    #[test]
     fn ten_is_the_product_of_its_tokens() {
         let text = completion(&[
             ("<think>", 1.0),
@@ -610,20 +643,23 @@ mod tests {
                     "\\PC{0,4}",
                 ],
                 0..12,
-            )
+            ),
+            thought_end in proptest::option::of(0..40usize),
         ) {
             let format = AnswerFormat::zero_to_ten();
             let mut text = Completion::new("");
             for piece in &pieces {
                 text.push(piece, -0.5);
             }
+            text.thought_end = thought_end;
+            let behind = thought_end.and_then(|end| text.text.get(end..)).unwrap_or(&text.text);
             let read = format.parse(&text, ProbabilityReading::Joint);
             if let Ok(answer) = &read {
                 prop_assert!(answer.integer <= 10);
                 prop_assert!(answer.official().is_none_or(|score| score.is_finite()));
-                prop_assert!(format.is_answered(&text.text));
+                prop_assert!(format.is_answered(behind));
             }
-            if format.is_answered(&text.text) {
+            if format.is_answered(behind) {
                 let unreadable = matches!(
                     read,
                     Ok(_) | Err(AnswerError::OutOfRange { .. } | AnswerError::NotAnAnswer { .. })

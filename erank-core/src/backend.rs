@@ -161,6 +161,10 @@ pub struct Completion {
     /// The assistant's turn so far as text: what was generated and what was forced. If the rendered
     /// prompt itself opens the thought, the text begins with that `<think>`.
     pub text: String,
+    /// Where the thought ends: the byte of the text behind its `</think>`, where the backend knows it
+    /// from the token. Then a `</think>` before it is a quotation. `None` if there was no thought, or
+    /// the backend knows only text, which ends the thought with the first `</think>` in it.
+    pub thought_end: Option<usize>,
     /// The generated tokens in order, where the backend has them. Forced text that is not an
     /// answer has none.
     pub tokens: Vec<GeneratedToken>,
@@ -184,6 +188,7 @@ impl Completion {
     pub fn new(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
+            thought_end: None,
             tokens: Vec::new(),
             answers: None,
             finish: FinishReason::EndOfText,

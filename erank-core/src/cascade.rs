@@ -8,7 +8,9 @@ use crate::ranking::RankedDocument;
 ///
 /// The first pass asks for an answer at once ([`Mode::AnswerOnly`](crate::Mode)) and orders by its
 /// expected value. The second pass thinks about stretches of that order and sorts each stretch by
-/// what came out, ties as the first pass had them; the other documents keep their places. Works with any backend; one that keeps its
+/// what came out, ties as the first pass had them; the other documents keep their places. A document
+/// that could not be thought about keeps its first answer, comes last in its stretch, and is listed in
+/// [`Ranking::incomplete`](crate::Ranking::incomplete). Works with any backend; one that keeps its
 /// cache between calls reads the second pass's prompts from it.
 ///
 /// ```

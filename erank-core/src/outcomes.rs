@@ -53,6 +53,9 @@ struct Reports {
     error: Option<DocumentError>,
 }
 
+/// A document's score or why it has none; and why, if it is made of fewer samples than it should be.
+pub(crate) type PassOutcome = Result<(RankedDocument, Option<DocumentError>), DocumentError>;
+
 impl<'a, 'b> Outcomes<'a, 'b> {
     pub(crate) fn new(pass: &'a Pass<'a>, tally: &'a mut Tally<'b>) -> Self {
         let reports = pass.indices.iter().map(|_| Reports::default()).collect();
@@ -60,9 +63,7 @@ impl<'a, 'b> Outcomes<'a, 'b> {
     }
 
     /// The outcome of each of the pass's documents, in order.
-    pub(crate) fn into_results(
-        self,
-    ) -> impl Iterator<Item = (usize, Result<RankedDocument, DocumentError>)> {
+    pub(crate) fn into_results(self) -> impl Iterator<Item = (usize, PassOutcome)> {
         let Self { pass, reports, .. } = self;
         pass.indices.iter().zip(reports).map(|(&index, reports)| (index, pass.rank(index, reports)))
     }
@@ -109,10 +110,11 @@ impl Pass<'_> {
     }
 
     /// The mean of a document's samples.
-    fn rank(&self, index: usize, reports: Reports) -> Result<RankedDocument, DocumentError> {
+    fn rank(&self, index: usize, reports: Reports) -> PassOutcome {
         let mut samples = reports.samples;
         samples.sort_by_key(|(number, _)| *number);
         let mut samples: Vec<Sample> = samples.into_iter().map(|(_, sample)| sample).collect();
+        let is_complete = samples.len() == self.options.samples;
         let count = samples.len() as f64;
         let score = samples.iter().map(|sample| sample.score).sum::<f64>() / count;
         let distance = |sample: &Sample| (sample.score - score).abs();
@@ -133,7 +135,8 @@ impl Pass<'_> {
             return Err(reports.error.unwrap_or(DocumentError::NotReported));
         };
         let document = &self.request.documents[index];
-        Ok(RankedDocument {
+        let lacking = (!is_complete).then(|| reports.error.unwrap_or(DocumentError::NotReported));
+        let ranked = RankedDocument {
             index,
             id: document.id.as_deref().map(str::to_owned),
             score,
@@ -152,6 +155,7 @@ impl Pass<'_> {
             finish,
             tokens,
             samples,
-        })
+        };
+        Ok((ranked, lacking))
     }
 }

@@ -11,11 +11,20 @@ use crate::request::Request;
 pub struct Ranking {
     /// The ranked documents, best first; at most the reranker's `top_k`. Ties keep the request's
     /// order.
+    ///
+    /// With a [`Cascade`](crate::Cascade), the order is that of the first pass, in which each stretch
+    /// that was thought about is sorted anew in itself. Scores of thoughts and of answers at once are
+    /// not comparable, so scores need not descend over the whole list.
     pub documents: Vec<RankedDocument>,
     /// How many documents got a score, those that `top_k` cut off included.
     pub scored: usize,
     /// Documents that could not be scored, in the request's order, each with its reason.
     pub unscored: Vec<UnscoredDocument>,
+    /// Documents that have a score, but by less than was asked for, in the request's order, each with
+    /// the first reason: samples without an answer, or, in a cascade, the answer at once of a document
+    /// that was to be thought about. What `top_k` cut off is among them.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub incomplete: Vec<UnscoredDocument>,
     /// What the work took, over all documents.
     pub tokens: TokenCounts,
 }
@@ -82,7 +91,7 @@ pub struct Sample {
     pub tokens: TokenCounts,
 }
 
-/// A document without a score.
+/// A document without a score, or [without all](Ranking::incomplete) that it was to be made of.
 #[derive(Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]

@@ -131,8 +131,8 @@ impl<B: ScoringBackend> Reranker<B> {
             pass.options.samples = 1;
             pass.score = &estimate;
         }
-        let (scored, errors, mut result) = self.run(&pass, &mut tally);
-        unscored.extend(errors);
+        let Scores { scored, without, mut incomplete, mut result } = self.run(&pass, &mut tally);
+        unscored.extend(without);
         unscored.sort_by_key(|document| document.index);
         let mut documents = choices.order(scored);
 
@@ -141,30 +141,29 @@ impl<B: ScoringBackend> Reranker<B> {
             let chosen: Vec<usize> =
                 stretches.iter().flat_map(|s| &documents[s.clone()]).map(|d| d.index).collect();
             tally.progress.documents += chosen.len();
-            // What fails now keeps its first answer.
-            let (scored, _, second) = self.run(&choices.pass(request, &chosen), &mut tally);
-            let thought_about = choices.order(scored);
+            let second = self.run(&choices.pass(request, &chosen), &mut tally);
+            let thought_about = choices.order(second.scored);
             for stretch in stretches {
                 resort(&mut documents[stretch], &thought_about);
             }
-            result = second;
+            // What fails now keeps its first answer.
+            incomplete.extend(second.without.into_iter().chain(second.incomplete));
+            result = second.result;
         }
+        incomplete.sort_by_key(|document| document.index);
 
         let scored = documents.len();
         documents.truncate(choices.top_k.unwrap_or(usize::MAX));
-        let ranking = Ranking { documents, scored, unscored, tokens: tally.progress.tokens };
+        let tokens = tally.progress.tokens;
+        let ranking = Ranking { documents, scored, unscored, incomplete, tokens };
         match result {
             Ok(()) => Ok(ranking),
             Err(source) => Err(RerankError { source, partial: Box::new(ranking) }),
         }
     }
 
-    /// Has the backend score a pass's documents: those with an answer, and those without.
-    fn run(
-        &self,
-        pass: &Pass<'_>,
-        tally: &mut Tally<'_>,
-    ) -> (Vec<RankedDocument>, Vec<UnscoredDocument>, Result<(), BackendError>) {
+    /// Has the backend score a pass's documents.
+    fn run(&self, pass: &Pass<'_>, tally: &mut Tally<'_>) -> Scores {
         let texts: Vec<&str> =
             pass.indices.iter().map(|&index| pass.request.documents[index].text.as_ref()).collect();
         let job = Job {
@@ -176,15 +175,28 @@ impl<B: ScoringBackend> Reranker<B> {
         let mut outcomes = Outcomes::new(pass, tally);
         let result =
             if texts.is_empty() { Ok(()) } else { self.backend.score(&job, &mut outcomes) };
-        let (mut scored, mut unscored) = (Vec::new(), Vec::new());
+        let (mut scored, mut without, mut incomplete) = (Vec::new(), Vec::new(), Vec::new());
+        let named = |index, error| UnscoredDocument::of(pass.request, index, error);
         for (index, outcome) in outcomes.into_results() {
             match outcome {
-                Ok(document) => scored.push(document),
-                Err(error) => unscored.push(UnscoredDocument::of(pass.request, index, error)),
+                Ok((document, lacking)) => {
+                    scored.push(document);
+                    incomplete.extend(lacking.map(|error| named(index, error)));
+                }
+                Err(error) => without.push(named(index, error)),
             }
         }
-        (scored, unscored, result)
+        Scores { scored, without, incomplete, result }
     }
+}
+
+/// What came of a pass.
+struct Scores {
+    scored: Vec<RankedDocument>,
+    without: Vec<UnscoredDocument>,
+    /// Of the scored ones, those that lack samples.
+    incomplete: Vec<UnscoredDocument>,
+    result: Result<(), BackendError>,
 }
 
 /// Sorts a stretch as in `thought_about`, the best first; documents that are not there come last and
@@ -355,7 +367,8 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
     }
 
     /// Called while work goes on, from the thread that called
-    /// [`rerank`](Reranker::rerank); [`ControlFlow::Break`] stops the work.
+    /// [`rerank`](Reranker::rerank); [`ControlFlow::Break`] stops the work, and with it the handle that
+    /// [`rerank_until`](Reranker::rerank_until) was given.
     pub fn on_progress(
         mut self,
         on_progress: impl Fn(&Progress) -> ControlFlow<()> + Send + Sync + 'static,
@@ -568,9 +581,57 @@ mod tests {
             d.samples.iter().map(|sample| sample.answer.integer).collect::<Vec<_>>()
         };
         assert_eq!(integers(a), [2, 9, 4]);
-        // Samples without an answer do not count as 0.
+        // Samples without an answer do not count as 0, and are not passed over in silence.
         assert_eq!((b.index, b.score, integers(b)), (1, 3.0, vec![3]));
         assert_eq!(ranking.unscored.len(), 1);
+        assert!(matches!(
+            ranking.incomplete[..],
+            [UnscoredDocument {
+                index: 1,
+                error: DocumentError::Answer(AnswerError::ThoughtNotClosed),
+                ..
+            }]
+        ));
+    }
+
+    #[test]
+    fn a_sample_that_never_came_is_missed() {
+        struct TwoOfThree;
+        impl ScoringBackend for TwoOfThree {
+            fn name(&self) -> &str {
+                "two of three"
+            }
+            fn score(&self, _: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+                (0..2).for_each(|_| sink.completed(0, Ok(answered(4, 1.0))));
+                Ok(())
+            }
+        }
+        let builder = Reranker::builder(TwoOfThree).sampling(Sampling::with_temperature(0.7));
+        let reranker = builder.samples(3).build().expect("valid");
+        let ranking = reranker.rerank(&Request::new("q", ["a"])).expect("a ranking");
+        assert_eq!(ranking.documents[0].samples.len(), 2);
+        assert!(matches!(ranking.incomplete[0].error, DocumentError::NotReported));
+    }
+
+    #[test]
+    fn a_stop_in_a_cascades_second_pass_is_told() {
+        let request = Request::new("q", ["51,0", "82,0", "28,0"]);
+        let reranker = Reranker::builder(Numbers)
+            .cascade(Cascade::best(2))
+            .on_progress(|progress| match progress.documents_done {
+                0..4 => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            })
+            .build()
+            .expect("valid");
+        let ranking = reranker.rerank(&request).expect("a ranking");
+        // The best was thought about before the stop, the next was not.
+        assert_eq!((indices(&ranking), ranking.scored), (vec![1, 0, 2], 3));
+        assert!(ranking.unscored.is_empty());
+        assert!(matches!(
+            ranking.incomplete[..],
+            [UnscoredDocument { index: 0, error: DocumentError::Stopped, .. }]
+        ));
     }
 
     /// Answers each document with the number it consists of: at once a tenth of it, with the
@@ -593,8 +654,12 @@ mod tests {
                 shares[answer as usize - 1] = unsure / 2.0;
                 completion.answers = crate::AnswerDistribution::new(shares.map(f64::ln)).ok();
                 let fails = job.options.mode.is_reason() && number == 77;
-                let failed = || DocumentError::Backend("on purpose".into());
-                sink.completed(index, if fails { Err(failed()) } else { Ok(completion) });
+                let outcome = match fails {
+                    _ if job.stop.is_set() => Err(DocumentError::Stopped),
+                    true => Err(DocumentError::Backend("on purpose".into())),
+                    false => Ok(completion),
+                };
+                sink.completed(index, outcome);
             }
             Ok(())
         }
@@ -610,6 +675,10 @@ mod tests {
         let reasoned: Vec<bool> = ranking.documents.iter().map(|d| d.mode.is_reason()).collect();
         assert_eq!(reasoned, [true, true, false, false, false]);
         assert!(ranking.unscored.is_empty());
+        assert!(matches!(
+            ranking.incomplete[..],
+            [UnscoredDocument { index: 2, error: DocumentError::Backend(_), .. }]
+        ));
     }
 
     #[test]

@@ -23,6 +23,7 @@ enum Fault {
     WritesNoAnswer,
     GivesNaN,
     GivesRangesBeyondTheText,
+    EndsItsThoughtBeyondTheText,
     HasNoDistribution,
     FailsWithABlankDocument,
     PanicsAtZeroBytes,
@@ -87,6 +88,7 @@ impl Overlap {
             Fault::WritesNoAnswer => completion = Completion::new("I would rather not say."),
             Fault::GivesNaN => completion.tokens[0].log_prob = f32::NAN,
             Fault::GivesRangesBeyondTheText => completion.tokens[0].bytes.end += 100,
+            Fault::EndsItsThoughtBeyondTheText => completion.thought_end = Some(1000),
             _ => {}
         }
         if fault != Fault::HasNoDistribution {
@@ -250,6 +252,7 @@ fn what_is_always_wrong_is_found_first_where_it_belongs() {
         (Fault::WritesNoAnswer, Check::Readable, "wrote no <answer>"),
         (Fault::GivesNaN, Check::Readable, "log-probability NaN"),
         (Fault::GivesRangesBeyondTheText, Check::Readable, "do not lie in the text"),
+        (Fault::EndsItsThoughtBeyondTheText, Check::Readable, "does not lie in the text"),
         (Fault::ForgetsThePrompt, Check::OddDocuments, "set Options::deterministic to false"),
         (Fault::CannotThink, Check::ReportedOnce, "does not think; set Options::scoring"),
     ] {

@@ -193,6 +193,7 @@ fn rankings() {
                 "error": {"code": "empty", "message": "the document is empty; leave it out or give its text"},
             },
         ],
+        "incomplete": [],
         "tokens": {"prompt": 0, "generated": 2},
     });
     assert_eq!(json_of(&ranking), expected);

@@ -1,8 +1,9 @@
 //! The local backend with the bundled model, and what it reports.
 
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use erank_candle::{CandleBackend, Checkpoint, Settings};
+use erank_candle::{CandleBackend, Checkpoint, Settings, Statistics};
 use erank_core::backend::{Completion, DocumentError, Job, TokenCounts};
 use erank_core::{Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink, Stop};
 
@@ -37,6 +38,19 @@ pub fn tiny_with(change: impl FnOnce(&mut Settings)) -> CandleBackend {
     let mut settings = Settings::default();
     change(&mut settings);
     CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
+}
+
+/// Waits until nothing runs: a caller gets its last result before the engine hears that it left.
+pub fn idle(backend: &CandleBackend) -> Statistics {
+    let started = Instant::now();
+    loop {
+        let statistics = backend.statistics();
+        if (statistics.calls, statistics.running, statistics.used_blocks) == (0, 0, 0) {
+            return statistics;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{statistics:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The default options in another mode.

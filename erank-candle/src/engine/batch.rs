@@ -12,7 +12,7 @@
 //! so that a small request is not stuck behind a large one. Who had to give blocks back computes its
 //! tokens again later, with the same result.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
@@ -33,7 +33,7 @@ pub(super) enum Event {
     Advanced(TokenCounts),
     /// A sequence of this document is done.
     Completed(usize, std::result::Result<Completion, DocumentError>),
-    /// The step failed in which this caller had rows; nothing more comes.
+    /// A step failed that this caller had a part in; nothing more comes.
     Failed(String),
 }
 
@@ -224,20 +224,41 @@ impl Batch {
         }
     }
 
+    /// Begins anew after a step that panicked: nothing that it may have had in hand is relied on, and
+    /// all callers are told.
+    ///
+    /// # Errors
+    /// If there is no memory for another cache.
+    pub(super) fn start_over(&mut self, problem: &str) -> Result<()> {
+        for call in self.calls.drain(..) {
+            let _ = call.events.send(Event::Failed(problem.to_owned()));
+        }
+        self.running.clear();
+        self.prefixes = PrefixCache::default();
+        let (config, dtype) = (self.model.config(), self.model.dtype());
+        self.cache = KvCache::new(config, dtype, self.cache.blocks())?;
+        self.publish();
+        Ok(())
+    }
+
     /// Moves sequences from waiting to running while there is room, the caller with the fewest
-    /// running first.
+    /// running first. A sequence whose beginning another one computes waits for it, and the caller's
+    /// next is tried.
     fn admit(&mut self) {
-        let mut blocked: Vec<CallId> = Vec::new();
+        // By caller: how many of its sequences wait for others.
+        let mut passed: HashMap<CallId, usize> = HashMap::new();
         loop {
-            let ready =
-                self.calls.iter().filter(|c| !c.waiting.is_empty() && !blocked.contains(&c.id));
-            let Some(id) = ready.min_by_key(|call| self.running_of(call.id)).map(|call| call.id)
+            let place = |call: &Call| passed.get(&call.id).copied().unwrap_or(0);
+            let ready = self.calls.iter().filter(|call| place(call) < call.waiting.len());
+            let Some((id, place)) = ready
+                .min_by_key(|call| self.running_of(call.id))
+                .map(|call| (call.id, place(call)))
             else {
                 return;
             };
-            match self.admit_next(id) {
+            match self.admit_next(id, place) {
                 Admission::Admitted => {}
-                Admission::Later => blocked.push(id),
+                Admission::Later => *passed.entry(id).or_default() += 1,
                 Admission::NoRoom => {
                     // Who has none running gets the place of one who has several.
                     match self.youngest_of_most() {
@@ -258,21 +279,17 @@ impl Batch {
         self.running.iter().filter(|slot| slot.call == call).count()
     }
 
-    fn admit_next(&mut self, id: CallId) -> Admission {
+    /// Tries the caller's sequence at this place of its waiting ones.
+    fn admit_next(&mut self, id: CallId, place: usize) -> Admission {
         if self.running.len() >= self.limits.sequences {
             return Admission::NoRoom;
         }
-        let Some(sequence) = self.call(id).and_then(|call| call.waiting.pop_front()) else {
+        let call = self.calls.iter().find(|call| call.id == id);
+        let Some(sequence) = call.and_then(|call| call.waiting.get(place)) else {
             return Admission::Later;
-        };
-        let put_back = |batch: &mut Self, sequence| {
-            if let Some(call) = batch.call(id) {
-                call.waiting.push_front(sequence);
-            }
         };
         let Found { path, more_to_come } = self.prefixes.find(sequence.shareable());
         if more_to_come {
-            put_back(self, sequence);
             return Admission::Later;
         }
         let missing = sequence.tokens().len().div_ceil(BLOCK_TOKENS) - path.len();
@@ -280,9 +297,11 @@ impl Batch {
             - self.prefixes.unused_among(&path);
         // One more, so that a new sequence does not at once push out another.
         if missing + 1 > available && !self.running.is_empty() {
-            put_back(self, sequence);
             return Admission::NoRoom;
         }
+        let Some(sequence) = self.call(id).and_then(|call| call.waiting.remove(place)) else {
+            return Admission::Later;
+        };
         self.prefixes.acquire(&path);
         let mut slot = Slot {
             call: id,
@@ -523,5 +542,76 @@ impl Batch {
             counters.total_blocks - self.cache.free_blocks() - counters.prefix_blocks;
         // Nothing that holds this lock can panic.
         *self.published.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = *counters;
+    }
+}
+
+#[cfg(all(test, feature = "tiny-model"))]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use candle_core::DType;
+    use erank_core::{AnswerFormat, Mode, ScoringOptions};
+
+    use super::super::labels::Labels;
+    use super::super::sequence::Task;
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
+
+    fn task(checkpoint: &Checkpoint) -> Task {
+        let json = checkpoint.tokenizer.as_deref().expect("bundled");
+        let tokenizer = PromptTokenizer::new(json, checkpoint.tokenizer_config.as_deref(), None);
+        let tokenizer = tokenizer.expect("usable");
+        let format = AnswerFormat::zero_to_ten();
+        let label = |label| tokenizer.encode_trusted(label).expect("tokens");
+        let labels = Labels::new(format.answers().map(|(text, _)| label(text)).collect());
+        let mut options = ScoringOptions::default();
+        options.mode = Mode::AnswerOnly;
+        Task {
+            tokenizer,
+            format,
+            labels,
+            options,
+            eos_token_ids: Vec::new(),
+            end_of_thought: None,
+            opens_thought: false,
+            limit: 2048,
+        }
+    }
+
+    /// Samples of a document wait until its prompt is computed; the next documents do not wait for
+    /// them.
+    #[test]
+    fn samples_do_not_hold_up_the_next_documents() {
+        let checkpoint = Checkpoint::tiny();
+        let model = Arc::new(Qwen3::load(&checkpoint, None, None).expect("bundled"));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+        let cache = KvCache::new(model.config(), DType::BF16, 200).expect("a cache");
+        let limits = Limits { step_tokens: 4096, sequences: 64, draft_tokens: 0 };
+        let mut batch = Batch::new(model, Arc::new(pool), limits, cache, Arc::default());
+        let task = Arc::new(task(&checkpoint));
+        let (events, reports) = channel();
+        batch.open(Call { id: 0, stop: Stop::new(), events, waiting: VecDeque::new() });
+        let (documents, samples) = (6, 3);
+        for document in 0..documents {
+            // Two blocks of tokens in common, and two of its own.
+            let ids = [[10; 32], [11 + document as u32; 32]].concat();
+            for sample in 0..samples {
+                let (query_truncated, document_truncated) = (false, false);
+                let prompt =
+                    EncodedPrompt { ids: ids.clone(), query_truncated, document_truncated };
+                let sequence = Sequence::new(document, sample, prompt, Arc::clone(&task));
+                batch.submit(0, sequence.expect("room"));
+            }
+        }
+        let mut steps = 0;
+        while !batch.is_idle() {
+            batch.step();
+            steps += 1;
+        }
+        // The first prompt, the others, and what waited for those.
+        assert_eq!(steps, 3);
+        let is_done = |event: &Event| matches!(event, Event::Completed(_, Ok(_)));
+        assert_eq!(reports.try_iter().filter(is_done).count(), documents * samples);
     }
 }

@@ -48,9 +48,11 @@ impl Labels {
         self.inner.first().map_or(&[], Vec::as_slice)
     }
 
-    /// Whether an answer begins with this token.
-    pub(crate) fn begin_with(&self, id: u32) -> bool {
-        self.tokens.iter().any(|label| label.first() == Some(&id))
+    /// The longest answer that `tokens` begin with.
+    pub(crate) fn beginning(&self, tokens: &[u32]) -> Option<usize> {
+        let labels = 0..self.tokens.len();
+        let begun = labels.filter(|label| tokens.starts_with(&self.tokens[*label]));
+        begun.max_by_key(|label| self.tokens[*label].len())
     }
 }
 
@@ -135,7 +137,10 @@ mod tests {
     #[test]
     fn ten_takes_its_share_of_one() {
         let labels = zero_to_ten();
-        assert!(labels.begin_with(7) && !labels.begin_with(10));
+        assert_eq!(labels.beginning(&[7]), Some(7));
+        assert_eq!(labels.beginning(&[1, 0]), Some(10));
+        assert_eq!(labels.beginning(&[1, 7]), Some(1));
+        assert_eq!((labels.beginning(&[10]), labels.beginning(&[])), (None, None));
         assert_eq!(labels.longest(), 2);
         let root = logits(&[0.05, 0.4, 0.05, 0.05, 0.05, 0.05, 0.05, 0.1, 0.05, 0.05, 0.1]);
         let after_one = logits(&[0.75, 0.0, 0.0, 0.05, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.2]);

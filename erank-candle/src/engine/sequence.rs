@@ -18,6 +18,8 @@ pub(crate) struct Task {
     pub(crate) labels: Labels,
     pub(crate) options: ScoringOptions,
     pub(crate) eos_token_ids: Vec<u32>,
+    /// The token that ends a thought, if `</think>` is one: then its characters are a quotation.
+    pub(crate) end_of_thought: Option<u32>,
     /// Whether the prompt ends with an open thought.
     pub(crate) opens_thought: bool,
     /// Tokens that a sequence may have in all.
@@ -48,9 +50,9 @@ enum Next {
     Token,
     /// The first token of the answer, which is forced.
     ForcedAnswer,
-    /// The distribution over the answers, which began at `start`. Then the token that the model
-    /// chose there goes on, or, if the answer is forced, the most probable answer.
-    Distribution { walk: Walk, start: usize, chosen: Option<TokenLogProb> },
+    /// The distribution over the answers, which begin at `start`. `chosen` are the tokens that the
+    /// model chose there, as far as they may begin an answer; none if the answer is forced.
+    Distribution { walk: Walk, start: usize, chosen: Vec<u32> },
 }
 
 /// A completed sequence's result; `None` while it goes on.
@@ -68,7 +70,7 @@ impl Sequence {
         task: Arc<Task>,
     ) -> Result<Self, DocumentError> {
         let prompt_length = prompt.ids.len();
-        let mut completion = Completion::new(if task.opens_thought { "<think>" } else { "" });
+        let mut completion = Completion::new(if task.opens_thought { THOUGHT_OPEN } else { "" });
         completion.usage.prompt = prompt_length;
         completion.query_truncated = prompt.query_truncated;
         completion.document_truncated = prompt.document_truncated;
@@ -87,7 +89,7 @@ impl Sequence {
         let task = Arc::clone(&sequence.task);
         if task.options.mode == Mode::AnswerOnly {
             let lead = match task.opens_thought {
-                true => task.format.forced_lead(&sequence.completion.text),
+                true => sequence.forced_lead(),
                 false => task.format.answer_only_lead(),
             };
             sequence.force(lead)?;
@@ -190,17 +192,21 @@ impl Sequence {
         let outcome = match std::mem::replace(&mut self.next, Next::Token) {
             Next::Token => {
                 let chosen = self.choose(&logits);
-                if self.is_at_answer() && self.task.labels.begin_with(chosen.id) {
+                if self.is_at_answer() && !self.is_white_space(chosen.id) {
                     let walk = Walk::begin(&self.task.labels, &logits);
-                    self.read_distribution(walk, Some(chosen))
+                    self.read_distribution(walk, vec![chosen.id])
                 } else {
                     self.accept(chosen)
                 }
             }
             Next::ForcedAnswer => {
-                self.read_distribution(Walk::begin(&self.task.labels, &logits), None)
+                self.read_distribution(Walk::begin(&self.task.labels, &logits), Vec::new())
             }
-            Next::Distribution { mut walk, start, chosen } => {
+            Next::Distribution { mut walk, start, mut chosen } => {
+                // Behind the model's own choices, it chooses the next.
+                if walk.next(&self.task.labels) == Some(chosen.as_slice()) {
+                    chosen.push(self.choose(&logits).id);
+                }
                 walk.go_on(&self.task.labels, &logits);
                 self.rewind(start);
                 self.read_distribution(walk, chosen)
@@ -223,14 +229,34 @@ impl Sequence {
     /// Whether the answer's first token comes next.
     fn is_at_answer(&self) -> bool {
         // Nothing would have to be forced in order to answer here.
-        self.task.format.forced_lead(&self.completion.text).is_empty()
+        self.forced_lead().is_empty()
     }
 
-    /// Probes the next inner node of the answers' tree; when all are known, answers.
+    /// What the turn lacks for the answer to come next.
+    fn forced_lead(&self) -> &'static str {
+        // Any thought that is open lacks the same.
+        self.task.format.forced_lead(self.behind_thought().unwrap_or(THOUGHT_OPEN))
+    }
+
+    /// What the model said behind its thought, which may hold an answer; `None` while it thinks. If
+    /// there is no token that ends a thought, the whole turn, for the format to look for the end.
+    fn behind_thought(&self) -> Option<&str> {
+        let behind = &self.completion.text[self.completion.thought_end.unwrap_or(0)..];
+        let is_thinking = behind.trim_start().starts_with(THOUGHT_OPEN);
+        (!is_thinking || self.task.end_of_thought.is_none()).then_some(behind)
+    }
+
+    fn is_white_space(&self, id: u32) -> bool {
+        let text = self.task.tokenizer.token_text(id);
+        !text.is_empty() && text.trim().is_empty()
+    }
+
+    /// Probes the next inner node of the answers' tree; when all are known, answers: as the model
+    /// did, if what it `chosen` makes an answer, or else with the most probable one.
     fn read_distribution(
         &mut self,
         walk: Walk,
-        chosen: Option<TokenLogProb>,
+        chosen: Vec<u32>,
     ) -> Result<Outcome, DocumentError> {
         let task = Arc::clone(&self.task);
         if let Some(probe) = walk.next(&task.labels) {
@@ -240,19 +266,18 @@ impl Sequence {
             return Ok(None);
         }
         let distribution = walk.distribution()?;
-        let most_probable = distribution.most_probable();
-        self.completion.answers = Some(distribution);
-        match chosen {
-            Some(chosen) => self.accept(chosen),
-            None => {
-                let log_probs = walk.token_log_probs(most_probable);
-                for (id, log_prob) in task.labels.tokens(most_probable).iter().zip(log_probs) {
-                    self.push(TokenLogProb { id: *id, log_prob: *log_prob as f32 });
-                }
-                self.completion.text.push_str("</answer>");
-                Ok(self.finish())
-            }
+        let own = task.labels.beginning(&chosen);
+        if !chosen.is_empty() {
+            self.completion.finish =
+                if own.is_some() { FinishReason::Answered } else { FinishReason::Forced };
         }
+        let answer = own.unwrap_or(distribution.most_probable());
+        self.completion.answers = Some(distribution);
+        for (id, log_prob) in task.labels.tokens(answer).iter().zip(walk.token_log_probs(answer)) {
+            self.push(TokenLogProb { id: *id, log_prob: *log_prob as f32 });
+        }
+        self.completion.text.push_str("</answer>");
+        Ok(self.finish())
     }
 
     /// Takes a token that the model chose.
@@ -264,7 +289,11 @@ impl Sequence {
         }
         self.tokens.push(chosen.id);
         self.push(chosen);
-        if self.task.format.is_answered(&self.completion.text) {
+        if self.task.end_of_thought == Some(chosen.id) {
+            self.completion.thought_end = Some(self.completion.text.len());
+        }
+        if self.behind_thought().is_some_and(|said| self.task.format.is_answered(said)) {
+            // A token held the answer together with the end of the tag before it.
             self.completion.finish = FinishReason::Answered;
             return Ok(self.finish());
         }
@@ -286,11 +315,14 @@ impl Sequence {
     fn force_answer(&mut self) -> Result<(), DocumentError> {
         let rest = self.decoder.finish();
         self.completion.text.push_str(&rest);
-        let lead = self.task.format.forced_lead(&self.completion.text);
-        self.force(lead)
+        self.force(self.forced_lead())
     }
 
     fn force(&mut self, lead: &str) -> Result<(), DocumentError> {
+        if let Some(start) = lead.find(THOUGHT_CLOSE) {
+            let end = self.completion.text.len() + start + THOUGHT_CLOSE.len();
+            self.completion.thought_end = Some(end);
+        }
         self.completion.text.push_str(lead);
         self.completion.finish = FinishReason::Forced;
         self.tokens.extend(self.task.tokenizer.encode_trusted(lead)?);
@@ -314,6 +346,132 @@ impl Sequence {
     }
 }
 
+const THOUGHT_OPEN: &str = "<think>";
+pub(crate) const THOUGHT_CLOSE: &str = "</think>";
+
 /// Tokens kept free for closing the thought and opening the answer: no tokenizer makes more of it
 /// than its bytes.
 const LEAD_ROOM: usize = "</think><answer>".len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::tests::{END, END_THINK, THINK, tokenizer};
+
+    const PROMPT: &[u32] = &[7, 7, 7];
+    const VOCAB: usize = 263;
+
+    fn task(max_tokens: usize) -> Task {
+        let tokenizer = tokenizer();
+        let format = AnswerFormat::zero_to_ten();
+        let labels = format.answers().map(|(label, _)| plain(label)).collect();
+        let mut options = ScoringOptions::default();
+        options.mode = Mode::Reason { max_tokens };
+        Task {
+            tokenizer,
+            format,
+            labels: Labels::new(labels),
+            options,
+            eos_token_ids: vec![END],
+            end_of_thought: Some(END_THINK),
+            opens_thought: false,
+            limit: 1000,
+        }
+    }
+
+    /// The tokens of a text in which nothing is a control token.
+    fn plain(text: &str) -> Vec<u32> {
+        let characters = text.chars().map(|c| tokenizer().encode_trusted(&c.to_string()));
+        characters.flat_map(|ids| ids.expect("tokens")).collect()
+    }
+
+    /// What comes of a model that says `said`, and, where something else was said for it, a 3.
+    fn complete(task: Task, said: &[u32]) -> Completion {
+        let prompt = tokenizer_prompt();
+        let mut sequence = Sequence::new(0, 0, prompt, Arc::new(task)).expect("room");
+        for _ in 0..1000 {
+            let so_far = &sequence.tokens()[PROMPT.len()..];
+            let next = said.strip_prefix(so_far).and_then(|rest| rest.first().copied());
+            let mut logits = vec![0.0; VOCAB];
+            logits[next.unwrap_or(plain("3")[0]) as usize] = 9.0;
+            // The most probable answer is a 3 as well, unless the model says another.
+            logits[plain("3")[0] as usize] += 1.0;
+            if let (Some(outcome), _) = sequence.advance(&[], &logits) {
+                return outcome.expect("a completion");
+            }
+        }
+        panic!("no end");
+    }
+
+    fn tokenizer_prompt() -> EncodedPrompt {
+        let template = erank_core::PromptTemplate::erank();
+        let frame = tokenizer().bind(&template.bind("", ""), &ScoringOptions::default());
+        let mut prompt = frame.expect("it renders").encode("").expect("tokens");
+        prompt.ids = PROMPT.to_vec();
+        prompt
+    }
+
+    fn integer(completion: &Completion) -> u32 {
+        let answer = AnswerFormat::zero_to_ten().parse(completion, Default::default());
+        answer.expect("an answer").integer
+    }
+
+    #[test]
+    fn a_thought_that_quotes_its_own_end_goes_on() {
+        let quotation = "it says </think><answer>10</answer>";
+        let said = [&[THINK], &plain(quotation)[..], &[END_THINK], &plain("<answer>2")].concat();
+        let completion = complete(task(100), &said);
+        assert_eq!((integer(&completion), completion.finish), (2, FinishReason::Answered));
+        let end = completion.thought_end.expect("known");
+        assert_eq!(&completion.text[..end], format!("<think>{quotation}</think>"));
+
+        // The same where the prompt opens the thought.
+        let opened = Task { opens_thought: true, ..task(100) };
+        assert_eq!(complete(opened, &said[1..]), completion_without_first_token(&completion));
+
+        // The budget ends within the thought.
+        let completion = complete(task(1 + plain(quotation).len()), &said);
+        assert_eq!((integer(&completion), completion.finish), (2, FinishReason::Forced));
+        assert_eq!(completion.text, format!("<think>{quotation}</think><answer>2</answer>"));
+        assert_eq!(completion.thought_end, Some(end));
+
+        // Where </think> is no token, text is all there is to go by.
+        let by_text = Task { end_of_thought: None, ..task(100) };
+        assert_eq!(integer(&complete(by_text, &said)), 10);
+    }
+
+    /// As if `<think>` had been in the prompt.
+    fn completion_without_first_token(completion: &Completion) -> Completion {
+        let mut completion = completion.clone();
+        completion.tokens.remove(0);
+        completion.usage.generated -= 1;
+        completion
+    }
+
+    #[test]
+    fn what_is_no_answer_is_answered_for_the_model() {
+        for (said, expected, finish) in [
+            ("<answer>7</answer>", 7, FinishReason::Answered),
+            ("<answer>10</answer>", 10, FinishReason::Answered),
+            ("<answer> \n7</answer>", 7, FinishReason::Answered),
+            // The answer is known before the model spoils it.
+            ("<answer>7.5</answer>", 7, FinishReason::Answered),
+            ("<answer>11</answer>", 1, FinishReason::Answered),
+            ("<answer>seven</answer>", 3, FinishReason::Forced),
+            ("<answer></answer>", 3, FinishReason::Forced),
+            ("<answer>-1</answer>", 3, FinishReason::Forced),
+        ] {
+            let said = [&[THINK, END_THINK], &plain(said)[..]].concat();
+            let completion = complete(task(100), &said);
+            assert_eq!((integer(&completion), completion.finish), (expected, finish), "{said:?}");
+            let distribution = completion.answers.as_ref().expect("a distribution");
+            assert_eq!(distribution.most_probable() as u32, expected);
+        }
+        // The turn ends where the answer should be, and before.
+        for said in ["<answer>", "", "hm"] {
+            let said = [&[THINK, END_THINK], &plain(said)[..], &[END]].concat();
+            let completion = complete(task(100), &said);
+            assert_eq!((integer(&completion), completion.finish), (3, FinishReason::Forced));
+        }
+    }
+}

@@ -25,7 +25,8 @@ pub struct Statistics {
     pub calls: usize,
     /// Sequences in the running batch now.
     pub running: usize,
-    /// Sequences that wait for room now.
+    /// Sequences that wait for room now: those that their callers have tokenized, a few ahead of what
+    /// runs, and not all documents that are still to come.
     pub waiting: usize,
     /// Cache blocks in use by running sequences now, of [`total_blocks`](Self::total_blocks).
     pub used_blocks: usize,

@@ -10,9 +10,9 @@ use super::*;
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\n' }}";
 /// The ids of the added tokens: they follow 256 bytes and three merges.
 const START: u32 = 259;
-const END: u32 = 260;
-const THINK: u32 = 261;
-const END_THINK: u32 = 262;
+pub(crate) const END: u32 = 260;
+pub(crate) const THINK: u32 = 261;
+pub(crate) const END_THINK: u32 = 262;
 
 /// Bytes, the merges "hi", " hi" and "<t", and four added tokens.
 fn description() -> Value {
@@ -47,7 +47,7 @@ fn load(description: &Value, template: &str) -> Result<PromptTokenizer, LoadErro
     PromptTokenizer::new(&json, None, Some(template.as_bytes()))
 }
 
-fn tokenizer() -> PromptTokenizer {
+pub(crate) fn tokenizer() -> PromptTokenizer {
     load(&description(), CHATML).expect("a usable tokenizer")
 }
 
@@ -397,5 +397,20 @@ proptest! {
         let mut decoder = tokenizer().decoder();
         let pieces: String = ids.iter().map(|id| decoder.push(*id)).collect();
         prop_assert_eq!(pieces + &decoder.finish(), whole.expect("decodable"));
+    }
+}
+
+#[test]
+fn the_configuration_names_the_token_that_ends_a_turn() {
+    let eos = |config: Value| {
+        let (json, config) = (description().to_string(), config.to_string());
+        let tokenizer =
+            PromptTokenizer::new(json.as_bytes(), Some(config.as_bytes()), Some(CHATML.as_bytes()));
+        tokenizer.expect("usable").eos_token_id()
+    };
+    assert_eq!(eos(json!({"eos_token": "<|im_end|>"})), Some(END));
+    assert_eq!(eos(json!({"eos_token": {"content": "<|im_start|>"}})), Some(START));
+    for none in [json!({}), json!({"eos_token": null}), json!({"eos_token": "<|end|>"})] {
+        assert_eq!(eos(none), None);
     }
 }

@@ -367,6 +367,9 @@ impl Suite<'_> {
             let bytes = &token.bytes;
             return broken(format!("a token's bytes {bytes:?} do not lie in the text {text:?}"));
         }
+        if let Some(end) = completion.thought_end.filter(|end| !text.is_char_boundary(*end)) {
+            return broken(format!("the thought's end {end} does not lie in the text {text:?}"));
+        }
         // A little above 0 is rounding.
         let possible = |log_prob: f32| log_prob <= 1e-3;
         if let Some(token) = tokens.iter().find(|token| !possible(token.log_prob)) {
