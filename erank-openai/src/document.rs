@@ -64,9 +64,10 @@ impl From<AnswerError> for Failure {
 }
 
 impl Work {
-    /// Generates sample number `sample`; `progress` hears of the tokens.
+    /// Generates sample number `sample` by `calls` about this document; `progress` hears of the tokens.
     pub(crate) fn complete(
         &self,
+        calls: &Calls,
         prepared: &Prepared,
         sample: usize,
         progress: &dyn Fn(TokenCounts),
@@ -74,6 +75,7 @@ impl Work {
         let completion = Completion::new(if prepared.opens_thought { "<think>" } else { "" });
         let mut turn = Turn {
             work: self,
+            calls,
             prompt: prepared.prompt.clone(),
             completion,
             sample,
@@ -92,9 +94,8 @@ impl Work {
 
     /// What becomes of a request that failed.
     fn failed(&self, error: RequestError) -> Failure {
-        let all_are_down =
-            matches!(error, RequestError::GaveUp { .. }) && self.calls.fleet().is_down(0);
-        match all_are_down || error.is_fatal() {
+        let concerns_all = error.is_fatal() || self.calls.all_are_down();
+        match concerns_all && !matches!(error, RequestError::Stopped) {
             true => Failure::Job(error.into()),
             false => Failure::Document(error.into()),
         }
@@ -111,6 +112,7 @@ impl Work {
 /// The assistant's turn while it comes about.
 struct Turn<'a> {
     work: &'a Work,
+    calls: &'a Calls,
     /// What the server is sent: the prompt, and the turn so far.
     prompt: Prompt,
     completion: Completion,
@@ -157,7 +159,7 @@ impl Turn<'_> {
                 return Ok(wanted);
             }
             Prompt::Text(text) | Prompt::Message(text) => {
-                let count = self.work.known.count(&self.work.calls, text);
+                let count = self.work.known.count(self.calls, text);
                 match count.map_err(|error| self.work.failed(error))? {
                     Some(count) => count,
                     None => return Ok(wanted),
@@ -288,7 +290,7 @@ impl Turn<'_> {
         sampling: &Sampling,
     ) -> Result<Reply, Failure> {
         merge(&mut fields, self.work.known.sampling_fields(sampling, self.sample));
-        let reply = self.work.calls.generate(route, self.work.known.request(fields));
+        let reply = self.calls.generate(route, &self.work.known.request(fields));
         let reply = reply.map_err(|error| self.work.failed(error))?;
         let mut tokens = reply.usage;
         if std::mem::take(&mut self.is_first) {

@@ -47,7 +47,9 @@ impl Node {
         }
         let probabilities = token.alternatives.iter().map(|(_, log_prob)| log_prob.exp());
         let left_over = (1.0 - probabilities.sum::<f64>()).max(0.0) + ROUNDING;
-        let least = token.alternatives.iter().map(|(_, log_prob)| *log_prob);
+        // vLLM adds a token sampled beyond the most probable, which says nothing of those between.
+        let least = token.alternatives.iter().filter(|(bytes, _)| *bytes != token.bytes);
+        let least = least.map(|(_, log_prob)| *log_prob);
         let rest = least.fold(left_over.ln(), f64::min).min(0.0);
         Self { chosen, log_probs, rest }
     }
@@ -288,6 +290,19 @@ mod tests {
         assert_eq!(reading, Err(AnswerError::NotAnAnswer { found: "yes".into() }));
         let nan = read(&AnswerFormat::zero_to_ten(), true, |_| Ok(token(&[("7", f64::NAN)])));
         assert_eq!(nan, Err::<Reading, _>(AnswerError::InvalidProbability));
+    }
+
+    #[test]
+    fn a_token_sampled_beyond_the_alternatives_bounds_no_other() {
+        // vLLM adds the sampled token to those that were asked for.
+        let mut root = token(&[("7", 0.6), ("8", 0.2), ("9", 0.1), ("x", 1e-6)]);
+        (root.bytes, root.log_prob) = (b"x".to_vec(), 1e-6_f64.ln());
+        let reading =
+            read(&AnswerFormat::zero_to_ten(), true, |_| Ok::<_, AnswerError>(root.clone()));
+        let distribution = reading.expect("a distribution").distribution;
+        // 3 may have all that is left over, which is as much as 9 has.
+        assert!(distribution.is_bound(3));
+        near(distribution.log_probs()[3], 0.1);
     }
 
     #[test]

@@ -582,6 +582,37 @@ fn the_key_is_sent_and_a_wrong_one_is_not_shown() {
     assert!(text.contains("401") && text.contains("[key]") && !text.contains("wr0ng"), "{text}");
 }
 
+#[test]
+fn a_key_that_a_reply_quotes_is_not_shown() {
+    let quoting: [fn(&str) -> Value; 3] = [
+        |key| json!({ "choices": key }),
+        |key| json!({"choices": [{"text": "", "finish_reason": key}]}),
+        |key| json!({"data": [{"id": key}, {"id": "b"}]}),
+    ];
+    for (number, reply) in quoting.into_iter().enumerate() {
+        let server = Server::start(move |request| {
+            let key = request.authorization.as_deref().unwrap_or_default();
+            let is_it = request.path == if number == 2 { "/v1/models" } else { "/v1/completions" };
+            // As long as it likes.
+            let quoted = format!("{} for {key}", "x".repeat(10));
+            let quoted = if number == 2 { quoted } else { quoted + &"y".repeat(10_000) };
+            match is_it {
+                true => Reaction::ok(reply(&quoted)),
+                false => Engine::new(Shape::Vllm).react(request),
+            }
+        });
+        let settings = settings(|s| {
+            s.api_key = Some(ApiKey::new("qu0ted"));
+            s.attempts = 1;
+        });
+        let backend = backend(&server.url(), settings);
+        let error = score(&backend, &documents([7]), answer_only()).err().expect("malformed");
+        let text = chain(&error);
+        assert!(text.contains("[key]") && !text.contains("qu0ted"), "{number}: {text}");
+        assert!(text.len() < 3_000, "{number}: {} characters", text.len());
+    }
+}
+
 /// Keeps all that is logged.
 struct Logged(Mutex<String>);
 
