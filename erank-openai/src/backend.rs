@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -138,6 +138,7 @@ impl OpenAiBackend {
             settings: Arc::clone(&self.settings),
             format: job.prompt.answers().clone(),
             options: job.options,
+            label_ids: OnceLock::new(),
         });
         let (sender, events) = mpsc::channel();
         let ready = VecDeque::new();

@@ -1,8 +1,9 @@
 //! Requests that are tried again: with backoff and jitter, at another endpoint if there is one, until
 //! they succeed, are refused, have used up their attempts, or are stopped.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::api::Reply;
 use crate::error::RequestError;
 use crate::fleet::{FAILURES_TO_EJECT, Fleet, Permit, Subject, Verdict};
 use crate::http::{Http, Session};
-use crate::server::{Known, Survey};
+use crate::server::{Capabilities, Known, Survey};
 
 /// The pause before the first retry; each further one is twice as long. Up to as much again is added
 /// at random, so that requests that failed together do not come back together.
@@ -30,11 +31,20 @@ pub(crate) struct Shared {
     pub(crate) attempts: usize,
     /// How many things were asked about.
     subjects: AtomicU64,
+    /// The first token of an answer's text.
+    first_ids: Mutex<BTreeMap<String, u32>>,
 }
 
 impl Shared {
     pub(crate) fn new(http: Http, fleet: Fleet, survey: Survey, attempts: usize) -> Self {
-        Self { http, fleet, survey, attempts, subjects: AtomicU64::new(0) }
+        Self {
+            http,
+            fleet,
+            survey,
+            attempts,
+            subjects: AtomicU64::new(0),
+            first_ids: Mutex::default(),
+        }
     }
 }
 
@@ -90,12 +100,26 @@ impl Calls {
         self.retried(|endpoint| self.shared.survey.at(endpoint))
     }
 
-    /// The reply to a POST request.
-    pub(crate) fn post(&self, route: &str, body: &Value) -> Result<Value, RequestError> {
+    /// The reply to a POST request; null from a server without this route.
+    pub(crate) fn post_if_there(&self, route: &str, body: &Value) -> Result<Value, RequestError> {
         self.retried(|endpoint| {
             self.shared.survey.at(endpoint)?;
-            endpoint.post(route, body)
+            match endpoint.post(route, body) {
+                Err(RequestError::Refused { status: 404 | 405, .. }) => Ok(Value::Null),
+                result => result,
+            }
         })
+    }
+
+    /// The id of a text's first token, asked once; `None` if the server does not say.
+    pub(crate) fn first_id(&self, known: &Capabilities, text: &str) -> Option<u32> {
+        let ids = || self.shared.first_ids.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = ids().get(text) {
+            return Some(*id);
+        }
+        let id = known.first_id(self, text).ok()??;
+        ids().insert(text.to_owned(), id);
+        Some(id)
     }
 
     /// What was generated for a POST request.

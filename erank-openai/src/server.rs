@@ -31,6 +31,8 @@ pub(crate) struct Capabilities {
     pub(crate) context: Option<usize>,
     /// What the server's chat template writes before and after a user's message.
     pub(crate) frame: Option<(String, String)>,
+    /// Whether it gives the log-probabilities of tokens that are named by their ids.
+    pub(crate) takes_ids: bool,
 }
 
 impl Capabilities {
@@ -62,12 +64,16 @@ impl Capabilities {
             let length = entry["max_model_len"].as_u64().or(entry["meta"]["n_ctx"].as_u64());
             usize::try_from(length?).ok()
         });
-        let mut capabilities = Self { server, model, context, frame: None };
+        let mut capabilities = Self { server, model, context, frame: None, takes_ids: false };
         if matches!(settings.prompts, Prompts::ServerTemplate) {
             capabilities.frame = Some(capabilities.template(endpoint)?);
         }
         if settings.log_probs || matches!(settings.prompts, Prompts::TokenIds(_)) {
             capabilities.check_replies(endpoint, settings)?;
+        }
+        let is_raw = !matches!(settings.prompts, Prompts::Chat);
+        if server == Server::Vllm && settings.log_probs && is_raw {
+            capabilities.takes_ids = capabilities.gives_named_tokens(endpoint)?;
         }
         Ok(capabilities)
     }
@@ -79,6 +85,7 @@ impl Capabilities {
             ("model", self.model == other.model),
             ("context length", self.context == other.context),
             ("chat template", self.frame == other.frame),
+            ("version", self.takes_ids == other.takes_ids),
         ]
         .into_iter()
         .find_map(|(what, is_same)| (!is_same).then_some(what))
@@ -109,7 +116,7 @@ impl Capabilities {
             }
             Server::Vllm => {
                 let fields = json!({"messages": messages, "add_generation_prompt": true});
-                let tokens = endpoint.post("/tokenize", &self.request(fields))?["tokens"].take();
+                let tokens = endpoint.post(TOKENIZE, &self.request(fields))?["tokens"].take();
                 const RENDER: &str = "/detokenize";
                 let fields = json!({ "tokens": tokens });
                 (RENDER, endpoint.post(RENDER, &self.request(fields))?["prompt"].take())
@@ -168,18 +175,39 @@ impl Capabilities {
         }
     }
 
+    /// Asks for one alternative and three more by their ids. Versions that do not know of ids ignore
+    /// them, or refuse.
+    fn gives_named_tokens(&self, endpoint: &Endpoint<'_>) -> Result<bool, RequestError> {
+        let fields = json!({
+            "prompt": [0], "max_tokens": 1, "temperature": 0, "logprobs": 1,
+            "logprob_token_ids": [0, 1, 2],
+        });
+        match endpoint.generate(COMPLETIONS, &self.request(fields)) {
+            Ok(reply) => Ok(reply.tokens.first().is_some_and(|token| token.alternatives.len() > 2)),
+            Err(RequestError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The id of a text's first token, if the server says.
+    pub(crate) fn first_id(&self, calls: &Calls, text: &str) -> Result<Option<u32>, RequestError> {
+        let fields = json!({"prompt": text, "add_special_tokens": false});
+        let reply = calls.post_if_there(TOKENIZE, &self.request(fields))?;
+        Ok(reply["tokens"][0].as_u64().and_then(|id| u32::try_from(id).ok()))
+    }
+
     /// Tokens of a text as the server counts them, if it does.
     pub(crate) fn count(&self, calls: &Calls, text: &str) -> Result<Option<usize>, RequestError> {
         match self.server {
             Server::Other => Ok(None),
             Server::LlamaCpp => {
                 let fields = json!({"content": text, "add_special": false, "parse_special": true});
-                let reply = calls.post("/tokenize", &fields)?;
+                let reply = calls.post_if_there(TOKENIZE, &fields)?;
                 Ok(reply["tokens"].as_array().map(Vec::len))
             }
             Server::Vllm => {
                 let fields = json!({"prompt": text, "add_special_tokens": false});
-                let reply = calls.post("/tokenize", &self.request(fields))?;
+                let reply = calls.post_if_there(TOKENIZE, &self.request(fields))?;
                 Ok(reply["count"].as_u64().and_then(|count| usize::try_from(count).ok()))
             }
         }
@@ -251,6 +279,8 @@ impl Capabilities {
 
 /// The route for the list of models.
 const MODELS: &str = "/v1/models";
+/// The route for token ids.
+const TOKENIZE: &str = "/tokenize";
 /// The route for raw prompts.
 pub(crate) const COMPLETIONS: &str = "/v1/completions";
 /// The route for messages.

@@ -44,10 +44,10 @@ pub struct Settings {
     /// that it is overloaded.
     pub max_concurrency: usize,
     /// Times that a request is sent before its document is given up. An outage is not the document's
-    /// fault: while nobody listens, or the reply is 502, 503 or 504, the endpoints are tried three times
-    /// more, with longer and longer pauses, before the documents under way and with them the job are
-    /// given up. With 5, a server may be away for some 15 seconds, with 8 for some 90. An address where
-    /// nobody ever listened is given up sooner, with 5 after some 2 seconds.
+    /// fault: while nobody listens, or the reply is 502, 503 or 504, a request is sent three times more,
+    /// with longer and longer pauses, before the documents under way and with them the job are given up.
+    /// With 5, a server may be away for 10 to 20 seconds, with 8 for 30 to 90. An address where nobody
+    /// ever listened is given up sooner, with 5 after some 2 seconds.
     pub attempts: usize,
     /// Most time to resolve a name, and to connect.
     pub connect_timeout: Duration,
