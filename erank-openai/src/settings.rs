@@ -38,7 +38,7 @@ pub struct Settings {
     pub log_probs: bool,
     /// The alternatives asked for where the answer begins, at least 2. An allowed answer that is not
     /// among them has a [bound](erank_core::AnswerDistribution::is_bound) for a probability. vLLM
-    /// allows 20 unless told otherwise, llama.cpp any number.
+    /// allows 20 unless told otherwise, and names the answers besides; llama.cpp allows any number.
     pub alternatives: usize,
     /// Most requests under way at one endpoint. Fewer are sent at first, and after the server said
     /// that it is overloaded.
