@@ -226,6 +226,20 @@ pub(crate) struct RemoteArguments {
         conflicts_with_all = ["dtype", "threads", "cache_mb"]
     )]
     pub(crate) url: Vec<String>,
+    /// How prompts reach the model; by default in its own template, which the server renders.
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub(crate) prompts: Option<Prompts>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Prompts {
+    /// As text in the model's own template; llama.cpp and vLLM render it
+    #[default]
+    Template,
+    /// As text in ChatML, the form of Qwen3's template, for servers that render none
+    Chatml,
+    /// As messages, for servers that have nothing else; not with --answer-only
+    Chat,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -297,6 +311,8 @@ mod tests {
         assert!(parse("--backend openai").is_err());
         assert!(parse("--backend openai --url http://a --threads 2").is_err());
         assert!(parse("--backend elsewhere").is_err());
+        assert!(parse("--backend openai --url http://a --prompts chatml").is_ok());
+        assert!(parse("--backend openai --url http://a --prompts frame").is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use erank_candle::LoadError;
 use erank_core::{BackendError, ConfigError, DocumentError};
-use erank_openai::SetupError;
+use erank_openai::{CapabilityError, SetupError};
 use thiserror::Error;
 
 use crate::text;
@@ -43,8 +43,8 @@ pub(crate) enum CommandError {
         #[source]
         source: LoadError,
     },
-    #[error("--url is for a remote model; add --backend openai")]
-    UrlWithoutBackend,
+    #[error("--url and --prompts are for a remote model; add --backend openai")]
+    RemoteWithoutBackend,
     #[error("cannot use the remote model")]
     Remote(#[from] SetupError),
     #[error("cannot read {what}")]
@@ -103,11 +103,30 @@ impl CommandError {
                 source: LoadError::Invalid { .. } | LoadError::Tensor { .. }, ..
             } => Some(ARCHITECTURE),
             Self::Read { .. } => Some("Give a file that can be read, or - for standard input."),
+            Self::Backend(error) => remote_advice(error),
             Self::NoTokenId { .. } => {
                 Some("Give numbers with commas or spaces between them, such as --ids 9707,11,1879.")
             }
             _ => None,
         }
+    }
+}
+
+/// The flag for what the remote backend, which speaks to programs, calls a setting.
+fn remote_advice(error: &BackendError) -> Option<&'static str> {
+    let mut causes = std::iter::successors(Error::source(error), |cause| cause.source());
+    match causes.find_map(|cause| cause.downcast_ref::<CapabilityError>())? {
+        CapabilityError::Model { .. } | CapabilityError::NoModel { .. } => {
+            Some("Here the model's name at the server is --model.")
+        }
+        CapabilityError::NoTemplate { .. } => {
+            Some("Here that is --prompts chatml, or --prompts chat.")
+        }
+        CapabilityError::NoLogProbs { .. } => Some("Here integers alone are --score integer."),
+        CapabilityError::ChatAnswerOnly => Some(
+            "Here that is --prompts: choose another, or leave --answer-only and --think-about out.",
+        ),
+        _ => None,
     }
 }
 

@@ -7,7 +7,7 @@ use erank_candle::{CandleBackend, Checkpoint, Config, LoadError, Settings};
 use erank_core::{ScoringBackend, ScoringOptions};
 use erank_openai::{ApiKey, OpenAiBackend};
 
-use crate::args::{Backend, Dtype, ModelArguments, RemoteArguments};
+use crate::args::{Backend, Dtype, ModelArguments, Prompts, RemoteArguments, Score};
 use crate::error::CommandError;
 use crate::text;
 
@@ -30,10 +30,11 @@ pub(crate) fn load(arguments: &ModelArguments) -> Result<CandleBackend, CommandE
 pub(crate) fn choose(
     model: &ModelArguments,
     remote: &RemoteArguments,
+    score: Score,
 ) -> Result<(Box<dyn ScoringBackend>, ScoringOptions), CommandError> {
     if remote.backend == Backend::Candle {
-        if !remote.url.is_empty() {
-            return Err(CommandError::UrlWithoutBackend);
+        if !remote.url.is_empty() || remote.prompts.is_some() {
+            return Err(CommandError::RemoteWithoutBackend);
         }
         let backend = load(model)?;
         let limits = limits(model, backend.config());
@@ -42,6 +43,13 @@ pub(crate) fn choose(
     let mut settings = erank_openai::Settings::default();
     settings.model = (model.model != BUNDLED).then(|| model.model.clone());
     settings.api_key = std::env::var("ERANK_API_KEY").ok().map(ApiKey::new);
+    settings.prompts = match remote.prompts.unwrap_or_default() {
+        Prompts::Template => erank_openai::Prompts::ServerTemplate,
+        Prompts::Chatml => erank_openai::Prompts::chat_ml(),
+        Prompts::Chat => erank_openai::Prompts::Chat,
+    };
+    // A server that gives none can still rank by integers.
+    settings.log_probs = !matches!(score, Score::Integer);
     let backend = OpenAiBackend::new(&remote.url, settings)?;
     let mut limits = ScoringOptions::default();
     if let Some(tokens) = model.max_document_tokens {

@@ -34,7 +34,7 @@ pub(crate) fn rank_and_report(
         text::note("There are no documents to rank; give one a line with --docs FILE.");
     }
     let meter = Meter::new();
-    let (backend, options) = model::choose(&arguments.model, &arguments.remote)?;
+    let (backend, options) = model::choose(&arguments.model, &arguments.remote, arguments.score)?;
     let reranker = reranker(arguments, backend, options, meter.clone())?;
 
     let stop = interrupt.begin(arguments.timeout);

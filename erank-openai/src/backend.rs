@@ -12,14 +12,14 @@ use erank_core::backend::{
 };
 use serde_json::json;
 
-use crate::calls::Calls;
+use crate::calls::{Calls, Shared};
 use crate::control_tokens::ControlTokens;
 use crate::document::{Failure, Work};
 use crate::error::{CapabilityError, SetupError};
 use crate::fleet::Fleet;
 use crate::http::{Connecting, Http};
 use crate::prompts::{Framer, Prepared};
-use crate::server::{COMPLETIONS, Capabilities, Known, ProbeError};
+use crate::server::{COMPLETIONS, Known, Survey};
 use crate::settings::{Prompts, Settings, root};
 
 /// How often the calling thread looks whether it should stop.
@@ -32,7 +32,9 @@ const MANY: usize = 3;
 /// A model behind an OpenAI-compatible HTTP API: a [`ScoringBackend`] for one server or several that
 /// serve the same model.
 ///
-/// Making it sends nothing; the first job asks a server once what it is and what it can do. Serves any
+/// Making it sends nothing; each server is asked once, before its first document, what it is and what it
+/// can do. One that refuses to say, serves something else than the others or fails is left out for a
+/// while, and the work goes elsewhere; the log (`tracing`) says so. Serves any
 /// number of threads, which share the connections and the limits of each endpoint. A job holds in
 /// memory the documents under way, not all of them.
 ///
@@ -48,10 +50,8 @@ const MANY: usize = 3;
 pub struct OpenAiBackend {
     name: String,
     settings: Arc<Settings>,
-    http: Arc<Http>,
-    fleet: Arc<Fleet>,
+    shared: Arc<Shared>,
     control_tokens: ControlTokens,
-    known: OnceLock<Known>,
 }
 
 impl OpenAiBackend {
@@ -80,26 +80,27 @@ impl OpenAiBackend {
             let (value, wanted) = (settings.control_tokens.len().to_string(), "give fewer");
             SetupError::Setting { name: "control_tokens", value, wanted }
         })?;
+        let settings = Arc::new(settings);
+        let survey = Survey::new(Arc::clone(&settings), urls.len());
+        let fleet = Fleet::new(urls, settings.max_concurrency);
         Ok(Self {
             name: settings.model.clone().unwrap_or_else(|| "openai".into()),
-            http: Arc::new(http),
-            fleet: Arc::new(Fleet::new(urls, settings.max_concurrency)),
-            settings: Arc::new(settings),
+            shared: Arc::new(Shared::new(http, fleet, survey, settings.attempts)),
+            settings,
             control_tokens,
-            known: OnceLock::new(),
         })
     }
 
-    /// What the server can do, asked on the first call that gets an answer. `None` if stopped.
+    /// What the servers can do, asked on the first call that gets an answer. `None` if stopped.
     fn known(&self, calls: &Calls, stop: &Stop) -> Result<Option<Known>, BackendError> {
-        if let Some(known) = self.known.get() {
+        if let Some(known) = self.shared.survey.known() {
             return Ok(Some(Arc::clone(known)));
         }
-        let (probing, settings) = (calls.clone(), Arc::clone(&self.settings));
+        let probing = calls.clone();
         let (sender, receiver) = mpsc::channel();
         spawn("erank-probe", move || {
             // Nobody listens any more after a stop.
-            let _ = sender.send(Capabilities::probe(&probing, &settings));
+            let _ = sender.send(probing.capabilities());
         })?;
         let probed = loop {
             match receiver.recv_timeout(POLL) {
@@ -113,11 +114,7 @@ impl OpenAiBackend {
                 }
             }
         };
-        let known = probed.map_err(|error| match error {
-            ProbeError::Request(error) => BackendError::from(error),
-            ProbeError::Capability(error) => BackendError::from(error),
-        })?;
-        Ok(Some(Arc::clone(self.known.get_or_init(|| Arc::new(known)))))
+        Ok(Some(probed?))
     }
 
     /// Runs a job with its connections; false once it is stopped.
@@ -141,6 +138,7 @@ impl OpenAiBackend {
             settings: Arc::clone(&self.settings),
             format: job.prompt.answers().clone(),
             options: job.options,
+            label_ids: OnceLock::new(),
         });
         let (sender, events) = mpsc::channel();
         let ready = VecDeque::new();
@@ -160,7 +158,8 @@ impl ScoringBackend for OpenAiBackend {
     /// As the trait says. Threads that wait for a name or a connection when a job is stopped end after
     /// [`Settings::connect_timeout`]; the call itself returns at once.
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
-        let calls = Calls::new(&self.http, &self.fleet, self.settings.attempts);
+        let _span = tracing::debug_span!("score", documents = job.documents.len()).entered();
+        let calls = Calls::new(&self.shared);
         let mut open = Open::new(job);
         match self.run(&calls, job, &mut open, sink) {
             Ok(true) => calls.finish(),
@@ -182,7 +181,7 @@ impl std::fmt::Debug for OpenAiBackend {
         f.debug_struct("OpenAiBackend")
             .field("name", &self.name)
             .field("settings", &self.settings)
-            .field("known", &self.known)
+            .field("known", &self.shared.survey.known())
             .finish_non_exhaustive()
     }
 }
@@ -335,6 +334,7 @@ impl Run<'_> {
     /// in its cache from the second on.
     fn start(&mut self, index: usize, prepared: Prepared) -> Result<(), BackendError> {
         let (work, samples) = (Arc::clone(&self.work), self.open.samples);
+        let calls = work.calls.about_another();
         self.running += 1;
         self.spawn(Event::Done, move |sender| {
             let tell = |event| {
@@ -343,7 +343,7 @@ impl Run<'_> {
             };
             for sample in 0..samples {
                 let progress = |tokens| tell(Event::Tokens(tokens));
-                match work.complete(&prepared, sample, &progress) {
+                match work.complete(&calls, &prepared, sample, &progress) {
                     Ok(completion) => tell(Event::Sample(index, Ok(completion))),
                     Err(Failure::Document(error)) => tell(Event::Sample(index, Err(error))),
                     Err(Failure::Job(error)) => return tell(Event::Failed(error)),
@@ -396,6 +396,7 @@ impl Run<'_> {
 }
 
 fn spawn(name: &str, task: impl FnOnce() + Send + 'static) -> Result<(), BackendError> {
-    let thread = thread::Builder::new().name(name.to_owned()).spawn(task);
+    let span = tracing::Span::current();
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(task));
     thread.map(|_| ()).map_err(|error| BackendError::Unavailable(error.into()))
 }

@@ -10,7 +10,8 @@
 //! at once: the prompt so far, and one token with its alternatives. The thought itself needs no
 //! log-probabilities, so its replies are small.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
 
 use erank_core::answer::AnswerError;
 use erank_core::backend::{
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 use crate::api::{Finish, Reply};
 use crate::calls::Calls;
 use crate::error::{CapabilityError, RequestError};
-use crate::labels::{self, Reading};
+use crate::labels::{self, Named, Reading};
 use crate::prompts::{Prepared, Prompt, TokenPrompts};
 use crate::server::{CHAT, COMPLETIONS, Known, Server};
 use crate::settings::{Prompts, Settings};
@@ -32,6 +33,8 @@ const ANSWER_CLOSE: &str = "</answer>";
 /// Tokens kept free for closing the thought and opening the answer: no tokenizer makes more of it
 /// than its bytes.
 const LEAD_ROOM: usize = "</think><answer>".len();
+/// Tokens kept free for what a server's template writes around a message.
+const TEMPLATE_ROOM: usize = 64;
 
 /// What all documents of a job share.
 pub(crate) struct Work {
@@ -40,6 +43,8 @@ pub(crate) struct Work {
     pub(crate) settings: Arc<Settings>,
     pub(crate) format: AnswerFormat,
     pub(crate) options: ScoringOptions,
+    /// The first tokens of all answers, where the server takes ids; empty if they are not known.
+    pub(crate) label_ids: OnceLock<Vec<u32>>,
 }
 
 /// Why a document has no completion.
@@ -64,9 +69,10 @@ impl From<AnswerError> for Failure {
 }
 
 impl Work {
-    /// Generates sample number `sample`; `progress` hears of the tokens.
+    /// Generates sample number `sample` by `calls` about this document; `progress` hears of the tokens.
     pub(crate) fn complete(
         &self,
+        calls: &Calls,
         prepared: &Prepared,
         sample: usize,
         progress: &dyn Fn(TokenCounts),
@@ -74,6 +80,7 @@ impl Work {
         let completion = Completion::new(if prepared.opens_thought { "<think>" } else { "" });
         let mut turn = Turn {
             work: self,
+            calls,
             prompt: prepared.prompt.clone(),
             completion,
             sample,
@@ -92,12 +99,27 @@ impl Work {
 
     /// What becomes of a request that failed.
     fn failed(&self, error: RequestError) -> Failure {
-        let all_are_down =
-            matches!(error, RequestError::GaveUp { .. }) && self.calls.fleet().is_down(0);
-        match all_are_down || error.is_fatal() {
+        let concerns_all = error.is_fatal() || self.calls.all_are_down();
+        match concerns_all && !matches!(error, RequestError::Stopped) {
             true => Failure::Job(error.into()),
             false => Failure::Document(error.into()),
         }
+    }
+
+    /// The first tokens of all answers: none unless the server takes ids, gives all of these, and
+    /// allows for so many.
+    fn ask_label_ids(&self, calls: &Calls) -> Vec<u32> {
+        const MOST: usize = 128;
+        if !self.known.takes_ids {
+            return Vec::new();
+        }
+        let first = |label: &str| match self.tokenizer() {
+            Some(tokenizer) => tokenizer.encode_trusted(label).ok()?.first().copied(),
+            None => calls.first_id(&self.known, label),
+        };
+        let ids: Option<BTreeSet<u32>> =
+            self.format.answers().map(|(label, _)| first(label)).collect();
+        ids.filter(|ids| ids.len() <= MOST).into_iter().flatten().collect()
     }
 
     fn tokenizer(&self) -> Option<&dyn TokenPrompts> {
@@ -111,6 +133,7 @@ impl Work {
 /// The assistant's turn while it comes about.
 struct Turn<'a> {
     work: &'a Work,
+    calls: &'a Calls,
     /// What the server is sent: the prompt, and the turn so far.
     prompt: Prompt,
     completion: Completion,
@@ -157,10 +180,15 @@ impl Turn<'_> {
                 return Ok(wanted);
             }
             Prompt::Text(text) | Prompt::Message(text) => {
-                let count = self.work.known.count(&self.work.calls, text);
+                let count = self.work.known.count(self.calls, text);
                 match count.map_err(|error| self.work.failed(error))? {
                     Some(count) => count,
-                    None => return Ok(wanted),
+                    None => {
+                        // The server has the last word on whether it fits.
+                        let tokens = text.len() as f64 / self.work.settings.bytes_per_token;
+                        let left = limit.saturating_sub(tokens as usize + room);
+                        return Ok(wanted.min(left.max(1)));
+                    }
                 }
             }
         };
@@ -217,12 +245,21 @@ impl Turn<'_> {
         let sampling = if came_to_it { &work.options.sampling } else { &greedy };
         let reading: Reading = labels::read(&work.format, came_to_it, |beginning| {
             let prompt = self.prompt_and(beginning)?;
-            let fields = json!({
+            let mut fields = json!({
                 "prompt": prompt.value(), "max_tokens": 1, "logprobs": work.settings.alternatives,
             });
+            let mut named = Named::MostProbable;
+            // What comes behind the first token is likely enough to be among the most probable.
+            let ids = work.label_ids.get_or_init(|| work.ask_label_ids(self.calls));
+            if beginning.is_empty() && !ids.is_empty() {
+                merge(&mut fields, json!({"logprobs": 1, "logprob_token_ids": ids}));
+                named = Named::Answers;
+            }
             let reply = self.generate(COMPLETIONS, fields, sampling)?;
             // A server that ends the turn here may give no token.
-            reply.tokens.into_iter().next().ok_or_else(|| Failure::from(AnswerError::NoAnswer))
+            let token = reply.tokens.into_iter().next();
+            let token = token.ok_or_else(|| Failure::from(AnswerError::NoAnswer));
+            token.map(|token| (token, named))
         })?;
         let chosen = reading.chosen.filter(|_| came_to_it);
         if came_to_it && chosen.is_none() {
@@ -255,9 +292,14 @@ impl Turn<'_> {
 
     /// By a message: all at once, as the server sees fit.
     fn chat(&mut self) -> Result<(), Failure> {
-        let Mode::Reason { max_tokens } = self.work.options.mode else {
+        let Mode::Reason { max_tokens: wanted } = self.work.options.mode else {
             // Refused before any work.
             return Err(DocumentError::from(AnswerError::NoAnswer).into());
+        };
+        let max_tokens = match self.budget()? {
+            // The server's template has not been counted.
+            less if less < wanted => less.saturating_sub(TEMPLATE_ROOM).max(1),
+            enough => enough,
         };
         let mut fields = json!({
             "messages": [{"role": "user", "content": self.prompt.value()}],
@@ -288,7 +330,7 @@ impl Turn<'_> {
         sampling: &Sampling,
     ) -> Result<Reply, Failure> {
         merge(&mut fields, self.work.known.sampling_fields(sampling, self.sample));
-        let reply = self.work.calls.generate(route, self.work.known.request(fields));
+        let reply = self.calls.generate(route, &self.work.known.request(fields));
         let reply = reply.map_err(|error| self.work.failed(error))?;
         let mut tokens = reply.usage;
         if std::mem::take(&mut self.is_first) {

@@ -42,7 +42,16 @@ pub enum SetupError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// No connection, or it broke, or the time for the request ran out.
+    /// Nobody listens there, or the way there is closed.
+    #[error("cannot connect to {url}")]
+    Unreachable {
+        /// Where the request was to go.
+        url: String,
+        /// What happened.
+        #[source]
+        source: Cause,
+    },
+    /// The connection broke, or the time for the request ran out.
     #[error("no reply from {url}")]
     Connection {
         /// Where the request went.
@@ -91,6 +100,15 @@ pub enum RequestError {
         /// What the server said.
         message: String,
     },
+    /// The server cannot do what is asked of every endpoint, or differs from the others.
+    #[error("{url} cannot be used")]
+    Unfit {
+        /// The endpoint.
+        url: String,
+        /// What is wrong: a [`CapabilityError`], or the server's refusal.
+        #[source]
+        problem: Cause,
+    },
     /// The prompt is longer than what the server's model takes.
     #[error("the prompt has {tokens} tokens where the server takes {limit}")]
     TooLong {
@@ -118,16 +136,46 @@ impl RequestError {
     pub(crate) fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::Connection { .. }
+            Self::Unreachable { .. }
+                | Self::Connection { .. }
                 | Self::Overloaded { .. }
                 | Self::Server { .. }
                 | Self::Malformed { .. }
         )
     }
 
-    /// Whether it concerns every request alike: a wrong key, model or route.
+    /// Whether the endpoint is down, whatever it was asked: nobody listens, or who listens says that
+    /// nobody works behind it.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Server { status: 502 | 504, .. } => true,
+            // One that says when it will be back is busy, not down.
+            Self::Overloaded { status: 503, retry_after, .. } => retry_after.is_none(),
+            _ => false,
+        }
+    }
+
+    /// Whether the endpoint refuses every request alike: a wrong key, model or route. A firewall's 403
+    /// may be meant for one document.
     pub(crate) fn is_fatal(&self) -> bool {
-        matches!(self, Self::Refused { status: 401 | 403 | 404 | 405, .. })
+        matches!(self, Self::Unfit { .. } | Self::Refused { status: 401 | 404 | 405, .. })
+    }
+
+    /// What happened, for logs: nothing that a server wrote, which may quote a document.
+    pub(crate) fn summary(&self) -> String {
+        match self {
+            Self::Unreachable { source, .. } => format!("cannot connect: {source}"),
+            Self::Connection { source, .. } => format!("no reply: {source}"),
+            Self::Overloaded { status, .. }
+            | Self::Server { status, .. }
+            | Self::Refused { status, .. } => format!("status {status}"),
+            Self::Malformed { .. } => "a reply that makes no sense".into(),
+            Self::Unfit { problem, .. } => match problem.downcast_ref::<Self>() {
+                Some(error) => error.summary(),
+                None => problem.to_string(),
+            },
+            error => error.to_string(),
+        }
     }
 }
 
@@ -169,6 +217,14 @@ pub enum CapabilityError {
         /// What it lists.
         listed: String,
     },
+    /// The endpoints do not serve the same.
+    #[error(
+        "its {what} is not that of the first endpoint asked; give servers of one model, set up alike"
+    )]
+    Differs {
+        /// What differs.
+        what: &'static str,
+    },
     /// Replies come without log-probabilities.
     #[error(
         "the server gives no log-probabilities for {alternatives} alternatives ({problem}); let it \
@@ -203,6 +259,13 @@ pub enum CapabilityError {
         /// Why not, and what to do.
         problem: &'static str,
     },
+}
+
+impl CapabilityError {
+    /// As the failure of one endpoint.
+    pub(crate) fn at(self, url: &str) -> RequestError {
+        RequestError::Unfit { url: url.to_owned(), problem: self.into() }
+    }
 }
 
 impl From<CapabilityError> for BackendError {

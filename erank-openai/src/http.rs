@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use ureq::Agent;
@@ -124,10 +124,7 @@ impl Http {
         url: &str,
         body: Option<&Value>,
     ) -> Result<Value, RequestError> {
-        let connection = |error: ureq::Error| RequestError::Connection {
-            url: url.to_owned(),
-            source: error.into(),
-        };
+        let connection = |error| RequestError::Connection { url: url.to_owned(), source: error };
         let authorization = self.authorization.as_ref();
         let reply = match body {
             Some(body) => {
@@ -145,9 +142,12 @@ impl Http {
                 request.call()
             }
         };
-        let mut reply = reply.map_err(connection)?;
+        let mut reply = reply.map_err(|error| match is_unreachable(&error) {
+            true => RequestError::Unreachable { url: url.to_owned(), source: error.into() },
+            false => connection(error.into()),
+        })?;
         let bytes = reply.body_mut().with_config().limit(MOST_REPLY_BYTES).read_to_vec();
-        let bytes = bytes.map_err(connection)?;
+        let bytes = bytes.map_err(|error| connection(error.into()))?;
         if reply.status().is_success() {
             serde_json::from_slice(&bytes).map_err(|error| RequestError::Malformed {
                 url: url.to_owned(),
@@ -169,9 +169,7 @@ impl Http {
         match status {
             429 | 503 => {
                 let retry_after = reply.headers().get("retry-after");
-                let seconds =
-                    retry_after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-                let retry_after = seconds.map(Duration::from_secs);
+                let retry_after = retry_after.and_then(|value| pause(value.to_str().ok()?.trim()));
                 RequestError::Overloaded { url, status, message, retry_after }
             }
             408 | 500.. => RequestError::Server { url, status, message },
@@ -184,8 +182,13 @@ impl Http {
         let said = [&body["error"]["message"], &body["error"], &body["message"], &body["detail"]];
         let said = said.into_iter().find_map(Value::as_str);
         let said = said.map_or_else(|| String::from_utf8_lossy(bytes), Into::into);
+        self.presentable(&said)
+    }
+
+    /// What a server wrote, for an error: without the key, and short.
+    pub(crate) fn presentable(&self, said: &str) -> String {
         // Before it is shortened, so that no part of the key is left.
-        let said = self.key.as_ref().map_or(said.to_string(), |key| key.redact(&said));
+        let said = self.key.as_ref().map_or(said.to_owned(), |key| key.redact(said));
         match said.char_indices().nth(MOST_MESSAGE_CHARS) {
             Some((end, _)) => format!("{}…", &said[..end]),
             None => said,
@@ -203,6 +206,37 @@ impl Session {
     pub(crate) fn shut_down(&self) {
         self.0.clone().shutdown();
     }
+}
+
+/// Whether nobody was reached, so that the request cannot have been the reason.
+fn is_unreachable(error: &ureq::Error) -> bool {
+    use std::io::ErrorKind;
+    match error {
+        ureq::Error::Io(error) => matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+        ),
+        ureq::Error::Timeout(timeout) => {
+            matches!(timeout, ureq::Timeout::Connect | ureq::Timeout::Resolve)
+        }
+        ureq::Error::HostNotFound
+        | ureq::Error::ConnectionFailed
+        | ureq::Error::ConnectProxyFailed(_)
+        | ureq::Error::Tls(_)
+        | ureq::Error::Rustls(_) => true,
+        _ => false,
+    }
+}
+
+/// `Retry-After`: seconds, or a date.
+fn pause(retry_after: &str) -> Option<Duration> {
+    if let Ok(seconds) = retry_after.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(retry_after).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 fn certificates(pem: &str) -> Result<Vec<Certificate<'static>>, SetupError> {
@@ -278,6 +312,19 @@ mod tests {
         }
         assert!(too_long(&serde_json::json!({"error": "Unauthorized"})).is_none());
         assert!(too_long(&Value::Null).is_none());
+    }
+
+    #[test]
+    fn a_server_says_when_to_come_back_in_seconds_or_by_a_date() {
+        assert_eq!(pause("120"), Some(Duration::from_secs(120)));
+        let now = SystemTime::now();
+        let date = |from_now| httpdate::fmt_http_date(now + Duration::from_secs(from_now));
+        let found = pause(&date(90)).expect("a date");
+        assert!((85..=90).contains(&found.as_secs()), "{found:?}");
+        assert_eq!(pause("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO), "it is past");
+        for neither in ["", "soon", "-1", "1.5", "99999999999999999999999"] {
+            assert_eq!(pause(neither), None, "{neither}");
+        }
     }
 
     #[test]

@@ -11,6 +11,9 @@
 //! P(3) ≤ the least probability named, and what all those named leave over, if "3" is not among them
 //! ```
 //!
+//! A server that takes the ids of tokens names the first tokens of all answers ([`Named::Answers`]), so
+//! that there is nothing to bound.
+//!
 //! Going on takes a request, so a text as improbable as [`NEGLIGIBLE`] is left at its bound.
 
 use std::collections::BTreeMap;
@@ -25,6 +28,15 @@ const NEGLIGIBLE: f64 = 1e-4;
 /// How far the probabilities that a server names may be off in their sum.
 const ROUNDING: f64 = 1e-6;
 
+/// Which alternatives a server named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// The most probable, and the one it chose.
+    MostProbable,
+    /// The beginnings of the answers, and the one it chose.
+    Answers,
+}
+
 /// What the server said about one place: the token it chose, and the alternatives by their text.
 struct Node {
     chosen: String,
@@ -34,20 +46,23 @@ struct Node {
 }
 
 impl Node {
-    fn new(token: &Token) -> Self {
+    fn new(token: &Token, named: Named) -> Self {
         let text = |bytes: &[u8]| str::from_utf8(bytes).map(str::to_owned).ok();
         let chosen = text(&token.bytes).unwrap_or_default();
         let mut log_probs: BTreeMap<String, f64> = BTreeMap::new();
-        let named = token.alternatives.iter().map(|(bytes, log_prob)| (bytes, *log_prob));
+        let others = token.alternatives.iter().map(|(bytes, log_prob)| (bytes, *log_prob));
         // A sampled token need not be among the most probable.
-        for (bytes, log_prob) in named.chain([(&token.bytes, token.log_prob)]) {
+        for (bytes, log_prob) in others.chain([(&token.bytes, token.log_prob)]) {
             if let Some(text) = text(bytes).filter(|text| !text.is_empty()) {
                 log_probs.entry(text).or_insert(log_prob);
             }
         }
         let probabilities = token.alternatives.iter().map(|(_, log_prob)| log_prob.exp());
         let left_over = (1.0 - probabilities.sum::<f64>()).max(0.0) + ROUNDING;
-        let least = token.alternatives.iter().map(|(_, log_prob)| *log_prob);
+        // vLLM adds a token sampled beyond the most probable, which says nothing of those between.
+        let others = token.alternatives.iter().filter(|(bytes, _)| *bytes != token.bytes);
+        let least = others.filter(|_| named == Named::MostProbable);
+        let least = least.map(|(_, log_prob)| *log_prob);
         let rest = least.fold(left_over.ln(), f64::min).min(0.0);
         Self { chosen, log_probs, rest }
     }
@@ -78,7 +93,7 @@ pub(crate) struct Reading {
 pub(crate) fn read<E: From<AnswerError>>(
     format: &AnswerFormat,
     follow: bool,
-    mut next: impl FnMut(&str) -> Result<Token, E>,
+    mut next: impl FnMut(&str) -> Result<(Token, Named), E>,
 ) -> Result<Reading, E> {
     let labels: Vec<&str> = format.answers().map(|(label, _)| label).collect();
     let begins_another =
@@ -88,7 +103,8 @@ pub(crate) fn read<E: From<AnswerError>>(
     let mut open = vec![(String::new(), 0.0_f64)];
     let mut negligible = Vec::new();
     while let Some((beginning, log_prob)) = open.pop() {
-        let node = Node::new(&next(&beginning)?);
+        let (token, named) = next(&beginning)?;
+        let node = Node::new(&token, named);
         let mut onward: BTreeMap<String, f64> = BTreeMap::new();
         for label in labels.iter().filter_map(|label| label.strip_prefix(beginning.as_str())) {
             if let Some((token, token_log_prob)) = node.towards(label).filter(|(t, _)| *t != label)
@@ -195,7 +211,7 @@ mod tests {
         let reading = read(format, follow, |beginning| {
             asked.push(beginning.to_owned());
             let node = nodes.iter().find(|(text, _)| *text == beginning);
-            Ok(token(node.expect("a node that is there").1))
+            Ok((token(node.expect("a node that is there").1), Named::MostProbable))
         });
         (reading, asked)
     }
@@ -286,17 +302,36 @@ mod tests {
         let root: &[(&str, f64)] = &[("yes", 0.9), ("no", 0.05)];
         let (reading, _) = read_all(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
         assert_eq!(reading, Err(AnswerError::NotAnAnswer { found: "yes".into() }));
-        let nan = read(&AnswerFormat::zero_to_ten(), true, |_| Ok(token(&[("7", f64::NAN)])));
+        let nan = read(&AnswerFormat::zero_to_ten(), true, |_| {
+            Ok((token(&[("7", f64::NAN)]), Named::MostProbable))
+        });
         assert_eq!(nan, Err::<Reading, _>(AnswerError::InvalidProbability));
+    }
+
+    #[test]
+    fn a_token_sampled_beyond_the_alternatives_bounds_no_other() {
+        // vLLM adds the sampled token to those that were asked for.
+        let mut root = token(&[("7", 0.6), ("8", 0.2), ("9", 0.1), ("x", 1e-6)]);
+        (root.bytes, root.log_prob) = (b"x".to_vec(), 1e-6_f64.ln());
+        let next = |_: &str| Ok::<_, AnswerError>((root.clone(), Named::MostProbable));
+        let reading = read(&AnswerFormat::zero_to_ten(), true, next).expect("a distribution");
+        let distribution = reading.distribution;
+        // 3 may have all that is left over, which is as much as 9 has.
+        assert!(distribution.is_bound(3));
+        near(distribution.log_probs()[3], 0.1);
+        // Where only answers were named, the least of them says nothing of what is missing.
+        root.alternatives = token(&[("7", 0.3), ("8", 0.2)]).alternatives;
+        let next = |_: &str| Ok::<_, AnswerError>((root.clone(), Named::Answers));
+        let reading = read(&AnswerFormat::zero_to_ten(), true, next).expect("a distribution");
+        near(reading.distribution.log_probs()[3], 0.5);
     }
 
     #[test]
     fn a_token_outside_of_the_alternatives_counts_by_its_own_probability() {
         let mut root = token(&[("7", 0.9)]);
         (root.bytes, root.log_prob) = (b"3".to_vec(), 0.01_f64.ln());
-        let reading =
-            read(&AnswerFormat::zero_to_ten(), true, |_| Ok::<_, AnswerError>(root.clone()));
-        let reading = reading.expect("a distribution");
+        let next = |_: &str| Ok::<_, AnswerError>((root.clone(), Named::MostProbable));
+        let reading = read(&AnswerFormat::zero_to_ten(), true, next).expect("a distribution");
         assert_eq!(reading.chosen, Some(3));
         assert!(!reading.distribution.is_bound(3));
     }

@@ -3,7 +3,7 @@
 //!
 //! | step | what happens |
 //! |---|---|
-//! | once | the server says what it is, renders its chat template, shows that it gives log-probabilities |
+//! | once | each server says what it is, renders its chat template, shows that it gives log-probabilities |
 //! | a job | what its prompts have in common goes ahead, then the documents, as many as the servers take |
 //! | a document | the model thinks until `<answer>`; one more token, with its alternatives, is the answer |
 //! | a fault | the request goes out again, later or elsewhere; then it is that document's error |
@@ -12,8 +12,11 @@
 //! cannot arise ([`Prompts::TokenIds`]).
 //!
 //! Proxies are those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
-//! Redirects are not followed. The HTTP client logs through the `log` crate; see [`ApiKey`] for what it
-//! shows.
+//! Redirects are not followed.
+//!
+//! Retries, and endpoints that are left alone, refuse or work again, are told through `tracing`, without
+//! keys and without what documents or replies say. The HTTP client logs through the `log` crate; see
+//! [`ApiKey`] for what it shows.
 //!
 //! # Limits
 //! - An answer that is not among the server's alternatives has

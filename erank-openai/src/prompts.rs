@@ -221,7 +221,13 @@ mod tests {
 
     fn known() -> Capabilities {
         let frame = Some(("<|im_start|>user\n".into(), "<|im_end|>\n<think>\n".into()));
-        Capabilities { server: crate::Server::Other, model: None, context: None, frame }
+        Capabilities {
+            server: crate::Server::Other,
+            model: None,
+            context: None,
+            frame,
+            takes_ids: false,
+        }
     }
 
     fn prepare(settings: &Settings, document: &str, options: ScoringOptions) -> Prepared {

@@ -38,14 +38,16 @@ pub struct Settings {
     pub log_probs: bool,
     /// The alternatives asked for where the answer begins, at least 2. An allowed answer that is not
     /// among them has a [bound](erank_core::AnswerDistribution::is_bound) for a probability. vLLM
-    /// allows 20 unless told otherwise, llama.cpp any number.
+    /// allows 20 unless told otherwise, and names the answers besides; llama.cpp allows any number.
     pub alternatives: usize,
     /// Most requests under way at one endpoint. Fewer are sent at first, and after the server said
     /// that it is overloaded.
     pub max_concurrency: usize,
-    /// Times that a request is sent before its document is given up. When every endpoint is down, they
-    /// are tried as often, with longer and longer pauses, before the job ends: with 5, a server may
-    /// be away for some 15 seconds.
+    /// Times that a request is sent before its document is given up. An outage is not the document's
+    /// fault: while nobody listens, or the reply is 502, 503 or 504, a request is sent three times more,
+    /// with longer and longer pauses, before the documents under way and with them the job are given up.
+    /// With 5, a server may be away for 10 to 20 seconds, with 8 for 30 to 90. An address where nobody
+    /// ever listened is given up sooner, with 5 after some 2 seconds.
     pub attempts: usize,
     /// Most time to resolve a name, and to connect.
     pub connect_timeout: Duration,

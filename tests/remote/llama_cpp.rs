@@ -5,13 +5,16 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+/// The workspace, from the tests of any of its crates.
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
 /// The Python that has the server, or `None`, said loudly; with `ERANK_REQUIRE_LLAMA_CPP`
 /// set that fails.
 pub(crate) fn python() -> Option<PathBuf> {
-    let python = std::env::var_os("ERANK_LLAMA_CPP").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/llama-cpp"),
-        PathBuf::from,
-    );
+    let python = std::env::var_os("ERANK_LLAMA_CPP")
+        .map_or_else(|| root().join("tests/.cache/llama-cpp"), PathBuf::from);
     let python = python.join("bin/python");
     if python.exists() {
         return Some(python);
@@ -27,11 +30,10 @@ pub(crate) fn python() -> Option<PathBuf> {
 
 /// The bundled model as a GGUF file in `folder`.
 pub(crate) fn tiny_model(python: &Path, folder: &Path) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let file = folder.join("tiny.gguf");
     let status = Command::new(python)
-        .arg(root.join("remote/gguf.py"))
-        .arg(root.join("../erank-candle/tiny-model"))
+        .arg(root().join("tests/remote/gguf.py"))
+        .arg(root().join("erank-candle/tiny-model"))
         .arg(&file)
         .status();
     assert!(status.expect("Python runs").success(), "the model cannot be converted");
@@ -67,7 +69,7 @@ impl LlamaCpp {
         context: usize,
     ) -> Self {
         let mut process = Command::new(python)
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("remote/serve.py"))
+            .arg(root().join("tests/remote/serve.py"))
             .arg(model)
             .args([port.to_string(), slots.to_string(), context.to_string()])
             .stdin(Stdio::piped())

@@ -5,13 +5,18 @@
 //! its virtual environment. Without it the tests say so and pass; with `ERANK_REQUIRE_LLAMA_CPP` set
 //! they fail.
 
+mod cache;
+mod faults;
 mod llama_cpp;
 mod load;
+mod proxy;
+#[path = "../../erank-openai/tests/http/server.rs"]
+#[allow(dead_code, reason = "the backend's own tests use more of it")]
+mod server;
+mod vllm;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use candle_core::DType;
 use erank_candle::{CandleBackend, Checkpoint, PromptTokenizer};
@@ -159,36 +164,7 @@ fn local_and_remote_agree_on_equal_weights() {
         );
         assert!(pairs >= 200);
         assert!(furthest < 0.02, "{furthest}");
-    }
-}
-
-#[test]
-fn a_server_that_is_killed_and_comes_back_loses_nothing() {
-    let Some(python) = llama_cpp::python() else { return };
-    let folder = tempfile::tempdir().expect("a folder");
-    let model = llama_cpp::tiny_model(&python, folder.path());
-    let server = LlamaCpp::start(&python, &model, 2, 2048);
-    let local = exact();
-    let expected = scored(&local, Mode::AnswerOnly);
-    let mut settings = settings(&local);
-    settings.attempts = 10;
-    let remote = OpenAiBackend::new([server.url()], settings).expect("valid settings");
-    let killer = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(700));
-        let port = server.port;
-        drop(server);
-        thread::sleep(Duration::from_millis(300));
-        LlamaCpp::start_at(port, &python, &model, 2, 2048)
-    });
-    let found = scored(&remote, Mode::AnswerOnly);
-    drop(killer.join().expect("no panic"));
-    for (expected, found) in expected.iter().zip(&found) {
-        let integers = |documents: &[RankedDocument]| {
-            let mut all: Vec<_> = documents.iter().map(|d| (d.index, d.integer)).collect();
-            all.sort_unstable();
-            all
-        };
-        assert_eq!(integers(expected), integers(found));
+        assert_eq!(same_order, QUERIES.len(), "rankings");
     }
 }
 

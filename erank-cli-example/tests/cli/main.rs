@@ -5,6 +5,7 @@ mod inspect;
 #[cfg(unix)]
 mod interrupt;
 mod readme;
+mod remote;
 mod rerank;
 #[cfg(feature = "search")]
 mod search;

@@ -71,11 +71,50 @@ fn an_answer_at_once_takes_one_token_and_a_second_look_at_ten() {
         assert_eq!(outcomes.completion(0).text, "<think>\n\n</think>\n\n<answer>7</answer>");
         assert_eq!(outcomes.completion(0).finish, FinishReason::Answered);
         near(outcomes.answer(1).1, 0.6);
-        let mut prompts: Vec<_> = server.completions()[1..].to_vec();
+        let mut prompts = server.completions();
+        prompts.retain(|request| request.prompt().contains("relevance"));
         prompts.sort_by_key(|request| request.prompt().len());
         assert_eq!(prompts.len(), 3, "7 needs one request, 10 needs two");
         assert!(prompts.iter().all(|request| request.body["max_tokens"] == 1));
         assert!(prompts.iter().any(|request| request.prompt().ends_with("<answer>1")));
+    }
+}
+
+#[test]
+fn a_server_that_takes_token_ids_gives_every_answer_its_probability() {
+    let engine = Engine { takes_ids: true, ..Engine::new(Shape::Vllm) };
+    for by_ids in [false, true] {
+        let server = serve(engine);
+        let settings = settings(|s| {
+            if by_ids {
+                s.prompts = Prompts::TokenIds(Arc::new(Characters));
+            }
+        });
+        let backend = backend(&server.url(), settings);
+        for options in [answer_only(), reason(100)] {
+            let outcomes = score(&backend, &documents([7, 10]), options).expect("scores");
+            near(outcomes.answer(0).1, 0.75);
+            near(outcomes.answer(1).1, 0.6);
+            let distribution = outcomes.completion(0).answers.as_ref().expect("a distribution");
+            assert!(!distribution.is_bound(3) && !distribution.is_bound(5));
+            near(Some(distribution.probability(3)), 1e-6);
+        }
+        let digits: Vec<u32> = (u32::from('0')..=u32::from('9')).collect();
+        let named = |request: &Request| request.body["logprob_token_ids"] == json!(digits);
+        let requests = server.completions();
+        // Each document's first look in both modes; the second looks at "10" are as ever.
+        assert_eq!(requests.iter().filter(|request| named(request)).count(), 4);
+        assert!(requests.iter().filter(|request| named(request)).all(|r| r.body["logprobs"] == 1));
+        assert_eq!(
+            requests
+                .iter()
+                .filter(|r| r.body["logprobs"] == 20 && r.body["stop"].is_null())
+                .count(),
+            1 + 2
+        );
+        // Each answer's first token is asked for once, or known on this side.
+        let asked = server.requests().iter().filter(|r| r.path == "/tokenize").count();
+        assert_eq!(asked, if by_ids { 0 } else { 1 + 11 });
     }
 }
 
@@ -248,6 +287,24 @@ fn a_chat_gives_the_joint_probability_wherever_the_thought_is() {
 }
 
 #[test]
+fn a_chat_asks_for_no_more_than_fits() {
+    let server = Server::start(|request| match request.path.as_str() {
+        "/v1/models" => Reaction::ok(json!({"data": [{"id": "hosted", "max_model_len": 700}]})),
+        _ => Reaction::ok(json!({"choices": [{
+            "message": {"content": "<think>hm</think><answer>7"}, "finish_reason": "stop",
+        }]})),
+    });
+    let settings = changed(chat_settings(), |s| s.log_probs = false);
+    let backend = backend(&server.url(), settings);
+    let outcomes = score(&backend, &documents([7]), reason(4096)).expect("scores");
+    assert_eq!(outcomes.answer(0).0, 7);
+    let chat = server.requests().pop().expect("a request");
+    let message = chat.body["messages"][0]["content"].as_str().map_or(0, str::len);
+    let most = chat.body["max_tokens"].as_u64().expect("a number") as usize;
+    assert!((300..700 - message / 4).contains(&most), "{most} for {message} bytes");
+}
+
+#[test]
 fn a_chat_that_runs_out_of_budget_has_no_answer() {
     let server = chat(|| json!({"content": null, "reasoning": "hm"}), false, "length");
     let settings = changed(chat_settings(), |s| s.log_probs = false);
@@ -413,6 +470,28 @@ fn greedy_requests_carry_no_seed_and_every_setting_the_server_would_default() {
 }
 
 #[test]
+fn a_gateway_that_does_not_count_tokens_has_them_estimated() {
+    let server = Server::start(|request| match request.path.as_str() {
+        "/tokenize" => Reaction::status(404, json!({"detail": "Not Found"})),
+        _ => Engine { context: 1000, ..Engine::new(Shape::Vllm) }.react(request),
+    });
+    let backend = backend(&server.url(), settings(|s| s.prompts = Prompts::chat_ml()));
+    for wanted in [900, 600] {
+        let outcomes = score(&backend, &documents([7, 8]), reason(wanted)).expect("scores");
+        assert_eq!((outcomes.answer(0).0, outcomes.answer(1).0), (7, 8));
+    }
+    let thoughts: Vec<Request> =
+        server.completions().into_iter().filter(|r| r.body["stop"].is_array()).collect();
+    assert_eq!(thoughts.len(), 4);
+    for thought in thoughts {
+        let (most, length) = (thought.body["max_tokens"].as_u64(), thought.prompt().len());
+        // By default, four bytes a token.
+        assert!(most.is_some_and(|most| most as usize + length / 4 + 18 <= 1000), "{most:?}");
+        assert!(most.is_some_and(|most| most >= 600), "{most:?}");
+    }
+}
+
+#[test]
 fn the_context_leaves_room_for_the_answer_or_the_prompt_is_too_long() {
     for shape in SHAPES {
         // The prompt has about 540 characters, each a token.
@@ -551,11 +630,12 @@ fn the_common_part_goes_ahead_and_connections_are_used_again() {
     for _ in 0..3 {
         score(&backend, &documents((0..40).map(|n| n % 10)), answer_only()).expect("scores");
     }
+    // After the probes.
     let completions = server.completions();
-    // After the probe.
-    let first = completions[1].prompt();
+    let completions: Vec<_> = completions.iter().skip_while(|r| r.prompt().len() < 20).collect();
+    let first = completions[0].prompt();
     assert!(first.ends_with("Here is the document:\n["), "{first:?}");
-    assert!(completions[2..].iter().all(|request| request.prompt().len() >= first.len()));
+    assert!(completions[1..].iter().all(|request| request.prompt().len() >= first.len()));
     assert_eq!(completions.iter().filter(|request| request.prompt() == first).count(), 3);
     assert!(server.most_in_flight() <= 4);
     assert!(server.connections() <= 5, "{} connections", server.connections());
@@ -580,6 +660,37 @@ fn the_key_is_sent_and_a_wrong_one_is_not_shown() {
     assert!(matches!(error, BackendError::Unsupported(_)));
     let text = format!("{} {wrong:?}", chain(&error));
     assert!(text.contains("401") && text.contains("[key]") && !text.contains("wr0ng"), "{text}");
+}
+
+#[test]
+fn a_key_that_a_reply_quotes_is_not_shown() {
+    let quoting: [fn(&str) -> Value; 3] = [
+        |key| json!({ "choices": key }),
+        |key| json!({"choices": [{"text": "", "finish_reason": key}]}),
+        |key| json!({"data": [{"id": key}, {"id": "b"}]}),
+    ];
+    for (number, reply) in quoting.into_iter().enumerate() {
+        let server = Server::start(move |request| {
+            let key = request.authorization.as_deref().unwrap_or_default();
+            let is_it = request.path == if number == 2 { "/v1/models" } else { "/v1/completions" };
+            // As long as it likes.
+            let quoted = format!("{} for {key}", "x".repeat(10));
+            let quoted = if number == 2 { quoted } else { quoted + &"y".repeat(10_000) };
+            match is_it {
+                true => Reaction::ok(reply(&quoted)),
+                false => Engine::new(Shape::Vllm).react(request),
+            }
+        });
+        let settings = settings(|s| {
+            s.api_key = Some(ApiKey::new("qu0ted"));
+            s.attempts = 1;
+        });
+        let backend = backend(&server.url(), settings);
+        let error = score(&backend, &documents([7]), answer_only()).err().expect("malformed");
+        let text = chain(&error);
+        assert!(text.contains("[key]") && !text.contains("qu0ted"), "{number}: {text}");
+        assert!(text.len() < 3_000, "{number}: {} characters", text.len());
+    }
 }
 
 /// Keeps all that is logged.

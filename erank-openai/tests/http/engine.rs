@@ -18,13 +18,21 @@ pub(crate) struct Engine {
     pub(crate) shape: Shape,
     pub(crate) context: usize,
     pub(crate) log_probs: bool,
+    /// Whether it takes the ids of the tokens to give log-probabilities for, as vLLM does by now.
+    pub(crate) takes_ids: bool,
     /// What the template writes where the assistant's turn begins.
     pub(crate) turn: &'static str,
 }
 
 impl Engine {
     pub(crate) fn new(shape: Shape) -> Self {
-        Self { shape, context: 4096, log_probs: true, turn: "<|im_start|>assistant\n" }
+        Self {
+            shape,
+            context: 4096,
+            log_probs: true,
+            takes_ids: false,
+            turn: "<|im_start|>assistant\n",
+        }
     }
 
     pub(crate) fn react(&self, request: &Request) -> Reaction {
@@ -104,11 +112,15 @@ impl Engine {
         }
         let log_probs = self.log_probs && request.body["logprobs"].is_u64();
         let number = request.body["logprobs"].as_u64().unwrap_or(0) as usize;
-        let alternatives: Vec<(String, f64)> = alternatives
+        let mut alternatives: Vec<(String, f64)> = alternatives
             .iter()
             .map(|(text, p)| ((*text).to_owned(), p.ln()))
             .take(number)
             .collect();
+        if let (true, Value::Array(ids)) = (self.takes_ids, &request.body["logprob_token_ids"]) {
+            alternatives = named(ids, relevance(&prompt), turn);
+            alternatives.extend(spent.first().cloned());
+        }
         let ids: Vec<u32> =
             spent.iter().flat_map(|(text, _)| text.chars()).map(u32::from).collect();
         let ends_at_word = finish == "stop";
@@ -191,6 +203,17 @@ impl Engine {
 
 fn text_of<'a>(ids: impl Iterator<Item = &'a Value>) -> String {
     ids.filter_map(|id| char::from_u32(u32::try_from(id.as_u64()?).ok()?)).collect()
+}
+
+/// The log-probabilities of the first tokens with these ids.
+fn named(ids: &[Value], relevance: u32, turn: &str) -> Vec<(String, f64)> {
+    let (_, known) = next_tokens(relevance, turn);
+    let log_prob = |text: &str| {
+        let found = known.iter().find(|(token, _)| *token == text);
+        found.map_or(1e-6_f64, |(_, p)| *p).ln()
+    };
+    let texts = ids.iter().map(|id| text_of(std::iter::once(id)));
+    texts.map(|text| (text.clone(), log_prob(&text))).collect()
 }
 
 fn characters(text: &str) -> Vec<(String, f64)> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use erank_core::backend::{BackendError, DocumentError, Stop};
 use erank_openai::{OpenAiBackend, RequestError, Settings};
@@ -36,7 +36,7 @@ fn through_every_kind_of_fault_each_document_is_scored_once_and_right() {
         // Every third request goes wrong, each in its way.
         match count.fetch_add(1, Ordering::SeqCst) % 42 {
             0 => Reaction::status(500, json!({"error": {"message": "out of luck"}})),
-            3 => Reaction::Reply { status: 429, retry_after: Some(0), body: "{}".into() },
+            3 => Reaction::Reply { status: 429, retry_after: Some("0".into()), body: "{}".into() },
             6 => Reaction::status(503, json!({"error": {"message": "Loading model"}})),
             9 => Reaction::Raw(String::new()),
             12 => Reaction::Raw("HTTP/1.1 200 OK\r\nContent-Le".into()),
@@ -81,17 +81,63 @@ fn a_document_that_always_fails_is_given_up_alone_after_its_attempts() {
         true => Reaction::status(500, json!({"error": {"message": "cannot do this one"}})),
         false => engine(request),
     });
-    let settings = settings(|s| s.attempts = 2);
-    let backend = backend(&server.url(), settings);
+    let backend = backend(&server.url(), Settings::default());
     let outcomes = score(&backend, &documents([7, 8, 9, 3]), answer_only()).expect("scores");
     assert_eq!([0, 2, 3].map(|index| outcomes.answer(index).0), [7, 9, 3]);
     let DocumentError::Backend(cause) = outcomes.error(1) else {
         panic!("{:?}", outcomes.error(1))
     };
     let cause = cause.downcast_ref::<RequestError>().expect("its own error");
-    assert!(matches!(cause, RequestError::GaveUp { attempts: 2, .. }), "{cause:?}");
+    assert!(matches!(cause, RequestError::GaveUp { attempts: 5, .. }), "{cause:?}");
     assert!(chain(cause).contains("cannot do this one"));
-    assert_eq!(server.completions().iter().filter(|r| is_about(r, 1)).count(), 2);
+    assert_eq!(server.completions().iter().filter(|r| is_about(r, 1)).count(), 5);
+}
+
+#[test]
+fn a_document_that_always_fails_is_its_own_error_however_it_fails_and_ejects_nobody() {
+    let failures: [fn() -> Reaction; 5] = [
+        || Reaction::status(500, json!("out of luck")),
+        || Reaction::ok(json!({"surprise": true})),
+        || Reaction::Raw("HTTP/1.1 200 OK\r\nContent-Le".into()),
+        || Reaction::status(504, json!("it took too long")),
+        || Reaction::status(403, json!("a firewall does not like it")),
+    ];
+    for (number, failure) in failures.into_iter().enumerate() {
+        let server = Server::start(move |request| match is_about(request, 1) {
+            true => failure(),
+            false => engine(request),
+        });
+        let settings = settings(|s| s.attempts = 2);
+        let backend = backend(&server.url(), settings);
+        // Its samples are as many failures of one document.
+        let mut options = reason(50);
+        options.samples = 2;
+        options.sampling = erank_core::Sampling::with_temperature(1.0);
+        let outcomes = score(&backend, &documents([7, 8, 9]), options).expect("scores");
+        for (index, reports) in outcomes.documents.iter().enumerate() {
+            assert!(reports.iter().all(|report| report.is_err() == (index == 1)), "{number}");
+        }
+        // The next job finds the server as it is.
+        let began = Instant::now();
+        score(&backend, &documents([7]), answer_only()).expect("scores");
+        assert!(began.elapsed() < Duration::from_millis(400), "{number}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_server_that_fails_at_every_document_ends_the_job() {
+    let server = Server::start(|request| match request.prompt().contains("relevance") {
+        true => Reaction::status(500, json!({"error": "EngineCore encountered an issue"})),
+        false => engine(request),
+    });
+    let settings = settings(|s| s.attempts = 1);
+    let backend = backend(&server.url(), settings);
+    let (result, outcomes) =
+        score_until(&backend, &documents([7; 1000]), answer_only(), &Stop::new());
+    let error = result.expect_err("it does not work");
+    assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
+    let given_up = outcomes.documents.iter().filter(|reports| !reports.is_empty()).count();
+    assert!(given_up < 20, "{given_up} documents were spent on it");
 }
 
 #[test]
@@ -170,7 +216,7 @@ fn a_deadline_ends_the_probe_the_warm_up_and_the_waits() {
         let server = Server::start(move |request| match hanging {
             "warm-up" if request.prompt().ends_with("document:\n[") => Reaction::Hang,
             "overloaded" if request.prompt().contains("relevance 7") => {
-                Reaction::Reply { status: 429, retry_after: Some(3600), body: "{}".into() }
+                Reaction::Reply { status: 429, retry_after: Some("3600".into()), body: "{}".into() }
             }
             path if path == request.path => Reaction::Hang,
             _ => engine(request),
@@ -207,10 +253,7 @@ fn a_request_that_takes_too_long_is_given_up() {
         true => Reaction::Hang,
         false => engine(request),
     });
-    let settings = settings(|s| {
-        s.attempts = 2;
-        s.request_timeout = Duration::from_millis(150);
-    });
+    let settings = settings(|s| s.request_timeout = Duration::from_millis(150));
     let backend = backend(&server.url(), settings);
     let outcomes = score(&backend, &documents([7, 8]), answer_only()).expect("scores");
     assert_eq!(outcomes.answer(1).0, 8);
@@ -232,7 +275,9 @@ fn a_server_that_restarts_loses_nothing() {
     });
     let backend = backend(&server.url(), settings);
     let restarter = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(300));
+        while server.completions().len() < 20 {
+            thread::sleep(Duration::from_millis(5));
+        }
         let before = server.completions().len();
         drop(server);
         thread::sleep(Duration::from_millis(700));
@@ -244,6 +289,112 @@ fn a_server_that_restarts_loses_nothing() {
     assert!(before > 1 && !server.completions().is_empty(), "both of them had work");
     for (index, relevance) in relevances.into_iter().enumerate() {
         assert_eq!(outcomes.answer(index).0, relevance);
+    }
+}
+
+/// A server that is away, in one way or another, until the time has come.
+fn away_for(pause: Duration, away: fn() -> Reaction) -> Server {
+    let back = Instant::now() + pause;
+    Server::start(move |request| match Instant::now() < back {
+        true => away(),
+        false => engine(request),
+    })
+}
+
+#[test]
+fn a_server_that_loads_its_model_is_waited_for() {
+    let loading = || Reaction::status(503, json!({"error": {"message": "Loading model"}}));
+    let no_pod = || Reaction::status(502, json!("no ready pod"));
+    let cases: [(u32, fn() -> Reaction); 3] = [(1, loading), (40, loading), (40, no_pod)];
+    thread::scope(|scope| {
+        for (number, away) in cases {
+            scope.spawn(move || {
+                let server = away_for(Duration::from_secs(5), away);
+                let backend = backend(&server.url(), Settings::default());
+                let documents = documents((0..number).map(|n| n % 10));
+                let outcomes = score(&backend, &documents, answer_only()).expect("scores");
+                (0..number).for_each(|n| assert_eq!(outcomes.answer(n as usize).0, n % 10));
+            });
+        }
+    });
+}
+
+#[test]
+fn a_server_that_loads_its_model_again_loses_nothing() {
+    let (count, back) = (AtomicUsize::new(0), Arc::new(std::sync::OnceLock::new()));
+    let server = Server::start(move |request| {
+        if count.fetch_add(1, Ordering::SeqCst) < 10 {
+            return engine(request);
+        }
+        let back = back.get_or_init(|| Instant::now() + Duration::from_secs(5));
+        match Instant::now() < *back {
+            true => Reaction::status(503, json!({"error": {"message": "Loading model"}})),
+            false => engine(request),
+        }
+    });
+    let backend = backend(&server.url(), Settings::default());
+    let documents = documents((0..60).map(|n| n % 10));
+    let outcomes = score(&backend, &documents, answer_only()).expect("scores");
+    (0..60).for_each(|n| assert_eq!(outcomes.answer(n as usize).0, n % 10));
+}
+
+#[test]
+fn one_document_waits_for_a_server_that_restarts_as_long_as_many_do() {
+    let server = Server::start(engine);
+    let address = server.address;
+    let backend = backend(&server.url(), Settings::default());
+    score(&backend, &documents([7]), answer_only()).expect("scores");
+    drop(server);
+    let restarter = thread::spawn(move || {
+        thread::sleep(Duration::from_secs(5));
+        Server::start_at(address, engine)
+    });
+    let outcomes = score(&backend, &documents([7]), answer_only()).expect("scores");
+    assert_eq!(outcomes.answer(0).0, 7);
+    drop(restarter.join());
+}
+
+#[test]
+fn an_endpoint_that_refuses_what_the_other_takes_is_left_out() {
+    let refusals: [fn(&Request) -> Reaction; 5] = [
+        |_| Reaction::status(401, json!({"error": "Unauthorized"})),
+        |_| Reaction::status(404, json!({"detail": "Not Found"})),
+        // The probe passes, the documents do not.
+        |request| match is_about(request, 3) || is_about(request, 4) {
+            true => Reaction::status(401, json!({"error": "Unauthorized"})),
+            false => engine(request),
+        },
+        // Another model, another server.
+        |request| match request.path.as_str() {
+            "/v1/models" => Reaction::ok(json!({"data": [{"id": "llama", "owned_by": "vllm"}]})),
+            _ => engine(request),
+        },
+        |request| Engine::new(Shape::LlamaCpp).react(request),
+    ];
+    for (number, refusal) in refusals.into_iter().enumerate() {
+        for attempts in [1, 5] {
+            let good = Server::start(engine);
+            let bad = Server::start(refusal);
+            let settings = settings(|s| {
+                s.attempts = attempts;
+                s.model = (number < 4).then(|| "erank".into());
+            });
+            let backend = OpenAiBackend::new([good.url(), bad.url()], settings.clone());
+            let documents = documents((0..60).map(|n| n % 10));
+            let outcomes = score(&backend.expect("settings"), &documents, answer_only());
+            let outcomes = outcomes.expect("scores");
+            (0..60).for_each(|n| assert_eq!(outcomes.answer(n as usize).0, n % 10, "{number}"));
+            let asked = bad.completions().iter().filter(|r| r.prompt().contains("[1")).count();
+            assert!(number == 2 || asked == 0, "{number}: {asked} documents went there");
+
+            if number != 4 {
+                let bad = [Server::start(refusal), Server::start(refusal)];
+                let backend = OpenAiBackend::new(bad.each_ref().map(Server::url), settings);
+                let error = score(&backend.expect("settings"), &documents, answer_only());
+                let error = error.err().expect("all refuse");
+                assert!(matches!(error, BackendError::Unsupported(_)), "{number}: {error:?}");
+            }
+        }
     }
 }
 
@@ -332,24 +483,29 @@ fn an_overloaded_server_is_asked_for_less_at_once() {
     for (index, relevance) in relevances.into_iter().enumerate() {
         assert_eq!(outcomes.answer(index).0, relevance);
     }
-    let refused = server.completions().len() - 302;
+    let refused = server.completions().len() - 303;
     assert!(refused < 200, "{refused} refusals for 300 documents");
 }
 
 #[test]
 fn a_server_is_left_alone_for_as_long_as_it_asks() {
-    let count = AtomicUsize::new(0);
-    let server = Server::start(move |request| match is_about(request, 0) {
-        true if count.fetch_add(1, Ordering::SeqCst) == 0 => {
-            Reaction::Reply { status: 503, retry_after: Some(1), body: "{}".into() }
-        }
-        _ => engine(request),
-    });
-    let backend = backend(&server.url(), Settings::default());
-    let began = Instant::now();
-    let outcomes = score(&backend, &documents([7]), answer_only()).expect("scores");
-    assert_eq!(outcomes.answer(0).0, 7);
-    assert!(began.elapsed() >= Duration::from_secs(1));
+    let in_three_seconds = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
+    for retry_after in ["1".to_owned(), in_three_seconds] {
+        let count = AtomicUsize::new(0);
+        let server = Server::start(move |request| match is_about(request, 0) {
+            true if count.fetch_add(1, Ordering::SeqCst) == 0 => {
+                let retry_after = Some(retry_after.clone());
+                Reaction::Reply { status: 503, retry_after, body: "{}".into() }
+            }
+            _ => engine(request),
+        });
+        let backend = backend(&server.url(), Settings::default());
+        let began = Instant::now();
+        let outcomes = score(&backend, &documents([7]), answer_only()).expect("scores");
+        assert_eq!(outcomes.answer(0).0, 7);
+        // A date is in whole seconds.
+        assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
+    }
 }
 
 #[test]
@@ -361,7 +517,7 @@ fn ten_thousand_documents_are_under_way_a_few_at_a_time() {
     let relevances: Vec<u32> = (0..10_000).map(|number| 2 + number % 8).collect();
     let outcomes = score(&backend, &documents(relevances.clone()), answer_only()).expect("scores");
     assert!(server.most_in_flight() <= 8);
-    assert_eq!(server.completions().len(), 10_002, "with the probe and the warm-up");
+    assert_eq!(server.completions().len(), 10_003, "with the probes and the warm-up");
     assert!(server.connections() <= 10, "{} connections", server.connections());
     for (index, relevance) in relevances.into_iter().enumerate() {
         assert_eq!(outcomes.answer(index).0, relevance);

@@ -3,6 +3,7 @@
 mod answers;
 mod conformance;
 mod engine;
+mod events;
 mod faults;
 mod server;
 mod tls;

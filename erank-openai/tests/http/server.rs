@@ -29,7 +29,7 @@ impl Request {
 #[derive(Debug, Clone)]
 pub(crate) enum Reaction {
     /// Replies with this status, `Retry-After`, and body.
-    Reply { status: u16, retry_after: Option<u64>, body: String },
+    Reply { status: u16, retry_after: Option<String>, body: String },
     /// Sends this as it is, and closes.
     Raw(String),
     /// Waits, and then does this.
