@@ -1,16 +1,25 @@
 //! A progress line on standard error: how far, how fast, how long still.
 
 use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use erank_core::Progress;
+use erank_core::backend::TokenCounts;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
-/// A progress line. It is not shown unless standard error is a terminal.
+use crate::text;
+
+/// Where standard error is no terminal, progress is a line this often.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// A progress line: renewed in place on a terminal, written now and then elsewhere.
 #[derive(Clone)]
 pub(crate) struct Meter {
     bar: ProgressBar,
     begin: Instant,
+    /// When a line was written last.
+    written: Arc<Mutex<Instant>>,
 }
 
 impl Meter {
@@ -19,17 +28,30 @@ impl Meter {
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} documents{msg}") {
             bar.set_style(style);
         }
-        Self { bar, begin: Instant::now() }
+        let begin = Instant::now();
+        Self { bar, begin, written: Arc::new(Mutex::new(begin)) }
     }
 
     /// Shows how far the work is; never stops it.
     pub(crate) fn show(&self, progress: &Progress) -> ControlFlow<()> {
-        if !self.bar.is_hidden() {
-            self.bar.set_length(progress.documents as u64);
-            self.bar.set_message(speed(progress, self.begin.elapsed()));
-            self.bar.set_position(progress.documents_done as u64);
-        }
+        self.show_counts(progress.documents_done, progress.documents, progress.tokens);
         ControlFlow::Continue(())
+    }
+
+    /// Shows that so many documents are done, of so many.
+    pub(crate) fn show_counts(&self, done: usize, documents: usize, tokens: TokenCounts) {
+        let speed = || speed(done, documents, tokens, self.begin.elapsed());
+        if !self.bar.is_hidden() {
+            self.bar.set_length(documents as u64);
+            self.bar.set_message(speed());
+            self.bar.set_position(done as u64);
+            return;
+        }
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.elapsed() >= PAUSE {
+            *written = Instant::now();
+            text::note(&format!("{done}/{documents} documents{}", speed()));
+        }
     }
 
     /// Removes the line.
@@ -39,14 +61,12 @@ impl Meter {
 }
 
 /// Tokens per second, and the time left if the documents go on as they did.
-fn speed(progress: &Progress, elapsed: Duration) -> String {
-    let tokens = progress.tokens.prompt + progress.tokens.generated;
-    let rate = tokens as f64 / elapsed.as_secs_f64().max(1e-3);
+fn speed(done: usize, documents: usize, tokens: TokenCounts, elapsed: Duration) -> String {
+    let rate = (tokens.prompt + tokens.generated) as f64 / elapsed.as_secs_f64().max(1e-3);
     let rate = format!(", {} tokens/s", HumanCount(rate as u64));
-    if progress.documents_done == 0 {
+    if done == 0 {
         return rate;
     }
-    let left = progress.documents.saturating_sub(progress.documents_done);
-    let left = elapsed.mul_f64(left as f64 / progress.documents_done as f64);
+    let left = elapsed.mul_f64(documents.saturating_sub(done) as f64 / done as f64);
     format!("{rate}, {} left", HumanDuration(left))
 }
