@@ -190,14 +190,14 @@ fn write_files(
     };
     let hybrid = runs.hybrids.iter().find(|(other, _)| *other == alpha).map(|(_, run)| run);
     let files = [
-        ("first_stage.run", Some(&runs.first_stage), "first-stage"),
-        ("reranked.run", Some(&runs.reranked), "erank"),
-        ("hybrid.run", hybrid, "erank-hybrid"),
+        ("first_stage.run", Some(&runs.first_stage), "first-stage".to_owned()),
+        ("reranked.run", Some(&runs.reranked), "erank".to_owned()),
+        ("hybrid.run", hybrid, format!("erank-hybrid-{alpha}")),
     ];
     for (name, run, tag) in files {
         let Some(run) = run else { continue };
         let mut bytes = Vec::new();
-        run.write(&mut bytes, tag)?;
+        run.write(&mut bytes, &tag)?;
         write(name, &bytes)?;
     }
     write("report.json", report.json().map_err(io::Error::from)?.as_bytes())?;

@@ -10,11 +10,13 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 70.0;
 const BOTTOM: f64 = 50.0;
+/// How high a bar without a difference is: what has no height is not drawn.
+const TIE: f64 = 3.0;
 
 /// Gains stand above the line and are filled, losses below and are hatched: nothing is said by
 /// colour alone.
 const HEAD: &str = r##"<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="5" height="5" fill="#fff"/><line y2="5" stroke="#a33b00" stroke-width="4"/></pattern></defs>
-<style>text{font:13px sans-serif;fill:#222}.title{font-size:17px}.gain{fill:#1f5f9e;stroke:#1f5f9e}.loss{fill:url(#hatch);stroke:#a33b00}.tie{stroke:#222;stroke-width:3}.grid{stroke:#ddd}.axis{stroke:#222}</style>
+<style>text{font:13px sans-serif;fill:#222}.title{font-size:17px}.gain{fill:#1f5f9e;stroke:#1f5f9e}.loss{fill:url(#hatch);stroke:#a33b00}.tie{fill:#222}.grid{stroke:#ddd}.axis{stroke:#222}</style>
 <rect width="100%" height="100%" fill="#fff"/>
 "##;
 
@@ -83,9 +85,9 @@ pub(super) fn draw(measure: &str, changes: &[Change<'_>]) -> Result<String, fmt:
         let (class, y) = match change.gain() {
             gain if gain > 0.0 => ("gain", zero - height),
             gain if gain < 0.0 => ("loss", zero),
-            _ => ("tie", zero),
+            _ => ("tie", zero - TIE / 2.0),
         };
-        let height = height.abs();
+        let height = if class == "tie" { TIE } else { height.abs() };
         writeln!(
             svg,
             r#"<rect class="{class}" x="{x:.2}" y="{y:.2}" width="{width:.2}" height="{height:.2}"><title>{}</title></rect>"#,

@@ -191,7 +191,11 @@ impl ScoreFile {
         Ok(())
     }
 
-    fn keep(&mut self, entry: Entry) {
+    fn keep(&mut self, mut entry: Entry) {
+        if let Outcome::Answered(score) = &mut entry.outcome {
+            // For people who read the file; a large collection's thoughts would fill the memory.
+            score.reasoning = String::new();
+        }
         let documents = self.entries.entry(entry.query.clone()).or_default();
         documents.insert(entry.document.clone(), entry);
     }
