@@ -159,8 +159,6 @@ pub(crate) struct SearchArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
-    #[command(flatten)]
-    pub(crate) collection: CollectionArguments,
     /// Reranks the first stage's best N documents of each query.
     #[arg(long, value_name = "N", default_value = "100")]
     pub(crate) depth: NonZeroUsize,
@@ -192,6 +190,8 @@ pub(crate) struct EvalArguments {
     /// Prints report.json instead of tables.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) collection: CollectionArguments,
     #[command(flatten)]
     pub(crate) model: ModelArguments,
     #[command(flatten)]
