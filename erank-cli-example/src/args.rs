@@ -1,12 +1,14 @@
 //! What can be asked for on the command line.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use erank_core::ScoreKind;
+use erank_core::metrics::Measure;
 use erank_core::prompt::instructions;
+use erank_core::{Mode, ScoreKind};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -42,6 +44,33 @@ as above. A line that cannot be used is listed with its reason and spares the ot
                by fewer samples; by line: line, id, reason
 What is not known is null. Diagnostics go to standard error.";
 
+const EVAL_HELP: &str = "\
+Input is a first stage's run, people's grades, and the texts:
+  TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS
+  BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
+  JSON lines  --jsonl FILE --qrels QRELS, with one query a line:
+              {\"id\": \"q1\", \"query\": \"…\", \"documents\": [{\"id\": \"d7\", \"text\": \"…\", \"score\": 12.3}]}
+TEXTS holds one text a line: the id, a tab and the text, or JSON with \"_id\" (or \"id\"), \"text\" (or
+\"contents\") and perhaps \"title\", which is put before the text. Queries without grades are left out.
+
+--output FOLDER gets:
+  scores.jsonl     what the model said of each document, written as soon as it is known; the same
+                   command goes on from there, and computes none of it again
+  first_stage.run, reranked.run, hybrid.run   TREC runs
+  report.json      every figure, query by query; --json prints it
+  gains.svg        what each query gained or lost
+A document that cannot be scored ranks behind all that are, as the first stage had it. If the
+reason may pass, the next start tries again.";
+
+const EVAL_EXIT_CODES: &str = "\
+Exit codes:
+  0    every document was scored
+  1    failed: a file, the model or the output; scores are kept
+  2    the command line is wrong
+  3    some documents could not be scored; they are listed with the reason
+  4    --timeout passed; scores are kept
+  130  Ctrl-C; scores are kept (a second Ctrl-C quits at once)";
+
 const INSPECT_HELP: &str = "\
 --json prints one object: model, description, vocab_size, prompt (null with --ids), query_truncated,
 document_truncated, and tokens[] with position, id, text, control, and next[], the most probable
@@ -66,6 +95,9 @@ pub(crate) enum Command {
     #[cfg(feature = "search")]
     #[command(after_help = format!("{RERANK_HELP}\n\n{EXIT_CODES}"))]
     Search(SearchArguments),
+    /// Measures how much better a judged run gets by reranking it.
+    #[command(after_help = format!("{EVAL_HELP}\n\n{EVAL_EXIT_CODES}"))]
+    Eval(EvalArguments),
     /// Shows the rendered prompt, its tokens, and what the model finds most probable next.
     #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArguments),
@@ -88,12 +120,8 @@ pub(crate) struct RerankArguments {
     /// added up. Without a value, 0.2. Then every document needs a "score".
     #[arg(long, value_name = "ALPHA", num_args = 0..=1, default_missing_value = "0.2", value_parser = weight)]
     pub(crate) hybrid: Option<f64>,
-    /// Answers at once, without thinking: much faster, less accurate.
-    #[arg(short, long)]
-    pub(crate) answer_only: bool,
-    /// Thinks for at most this many tokens per document; then the answer is forced.
-    #[arg(long, value_name = "N", conflicts_with = "answer_only")]
-    pub(crate) max_tokens: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) thinking: Thinking,
     /// Answers at once for all documents, and thinks only about the best N of those.
     #[arg(long, value_name = "N", conflicts_with = "answer_only")]
     pub(crate) think_about: Option<NonZeroUsize>,
@@ -132,6 +160,84 @@ pub(crate) struct SearchArguments {
     pub(crate) candidates: NonZeroUsize,
     #[command(flatten)]
     pub(crate) rerank: RerankArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArguments {
+    /// Reranks the first stage's best N documents of each query.
+    #[arg(long, value_name = "N", default_value = "100")]
+    pub(crate) depth: NonZeroUsize,
+    /// What to measure, as ir-measures writes it, with commas between; the first is tested for
+    /// significance in the table and drawn.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "nDCG@10,RR@10,AP,P@10"
+    )]
+    pub(crate) measure: Vec<Measure>,
+    /// The folder for what is computed. What it holds already is not computed again.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) output: PathBuf,
+    /// The first stage's weight in hybrid.run, between 0 and 1. The figures are of 0.1 to 0.9 as well.
+    #[arg(long, value_name = "ALPHA", default_value = "0.2", value_parser = weight)]
+    pub(crate) hybrid: f64,
+    #[command(flatten)]
+    pub(crate) goal: Goal,
+    #[command(flatten)]
+    pub(crate) thinking: Thinking,
+    /// What to rank by: N × P(N), the expected value of the answers, or the answer alone.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    pub(crate) score: Score,
+    /// Stops after this time; the same command goes on.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
+    /// Prints report.json instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) collection: CollectionArguments,
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArguments,
+}
+
+/// Where the candidates, their texts and the grades are.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Collection")]
+pub(crate) struct CollectionArguments {
+    /// The first stage's run, in TREC's format.
+    #[arg(long, value_name = "FILE", required_unless_present = "jsonl", conflicts_with = "jsonl")]
+    pub(crate) run: Option<PathBuf>,
+    /// People's grades, in TREC's format or BEIR's.
+    #[arg(long, value_name = "FILE", required_unless_present = "beir", conflicts_with = "beir")]
+    pub(crate) qrels: Option<PathBuf>,
+    /// The queries' texts.
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present_any = ["beir", "jsonl"],
+        conflicts_with_all = ["beir", "jsonl"]
+    )]
+    pub(crate) queries: Option<PathBuf>,
+    /// The documents' texts; may be given several times.
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present_any = ["beir", "jsonl"],
+        conflicts_with_all = ["beir", "jsonl"]
+    )]
+    pub(crate) corpus: Vec<PathBuf>,
+    /// A folder in BEIR's layout, for grades and texts.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "jsonl")]
+    pub(crate) beir: Option<PathBuf>,
+    /// Which of the folder's grades.
+    #[arg(long, value_name = "NAME", default_value = "test")]
+    pub(crate) split: String,
+    /// Queries with their candidates' texts and scores, one query a line.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) jsonl: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -182,6 +288,28 @@ pub(crate) struct Goal {
 impl Goal {
     pub(crate) fn instruction(&self) -> &str {
         self.instruction.as_deref().or(self.task).unwrap_or(instructions::GENERIC)
+    }
+}
+
+/// Whether and how long the model thinks.
+#[derive(Debug, Args)]
+pub(crate) struct Thinking {
+    /// Answers at once, without thinking: much faster, less accurate.
+    #[arg(short, long)]
+    answer_only: bool,
+    /// Thinks for at most this many tokens per document; then the answer is forced.
+    #[arg(long, value_name = "N", conflicts_with = "answer_only")]
+    max_tokens: Option<NonZeroUsize>,
+}
+
+impl Thinking {
+    /// The mode that was asked for, or `default`.
+    pub(crate) fn mode(&self, default: Mode) -> Mode {
+        match self.max_tokens {
+            _ if self.answer_only => Mode::AnswerOnly,
+            Some(max_tokens) => Mode::Reason { max_tokens: max_tokens.get() },
+            None => default,
+        }
     }
 }
 

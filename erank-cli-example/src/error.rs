@@ -9,6 +9,7 @@ use erank_core::{BackendError, ConfigError, DocumentError};
 use erank_openai::{CapabilityError, SetupError};
 use thiserror::Error;
 
+use crate::eval::EvalError;
 use crate::text;
 
 /// How the command ended. The codes are part of its interface; `--help` lists them.
@@ -60,6 +61,8 @@ pub(crate) enum CommandError {
     #[cfg(feature = "search")]
     #[error("cannot search the documents")]
     Search(#[from] Box<tantivy::TantivyError>),
+    #[error(transparent)]
+    Eval(#[from] EvalError),
     #[error(transparent)]
     Configuration(#[from] ConfigError),
     #[error(transparent)]

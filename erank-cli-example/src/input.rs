@@ -76,17 +76,12 @@ pub(crate) fn read(docs: &str) -> Result<Input, CommandError> {
 
 /// Reads all documents. Only errors of reading itself are errors.
 fn read_from(reader: &mut dyn BufRead) -> io::Result<Input> {
-    let lines = split_lines(reader)?;
+    let lines = Lines::of(reader).collect::<io::Result<Vec<Line>>>()?;
     let parse = if is_json_lines(&lines) { json_line } else { plain_line };
     let mut input = Input::default();
-    for Line { number, bytes } in lines {
-        let text = bytes.and_then(|bytes| {
-            String::from_utf8(bytes).map_err(|error| {
-                let valid = error.utf8_error().valid_up_to();
-                format!("not UTF-8: byte {} of the line is wrong", valid + 1)
-            })
-        });
-        match text.map_err(|reason| (None, reason)).and_then(|text| parse(number, text)) {
+    for line in lines {
+        let number = line.number;
+        match line.text().map_err(|reason| (None, reason)).and_then(|text| parse(number, text)) {
             Ok(document) => input.documents.push(document),
             Err((id, reason)) => input.bad_lines.push(BadLine { line: number, id, reason }),
         }
@@ -180,41 +175,70 @@ impl Input {
 }
 
 /// A line that is not blank, or why it was not kept.
-struct Line {
-    number: usize,
+pub(crate) struct Line {
+    /// From 1.
+    pub(crate) number: usize,
     bytes: Result<Vec<u8>, String>,
 }
 
 impl Line {
+    /// The line's text, or what is wrong with it.
+    pub(crate) fn text(self) -> Result<String, String> {
+        String::from_utf8(self.bytes?).map_err(|error| {
+            let valid = error.utf8_error().valid_up_to();
+            format!("not UTF-8: byte {} of the line is wrong", valid + 1)
+        })
+    }
+
     fn looks_like_json(&self) -> bool {
         let bytes = self.bytes.as_deref().unwrap_or_default();
         bytes.trim_ascii_start().starts_with(b"{")
     }
 }
 
-fn split_lines(reader: &mut dyn BufRead) -> io::Result<Vec<Line>> {
-    let mut lines = Vec::new();
-    for number in 1.. {
-        let mut bytes = Vec::new();
-        let limit = LONGEST_LINE as u64 + 1;
-        if reader.take(limit).read_until(b'\n', &mut bytes)? == 0 {
-            break;
-        }
-        if bytes.len() > LONGEST_LINE && bytes.last() != Some(&b'\n') {
-            reader.skip_until(b'\n')?;
-            let reason = format!("the line has more than {} MiB", LONGEST_LINE >> 20);
-            lines.push(Line { number, bytes: Err(reason) });
-            continue;
-        }
-        if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
-            bytes.drain(..3);
-        }
-        bytes.truncate(bytes.trim_ascii_end().len());
-        if !bytes.is_empty() {
-            lines.push(Line { number, bytes: Ok(bytes) });
+/// The lines of a reader that are not blank.
+pub(crate) struct Lines<R> {
+    reader: R,
+    /// The number of the line before.
+    number: usize,
+}
+
+impl<R: BufRead> Lines<R> {
+    pub(crate) fn of(reader: R) -> Self {
+        Self { reader, number: 0 }
+    }
+
+    fn read(&mut self) -> io::Result<Option<Line>> {
+        loop {
+            self.number += 1;
+            let number = self.number;
+            let mut bytes = Vec::new();
+            let limit = LONGEST_LINE as u64 + 1;
+            if self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes)? == 0 {
+                return Ok(None);
+            }
+            if bytes.len() > LONGEST_LINE && bytes.last() != Some(&b'\n') {
+                self.reader.skip_until(b'\n')?;
+                let reason = format!("the line has more than {} MiB", LONGEST_LINE >> 20);
+                return Ok(Some(Line { number, bytes: Err(reason) }));
+            }
+            if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
+                bytes.drain(..3);
+            }
+            bytes.truncate(bytes.trim_ascii_end().len());
+            if !bytes.is_empty() {
+                return Ok(Some(Line { number, bytes: Ok(bytes) }));
+            }
         }
     }
-    Ok(lines)
+}
+
+impl<R: BufRead> Iterator for Lines<R> {
+    type Item = io::Result<Line>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.read().transpose()
+    }
 }
 
 /// Most lines decide, so that neither a broken line among JSON nor a brace among plain lines does.
@@ -239,12 +263,7 @@ struct JsonLine {
 
 fn json_line(line: usize, text: String) -> Parsed {
     let fields: JsonLine = serde_json::from_str(&text).map_err(|error| (None, not_json(&error)))?;
-    let id = match fields.id {
-        None | Some(Value::Null) => None,
-        Some(Value::String(id)) => Some(id),
-        Some(Value::Number(id)) => Some(id.to_string()),
-        Some(_) => return Err((None, "\"id\" is neither a string nor a number".into())),
-    };
+    let id = fields.id.map_or(Ok(None), json_id).map_err(|reason| (None, reason))?;
     let text = match fields.text {
         Some(Value::String(text)) => text,
         Some(_) => return Err((id, "\"text\" is not a string".into())),
@@ -258,8 +277,18 @@ fn json_line(line: usize, text: String) -> Parsed {
     Ok(InputDocument { line, id, text, score })
 }
 
+/// An id; `None` for null.
+pub(crate) fn json_id(value: Value) -> Result<Option<String>, String> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(id) => Ok(Some(id)),
+        Value::Number(id) => Ok(Some(id.to_string())),
+        _ => Err("\"id\" is neither a string nor a number".into()),
+    }
+}
+
 /// serde_json's message, without the number of the line: to it there is only one.
-fn not_json(error: &serde_json::Error) -> String {
+pub(crate) fn not_json(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let message = message.split(" at line ").next().unwrap_or(&message);
     format!("bad JSON: {} (column {})", text::line(message), error.column())

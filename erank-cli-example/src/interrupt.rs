@@ -1,4 +1,4 @@
-//! Ctrl-C: the first press ends the work so that what is done can be printed, the second the
+//! Ctrl-C: the first press ends the work so that what is done is kept, the second the
 //! command.
 
 use std::process;
@@ -51,7 +51,7 @@ impl Shared {
         match self.work.get() {
             Some(stop) if !again => {
                 stop.stop();
-                text::note("Stopping, to print what is done; Ctrl-C again quits at once.");
+                text::note("Stopping with what is done; Ctrl-C again quits at once.");
             }
             _ => process::exit(Exit::Interrupted as i32),
         }

@@ -7,12 +7,15 @@
 //! args ─▶ input: lines → documents + bad lines ─▶ model: a backend ─▶ rerank ─▶ report: table or JSON
 //! ```
 //!
-//! `search` finds the documents first, with BM25, `demo` runs the built-in demonstration, and `inspect` shows prompts, tokens and probabilities.
+//! `search` finds the documents first, with BM25; `eval` reranks a judged run and measures what it
+//! gains; `demo` runs the built-in demonstration, and `inspect` shows prompts, tokens and
+//! probabilities.
 //! What a person sees on a terminal goes through [`text`]: documents and model folders are untrusted.
 
 mod args;
 mod demo;
 mod error;
+mod eval;
 mod input;
 mod inspect;
 mod interrupt;
@@ -48,6 +51,7 @@ fn run(arguments: &Arguments) -> Result<Exit, CommandError> {
         Some(Command::Rerank(arguments)) => rerank::run(arguments, &interrupt),
         #[cfg(feature = "search")]
         Some(Command::Search(arguments)) => search::run(arguments, &interrupt),
+        Some(Command::Eval(arguments)) => eval::run(arguments, &interrupt),
         Some(Command::Inspect(arguments)) => inspect::run(arguments),
     }
 }

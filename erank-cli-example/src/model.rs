@@ -14,31 +14,45 @@ use crate::text;
 /// The name of the bundled model.
 const BUNDLED: &str = "tiny";
 
+/// A model, here or elsewhere.
+pub(crate) struct Chosen {
+    pub(crate) backend: Box<dyn ScoringBackend>,
+    /// The default options, with the limits for texts.
+    pub(crate) limits: ScoringOptions,
+    /// The [`Checkpoint::fingerprint`] of a model that is here.
+    pub(crate) fingerprint: Option<u32>,
+}
+
 /// Loads the model that was asked for.
 pub(crate) fn load(arguments: &ModelArguments) -> Result<CandleBackend, CommandError> {
+    Ok(load_with_fingerprint(arguments)?.0)
+}
+
+fn load_with_fingerprint(arguments: &ModelArguments) -> Result<(CandleBackend, u32), CommandError> {
     let given = &arguments.model;
-    let loaded = match Source::of(given) {
-        Some(source) => source
-            .checkpoint()
-            .and_then(|checkpoint| CandleBackend::load(&checkpoint, &settings(arguments))),
-        None => return Err(CommandError::NoSuchModel { given: text::line(given) }),
+    let Some(source) = Source::of(given) else {
+        return Err(CommandError::NoSuchModel { given: text::line(given) });
     };
+    let loaded = source.checkpoint().and_then(|checkpoint| {
+        let backend = CandleBackend::load(&checkpoint, &settings(arguments))?;
+        Ok((backend, checkpoint.fingerprint()))
+    });
     loaded.map_err(|source| CommandError::Model { given: text::line(given), source })
 }
 
-/// The model that was asked for, here or elsewhere, and the limits for texts.
+/// The model that was asked for, here or elsewhere.
 pub(crate) fn choose(
     model: &ModelArguments,
     remote: &RemoteArguments,
     score: Score,
-) -> Result<(Box<dyn ScoringBackend>, ScoringOptions), CommandError> {
+) -> Result<Chosen, CommandError> {
     if remote.backend == Backend::Candle {
         if !remote.url.is_empty() || remote.prompts.is_some() {
             return Err(CommandError::RemoteWithoutBackend);
         }
-        let backend = load(model)?;
+        let (backend, fingerprint) = load_with_fingerprint(model)?;
         let limits = limits(model, backend.config());
-        return Ok((Box::new(backend), limits));
+        return Ok(Chosen { backend: Box::new(backend), limits, fingerprint: Some(fingerprint) });
     }
     let mut settings = erank_openai::Settings::default();
     settings.model = (model.model != BUNDLED).then(|| model.model.clone());
@@ -55,7 +69,7 @@ pub(crate) fn choose(
     if let Some(tokens) = model.max_document_tokens {
         limits.max_document_tokens = tokens.get();
     }
-    Ok((Box::new(backend), limits))
+    Ok(Chosen { backend: Box::new(backend), limits, fingerprint: None })
 }
 
 /// The bundled model, as it is.

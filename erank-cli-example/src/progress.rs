@@ -1,15 +1,24 @@
 //! A progress line on standard error: how far, how fast, how long still.
 
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use erank_core::Progress;
+use erank_core::backend::TokenCounts;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
-/// A progress line. It is not shown unless standard error is a terminal.
+use crate::text;
+
+/// Where standard error is no terminal, progress is a line this often.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// A progress line: renewed in place on a terminal, written now and then elsewhere.
 #[derive(Clone)]
 pub(crate) struct Meter {
     bar: ProgressBar,
+    /// When a line was written last.
+    written: Arc<Mutex<Instant>>,
 }
 
 impl Meter {
@@ -18,7 +27,7 @@ impl Meter {
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} documents{msg}") {
             bar.set_style(style);
         }
-        Self { bar }
+        Self { bar, written: Arc::new(Mutex::new(Instant::now())) }
     }
 
     /// Ranking begins now: what came before does not count.
@@ -28,14 +37,24 @@ impl Meter {
 
     /// Shows how far the work is; never stops it.
     pub(crate) fn show(&self, progress: &Progress) -> ControlFlow<()> {
-        if !self.bar.is_hidden() {
-            self.bar.set_length(progress.documents as u64);
-            let tokens = progress.tokens.prompt + progress.tokens.generated;
-            let (done, all) = (progress.documents_done, progress.documents);
-            self.bar.set_message(speed(tokens, done, all, self.bar.elapsed()));
-            self.bar.set_position(progress.documents_done as u64);
-        }
+        self.show_counts(progress.documents_done, progress.documents, progress.tokens);
         ControlFlow::Continue(())
+    }
+
+    /// Shows that so many documents are done, of so many.
+    pub(crate) fn show_counts(&self, done: usize, documents: usize, tokens: TokenCounts) {
+        let speed = || speed(done, documents, tokens, self.bar.elapsed());
+        if !self.bar.is_hidden() {
+            self.bar.set_length(documents as u64);
+            self.bar.set_message(speed());
+            self.bar.set_position(done as u64);
+            return;
+        }
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.elapsed() >= PAUSE {
+            *written = Instant::now();
+            text::note(&format!("{done}/{documents} documents{}", speed()));
+        }
     }
 
     /// Removes the line.
@@ -45,14 +64,13 @@ impl Meter {
 }
 
 /// Tokens per second, and the time left if the other documents go on as those `done`.
-fn speed(tokens: usize, done: usize, documents: usize, elapsed: Duration) -> String {
-    let rate = tokens as f64 / elapsed.as_secs_f64().max(1e-3);
+fn speed(done: usize, documents: usize, tokens: TokenCounts, elapsed: Duration) -> String {
+    let rate = (tokens.prompt + tokens.generated) as f64 / elapsed.as_secs_f64().max(1e-3);
     let rate = format!(", {} tokens/s", HumanCount(rate as u64));
     if done == 0 {
         return rate;
     }
-    let left = documents.saturating_sub(done);
-    let left = elapsed.mul_f64(left as f64 / done as f64);
+    let left = elapsed.mul_f64(documents.saturating_sub(done) as f64 / done as f64);
     format!("{rate}, {} left", HumanDuration(left))
 }
 
@@ -62,7 +80,9 @@ mod tests {
 
     #[test]
     fn speed_is_that_of_the_time_given() {
-        let speed = |tokens, done, elapsed| speed(tokens, done, 40, Duration::from_secs(elapsed));
+        let speed = |tokens, done, elapsed| {
+            speed(done, 40, TokenCounts::new(tokens, 0), Duration::from_secs(elapsed))
+        };
         assert_eq!(speed(24_000, 10, 20), ", 1,200 tokens/s, 60 seconds left");
         assert_eq!(speed(24_000, 0, 20), ", 1,200 tokens/s");
         assert_eq!(speed(0, 40, 5), ", 0 tokens/s, 0 seconds left");

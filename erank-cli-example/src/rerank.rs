@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use erank_core::{
-    Cascade, Fusion, Mode, Ranking, Request, Reranker, ScoringBackend, ScoringOptions, Stop,
+    Cascade, Fusion, Ranking, Request, Reranker, ScoringBackend, ScoringOptions, Stop,
 };
 
 use crate::args::RerankArguments;
@@ -34,8 +34,9 @@ pub(crate) fn rank_and_report(
         text::note("There are no documents to rank; give one a line with --docs FILE.");
     }
     let meter = Meter::new();
-    let (backend, options) = model::choose(&arguments.model, &arguments.remote, arguments.score)?;
-    let reranker = reranker(arguments, backend, options, meter.clone())?;
+    let model::Chosen { backend, limits, .. } =
+        model::choose(&arguments.model, &arguments.remote, arguments.score)?;
+    let reranker = reranker(arguments, backend, limits, meter.clone())?;
 
     let stop = interrupt.begin(arguments.timeout);
     let begin = Instant::now();
@@ -62,11 +63,7 @@ fn reranker(
     mut options: ScoringOptions,
     meter: Meter,
 ) -> Result<Reranker<Box<dyn ScoringBackend>>, CommandError> {
-    if arguments.answer_only {
-        options.mode = Mode::AnswerOnly;
-    } else if let Some(max_tokens) = arguments.max_tokens {
-        options.mode = Mode::Reason { max_tokens: max_tokens.get() };
-    }
+    options.mode = arguments.thinking.mode(options.mode);
     options.sampling.temperature = arguments.temperature.unwrap_or_default();
     options.sampling.seed = arguments.seed.unwrap_or_default();
     options.samples = arguments.samples.map_or(1, NonZeroUsize::get);

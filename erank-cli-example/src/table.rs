@@ -18,17 +18,17 @@ pub(crate) fn output_width() -> usize {
 
 /// A column's title and how it is laid out.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Column {
+pub(crate) enum Column<'a> {
     /// To the right, as wide as needed.
-    Number(&'static str),
+    Number(&'a str),
     /// To the left, as wide as needed but for very long ones.
-    Word(&'static str),
+    Word(&'a str),
     /// To the left, cut to its share of what the others leave.
-    Text(&'static str),
+    Text(&'a str),
 }
 
-impl Column {
-    fn title(self) -> &'static str {
+impl<'a> Column<'a> {
+    fn title(self) -> &'a str {
         match self {
             Self::Number(title) | Self::Word(title) | Self::Text(title) => title,
         }
@@ -41,13 +41,13 @@ struct Row {
 }
 
 /// A table of texts that are safe to show.
-pub(crate) struct Table {
-    columns: Vec<Column>,
+pub(crate) struct Table<'a> {
+    columns: Vec<Column<'a>>,
     rows: Vec<Row>,
 }
 
-impl Table {
-    pub(crate) fn new(columns: Vec<Column>) -> Self {
+impl<'a> Table<'a> {
+    pub(crate) fn new(columns: Vec<Column<'a>>) -> Self {
         let titles = columns.iter().map(|column| column.title().to_owned()).collect();
         Self { columns, rows: vec![Row { cells: titles, below: String::new() }] }
     }
@@ -106,7 +106,7 @@ impl Table {
 /// Stands before every line below a row.
 const BELOW: &str = "      ";
 
-fn pad(cell: &str, column: Column, width: usize) -> String {
+fn pad(cell: &str, column: Column<'_>, width: usize) -> String {
     let alignment = match column {
         Column::Number(_) => Alignment::Right,
         Column::Word(_) | Column::Text(_) => Alignment::Left,
@@ -149,13 +149,13 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn written(table: &Table, width: usize) -> String {
+    fn written(table: &Table<'_>, width: usize) -> String {
         let mut out = Vec::new();
         table.write(width, &mut out).expect("written");
         String::from_utf8(out).expect("UTF-8")
     }
 
-    fn table() -> Table {
+    fn table() -> Table<'static> {
         let mut table =
             Table::new(vec![Column::Number("rank"), Column::Word("id"), Column::Text("text")]);
         table.row(vec!["1".into(), "東京".into(), "x ".repeat(40)], String::new());

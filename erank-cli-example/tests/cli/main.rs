@@ -1,6 +1,7 @@
 //! The command as its users run it.
 
 mod demo;
+mod eval;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;

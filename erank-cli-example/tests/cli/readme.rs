@@ -1,5 +1,6 @@
 //! The examples of the README run.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -8,8 +9,17 @@ use crate::ERANK;
 #[test]
 #[cfg(unix)]
 fn every_example_runs() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(folder.join("README.md")).expect("it is there");
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(package.join("README.md")).expect("it is there");
+    // A copy, as some examples write files.
+    let folder = tempfile::tempdir().expect("a folder");
+    for data in ["data", "evaluation"] {
+        fs::create_dir(folder.path().join(data)).expect("made");
+        for file in fs::read_dir(package.join(data)).expect("a folder").flatten() {
+            let copy = folder.path().join(data).join(file.file_name());
+            fs::copy(file.path(), copy).expect("copied");
+        }
+    }
     let blocks: Vec<&str> =
         readme.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(blocks.len() >= 4);
@@ -18,7 +28,8 @@ fn every_example_runs() {
     for block in blocks {
         let script = format!("set -e\n{block}");
         let mut shell = Command::new("sh");
-        let output = shell.arg("-c").arg(script).current_dir(folder).env("PATH", &path).output();
+        let shell = shell.arg("-c").arg(script).current_dir(folder.path());
+        let output = shell.env("PATH", &path).output();
         let output = output.expect("it runs");
         assert!(output.status.success(), "{block}\n{}", String::from_utf8_lossy(&output.stderr));
         assert!(!output.stdout.is_empty(), "{block}");

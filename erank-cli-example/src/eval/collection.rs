@@ -1,0 +1,169 @@
+//! What is evaluated: a first stage's candidates with their texts, and people's grades.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use erank_core::DocumentError;
+use erank_core::trec::{Qrels, Run};
+
+use super::EvalError;
+use super::files::{self, CandidateLine};
+use crate::args::CollectionArguments;
+use crate::text;
+
+/// A judged collection.
+pub(super) struct Collection {
+    /// The judged queries that have candidates, in the order of their ids.
+    pub(super) queries: Vec<Query>,
+    pub(super) qrels: Qrels,
+    /// The candidates of those queries.
+    pub(super) first_stage: Run,
+}
+
+/// A query and its candidates, in the first stage's order.
+pub(super) struct Query {
+    pub(super) id: String,
+    pub(super) text: Option<String>,
+    pub(super) candidates: Vec<Candidate>,
+}
+
+/// A document that the first stage found.
+pub(super) struct Candidate {
+    pub(super) id: String,
+    pub(super) score: f64,
+    pub(super) text: Option<String>,
+}
+
+/// The texts of query and document, or why there is nothing to ask the model.
+pub(super) fn texts<'a>(
+    query: &'a Query,
+    candidate: &'a Candidate,
+) -> Result<(&'a str, &'a str), String> {
+    let query = query.text.as_deref().ok_or("the query's id is not among the queries' texts")?;
+    let document =
+        candidate.text.as_deref().ok_or("the document's id is not among the documents' texts")?;
+    if document.trim().is_empty() {
+        return Err(DocumentError::Empty.to_string());
+    }
+    Ok((query, document))
+}
+
+impl Collection {
+    /// Reads what the arguments name, with the best `depth` candidates of each query.
+    pub(super) fn read(arguments: &CollectionArguments, depth: usize) -> Result<Self, EvalError> {
+        let beir = |file: &str| arguments.beir.as_ref().map(|folder| folder.join(file));
+        let (run, lines) = match (&arguments.jsonl, &arguments.run) {
+            (Some(jsonl), _) => {
+                let (run, lines) = files::read_candidates(jsonl)?;
+                (run, Some(lines))
+            }
+            (None, Some(run)) => (files::read_run(run)?, None),
+            (None, None) => (Run::new(), None),
+        };
+        let qrels = arguments.qrels.clone();
+        let qrels = qrels.or_else(|| beir(&format!("qrels/{}.tsv", arguments.split)));
+        let qrels = files::read_qrels(&qrels.unwrap_or_default())?;
+
+        let mut collection = Self::without_texts(&run, qrels, depth)?;
+        if let Some(lines) = lines {
+            collection.add_lines(lines);
+        } else {
+            let queries = arguments.queries.clone().or_else(|| beir("queries.jsonl"));
+            let corpus = match beir("corpus.jsonl") {
+                Some(file) => vec![file],
+                None => arguments.corpus.clone(),
+            };
+            collection.add_texts(&queries.unwrap_or_default(), &corpus)?;
+        }
+        Ok(collection)
+    }
+
+    fn without_texts(run: &Run, qrels: Qrels, depth: usize) -> Result<Self, EvalError> {
+        let (judged, others): (Vec<&str>, Vec<&str>) =
+            run.queries().partition(|query| qrels.has_query(query));
+        if judged.is_empty() {
+            return Err(EvalError::NoJudgedQuery {
+                run: first(run.queries()),
+                qrels: first(qrels.queries()),
+            });
+        }
+        if !others.is_empty() {
+            let (count, of) = (others.len(), run.queries().len());
+            text::note(&format!("{count} of the run's {of} queries have no grades: left out."));
+        }
+        let (mut queries, mut first_stage) = (Vec::new(), Run::new());
+        for id in judged {
+            let ranking = run.ranking(id).into_iter().take(depth);
+            let candidate =
+                |(id, score): (&str, f64)| Candidate { id: id.to_owned(), score, text: None };
+            let candidates: Vec<Candidate> = ranking.map(candidate).collect();
+            for Candidate { id: document, score, .. } in &candidates {
+                first_stage.insert(id, document, *score)?;
+            }
+            queries.push(Query { id: id.to_owned(), text: None, candidates });
+        }
+        let is_judged = |query: &Query| {
+            query.candidates.iter().any(|candidate| qrels.grade(&query.id, &candidate.id).is_some())
+        };
+        if !queries.iter().any(is_judged) {
+            let mut candidates = queries.iter().flat_map(|query| &query.candidates);
+            let example = first(candidates.next().map(|candidate| candidate.id.as_str()));
+            return Err(EvalError::NoJudgedCandidate { example });
+        }
+        Ok(Self { queries, qrels, first_stage })
+    }
+
+    fn add_lines(&mut self, lines: Vec<CandidateLine>) {
+        let mut lines: HashMap<String, CandidateLine> =
+            lines.into_iter().map(|line| (line.id.clone(), line)).collect();
+        for query in &mut self.queries {
+            let Some(mut line) = lines.remove(&query.id) else { continue };
+            for candidate in &mut query.candidates {
+                candidate.text = line.texts.remove(&candidate.id);
+            }
+            query.text = Some(line.query);
+        }
+    }
+
+    fn add_texts(&mut self, queries: &Path, corpus: &[PathBuf]) -> Result<(), EvalError> {
+        let ids: HashSet<&str> = self.queries.iter().map(|query| query.id.as_str()).collect();
+        let mut texts = HashMap::new();
+        files::read_texts(queries, &ids, &mut texts)?;
+        require_some(&texts, &ids, queries)?;
+        let documents = self.queries.iter().flat_map(|query| &query.candidates);
+        let ids: HashSet<&str> = documents.map(|candidate| candidate.id.as_str()).collect();
+        let mut documents = HashMap::new();
+        for file in corpus {
+            files::read_texts(file, &ids, &mut documents)?;
+        }
+        require_some(&documents, &ids, corpus.first().map_or(Path::new(""), PathBuf::as_path))?;
+        for query in &mut self.queries {
+            query.text = texts.remove(&query.id);
+            for candidate in &mut query.candidates {
+                candidate.text = documents.get(&candidate.id).cloned();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first of some ids, to show.
+fn first<'a>(ids: impl IntoIterator<Item = &'a str>) -> String {
+    ids.into_iter().next().map_or("nothing".into(), |id| format!("{id:?}"))
+}
+
+/// That nothing at all was found is a mistake of whoever chose the file.
+fn require_some(
+    found: &HashMap<String, String>,
+    wanted: &HashSet<&str>,
+    file: &Path,
+) -> Result<(), EvalError> {
+    match wanted.iter().min() {
+        Some(example) if found.is_empty() => Err(EvalError::NoText {
+            file: text::line(&file.display().to_string()),
+            wanted: wanted.len(),
+            example: (*example).to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,154 @@
+//! What is wrong with a collection is said, and spoils nothing else.
+
+use serde_json::Value;
+
+use super::{Collection, QRELS, string};
+
+#[test]
+fn documents_and_queries_without_texts_are_listed_and_rank_last() {
+    let collection = Collection::new();
+    collection.edit("corpus.tsv", |text| {
+        let lines = text.lines().filter(|line| !line.starts_with("bees-2\t"));
+        let lines =
+            lines.map(|line| if line.starts_with("tap-1\t") { "tap-1\t\u{a0}" } else { line });
+        let lines = lines.map(|line| if line.starts_with("bees-4\t") { "no tab" } else { line });
+        lines.collect::<Vec<_>>().join("\n")
+    });
+    collection.edit("topics.tsv", |text| text.replace("sea\t", "see\t"));
+    let run = collection.eval("trec", "out", "--answer-only");
+    assert_eq!(run.code, Some(3), "{run:?}");
+    for said in [
+        "corpus.tsv: passed over 1 lines that are no text; line 3: there is no text",
+        "11 documents could not be scored; they rank last",
+        "query bees, document bees-2: the document's id is not among the documents' texts",
+        "query tap, document tap-1: the document is empty",
+        "query sea, document sea-1: the query's id is not among the queries' texts",
+    ] {
+        assert!(run.err.contains(said), "{said}: {}", run.err);
+    }
+    let ranking = collection.ranking("out/reranked.run", "bees");
+    assert_eq!(ranking[6..], ["bees-2", "bees-4"]);
+    assert_eq!(collection.ranking("out/hybrid.run", "bees")[6..], ["bees-2", "bees-4"]);
+    let sea = collection.ranking("out/reranked.run", "sea");
+    assert_eq!(sea, collection.ranking("out/first_stage.run", "sea"));
+    let report = collection.report("out");
+    assert_eq!(report["counts"]["unscored"], 11);
+    let unscored = report["unscored"].as_array().expect("a list");
+    let names: Vec<&str> = unscored.iter().map(|entry| string(&entry["document"])).collect();
+    assert_eq!(names[..3], ["bees-2", "bees-4", "sea-1"]);
+    assert_eq!(report["queries"][0]["unscored"], 2);
+
+    // Once they are there, only they are scored.
+    let whole = Collection::new();
+    for file in ["corpus.tsv", "topics.tsv"] {
+        collection.write(file, &whole.read(file));
+    }
+    let run = collection.eval("trec", "out", "--answer-only");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(run.err.contains("48 documents, 11 of them to be scored"), "{}", run.err);
+    let changed = "Wasps make paper from wood, and honey.";
+    collection.edit("corpus.tsv", |text| text.replace("Wasps make paper from wood.", changed));
+    let run = collection.eval("trec", "out", "--answer-only");
+    assert!(run.err.contains("48 documents, 1 of them to be scored"), "{}", run.err);
+}
+
+#[test]
+fn scores_of_another_model_or_mode_are_refused() {
+    let collection = Collection::new();
+    let run = collection.eval("jsonl", "out", "--answer-only --depth 1");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let scores = collection.read("out/scores.jsonl");
+    for (more, said) in [
+        ("--depth 1", "max_tokens was null and is 4096"),
+        ("--answer-only --task bright", "instruction was \"Retrieve relevant documents"),
+        ("--answer-only --dtype f32", "dtype was null and is \"f32\""),
+        ("--answer-only --max-document-tokens 3", "max_document_tokens was "),
+    ] {
+        let run = collection.eval("jsonl", "out", more);
+        assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{run:?}");
+        assert!(run.err.contains(said) && run.err.contains("--output"), "{said}: {}", run.err);
+    }
+    collection.edit("out/scores.jsonl", |text| {
+        let mut header: Value =
+            serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+        header["fingerprint"] = 7.into();
+        format!("{header}\n")
+    });
+    let run = collection.eval("jsonl", "out", "--answer-only");
+    assert!(run.err.contains("fingerprint was 7 and is "), "{}", run.err);
+    collection.write("out/scores.jsonl", &scores.replace("\"integer\":", "\"number\":"));
+    let run = collection.eval("jsonl", "out", "--answer-only");
+    assert!(run.err.contains("scores.jsonl: line 2: bad JSON"), "{}", run.err);
+    collection.write("out/scores.jsonl", "my notes\n");
+    let run = collection.eval("jsonl", "out", "--answer-only");
+    assert!(run.err.contains("holds no scores of erank eval"), "{}", run.err);
+    assert_eq!(collection.read("out/scores.jsonl"), "my notes\n");
+}
+
+#[test]
+fn what_cannot_be_evaluated_is_named() {
+    let fails = |change: &dyn Fn(&Collection), said: &str| {
+        let collection = Collection::new();
+        change(&collection);
+        let run = collection.eval("trec", "out", "--answer-only");
+        assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{run:?}");
+        assert!(run.err.contains(said), "{said}: {}", run.err);
+        assert!(!std::path::Path::new(&collection.path("out")).exists(), "{said}");
+    };
+    let twice = |file: &'static str| {
+        move |collection: &Collection| {
+            collection.edit(file, |text| {
+                let first = text.lines().next().expect("a line");
+                format!("{text}{first}\n")
+            });
+        }
+    };
+    fails(&twice("bm25.run"), "bm25.run: line 49: query \"bees\" has document \"bees-1\" twice");
+    fails(&twice("qrels.txt"), "qrels.txt: line 45: query \"bees\" has document \"bees-1\" twice");
+    fails(&twice("topics.tsv"), "topics.tsv: line 7: \"bees\" was there before");
+    fails(&twice("corpus.tsv"), "corpus.tsv: line 48: \"bees-1\" was there before");
+    let write = |file: &'static str, text: String| {
+        move |collection: &Collection| collection.write(file, &text)
+    };
+    let other_queries = QRELS.replace("bees 0", "1 0").replace("sea 0", "2 0");
+    let other_queries: String = other_queries
+        .lines()
+        .filter(|line| line.starts_with(['1', '2']))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    fails(
+        &write("qrels.txt", other_queries),
+        "the run's first is \"bees\", the grades' first \"1\"",
+    );
+    let other_documents = QRELS.replace("-", "_");
+    fails(&write("qrels.txt", other_documents), "none of the candidates was judged, \"bees-1\"");
+    fails(&write("bm25.run", "bees Q0 bees-1 1 high x\n".into()), "line 1: the score \"high\"");
+    fails(&write("bm25.run", String::new()), "the run's first is nothing");
+    fails(&write("corpus.tsv", "x\ty\n".into()), "corpus.tsv has none of the 47 texts");
+    fails(&write("topics.tsv", String::new()), "topics.tsv has none of the 6 texts");
+    let gone = |collection: &Collection| {
+        std::fs::remove_file(collection.path("corpus.tsv")).expect("removed");
+    };
+    fails(&gone, "corpus.tsv: No such file");
+}
+
+#[test]
+fn wrong_arguments_say_what_is_right() {
+    let collection = Collection::new();
+    let fails = |format: &str, more: &str, said: &str| {
+        let run = collection.eval(format, "out", more);
+        assert_eq!((run.code, run.out.as_str()), (Some(2), ""), "{run:?}");
+        assert!(run.err.contains(said), "{said}: {}", run.err);
+    };
+    fails("jsonl", "--run ./bm25.run", "--run");
+    fails("beir", "--corpus ./corpus.tsv", "--corpus");
+    fails("trec", "--measure nDCG@10,ERR@10", "\"ERR@10\" is no measure");
+    fails("trec", "--measure P", "P needs a cutoff");
+    fails("trec", "--depth 0", "--depth");
+    fails("trec", "--hybrid 2", "between 0");
+    let none = crate::erank(&["eval", "--output", "x"], b"");
+    assert_eq!(none.code, Some(2));
+    for needed in ["--run", "--qrels", "--queries", "--corpus"] {
+        assert!(none.err.contains(needed), "{needed}: {}", none.err);
+    }
+}
