@@ -269,6 +269,7 @@ pub struct Progress {
 pub struct Stop {
     stopped: Arc<AtomicBool>,
     deadline: Option<Instant>,
+    parent: Option<Arc<Stop>>,
 }
 
 impl Stop {
@@ -282,6 +283,13 @@ impl Stop {
         Self { deadline: Some(deadline), ..Self::default() }
     }
 
+    /// A handle that is set when this one is, and can be set without it: for one of several pieces
+    /// of work that end together.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self { parent: Some(Arc::new(self.clone())), ..Self::default() }
+    }
+
     /// Ends the work that this handle or a clone was given to.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
@@ -291,6 +299,7 @@ impl Stop {
     pub fn is_set(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
             || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+            || self.parent.as_ref().is_some_and(|parent| parent.is_set())
     }
 }
 
@@ -371,5 +380,16 @@ mod tests {
         assert!(clone.is_set());
         assert!(Stop::at(Instant::now()).is_set());
         assert!(!Stop::at(Instant::now() + Duration::from_secs(600)).is_set());
+    }
+
+    #[test]
+    fn a_child_stops_with_its_parent_but_not_the_other_way_round() {
+        let parent = Stop::new();
+        let (child, sibling) = (parent.child(), parent.child());
+        child.stop();
+        assert!(child.is_set() && !parent.is_set() && !sibling.is_set());
+        parent.stop();
+        assert!(sibling.is_set());
+        assert!(Stop::at(Instant::now()).child().is_set());
     }
 }
