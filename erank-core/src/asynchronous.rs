@@ -35,9 +35,9 @@ use crate::reranker::{RerankError, Reranker};
 /// A reranker whose threads do the work while futures wait for it. Clones share the threads, which
 /// end when the last clone is gone and what it was asked for is done.
 ///
-/// Dropping a future stops its work at the next step of the backend; if the work had not begun, it
-/// never does, and its place in the queue is free once a thread comes to it. A panic of the backend
-/// is an error of that future alone.
+/// Dropping a future stops its work at the next step of the backend; if that is still to begin, its
+/// place in the queue is free once a thread comes to it. A panic of the backend is an error of that
+/// future alone.
 #[derive(Debug, Clone)]
 pub struct AsyncReranker {
     queue: Sender<Work>,
@@ -187,11 +187,8 @@ impl Work {
     }
 
     fn run<B: ScoringBackend>(self, reranker: &Reranker<B>) {
-        // Nobody waits for it any more.
-        if self.reply.is_closed() {
-            return;
-        }
         let outcome = reranker.rerank_until(&self.request, &self.stop);
+        // Refused if nobody waits for it any more.
         let _ = self.reply.try_send(outcome);
     }
 }

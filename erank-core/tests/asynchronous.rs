@@ -107,7 +107,7 @@ fn dropping_a_future_stops_its_work_at_the_next_step() {
 }
 
 #[test]
-fn work_that_nobody_waits_for_is_not_begun() {
+fn work_that_nobody_waits_for_is_not_done() {
     let (backend, guide) = steps();
     let reranker = start(backend, 1, 2);
     let first = reranker.try_rerank(request("first", &["1"])).expect("room");

@@ -5,13 +5,16 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+/// The workspace's folder of tests. The examples' tests use this file too.
+fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests")
+}
+
 /// The Python that has the server, or `None`, said loudly; with `ERANK_REQUIRE_LLAMA_CPP`
 /// set that fails.
 pub(crate) fn python() -> Option<PathBuf> {
-    let python = std::env::var_os("ERANK_LLAMA_CPP").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/llama-cpp"),
-        PathBuf::from,
-    );
+    let python = std::env::var_os("ERANK_LLAMA_CPP")
+        .map_or_else(|| tests().join(".cache/llama-cpp"), PathBuf::from);
     let python = python.join("bin/python");
     if python.exists() {
         return Some(python);
@@ -27,7 +30,7 @@ pub(crate) fn python() -> Option<PathBuf> {
 
 /// The bundled model as a GGUF file in `folder`.
 pub(crate) fn tiny_model(python: &Path, folder: &Path) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = tests();
     let file = folder.join("tiny.gguf");
     let status = Command::new(python)
         .arg(root.join("remote/gguf.py"))
@@ -67,7 +70,7 @@ impl LlamaCpp {
         context: usize,
     ) -> Self {
         let mut process = Command::new(python)
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("remote/serve.py"))
+            .arg(tests().join("remote/serve.py"))
             .arg(model)
             .args([port.to_string(), slots.to_string(), context.to_string()])
             .stdin(Stdio::piped())

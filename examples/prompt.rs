@@ -1,0 +1,47 @@
+//! What the model is asked: an instruction of one's own, and a prompt of one's own.
+//!
+//! ```sh
+//! cargo run -p erank-examples --example prompt
+//! ```
+
+use erank_candle::CandleBackend;
+use erank_core::prompt::instructions;
+use erank_core::{AnswerFormat, PromptTemplate, Request, Reranker, ScoreKind};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let backend = CandleBackend::tiny()?;
+    let request = Request::new("how do bees make honey", DOCUMENTS);
+
+    // ERank's prompt has a place for what "relevant" is to mean. `instructions` has those that ERank
+    // was evaluated with. Control tokens in an instruction count, so take none from strangers.
+    let own = "A document is relevant if it says how honey is made, not merely that it is liked.";
+    for instruction in [instructions::BRIGHT, own] {
+        let reranker = Reranker::builder(&backend).instruction(instruction).build()?;
+        let best = &reranker.rerank(&request)?.documents[0];
+        println!("{:.2}  {}", best.score, DOCUMENTS[best.index]);
+    }
+
+    // Another prompt, with other answers. What stands before the document is computed once for all
+    // documents. A model does best with the prompt that it was trained with: the bundled one knows
+    // no yes and no, and gives numbers that mean nothing.
+    let template = PromptTemplate::custom(
+        "Does the document answer the query?\nQuery: {query}\nDocument: {doc}\n\
+         Answer as <think>your thoughts</think><answer>yes or no</answer>.",
+        AnswerFormat::yes_no(),
+    )?;
+    let reranker = Reranker::builder(&backend)
+        .template(template)
+        .answer_only()
+        .score(ScoreKind::Expected) // the probability of yes
+        .build()?;
+    for document in reranker.rerank(&request)?.documents {
+        println!("P(yes) = {:.3}  {}", document.score, DOCUMENTS[document.index]);
+    }
+    Ok(())
+}
+
+const DOCUMENTS: [&str; 3] = [
+    "Do bears like honey?",
+    "Nectar becomes honey when bees fan it dry with their wings.",
+    "Maple syrup is boiled from the sap of trees.",
+];
