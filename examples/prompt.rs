@@ -21,21 +21,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{:.2}  {}", best.score, DOCUMENTS[best.index]);
     }
 
-    // Another prompt, with other answers. What stands before the document is computed once for all
-    // documents. A model does best with the prompt that it was trained with: the bundled one knows
-    // no yes and no, and gives numbers that mean nothing.
+    // Another prompt, with a coarser scale; there is one of yes and no, too. What stands before the
+    // document is computed once for all documents. A model does best with the prompt that it was
+    // trained with: an answer that is none of the scale's is an error of its document.
     let template = PromptTemplate::custom(
-        "Does the document answer the query?\nQuery: {query}\nDocument: {doc}\n\
-         Answer as <think>your thoughts</think><answer>yes or no</answer>.",
-        AnswerFormat::yes_no(),
+        "How well does the document answer the query?\nQuery: {query}\nDocument: {doc}\n\
+         Answer as <think>your thoughts</think><answer>0, 1, 2 or 3</answer>.",
+        AnswerFormat::zero_to_three(),
     )?;
     let reranker = Reranker::builder(&backend)
         .template(template)
         .answer_only()
-        .score(ScoreKind::Expected) // the probability of yes
+        .score(ScoreKind::Expected)
         .build()?;
-    for document in reranker.rerank(&request)?.documents {
-        println!("P(yes) = {:.3}  {}", document.score, DOCUMENTS[document.index]);
+    let ranking = reranker.rerank(&request)?;
+    for document in ranking.documents {
+        println!("{:.2} of 3  {}", document.score, DOCUMENTS[document.index]);
+    }
+    for document in ranking.unscored {
+        println!("{}  {}", document.error, DOCUMENTS[document.index]);
     }
     Ok(())
 }

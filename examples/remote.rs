@@ -12,6 +12,9 @@ use erank_openai::{ApiKey, OpenAiBackend, Settings};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let servers: Vec<String> = std::env::args().skip(1).collect();
+    if servers.is_empty() {
+        return Err("give the servers' addresses, such as http://gpu-1:8000".into());
+    }
     let mut settings = Settings::default();
     settings.api_key = std::env::var("ERANK_API_KEY").ok().map(ApiKey::new);
     settings.request_timeout = Duration::from_secs(120);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use erank_candle::CandleBackend;
 use erank_core::backend::{BackendError, Completion, DocumentError, Job, TokenCounts};
-use erank_core::{AnswerFormat, ProbabilityReading, Request, Reranker, ScoringBackend, Sink, Stop};
+use erank_core::{ProbabilityReading, Request, Reranker, ScoringBackend, Sink, Stop};
 
 /// A backend that shows what another one answers, as it comes, on the way to the ranking.
 struct Shown<B>(B);

@@ -5,7 +5,7 @@
 //! ```
 
 use erank_candle::CandleBackend;
-use erank_core::{Cascade, Request, Reranker, RerankerBuilder, Sampling};
+use erank_core::{Cascade, Request, Reranker, RerankerBuilder, Sampling, ScoreKind};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let backend = CandleBackend::tiny()?;
@@ -25,7 +25,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     println!("{:<15} {:>6}  best to worst, with score and spread", "", "tokens");
     for (name, choose) in choices {
-        let reranker = choose(Reranker::builder(&backend)).build()?;
+        // Without a thought, the expected value tells more than the most probable integer.
+        let builder = Reranker::builder(&backend).score(ScoreKind::Expected);
+        let reranker = choose(builder).build()?;
         let ranking = reranker.rerank(&Request::new("how do bees make honey", DOCUMENTS))?;
         print!("{name:<15} {:>6} ", ranking.tokens.generated);
         for document in &ranking.documents {
