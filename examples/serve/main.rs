@@ -11,6 +11,9 @@
 //!     "documents": ["Wasps make paper nests.", "Bees fan nectar dry, which makes it honey."]}'
 //! ```
 //!
+//! In a project of your own, take the three files, and from `../Cargo.toml` the dependencies of feature
+//! `serve`; `erank-core` needs features `async` and `serde`.
+//!
 //! [wire.rs](wire.rs) has what goes in and out, [service.rs](service.rs) what happens in between. There
 //! are no keys and no TLS: put it behind a proxy that has both.
 
