@@ -1,16 +1,18 @@
 //! The engine with the bundled model: many callers, one running batch, the same bits every time.
 
 use std::num::NonZeroUsize;
-use std::sync::OnceLock;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use erank_candle::model::Qwen3;
 use erank_candle::{CandleBackend, Settings};
 use erank_core::backend::{Completion, DocumentError, Job, TokenCounts};
 use erank_core::{
-    Cascade, FinishReason, Mode, PromptTemplate, Request, Reranker, Sampling, ScoringBackend,
-    ScoringOptions, Sink, Stop,
+    AsyncReranker, Cascade, FinishReason, Mode, PromptTemplate, Request, Reranker, Sampling,
+    ScoringBackend, ScoringOptions, Sink, Stop,
 };
 use erank_tests::local::{
     BLOCK_BYTES, DOCUMENTS, INSTRUCTION, QUERY, REASON, completions, idle, options, run, samples,
@@ -291,6 +293,41 @@ fn a_stop_frees_its_rows_and_leaves_the_others() {
     let statistics = idle(&backend);
     assert_eq!(statistics.waiting, 0);
     assert_eq!(completions(&backend, &DOCUMENTS, options(REASON)), expected);
+}
+
+/// Whoever waits for a future stops its work by dropping it; the engine forgets it at its next step.
+#[test]
+fn a_dropped_future_frees_its_rows() {
+    let backend = Arc::new(tiny_with(|settings| settings.max_sequences = number(4)));
+    let ((begun, begins), (go, may_go)) = (channel(), channel());
+    let may_go = Mutex::new(Some(may_go));
+    let reranker = Reranker::builder(Arc::clone(&backend))
+        .on_progress(move |progress| {
+            // Once, when a document is done: its thread waits until the future is dropped.
+            if progress.documents_done > 0
+                && let Some(may_go) = may_go.lock().expect("no panic").take()
+            {
+                begun.send(()).expect("the test waits");
+                may_go.recv().expect("the test lets it");
+            }
+            ControlFlow::Continue(())
+        })
+        .build()
+        .expect("valid");
+    let reranker = AsyncReranker::new(reranker).expect("threads");
+    let many = Request::new(QUERY, DOCUMENTS.repeat(100));
+    let future = reranker.try_rerank(many).expect("room");
+    begins.recv_timeout(Duration::from_secs(60)).expect("a document is done");
+    drop(future);
+    go.send(()).expect("its thread waits");
+    // What the engine had already been handed: twice as many as run at once.
+    let completed = idle(&backend).completed;
+    assert!(completed <= 8, "{completed}");
+
+    let next = reranker.rerank(Request::new(QUERY, DOCUMENTS));
+    let found = pollster::block_on(next).expect("a ranking").documents;
+    let expected = Reranker::builder(tiny()).build().expect("valid");
+    assert_eq!(found, expected.rerank(&Request::new(QUERY, DOCUMENTS)).expect("one").documents);
 }
 
 #[test]

@@ -21,6 +21,18 @@ use crate::model::{Qwen3, Row};
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
 
 /// How a model is loaded and run.
+///
+/// ```
+/// use erank_candle::{CandleBackend, Checkpoint, Settings};
+///
+/// let mut settings = Settings::default();
+/// settings.threads = Some(2.try_into()?);
+/// settings.cache_bytes = Some(64 << 20);
+/// // Or `Checkpoint::open(folder)`, or `Checkpoint::from_hub(name, revision)`.
+/// let backend = CandleBackend::load(&Checkpoint::tiny(), &settings)?;
+/// println!("{}, room for {} blocks", backend.description(), backend.statistics().total_blocks);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Settings {

@@ -66,7 +66,15 @@ impl InplaceOp2 for NormLinear {
     ) -> Result<()> {
         let (out, x) = (contiguous_mut(out, out_layout)?, contiguous(x, layout)?);
         same_rows(x, self.weights.inputs(), out, self.weights.outputs())?;
-        multiply(self.set, x, Some(&self.norm), &self.weights, out, |y, product| *y = product);
+        multiply(
+            self.set,
+            x,
+            Some(&self.norm),
+            &self.weights,
+            out,
+            #[inline(always)]
+            |y, product| *y = product,
+        );
         Ok(())
     }
 }
@@ -95,9 +103,17 @@ impl InplaceOp2 for NormGateUp {
         let (out, x) = (contiguous_mut(out, out_layout)?, contiguous(x, layout)?);
         same_rows(x, self.gate.inputs(), out, self.gate.outputs())?;
         let halves = [&self.gate, &self.up];
-        multiply_both(self.set, x, Some(&self.norm), halves, out, |y, [gate, up]| {
-            *y = silu(gate) * up;
-        });
+        multiply_both(
+            self.set,
+            x,
+            Some(&self.norm),
+            halves,
+            out,
+            #[inline(always)]
+            |y, [gate, up]| {
+                *y = silu(gate) * up;
+            },
+        );
         Ok(())
     }
 }
@@ -123,9 +139,17 @@ impl InplaceOp2 for LinearAdd {
     ) -> Result<()> {
         let (residual, x) = (contiguous_mut(residual, residual_layout)?, contiguous(x, layout)?);
         same_rows(x, self.weights.inputs(), residual, self.weights.outputs())?;
-        multiply(self.set, x, None, &self.weights, residual, |residual, product| {
-            *residual += product;
-        });
+        multiply(
+            self.set,
+            x,
+            None,
+            &self.weights,
+            residual,
+            #[inline(always)]
+            |residual, product| {
+                *residual += product;
+            },
+        );
         Ok(())
     }
 }
@@ -178,13 +202,17 @@ impl WriteKv<'_> {
             |(token, rotated)| {
                 let (_, keys, _) = self.heads.split(&qkv[token * width..]);
                 let (cos, sin) = self.step.rotation(token);
-                set.run(|| {
-                    let heads = rotated.chunks_exact_mut(head_dim).zip(keys.chunks_exact(head_dim));
-                    for (rotated, key) in heads {
-                        key_norm.apply(key, rotated);
-                        rotate(rotated, cos, sin);
-                    }
-                });
+                set.run(
+                    #[inline(always)]
+                    || {
+                        let heads =
+                            rotated.chunks_exact_mut(head_dim).zip(keys.chunks_exact(head_dim));
+                        for (rotated, key) in heads {
+                            key_norm.apply(key, rotated);
+                            rotate(rotated, cos, sin);
+                        }
+                    },
+                );
             },
         );
         let mut keys = rotated.chunks_exact(head_dim);
@@ -255,12 +283,15 @@ impl Attention<'_> {
                     let (own, _, _) = self.heads.split(&qkv[token * self.heads.width()..]);
                     let own = own[kv_head * group_width..].chunks_exact(head_dim);
                     let (cos, sin) = self.step.rotation(*token);
-                    set.run(|| {
-                        for (rotated, query) in rotated.chunks_exact_mut(head_dim).zip(own) {
-                            query_norm.apply(query, rotated);
-                            rotate(rotated, cos, sin);
-                        }
-                    });
+                    set.run(
+                        #[inline(always)]
+                        || {
+                            for (rotated, query) in rotated.chunks_exact_mut(head_dim).zip(own) {
+                                query_norm.apply(query, rotated);
+                                rotate(rotated, cos, sin);
+                            }
+                        },
+                    );
                 }
                 let tokens: Vec<_> = bunch.iter().map(|token| self.step.visible(*token)).collect();
                 let mut out = vec![0.0; queries.len()];

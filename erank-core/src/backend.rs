@@ -18,6 +18,39 @@ use crate::prompt::BoundPrompt;
 use crate::sampling::Sampling;
 
 /// A source of completions: one model, called from any number of threads.
+///
+/// ```
+/// use erank_core::backend::{BackendError, Completion, DocumentError, Job, Sink};
+/// use erank_core::{Request, Reranker, ScoreKind, ScoringBackend};
+///
+/// /// Finds long documents relevant.
+/// struct Length;
+///
+/// impl ScoringBackend for Length {
+///     fn name(&self) -> &str {
+///         "length"
+///     }
+///
+///     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+///         for (index, document) in job.documents.iter().enumerate() {
+///             if job.stop.is_set() {
+///                 sink.completed(index, Err(DocumentError::Stopped));
+///                 continue;
+///             }
+///             let answer = document.len().min(10);
+///             let text = format!("<think>it is long</think><answer>{answer}</answer>");
+///             sink.completed(index, Ok(Completion::new(text)));
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// // Without log-probabilities, the integer is all that there is to rank by.
+/// let reranker = Reranker::builder(Length).score(ScoreKind::Integer).build()?;
+/// let ranking = reranker.rerank(&Request::new("q", ["short", "as long as it gets"]))?;
+/// assert_eq!(ranking.documents[0].index, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait ScoringBackend: Send + Sync {
     /// A short name for logs and reports, such as the model's.
     fn name(&self) -> &str;
@@ -270,10 +303,21 @@ pub struct Progress {
 }
 
 /// Tells running work to end: by hand, from any thread, or at a deadline.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use erank_core::Stop;
+///
+/// let stop = Stop::at(Instant::now() + Duration::from_secs(60));
+/// let one_of_several = stop.child();
+/// one_of_several.stop();
+/// assert!(one_of_several.is_set() && !stop.is_set());
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     stopped: Arc<AtomicBool>,
     deadline: Option<Instant>,
+    parent: Option<Arc<Stop>>,
 }
 
 impl Stop {
@@ -287,6 +331,13 @@ impl Stop {
         Self { deadline: Some(deadline), ..Self::default() }
     }
 
+    /// A handle that is set when this one is, and can be set without it: for one of several pieces
+    /// of work that end together.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self { parent: Some(Arc::new(self.clone())), ..Self::default() }
+    }
+
     /// Ends the work that this handle or a clone was given to.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
@@ -296,6 +347,7 @@ impl Stop {
     pub fn is_set(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
             || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+            || self.parent.as_ref().is_some_and(|parent| parent.is_set())
     }
 }
 
@@ -376,5 +428,16 @@ mod tests {
         assert!(clone.is_set());
         assert!(Stop::at(Instant::now()).is_set());
         assert!(!Stop::at(Instant::now() + Duration::from_secs(600)).is_set());
+    }
+
+    #[test]
+    fn a_child_stops_with_its_parent_but_not_the_other_way_round() {
+        let parent = Stop::new();
+        let (child, sibling) = (parent.child(), parent.child());
+        child.stop();
+        assert!(child.is_set() && !parent.is_set() && !sibling.is_set());
+        parent.stop();
+        assert!(sibling.is_set());
+        assert!(Stop::at(Instant::now()).child().is_set());
     }
 }

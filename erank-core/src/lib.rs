@@ -37,8 +37,10 @@
 //!
 //! # Features
 //!
-//! Neither is on by default.
+//! None is on by default.
 //!
+//! - `async`: `AsyncReranker`, which reranks on threads of its own and gives futures that any executor
+//!   can wait for.
 //! - `testing`: the module of that name, with a scripted backend and the checks that a backend of your
 //!   own should pass.
 //! - `serde`: `Serialize` and `Deserialize` for requests, options and results. Names in JSON are
@@ -59,6 +61,8 @@
 //!   `message` for people; fields of the code stand beside it.
 
 pub mod answer;
+#[cfg(feature = "async")]
+pub mod asynchronous;
 pub mod backend;
 pub mod cascade;
 pub mod evaluation;
@@ -79,6 +83,8 @@ pub mod trec;
 pub use answer::{
     Answer, AnswerDistribution, AnswerError, AnswerFormat, AnswerLogProb, ProbabilityReading,
 };
+#[cfg(feature = "async")]
+pub use asynchronous::{AsyncReranker, Busy, Workers};
 pub use backend::{
     BackendError, Completion, DocumentError, FinishReason, Job, Mode, Progress, ScoringBackend,
     ScoringOptions, Sink, Stop,

@@ -99,6 +99,12 @@ impl<B: ScoringBackend> Reranker<B> {
         &self.backend
     }
 
+    /// The same choices with a backend made of this one.
+    #[cfg(feature = "async")]
+    pub(crate) fn map_backend<C>(self, map: impl FnOnce(B) -> C) -> Reranker<C> {
+        Reranker { backend: map(self.backend), choices: self.choices }
+    }
+
     /// Ranks the request's documents.
     ///
     /// # Errors

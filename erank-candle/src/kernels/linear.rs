@@ -37,7 +37,8 @@ pub(crate) fn multiply(
     y: &mut [f32],
     epilogue: impl Fn(&mut f32, f32) + Sync,
 ) {
-    let epilogue = |y: &mut f32, [product]: [f32; 1]| epilogue(y, product);
+    let epilogue = #[inline(always)]
+    |y: &mut f32, [product]: [f32; 1]| epilogue(y, product);
     match weights {
         PackedWeights::F32(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
         PackedWeights::Bf16(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
@@ -89,16 +90,23 @@ fn multiply_matrices<P: Products, const N: usize>(
             let height = (rows.len() / inputs).next_power_of_two();
             let mut left = vec![P::Left::default(); padded / P::DEPTH * height];
             let Some(norm) = norm else {
-                set.run(|| P::interleave(rows, inputs, height, &mut left));
+                set.run(
+                    #[inline(always)]
+                    || P::interleave(rows, inputs, height, &mut left),
+                );
                 return left;
             };
             let mut normed = vec![0.0; rows.len()];
-            set.run(|| {
-                for (out, row) in normed.chunks_exact_mut(inputs).zip(rows.chunks_exact(inputs)) {
-                    norm.apply(row, out);
-                }
-                P::interleave(&normed, inputs, height, &mut left);
-            });
+            set.run(
+                #[inline(always)]
+                || {
+                    for (out, row) in normed.chunks_exact_mut(inputs).zip(rows.chunks_exact(inputs))
+                    {
+                        norm.apply(row, out);
+                    }
+                    P::interleave(&normed, inputs, height, &mut left);
+                },
+            );
             left
         })
         .collect();
@@ -148,27 +156,31 @@ fn multiply_matrices<P: Products, const N: usize>(
                     P::multiply(set, left, &parts[..panels.len()], height, sums, ahead);
                 }
             }
-            set.run(|| {
-                for (tile, sums) in sums.chunks_exact(size).enumerate() {
-                    let (real, height) = heights(tile);
-                    for row in 0..real {
-                        let y = y.row(first_row + tile * tallest + row);
-                        let (whole, rest) = y.as_chunks_mut::<LANES>();
-                        let sums = |column: usize| -> [&[f32; LANES]; N] {
-                            std::array::from_fn(|n| &sums[(n * count + column) * height + row])
-                        };
-                        for (column, y) in whole.iter_mut().enumerate() {
-                            let sums = sums(column);
-                            for (lane, y) in y.iter_mut().enumerate() {
-                                epilogue(y, sums.map(|sums| sums[lane]));
+            set.run(
+                #[inline(always)]
+                || {
+                    for (tile, sums) in sums.chunks_exact(size).enumerate() {
+                        let (real, height) = heights(tile);
+                        for row in 0..real {
+                            let y = y.row(first_row + tile * tallest + row);
+                            let (whole, rest) = y.as_chunks_mut::<LANES>();
+                            let sums = #[inline(always)]
+                            |column: usize| -> [&[f32; LANES]; N] {
+                                std::array::from_fn(|n| &sums[(n * count + column) * height + row])
+                            };
+                            for (column, y) in whole.iter_mut().enumerate() {
+                                let sums = sums(column);
+                                for (lane, y) in y.iter_mut().enumerate() {
+                                    epilogue(y, sums.map(|sums| sums[lane]));
+                                }
+                            }
+                            for (lane, y) in rest.iter_mut().enumerate() {
+                                epilogue(y, sums(count - 1).map(|sums| sums[lane]));
                             }
                         }
-                        for (lane, y) in rest.iter_mut().enumerate() {
-                            epilogue(y, sums(count - 1).map(|sums| sums[lane]));
-                        }
                     }
-                }
-            });
+                },
+            );
         }
     });
 }

@@ -76,7 +76,10 @@ impl Memory {
                 let streams: [&[[u64; LANES]]; STREAMS] = std::array::from_fn(|i| {
                     part[i * part.len() / STREAMS..][..part.len() / STREAMS].as_chunks().0
                 });
-                set.run(|| add(streams, part.len() / STREAMS / LANES))
+                set.run(
+                    #[inline(always)]
+                    || add(streams, part.len() / STREAMS / LANES),
+                )
             })
             .sum();
         let seconds = begin.elapsed().as_secs_f64();
@@ -151,7 +154,15 @@ impl Projections {
     pub fn run(&mut self) -> Duration {
         let begin = Instant::now();
         for matrix in &self.matrices {
-            multiply(self.set, &self.x, None, matrix, &mut self.y, |y, product| *y = product);
+            multiply(
+                self.set,
+                &self.x,
+                None,
+                matrix,
+                &mut self.y,
+                #[inline(always)]
+                |y, product| *y = product,
+            );
         }
         begin.elapsed()
     }

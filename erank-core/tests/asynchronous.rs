@@ -1,0 +1,238 @@
+//! Futures of a reranker: what they wait for, and what ends with them. The executor is a plain
+//! `block_on`; nothing here depends on how fast a thread is.
+
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use erank_core::backend::{BackendError, DocumentError, Job, ScoringBackend, Sink};
+use erank_core::testing::answered;
+use erank_core::{AsyncReranker, Ranking, Request, RerankError, Reranker, Stop, Workers};
+use pollster::block_on;
+
+type Outcome = Result<Ranking, RerankError>;
+type BoxedFuture = Pin<Box<dyn Future<Output = Outcome> + Send + 'static>>;
+
+/// Answers a document with its number. Says before each document which one it is at, and goes on
+/// when it is let.
+struct Steps {
+    at: Sender<(String, usize)>,
+    go: Mutex<Receiver<()>>,
+}
+
+/// The other end of [`Steps`].
+struct Guide {
+    at: Receiver<(String, usize)>,
+    go: Sender<()>,
+}
+
+fn steps() -> (Steps, Guide) {
+    let ((at, where_), (go, may_go)) = (channel(), channel());
+    (Steps { at, go: Mutex::new(may_go) }, Guide { at: where_, go })
+}
+
+impl Guide {
+    /// Waits until the backend is at a document: the query, and the document's index.
+    fn wait(&self) -> (String, usize) {
+        self.at.recv_timeout(Duration::from_secs(60)).expect("the backend gets there")
+    }
+
+    fn let_go(&self, steps: usize) {
+        (0..steps).for_each(|_| self.go.send(()).expect("the backend listens"));
+    }
+}
+
+impl ScoringBackend for Steps {
+    fn name(&self) -> &str {
+        "steps"
+    }
+
+    fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+        for (index, document) in job.documents.iter().enumerate() {
+            if job.stop.is_set() {
+                sink.completed(index, Err(DocumentError::Stopped));
+                continue;
+            }
+            self.at.send((job.prompt.query().into(), index)).expect("a guide");
+            self.go.lock().expect("no panic while it waits").recv().expect("a guide");
+            assert_ne!(*document, "panic", "on purpose");
+            let number = document.parse().map_err(|_| BackendError::Failed("NaN".into()))?;
+            sink.completed(index, Ok(answered(number, 0.5)));
+        }
+        Ok(())
+    }
+}
+
+fn start(backend: impl ScoringBackend + 'static, threads: usize, queue: usize) -> AsyncReranker {
+    let mut workers = Workers::default();
+    workers.threads = threads.try_into().expect("not 0");
+    workers.queue = queue.try_into().expect("not 0");
+    let reranker = Reranker::builder(backend).build().expect("valid");
+    AsyncReranker::with_workers(reranker, workers).expect("threads")
+}
+
+fn request(query: &str, documents: &[&str]) -> Request<'static> {
+    Request::new(query.to_owned(), documents.iter().map(|document| (*document).to_owned()))
+}
+
+/// Polls once; it cannot be ready yet.
+fn begin(future: Pin<&mut impl Future<Output = Outcome>>) {
+    assert!(future.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+}
+
+fn integers(ranking: &Ranking) -> Vec<u32> {
+    ranking.documents.iter().map(|document| document.integer).collect()
+}
+
+#[test]
+fn dropping_a_future_stops_its_work_at_the_next_step() {
+    let (backend, guide) = steps();
+    let reranker = start(backend, 1, 1);
+    let stop = Stop::new();
+    let mut dropped = Box::pin(reranker.rerank_until(request("dropped", &["1"; 100]), &stop));
+    begin(dropped.as_mut());
+    assert_eq!(guide.wait(), ("dropped".into(), 0));
+    guide.let_go(1);
+    assert_eq!(guide.wait(), ("dropped".into(), 1));
+    drop(dropped);
+    // The step that was under way is the last.
+    let next = reranker.try_rerank(request("next", &["7"])).expect("room");
+    guide.let_go(2);
+    assert_eq!(guide.wait(), ("next".into(), 0));
+    assert_eq!(integers(&block_on(next).expect("a ranking")), [7]);
+    // Others may still need it.
+    assert!(!stop.is_set());
+}
+
+#[test]
+fn work_that_nobody_waits_for_is_not_done() {
+    let (backend, guide) = steps();
+    let reranker = start(backend, 1, 2);
+    let first = reranker.try_rerank(request("first", &["1"])).expect("room");
+    guide.wait();
+    let dropped = reranker.try_rerank(request("dropped", &["2"])).expect("room");
+    let last = reranker.try_rerank(request("last", &["3"])).expect("room");
+    drop(dropped);
+    // Never polled, so it never asks for a place.
+    drop(reranker.rerank(request("never polled", &["4"])));
+    guide.let_go(2);
+    assert_eq!(guide.wait(), ("last".into(), 0));
+    assert_eq!(integers(&block_on(first).expect("a ranking")), [1]);
+    assert_eq!(integers(&block_on(last).expect("a ranking")), [3]);
+}
+
+#[test]
+fn a_full_queue_is_busy_or_waited_for() {
+    let (backend, guide) = steps();
+    let reranker = start(backend, 1, 1);
+    let running = reranker.try_rerank(request("running", &["1"])).expect("room");
+    guide.wait();
+    let queued = reranker.try_rerank(request("queued", &["2"])).expect("room");
+    let busy = reranker.try_rerank(request("refused", &["3"])).err().expect("no room");
+    assert_eq!(busy.request, request("refused", &["3"]));
+    assert!(busy.to_string().ends_with("try again later"), "{busy}");
+    let mut patient = Box::pin(reranker.rerank(request("patient", &["4"])));
+    begin(patient.as_mut());
+    guide.let_go(3);
+    for (future, expected) in [(Box::pin(running) as BoxedFuture, 1), (Box::pin(queued), 2)] {
+        assert_eq!(integers(&block_on(future).expect("a ranking")), [expected]);
+    }
+    assert_eq!(integers(&block_on(patient).expect("a ranking")), [4]);
+}
+
+#[test]
+fn a_panic_is_an_error_of_its_future_alone() {
+    let (backend, guide) = steps();
+    let reranker = start(backend, 2, 4);
+    guide.let_go(4);
+    let bad = reranker.try_rerank(request("bad", &["8", "panic", "3"])).expect("room");
+    let error = block_on(bad).expect_err("it panics");
+    let BackendError::Failed(cause) = &error.source else { panic!("{:?}", error.source) };
+    assert!(cause.to_string().contains("on purpose"), "{cause}");
+    // What was done until then is kept, and nothing is lost.
+    assert_eq!(integers(&error.partial), [8]);
+    assert_eq!(error.partial.unscored.len(), 2);
+    for query in ["good", "better"] {
+        let good = reranker.try_rerank(request(query, &["5"])).expect("room");
+        guide.let_go(1);
+        assert_eq!(integers(&block_on(good).expect("a ranking")), [5]);
+    }
+}
+
+#[test]
+fn one_task_waits_for_many_futures() {
+    let (backend, guide) = steps();
+    let reranker = start(backend, 3, 2);
+    guide.let_go(200);
+    let mut open: Vec<(u32, BoxedFuture)> = (0..100)
+        .map(|number| {
+            let documents = [(number % 11).to_string(), "0".into()];
+            let request = Request::new("many", documents);
+            (number % 11, Box::pin(reranker.rerank(request)) as _)
+        })
+        .collect();
+    let mut done = 0;
+    block_on(std::future::poll_fn(|context| {
+        open.retain_mut(|(expected, future)| match future.as_mut().poll(context) {
+            Poll::Ready(outcome) => {
+                let ranking = outcome.expect("a ranking");
+                assert_eq!(integers(&ranking), [*expected, 0]);
+                done += 1;
+                false
+            }
+            Poll::Pending => true,
+        });
+        if open.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    }));
+    assert_eq!(done, 100);
+}
+
+#[test]
+fn a_deadline_gives_what_is_done() {
+    let (backend, guide) = steps();
+    let reranker = start(backend, 1, 1);
+    let stop = Stop::new();
+    let future = reranker.try_rerank_until(request("q", &["4", "9", "2"]), &stop).expect("room");
+    guide.wait();
+    stop.stop();
+    guide.let_go(1);
+    let ranking = block_on(future).expect("a ranking");
+    assert_eq!(integers(&ranking), [4]);
+    assert!(ranking.unscored.iter().all(|d| matches!(d.error, DocumentError::Stopped)));
+    assert_eq!(ranking.unscored.len(), 2);
+
+    let past = Stop::at(Instant::now());
+    let late = block_on(reranker.rerank_until(request("late", &["4"]), &past)).expect("a ranking");
+    assert_eq!((late.documents.len(), late.unscored.len()), (0, 1));
+}
+
+#[test]
+fn the_threads_end_when_nobody_is_left_to_ask() {
+    struct Ends(Steps, Sender<()>);
+    impl ScoringBackend for Ends {
+        fn name(&self) -> &str {
+            self.0.name()
+        }
+        fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+            self.0.score(job, sink)
+        }
+    }
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            let _ = self.1.send(());
+        }
+    }
+    let (backend, guide) = steps();
+    let (sender, ended) = channel();
+    let reranker = start(Ends(backend, sender), 2, 4);
+    let clone = reranker.clone();
+    let future = reranker.try_rerank(request("q", &["6"])).expect("room");
+    guide.wait();
+    drop((reranker, clone));
+    assert!(ended.try_recv().is_err(), "it is still at work");
+    guide.let_go(1);
+    assert_eq!(integers(&block_on(future).expect("a ranking")), [6]);
+    ended.recv_timeout(Duration::from_secs(60)).expect("the threads end");
+}

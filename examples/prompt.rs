@@ -1,0 +1,51 @@
+//! What the model is asked: an instruction of one's own, and a prompt of one's own.
+//!
+//! ```sh
+//! cargo run -p erank-examples --example prompt
+//! ```
+
+use erank_candle::CandleBackend;
+use erank_core::prompt::instructions;
+use erank_core::{AnswerFormat, PromptTemplate, Request, Reranker, ScoreKind};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let backend = CandleBackend::tiny()?;
+    let request = Request::new("how do bees make honey", DOCUMENTS);
+
+    // ERank's prompt has a place for what "relevant" is to mean. `instructions` has those that ERank
+    // was evaluated with. Control tokens in an instruction count, so take none from strangers.
+    let own = "A document is relevant if it says how honey is made, not merely that it is liked.";
+    for instruction in [instructions::BRIGHT, own] {
+        let reranker = Reranker::builder(&backend).instruction(instruction).build()?;
+        let best = &reranker.rerank(&request)?.documents[0];
+        println!("{:.2}  {}", best.score, DOCUMENTS[best.index]);
+    }
+
+    // Another prompt, with a coarser scale; there is one of yes and no, too. What stands before the
+    // document is computed once for all documents. A model does best with the prompt that it was
+    // trained with: an answer that is none of the scale's is an error of its document.
+    let template = PromptTemplate::custom(
+        "How well does the document answer the query?\nQuery: {query}\nDocument: {doc}\n\
+         Answer as <think>your thoughts</think><answer>0, 1, 2 or 3</answer>.",
+        AnswerFormat::zero_to_three(),
+    )?;
+    let reranker = Reranker::builder(&backend)
+        .template(template)
+        .answer_only()
+        .score(ScoreKind::Expected)
+        .build()?;
+    let ranking = reranker.rerank(&request)?;
+    for document in ranking.documents {
+        println!("{:.2} of 3  {}", document.score, DOCUMENTS[document.index]);
+    }
+    for document in ranking.unscored {
+        println!("{}  {}", document.error, DOCUMENTS[document.index]);
+    }
+    Ok(())
+}
+
+const DOCUMENTS: [&str; 3] = [
+    "Do bears like honey?",
+    "Nectar becomes honey when bees fan it dry with their wings.",
+    "Maple syrup is boiled from the sap of trees.",
+];

@@ -1,0 +1,198 @@
+//! What goes over the wire. Both Jina's and Cohere's clients find what they look for in the reply, and
+//! pass over the rest.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use erank_core::{BackendError, Ranking, RerankError};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+
+use crate::service::Limits;
+
+const FIELDS: [&str; 5] = ["model", "query", "documents", "top_n", "return_documents"];
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct RerankRequest {
+    model: Option<String>,
+    pub(crate) query: String,
+    pub(crate) documents: Vec<Document>,
+    pub(crate) top_n: Option<usize>,
+    pub(crate) return_documents: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string, or an object with a string `text`")]
+pub(crate) enum Document {
+    Text(String),
+    Object { text: String },
+}
+
+impl From<Document> for String {
+    fn from(document: Document) -> Self {
+        match document {
+            Document::Text(text) | Document::Object { text } => text,
+        }
+    }
+}
+
+impl RerankRequest {
+    /// From a request's body, with warnings of what was passed over.
+    pub(crate) fn read(body: &[u8], limits: &Limits) -> Result<(Self, Vec<String>), Problem> {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let request: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let (field, error) = (error.path().to_string(), error.inner());
+            match field.as_str() {
+                _ if !error.is_data() => {
+                    Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}"))
+                }
+                // The whole body: a field is missing, and the message names it.
+                "." => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+                field => Problem::of_field(field, error.to_string()),
+            }
+        })?;
+        json.end().map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.to_string()))?;
+        request.check(limits)?;
+        let given: BTreeMap<String, IgnoredAny> = serde_json::from_slice(body).unwrap_or_default();
+        let unknown = given.keys().filter(|name| !FIELDS.contains(&name.as_str()));
+        Ok((request, unknown.map(|name| format!("{name:?} is not known here")).collect()))
+    }
+
+    fn check(&self, limits: &Limits) -> Result<(), Problem> {
+        let wrong = |field: &str, problem: String| Err(Problem::of_field(field, problem));
+        let most = limits.text_bytes;
+        let too_long = |bytes| format!("it has {bytes} bytes; give at most {most}");
+        if self.query.trim().is_empty() {
+            return wrong("query", "it is empty".into());
+        }
+        if self.query.len() > most {
+            return wrong("query", too_long(self.query.len()));
+        }
+        match self.documents.len() {
+            0 => return wrong("documents", "there are none; give at least one".into()),
+            count if count > limits.documents => {
+                let problem = format!("there are {count}; give at most {}", limits.documents);
+                return wrong("documents", problem);
+            }
+            _ => {}
+        }
+        for (index, document) in self.documents.iter().enumerate() {
+            let (Document::Text(text) | Document::Object { text }) = document;
+            if text.len() > most {
+                return wrong(&format!("documents[{index}]"), too_long(text.len()));
+            }
+        }
+        match self.top_n {
+            Some(0) => wrong("top_n", "it is 0; give at least 1, or leave it out".into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn check_model(&self, served: &str) -> Result<(), Problem> {
+        match &self.model {
+            Some(model) if model != served => {
+                let message = format!("there is no model {model:?}; ask for {served:?}");
+                Err(Problem {
+                    field: Some("model".into()),
+                    ..Problem::new(StatusCode::NOT_FOUND, message)
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The reply. A document that could not be scored is not among the results, where any score would
+/// be a lie; `unscored` has it with the reason, and so have Cohere's warnings.
+pub(crate) fn reply(
+    model: &str,
+    top_n: Option<usize>,
+    texts: Option<&[String]>,
+    ranking: &Ranking,
+    mut warnings: Vec<String>,
+) -> Value {
+    let results = ranking.documents.iter().take(top_n.unwrap_or(usize::MAX)).map(|document| {
+        // N × P(N) is at most 10.
+        let mut result = json!({"index": document.index, "relevance_score": document.score / 10.0});
+        if let Some(texts) = texts {
+            result["document"] = json!({"text": texts[document.index]});
+        }
+        result
+    });
+    let results: Vec<Value> = results.collect();
+    let unscored = ranking.unscored.iter();
+    warnings.extend(unscored.map(|d| format!("document {} has no score: {}", d.index, d.error)));
+    let (prompt, generated) = (ranking.tokens.prompt, ranking.tokens.generated);
+    let documents = ranking.scored + ranking.unscored.len();
+    json!({
+        "object": "list",
+        "model": model,
+        "results": results,
+        "unscored": ranking.unscored,
+        "usage": {"prompt_tokens": prompt, "total_tokens": prompt + generated},
+        "meta": {
+            "api_version": {"version": "2"},
+            // Cohere's unit is a query with up to 100 documents.
+            "billed_units": {"search_units": documents.div_ceil(100)},
+            "tokens": {"input_tokens": prompt, "output_tokens": generated},
+            "warnings": warnings,
+        },
+    })
+}
+
+/// What went wrong, as JSON: a message, and the field that it is about.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    message: String,
+    field: Option<String>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), field: None }
+    }
+
+    fn of_field(field: &str, problem: String) -> Self {
+        let message = format!("{field}: {problem}");
+        Self { field: Some(field.into()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, message) }
+    }
+
+    /// More is asked than is worked on or waits.
+    pub(crate) fn busy() -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too many requests wait; try again later")
+    }
+
+    /// Its cause is for the log of the service, not for its clients.
+    pub(crate) fn of_backend(error: &RerankError) -> Self {
+        let cause = std::error::Error::source(&error.source);
+        eprintln!("{}: {}", error.source, cause.map(ToString::to_string).unwrap_or_default());
+        let status = match error.source {
+            BackendError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.source.to_string())
+    }
+}
+
+impl From<BytesRejection> for Problem {
+    fn from(rejection: BytesRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let Self { status, message, field } = self;
+        let body = Json(json!({"message": message, "field": field}));
+        let later = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        if later.contains(&status) {
+            return (status, [(header::RETRY_AFTER, "1")], body).into_response();
+        }
+        (status, body).into_response()
+    }
+}
