@@ -218,11 +218,11 @@ impl<P: Products> Group<'_, P> {
                 for ((keys, values), block) in keys.iter_mut().zip(&mut values).zip(blocks) {
                     (*keys, *values) = self.layout.head(self.cache, *block, self.kv_head);
                 }
-                let add = #[inline(always)]
-                || {
-                    tile.add_span::<P>(self.set, &left, &keys[..count], &values[..count], visible);
-                };
-                self.set.run(add);
+                let (keys, values) = (&keys[..count], &values[..count]);
+                self.set.run(
+                    #[inline(always)]
+                    || tile.add_span::<P>(self.set, &left, keys, values, visible),
+                );
             }
             tile.store(state, start, head_dim);
         }

@@ -10,9 +10,11 @@
 //! A block has several panels, so that what is read of the rows is used for each: neighbouring ones of
 //! one matrix, or the same ones of two matrices whose products go into one output.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::columns::par_columns;
+use super::columns::{ColumnBlock, par_columns};
 use super::norm::Norm;
 use super::products::Products;
 use super::{Ahead, InstructionSet, LANES, PackedMatrix, PackedWeights};
@@ -27,8 +29,10 @@ const AHEAD: usize = 2048;
 /// Tiles of rows that are multiplied with a part of the panels while it is in the nearest cache.
 const GROUP: usize = 8;
 
-/// `norm(x) · Wᵀ` for `x` as `[rows][inputs]`, or `x · Wᵀ` without a norm: calls `epilogue(element of y, product)` once for each
-/// element of `y`, `[rows][outputs]`.
+/// `norm(x) · Wᵀ` for `x` as `[rows][inputs]`, or `x · Wᵀ` without a norm: calls `epilogue(element of
+/// y, product)` once for each element of `y`, `[rows][outputs]`.
+///
+/// An epilogue that is `#[inline(always)]` is compiled with the set's instructions.
 pub(crate) fn multiply(
     set: InstructionSet,
     x: &[f32],
@@ -37,13 +41,24 @@ pub(crate) fn multiply(
     y: &mut [f32],
     epilogue: impl Fn(&mut f32, f32) + Sync,
 ) {
-    let epilogue = #[inline(always)]
-    |y: &mut f32, [product]: [f32; 1]| epilogue(y, product);
+    macro_rules! multiply {
+        ($matrix:expr) => {
+            multiply_matrices(
+                set,
+                x,
+                norm,
+                [$matrix],
+                y,
+                #[inline(always)]
+                |y, [product]| epilogue(y, product),
+            )
+        };
+    }
     match weights {
-        PackedWeights::F32(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
-        PackedWeights::Bf16(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
-        PackedWeights::Bf16Pairs(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
-        PackedWeights::Bf16Tiles(matrix) => multiply_matrices(set, x, norm, [matrix], y, epilogue),
+        PackedWeights::F32(matrix) => multiply!(matrix),
+        PackedWeights::Bf16(matrix) => multiply!(matrix),
+        PackedWeights::Bf16Pairs(matrix) => multiply!(matrix),
+        PackedWeights::Bf16Tiles(matrix) => multiply!(matrix),
     }
 }
 
@@ -86,29 +101,7 @@ fn multiply_matrices<P: Products, const N: usize>(
     let padded = inputs.next_multiple_of(P::BLOCK);
     let tiles: Vec<Vec<P::Left>> = x
         .par_chunks(tallest * inputs)
-        .map(|rows| {
-            let height = (rows.len() / inputs).next_power_of_two();
-            let mut left = vec![P::Left::default(); padded / P::DEPTH * height];
-            let Some(norm) = norm else {
-                set.run(
-                    #[inline(always)]
-                    || P::interleave(rows, inputs, height, &mut left),
-                );
-                return left;
-            };
-            let mut normed = vec![0.0; rows.len()];
-            set.run(
-                #[inline(always)]
-                || {
-                    for (out, row) in normed.chunks_exact_mut(inputs).zip(rows.chunks_exact(inputs))
-                    {
-                        norm.apply(row, out);
-                    }
-                    P::interleave(&normed, inputs, height, &mut left);
-                },
-            );
-            left
-        })
+        .map(|rows| left_side::<P>(set, rows, inputs, norm))
         .collect();
 
     let panels_of_block = if rows < TALLEST { PANELS_OF_FEW_ROWS } else { PANELS };
@@ -126,10 +119,7 @@ fn multiply_matrices<P: Products, const N: usize>(
         let panels = &panels[..N * count];
         for (group, tiles) in tiles.chunks(GROUP).enumerate() {
             let first_row = group * GROUP * tallest;
-            let heights = |tile: usize| {
-                let real = (rows - first_row - tile * tallest).min(tallest);
-                (real, real.next_power_of_two())
-            };
+            let rows_of = |tile: usize| (rows - first_row - tile * tallest).min(tallest);
             // `[tiles][matrices][columns][height]`.
             let size = panels.len() * tallest;
             sums.clear();
@@ -143,7 +133,7 @@ fn multiply_matrices<P: Products, const N: usize>(
                 for (tile, (left, sums)) in
                     tiles.iter().zip(sums.chunks_exact_mut(size)).enumerate()
                 {
-                    let (_, height) = heights(tile);
+                    let height = rows_of(tile).next_power_of_two();
                     let left = &left[start / P::DEPTH * height..end / P::DEPTH * height];
                     let sums = &mut sums[..panels.len() * height];
                     let ahead = match tiles.len() {
@@ -156,33 +146,67 @@ fn multiply_matrices<P: Products, const N: usize>(
                     P::multiply(set, left, &parts[..panels.len()], height, sums, ahead);
                 }
             }
-            set.run(
-                #[inline(always)]
-                || {
-                    for (tile, sums) in sums.chunks_exact(size).enumerate() {
-                        let (real, height) = heights(tile);
-                        for row in 0..real {
-                            let y = y.row(first_row + tile * tallest + row);
-                            let (whole, rest) = y.as_chunks_mut::<LANES>();
-                            let sums = #[inline(always)]
-                            |column: usize| -> [&[f32; LANES]; N] {
-                                std::array::from_fn(|n| &sums[(n * count + column) * height + row])
-                            };
-                            for (column, y) in whole.iter_mut().enumerate() {
-                                let sums = sums(column);
-                                for (lane, y) in y.iter_mut().enumerate() {
-                                    epilogue(y, sums.map(|sums| sums[lane]));
-                                }
-                            }
-                            for (lane, y) in rest.iter_mut().enumerate() {
-                                epilogue(y, sums(count - 1).map(|sums| sums[lane]));
-                            }
-                        }
-                    }
-                },
-            );
+            for (tile, sums) in sums.chunks_exact(size).enumerate() {
+                let rows = first_row + tile * tallest..first_row + tile * tallest + rows_of(tile);
+                set.run(
+                    #[inline(always)]
+                    || finish(&mut y, rows, sums, &epilogue),
+                );
+            }
         }
     });
+}
+
+/// Rows as the left side of a product, normalised if there is a norm.
+fn left_side<P: Products>(
+    set: InstructionSet,
+    rows: &[f32],
+    inputs: usize,
+    norm: Option<&Norm>,
+) -> Vec<P::Left> {
+    let height = (rows.len() / inputs).next_power_of_two();
+    let mut left = vec![P::Left::default(); inputs.next_multiple_of(P::BLOCK) / P::DEPTH * height];
+    let mut normed = vec![0.0; if norm.is_some() { rows.len() } else { 0 }];
+    set.run(
+        #[inline(always)]
+        || {
+            let mut rows = rows;
+            if let Some(norm) = norm {
+                for (out, row) in normed.chunks_exact_mut(inputs).zip(rows.chunks_exact(inputs)) {
+                    norm.apply(row, out);
+                }
+                rows = &normed;
+            }
+            P::interleave(rows, inputs, height, &mut left);
+        },
+    );
+    left
+}
+
+/// Calls the epilogue for some rows of a block, with their sums as `[matrices][columns][height]`.
+#[inline(always)]
+fn finish<const N: usize>(
+    y: &mut ColumnBlock<'_>,
+    rows: Range<usize>,
+    sums: &[[f32; LANES]],
+    epilogue: impl Fn(&mut f32, [f32; N]),
+) {
+    let (height, columns) = (rows.len().next_power_of_two(), y.columns().div_ceil(LANES));
+    for (place, row) in rows.enumerate() {
+        for (column, y) in y.row(row).chunks_mut(LANES).enumerate() {
+            let sums: [&[f32; LANES]; N] =
+                std::array::from_fn(|n| &sums[(n * columns + column) * height + place]);
+            if let Ok(y) = <&mut [f32; LANES]>::try_from(&mut *y) {
+                for (lane, y) in y.iter_mut().enumerate() {
+                    epilogue(y, sums.map(|sums| sums[lane]));
+                }
+                continue;
+            }
+            for (lane, y) in y.iter_mut().enumerate() {
+                epilogue(y, sums.map(|sums| sums[lane]));
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -67,7 +67,6 @@ impl Memory {
 
     /// Bytes per second that all of rayon's current threads read, each four neighbouring streams at once.
     pub fn read_bandwidth(&self) -> f64 {
-        let set = InstructionSet::available()[0];
         let begin = Instant::now();
         let sum: u64 = self
             .0
@@ -76,10 +75,7 @@ impl Memory {
                 let streams: [&[[u64; LANES]]; STREAMS] = std::array::from_fn(|i| {
                     part[i * part.len() / STREAMS..][..part.len() / STREAMS].as_chunks().0
                 });
-                set.run(
-                    #[inline(always)]
-                    || add(streams, part.len() / STREAMS / LANES),
-                )
+                add(streams, part.len() / STREAMS / LANES)
             })
             .sum();
         let seconds = begin.elapsed().as_secs_f64();
