@@ -6,6 +6,7 @@ use half::vec::HalfBitsVecExt;
 
 use crate::config::Config;
 use crate::kernels::attention::{self, BlockLayout};
+use crate::kernels::buffer::use_large_pages;
 
 /// Tokens that one block holds.
 pub const BLOCK_TOKENS: usize = attention::BLOCK_TOKENS;
@@ -38,10 +39,15 @@ impl KvCache {
         let Ok(count) = u32::try_from(blocks) else { candle_core::bail!("{blocks} KV blocks") };
         let size = layout(config).block_size();
         let layer = || match dtype {
-            DType::F32 => Tensor::from_vec(vec![0f32; blocks * size], (blocks, size), &Device::Cpu),
+            DType::F32 => {
+                let mut zeros = vec![0f32; blocks * size];
+                use_large_pages(&mut zeros);
+                Tensor::from_vec(zeros, (blocks, size), &Device::Cpu)
+            }
             DType::BF16 => {
                 // Zeroed integers come from the system untouched; zeroed BF16 would be written.
-                let zeros: Vec<bf16> = vec![0u16; blocks * size].reinterpret_into();
+                let mut zeros: Vec<bf16> = vec![0u16; blocks * size].reinterpret_into();
+                use_large_pages(&mut zeros);
                 Tensor::from_vec(zeros, (blocks, size), &Device::Cpu)
             }
             other => candle_core::bail!("a KV cache of type {other:?}; it is F32 or BF16"),

@@ -219,12 +219,26 @@ impl<P: Products> Group<'_, P> {
                     (*keys, *values) = self.layout.head(self.cache, *block, self.kv_head);
                 }
                 let (keys, values) = (&keys[..count], &values[..count]);
+                let ahead = self.ahead(tokens[0].span(span + 1), keys);
                 self.set.run(
                     #[inline(always)]
-                    || tile.add_span::<P>(self.set, &left, keys, values, visible),
+                    || tile.add_span::<P>(self.set, &left, keys, values, visible, ahead),
                 );
             }
             tile.store(state, start, head_dim);
+        }
+    }
+
+    /// Has the next span read from memory meanwhile, as if its blocks lay to each other as those of the
+    /// span at hand.
+    fn ahead(&self, next: &[u32], keys: &[&[P::Right]]) -> Ahead {
+        match (next.first(), keys.first()) {
+            (Some(block), Some(keys)) => {
+                let (next, _) = self.layout.head(self.cache, *block, self.kv_head);
+                let bytes = next.as_ptr().addr().wrapping_sub(keys.as_ptr().addr());
+                Ahead { bytes, step: 64 }
+            }
+            _ => Ahead::default(),
         }
     }
 }
@@ -289,12 +303,13 @@ impl Tile {
         keys: &[&[P::Right]],
         values: &[&[P::Right]],
         visible: [usize; TALLEST],
+        ahead: Ahead,
     ) {
         let height = self.height;
         // `[blocks][height]`.
         let mut scores = [[0.0; LANES]; SPAN_BLOCKS * TALLEST];
         let scores = &mut scores[..keys.len() * height];
-        P::multiply(set, queries, keys, height, scores, Ahead::default());
+        P::multiply(set, queries, keys, height, scores, ahead);
 
         // `[height][blocks]`.
         let mut weights = [[0.0; LANES]; TALLEST * SPAN_BLOCKS];
@@ -353,7 +368,7 @@ impl Tile {
                 for (seen, panel) in seen.iter_mut().zip(whole) {
                     *seen = &panel[..tokens * P::DEPTH * LANES];
                 }
-                P::multiply(set, left, &seen[..count], height, sums, Ahead::default());
+                P::multiply(set, left, &seen[..count], height, sums, ahead);
             }
         }
     }

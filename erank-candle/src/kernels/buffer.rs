@@ -1,5 +1,6 @@
-//! Memory for weights: in large pages where the system has them, as streaming through gigabytes in
-//! small ones spends much of its time on looking up addresses.
+//! Memory for weights and for the KV cache: in large pages where the system has them, as streaming
+//! through gigabytes in small ones spends much of its time on looking up addresses.
+#![expect(unsafe_code, reason = "a hint to the system about memory that a vector owns")]
 
 use std::io;
 use std::marker::PhantomData;
@@ -43,6 +44,28 @@ impl<E: Pod> DerefMut for Buffer<E> {
         let size = self.length * size_of::<E>();
         bytemuck::cast_slice_mut(&mut self.bytes[..size])
     }
+}
+
+/// Asks the system for large pages below these numbers, as they are first written. A system without
+/// them has small ones.
+pub(crate) fn use_large_pages<E>(numbers: &mut [E]) {
+    #[cfg(target_os = "linux")]
+    {
+        const SMALL_PAGE: usize = 4096;
+        let bytes = numbers.as_mut_ptr_range();
+        let start = bytes.start.addr().next_multiple_of(SMALL_PAGE);
+        let end = bytes.end.addr() / SMALL_PAGE * SMALL_PAGE;
+        if start < end {
+            // SAFETY: the range must be memory of ours and keep its content. It lies within the slice,
+            // and the advice changes neither content nor access.
+            unsafe {
+                let start = bytes.start.wrapping_byte_add(start - bytes.start.addr());
+                libc::madvise(start.cast(), end - start.addr(), libc::MADV_HUGEPAGE);
+            }
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = numbers;
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@
 
 pub(crate) mod arch;
 pub(crate) mod attention;
-mod buffer;
+pub(crate) mod buffer;
 mod columns;
 mod exp;
 pub(crate) mod linear;

@@ -106,7 +106,7 @@ fn multiply_block<const ROWS: usize, const PANELS: usize>(
     for (i, x) in x[..steps].iter().enumerate() {
         let mut weights = [pairs(_mm512_set1_epi32(0)); PANELS];
         for (weights, panel) in weights.iter_mut().zip(panels) {
-            let later = panel.as_ptr().wrapping_byte_add(ahead.bytes + i * ahead.step);
+            let later = panel.as_ptr().wrapping_byte_add(ahead.bytes.wrapping_add(i * ahead.step));
             _mm_prefetch::<_MM_HINT_T0>(later.cast());
             // SAFETY: 64 bytes are read, and an array of 32 BF16 numbers has them.
             *weights = pairs(unsafe { _mm512_loadu_si512(panel[i].as_ptr().cast()) });
