@@ -39,7 +39,7 @@ pub struct Settings {
     /// The type that weights and the KV cache are kept in, F32 or BF16; `None` is the checkpoint's
     /// own. Arithmetic is in F32 either way.
     pub dtype: Option<DType>,
-    /// The instruction set of the kernels: `"avx512bf16"`, `"avx512"`, `"avx2"` or `"portable"`, if
+    /// The instruction set of the kernels: `"amx"`, `"avx512bf16"`, `"avx512"`, `"avx2"` or `"portable"`, if
     /// the machine has it. `None` is the environment variable `ERANK_INSTRUCTION_SET`, or else the
     /// best.
     pub instruction_set: Option<String>,

@@ -215,6 +215,29 @@ mod tests {
     use super::super::reference;
     use super::*;
 
+    /// What the tests run on `available()` leaves out nothing that the processor has. With
+    /// `ERANK_REQUIRE_ALL`, as at the gate, it fails otherwise.
+    #[test]
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    fn every_set_of_the_machine_is_available() {
+        let flags = std::fs::read_to_string("/proc/cpuinfo").expect("Linux describes processors");
+        let names: Vec<&str> = InstructionSet::available().iter().map(|set| set.name()).collect();
+        for (flag, name) in [
+            ("amx_bf16", "amx"),
+            ("avx512_bf16", "avx512bf16"),
+            ("avx512f", "avx512"),
+            ("avx2", "avx2"),
+        ] {
+            match (flags.split_whitespace().any(|word| word == flag), names.contains(&name)) {
+                (true, false) if std::env::var_os("ERANK_REQUIRE_ALL").is_some() => {
+                    panic!("the processor has {flag}, but {name} was not tested")
+                }
+                (true, true) => {}
+                (has, _) => println!("skipped: {name}; the processor has {flag}: {has}"),
+            }
+        }
+    }
+
     /// Every set, height and type, over lengths with and without remainders.
     #[test]
     fn every_set_agrees_with_the_oracle() {
