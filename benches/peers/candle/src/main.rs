@@ -76,16 +76,17 @@ impl Bench {
             rates.push(self.prompt() as f64 / begin.elapsed().as_secs_f64());
         }
         // The first is to warm up.
-        self.report("prefill_512", "tokens/s", rates.split_off(1), json!({}))
+        self.report("prefill_512", "tokens/s", rates.split_off(1), None)
     }
 
     fn decode(&mut self, figure: &str, rows: usize) -> Result<()> {
         const STEPS: usize = 6;
-        let prompts = self.tokens(rows, self.prompt())?;
+        let prompt = self.prompt();
+        let prompts = self.tokens(rows, prompt)?;
         self.model.clear_kv_cache();
         let first = next(&mut self.model, &prompts, 0)?;
-        let mut token = next(&mut self.model, &first, self.prompt())?;
-        let mut position = self.prompt() + 1;
+        let mut token = next(&mut self.model, &first, prompt)?;
+        let mut position = prompt + 1;
         let mut rates = Vec::new();
         for _ in 0..self.runs() {
             let begin = Instant::now();
@@ -95,7 +96,7 @@ impl Bench {
             }
             rates.push((rows * STEPS) as f64 / begin.elapsed().as_secs_f64());
         }
-        self.report(figure, "tokens/s", rates, json!({}))
+        self.report(figure, "tokens/s", rates, None)
     }
 
     /// In batches, each from a copy of the cache that holds what prompts share.
@@ -120,7 +121,7 @@ impl Bench {
             }
         }
         let seconds = begin.elapsed().as_secs_f64();
-        self.report("job", "s", vec![seconds], json!({"prompts": prompts}))
+        self.report("job", "s", vec![seconds], Some(prompts))
     }
 
     fn tokens(&mut self, rows: usize, count: usize) -> Result<Tensor> {
@@ -138,7 +139,7 @@ impl Bench {
         figure: &str,
         unit: &str,
         runs: Vec<f64>,
-        more: serde_json::Value,
+        prompts: Option<usize>,
     ) -> Result<()> {
         let mut sorted = runs.clone();
         sorted.sort_by(f64::total_cmp);
@@ -154,7 +155,7 @@ impl Bench {
                 "unit": unit,
                 "runs": runs,
                 "tiny": self.tiny,
-                "more": more,
+                "prompts": prompts,
             })
         );
         Ok(())
