@@ -1,0 +1,83 @@
+"""llama.cpp through its C interface, one sequence a row; see job.py for the arguments (FOLDER is a GGUF file's, less .gguf)."""
+
+import llama_cpp as c
+import numpy as np
+
+import job
+
+BATCH = 2048
+
+
+class Engine:
+    def __init__(self):
+        c.llama_backend_init()
+        self.model = c.llama_model_load_from_file(f"{job.FOLDER}.gguf".encode(), c.llama_model_default_params())
+        assert self.model, "the model does not load"
+        parameters = c.llama_context_default_params()
+        # Room for every row's cache; one cache for all, so that a shared beginning is held once.
+        parameters.n_ctx = 32 * 640
+        parameters.n_batch = BATCH
+        parameters.n_seq_max = 33
+        parameters.n_threads = parameters.n_threads_batch = job.THREADS
+        parameters.kv_unified = True
+        self.context = c.llama_init_from_model(self.model, parameters)
+        assert self.context, "no context"
+        self.memory = c.llama_get_memory(self.context)
+        self.vocabulary = c.llama_vocab_n_tokens(c.llama_model_get_vocab(self.model))
+        self.batch = c.llama_batch_init(BATCH, 0, 1)
+
+    def prefill(self, prompt):
+        self._clear()
+        self._read({0: prompt}, 0)
+
+    def decode(self, prompts, steps):
+        self._clear()
+        tokens = self._read(dict(enumerate(prompts)), 0)
+        seconds = []
+        for i in range(steps):
+            seconds.append(job.timed(lambda: tokens.update(self._step(tokens, job.PROMPT + i))))
+        return seconds
+
+    def job(self, prompts):
+        self._clear()
+        shared = job.SHARED_TOKENS
+        self._read({len(prompts): prompts[0][:shared]}, 0)
+        for row in range(len(prompts)):
+            c.llama_memory_seq_cp(self.memory, len(prompts), row, -1, -1)
+        tokens = self._read({row: prompt[shared:] for row, prompt in enumerate(prompts)}, shared)
+        for i in range(job.NEW_TOKENS - 1):
+            tokens = self._step(tokens, len(prompts[0]) + i)
+
+    def _clear(self):
+        c.llama_memory_clear(self.memory, True)
+
+    def _step(self, tokens, position):
+        return self._read({row: [token] for row, token in tokens.items()}, position)
+
+    def _read(self, rows, position):
+        """Reads tokens of rows from `position` on; each row's likeliest next token."""
+        entries = [
+            (token, position + i, row, i + 1 == len(tokens))
+            for row, tokens in rows.items()
+            for i, token in enumerate(tokens)
+        ]
+        following = {}
+        for start in range(0, len(entries), BATCH):
+            part = entries[start : start + BATCH]
+            batch = self.batch
+            batch.n_tokens = len(part)
+            for i, (token, at, row, is_last) in enumerate(part):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, at, 1
+                batch.seq_id[i][0], batch.logits[i] = row, is_last
+            assert c.llama_decode(self.context, batch) == 0
+            for i, (_, _, row, is_last) in enumerate(part):
+                if is_last:
+                    logits = c.llama_get_logits_ith(self.context, i)
+                    following[row] = int(np.ctypeslib.as_array(logits, (self.vocabulary,)).argmax())
+        return following
+
+
+if __name__ == "__main__":
+    system = c.llama_print_system_info().decode()
+    assert "AVX512_BF16 = 1" in system, system
+    job.measure(job.Report("llama.cpp", f"llama-cpp-python {c.__version__}", "bf16"), Engine())

@@ -1,0 +1,84 @@
+"""OpenVINO GenAI, step by step; see job.py for the arguments (FOLDER is the exported model)."""
+
+import numpy as np
+import openvino
+import openvino_genai as genai
+
+import job
+
+PROPERTIES = {
+    "INFERENCE_PRECISION_HINT": "bf16",
+    "KV_CACHE_PRECISION": "bf16",
+    "INFERENCE_NUM_THREADS": job.THREADS,
+    "NUM_STREAMS": "1",
+}
+
+
+class Engine:
+    def __init__(self):
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size = 4
+        scheduler.enable_prefix_caching = True
+        scheduler.max_num_seqs = 32
+        scheduler.max_num_batched_tokens = 4096
+        self.pipeline = genai.ContinuousBatchingPipeline(job.FOLDER, scheduler, "CPU", PROPERTIES)
+        self.ids = 0
+        self._generate([job.tokens(64)] * 2, 4)
+
+    def prefill(self, prompt):
+        self._generate([prompt], 1)
+
+    def decode(self, prompts, steps):
+        handles = [self._add(prompt, 1 + steps + len(prompts)) for prompt in prompts]
+        begun = set()
+        # Until all prompts are read; those read first have some tokens by then.
+        while len(begun) < len(handles):
+            self.pipeline.step()
+            begun |= {i for i, handle in enumerate(handles) if handle.can_read() and handle.read()}
+        seconds = []
+        for _ in range(steps):
+            seconds.append(job.timed(self.pipeline.step))
+            assert all(handle.can_read() and handle.read() for handle in handles)
+        for handle in handles:
+            handle.stop()
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
+        return seconds
+
+    def job(self, prompts):
+        # It finds what prompts share only once that has been read, so the shared part is sent first.
+        self._generate([prompts[0][: job.SHARED_TOKENS]], 1)
+        self._generate(prompts, job.NEW_TOKENS)
+
+    def _add(self, prompt, count):
+        self.ids += 1
+        return self.pipeline.add_request(self.ids, tensor(prompt), config(count))
+
+    def _generate(self, prompts, count):
+        outputs = self.pipeline.generate([tensor(prompt) for prompt in prompts], [config(count)] * len(prompts))
+        assert [len(output.m_generation_ids[0]) for output in outputs] == [count] * len(prompts)
+
+
+def tensor(prompt):
+    return openvino.Tensor(np.array([prompt], np.int64))
+
+
+def config(count):
+    config = genai.GenerationConfig()
+    config.max_new_tokens = config.min_new_tokens = count
+    config.ignore_eos = True
+    config.do_sample = False
+    return config
+
+
+def precision_in_use():
+    """What the compiled model says, as the processor decides what becomes of a hint."""
+    model = openvino.Core().compile_model(f"{job.FOLDER}/openvino_model.xml", "CPU", PROPERTIES)
+    hint = model.get_property("INFERENCE_PRECISION_HINT").to_string()
+    assert hint == "bf16", hint
+    return hint
+
+
+if __name__ == "__main__":
+    report = job.Report("OpenVINO GenAI", openvino.__version__.split("-")[0], precision_in_use())
+    job.measure(report, Engine())
