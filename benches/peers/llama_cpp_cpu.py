@@ -14,12 +14,12 @@ class Engine:
         self.model = c.llama_model_load_from_file(f"{job.FOLDER}.gguf".encode(), c.llama_model_default_params())
         assert self.model, "the model does not load"
         parameters = c.llama_context_default_params()
-        # Room for every row's cache; one cache for all, so that a shared beginning is held once.
-        parameters.n_ctx = 32 * 640
+        # Each row has a cache of its own: in one for all, each would look at the others' too, which is slower.
+        parameters.n_ctx = 33 * 640
         parameters.n_batch = BATCH
         parameters.n_seq_max = 33
         parameters.n_threads = parameters.n_threads_batch = job.THREADS
-        parameters.kv_unified = True
+        parameters.kv_unified = False
         self.context = c.llama_init_from_model(self.model, parameters)
         assert self.context, "no context"
         self.memory = c.llama_get_memory(self.context)
