@@ -200,6 +200,7 @@ impl Done {
                 documents: Vec::new(),
                 scored: 0,
                 unscored: Vec::new(),
+                incomplete: Vec::new(),
                 tokens: TokenCounts::default(),
             };
             let source = BackendError::Failed("the thread that worked on it has ended".into());
