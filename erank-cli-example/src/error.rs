@@ -117,8 +117,14 @@ impl CommandError {
 
 /// The flag for what the remote backend, which speaks to programs, calls a setting.
 fn remote_advice(error: &BackendError) -> Option<&'static str> {
-    let mut causes = std::iter::successors(Error::source(error), |cause| cause.source());
-    match causes.find_map(|cause| cause.downcast_ref::<CapabilityError>())? {
+    let mut cause = Error::source(error)?;
+    let lacking = loop {
+        match cause.downcast_ref::<CapabilityError>() {
+            Some(lacking) => break lacking,
+            None => cause = cause.source()?,
+        }
+    };
+    match lacking {
         CapabilityError::Model { .. } | CapabilityError::NoModel { .. } => {
             Some("Here the model's name at the server is --model.")
         }
