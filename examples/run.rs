@@ -87,10 +87,7 @@ fn thinking_costs_tokens_and_a_cascade_saves_them() {
     assert_eq!(stars, [0, 0, 4, 2, 0], "{output}");
     // Only samples can differ from one another.
     let differ = |row: &&str| row.split("± ").skip(1).any(|rest| !rest.starts_with("0.00"));
-    assert_eq!(
-        rows.iter().map(|row| differ(row)).collect::<Vec<_>>(),
-        [false, false, false, false, true]
-    );
+    assert_eq!(rows.iter().map(differ).collect::<Vec<_>>(), [false, false, false, false, true]);
 }
 
 #[test]
