@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! for each tile of rows (in parallel): normalise, round, interleave
-//! for each block of panels (in parallel), each tile of rows:
-//!     sums = tile(rows, panels)
+//! for each block of panels (in parallel), each group of tiles:
+//!     for each part of the inputs, each tile: sums += tile(rows, panels) over the part
 //!     for each row and lane: epilogue(y[row][output], sums[row][lane])
 //! ```
+//!
+//! A block's part of the inputs stays in the nearest cache while a group is multiplied with it, and the
+//! next part is fetched meanwhile.
 //!
 //! A block has several panels, so that what is read of the rows is used for each: neighbouring ones of
 //! one matrix, or the same ones of two matrices whose products go into one output.
@@ -19,9 +22,9 @@ use super::norm::Norm;
 use super::products::Products;
 use super::{Ahead, InstructionSet, LANES, PackedMatrix, PackedWeights};
 
-/// Rows of the tallest tile of any set.
-const TALLEST: usize = 8;
-/// Panels of a block: what is in registers of a tile of eight rows, and of fewer.
+/// From so many rows on, a block has fewer panels: those whose sums are in registers.
+const MANY_ROWS: usize = 8;
+/// Panels of a block with many rows, and with few.
 const PANELS: usize = 2;
 const PANELS_OF_FEW_ROWS: usize = 4;
 /// How many bytes ahead of what is multiplied memory is read, where nothing is multiplied twice.
@@ -104,7 +107,7 @@ fn multiply_matrices<P: Products, const N: usize>(
         .map(|rows| left_side::<P>(set, rows, inputs, norm))
         .collect();
 
-    let panels_of_block = if rows < TALLEST { PANELS_OF_FEW_ROWS } else { PANELS };
+    let panels_of_block = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { PANELS };
     let panels_of_each = panels_of_block / N;
     par_columns(y, outputs, panels_of_each * LANES, Vec::new, |sums, index, mut y| {
         let first = index * panels_of_each;

@@ -14,7 +14,8 @@
 //! its own row and column, so a row's result has the same bits whatever rows surround it.
 //!
 //! [`arch`] compiles the loop once per instruction set and chooses one at run time. The sets differ
-//! in their bits (fused or separate multiply-add, pairs at once), never in the order of summation.
+//! in their bits (fused or separate multiply-add, pairs at once, tiles of pairs); with each, the order of
+//! summation is always the same.
 //! Where the machine multiplies BF16 numbers in pairs, BF16 weights and the cache are laid out for that
 //! ([`products`]); 8-bit and 4-bit weights would be further kinds of [`PackedWeights`].
 
