@@ -220,10 +220,13 @@ pub(crate) struct Step {
     blocks: Vec<Vec<u32>>,
     /// The tokens, those with common first blocks next to each other.
     attention_order: Vec<usize>,
+    /// The tokens, by the block where they are written.
+    write_order: Vec<usize>,
     /// By token, `head_dim / 2` each: the rotary embedding's angles.
     cos: Vec<f32>,
     sin: Vec<f32>,
     half_dim: usize,
+    longest_row: usize,
     /// The tokens whose logits are wanted.
     wanted: Vec<u32>,
 }
@@ -236,9 +239,11 @@ impl Step {
             rows: Vec::new(),
             blocks: Vec::new(),
             attention_order: Vec::new(),
+            write_order: Vec::new(),
             cos: Vec::new(),
             sin: Vec::new(),
             half_dim: inverse_frequencies.len(),
+            longest_row: 1,
             wanted: Vec::new(),
         };
         for (index, row) in rows.iter().enumerate() {
@@ -255,6 +260,7 @@ impl Step {
             if row.logits > row.tokens.len() {
                 bail!("row {index} wants {} logits of {} tokens", row.logits, row.tokens.len());
             }
+            step.longest_row = step.longest_row.max(row.tokens.len());
             step.tokens.extend(row.tokens);
             step.positions.extend(row.position..end);
             step.rows.extend(row.tokens.iter().map(|_| index));
@@ -271,6 +277,9 @@ impl Step {
         }
         step.attention_order = (0..step.len()).collect();
         step.attention_order.sort_by_key(|token| &step.blocks[step.rows[*token]]);
+        let mut write_order: Vec<usize> = (0..step.len()).collect();
+        write_order.sort_by_key(|token| step.cache_place(*token));
+        step.write_order = write_order;
         Ok(step)
     }
 
@@ -293,9 +302,19 @@ impl Step {
         (blocks[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS)
     }
 
+    /// The tokens block by block, in the order of the cache.
+    pub(crate) fn by_block(&self) -> impl Iterator<Item = &[usize]> {
+        self.write_order.chunk_by(|a, b| self.cache_place(*a).0 == self.cache_place(*b).0)
+    }
+
     /// What `token` attends to: its sequence's blocks, up to and with its own position.
     pub(crate) fn visible(&self, token: usize) -> Visible<'_> {
         Visible { blocks: &self.blocks[self.rows[token]], position: self.positions[token] }
+    }
+
+    /// Tokens of the row that has the most.
+    pub(crate) fn longest_row(&self) -> usize {
+        self.longest_row
     }
 
     /// The tokens in an order in which those that see common blocks stand together.

@@ -8,6 +8,7 @@
 //! written to tensors that the layers have in common: new memory for each would cost prefill a tenth of
 //! its time.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, bail};
@@ -197,33 +198,34 @@ impl WriteKv<'_> {
         let Heads { layout, key_norm, set, .. } = self.heads;
         self.heads.check(qkv, cache.len(), self.step)?;
         let (width, head_dim) = (self.heads.width(), layout.head_dim);
-        let mut rotated = vec![0.0; self.step.len() * layout.kv_heads * head_dim];
-        rotated.par_chunks_mut(layout.kv_heads * head_dim).enumerate().for_each(
-            |(token, rotated)| {
-                let (_, keys, _) = self.heads.split(&qkv[token * width..]);
-                let (cos, sin) = self.step.rotation(token);
-                set.run(
-                    #[inline(always)]
-                    || {
-                        let heads =
-                            rotated.chunks_exact_mut(head_dim).zip(keys.chunks_exact(head_dim));
-                        for (rotated, key) in heads {
-                            key_norm.apply(key, rotated);
-                            rotate(rotated, cos, sin);
-                        }
-                    },
-                );
-            },
-        );
-        let mut keys = rotated.chunks_exact(head_dim);
-        for (token, qkv) in qkv.chunks_exact(width).enumerate() {
-            let (_, _, values) = self.heads.split(qkv);
-            let place = self.step.cache_place(token);
-            for (kv_head, (value, key)) in values.chunks_exact(head_dim).zip(&mut keys).enumerate()
-            {
-                layout.write::<P>(cache, place, kv_head, (key, value));
-            }
+        let (mut rest, mut passed) = (cache, 0);
+        let mut blocks: Vec<(&mut [P::Right], &[usize])> = Vec::new();
+        for tokens in self.step.by_block() {
+            let start = self.step.cache_place(tokens[0]).0 * layout.block_size();
+            let (_, behind) = rest.split_at_mut(start - passed);
+            let (block, behind) = behind.split_at_mut(layout.block_size());
+            (rest, passed) = (behind, start + layout.block_size());
+            blocks.push((block, tokens));
         }
+        blocks.into_par_iter().for_each(|(block, tokens)| {
+            let mut rotated = vec![0.0; head_dim];
+            for token in tokens {
+                let (_, keys, values) = self.heads.split(&qkv[token * width..][..width]);
+                let (cos, sin) = self.step.rotation(*token);
+                let (_, slot) = self.step.cache_place(*token);
+                let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+                for (kv_head, (key, value)) in heads.enumerate() {
+                    set.run(
+                        #[inline(always)]
+                        || {
+                            key_norm.apply(key, &mut rotated);
+                            rotate(&mut rotated, cos, sin);
+                            layout.write::<P>(block, slot, kv_head, (&rotated, value));
+                        },
+                    );
+                }
+            }
+        });
         Ok(())
     }
 }
@@ -261,9 +263,10 @@ pub(crate) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Tokens that attend together: enough to share what they have in common, few enough to keep
-    /// all threads busy. Results do not depend on it.
-    const BUNCH: usize = 64;
+    /// The most tokens in a bunch.
+    const MOST_TOKENS: usize = 64;
+    /// So many tokens of a row stay in one bunch.
+    const MOST_TOGETHER: usize = 16;
 
     fn attend<P: Products>(&self, qkv: &[f32], cache: &[P::Right], out: &mut [f32]) -> Result<()> {
         let Heads { layout, query_heads, query_norm, set, .. } = self.heads;
@@ -273,16 +276,31 @@ impl Attention<'_> {
         if row_count(out, width)? != self.step.len() {
             bail!("attention: room for another number of tokens than the step's");
         }
-        let bunches: Vec<&[usize]> = self.step.attention_order().chunks(Self::BUNCH).collect();
-        let attended: Vec<Vec<f32>> = (0..bunches.len() * layout.kv_heads)
-            .into_par_iter()
-            .map(|index| {
-                let (bunch, kv_head) = (bunches[index / layout.kv_heads], index % layout.kv_heads);
-                let mut queries = vec![0.0; bunch.len() * group_width];
-                for (token, rotated) in bunch.iter().zip(queries.chunks_exact_mut(group_width)) {
+        // Several pieces of work for each thread: bunches of tokens, and if those are few, of KV heads.
+        // A row's tokens share what they read, and so do a token's KV heads, whose blocks lie next to
+        // each other. Results do not depend on it.
+        let threads = rayon::current_num_threads();
+        let together = self.step.longest_row().min(Self::MOST_TOGETHER);
+        let tokens = (self.step.len() / (8 * threads)).clamp(together, Self::MOST_TOKENS);
+        let bunches: Vec<&[usize]> = self.step.attention_order().chunks(tokens).collect();
+        let heads = (layout.kv_heads * bunches.len() / (2 * threads)).clamp(1, layout.kv_heads);
+        let pieces: Vec<(&[usize], Range<usize>)> = bunches
+            .into_iter()
+            .flat_map(|bunch| {
+                let starts = (0..layout.kv_heads).step_by(heads);
+                starts.map(move |start| (bunch, start..layout.kv_heads.min(start + heads)))
+            })
+            .collect();
+        let attended: Vec<Vec<f32>> = pieces
+            .par_iter()
+            .map(|(bunch, kv_heads)| {
+                let mut queries = vec![0.0; kv_heads.len() * bunch.len() * group_width];
+                for (index, rotated) in queries.chunks_exact_mut(group_width).enumerate() {
+                    let kv_head = kv_heads.start + index / bunch.len();
+                    let token = bunch[index % bunch.len()];
                     let (own, _, _) = self.heads.split(&qkv[token * self.heads.width()..]);
                     let own = own[kv_head * group_width..].chunks_exact(head_dim);
-                    let (cos, sin) = self.step.rotation(*token);
+                    let (cos, sin) = self.step.rotation(token);
                     set.run(
                         #[inline(always)]
                         || {
@@ -295,14 +313,14 @@ impl Attention<'_> {
                 }
                 let tokens: Vec<_> = bunch.iter().map(|token| self.step.visible(*token)).collect();
                 let mut out = vec![0.0; queries.len()];
-                attend::<P>(*set, *layout, cache, &tokens, kv_head, &queries, &mut out);
+                attend::<P>(*set, *layout, cache, &tokens, kv_heads.clone(), &queries, &mut out);
                 out
             })
             .collect();
 
-        for (index, attended) in attended.iter().enumerate() {
-            let (bunch, kv_head) = (bunches[index / layout.kv_heads], index % layout.kv_heads);
-            for (token, attended) in bunch.iter().zip(attended.chunks_exact(group_width)) {
+        for ((bunch, kv_heads), attended) in pieces.into_iter().zip(attended) {
+            let places = kv_heads.flat_map(|head| bunch.iter().map(move |token| (head, token)));
+            for ((kv_head, token), attended) in places.zip(attended.chunks_exact(group_width)) {
                 let start = token * width + kv_head * group_width;
                 out[start..start + group_width].copy_from_slice(attended);
             }

@@ -5,36 +5,34 @@
 //! scores, and values as `[head_dim / 16][16 tokens][16]`, so that a product with the weights gives 16
 //! sums. Where numbers are multiplied in pairs, pairs of dimensions and pairs of tokens lie together.
 //!
-//! A sequence's blocks are taken in spans of four, counted from its beginning:
-//!
 //! ```text
 //! attend(tokens, from):
-//!     for each span that all of the tokens have in common, from there on:
-//!         for each query of each token:
+//!     for each block that all of the tokens have in common, from there on:
+//!         for each KV head, for each query of each token:
 //!             scores  = q · keys / √head_dim,     keys behind the token's own position excluded
 //!             largest' = max(largest, scores)
 //!             weights = exp(scores − largest'), rounded to the cache's precision
-//!             total   = total · exp(largest − largest') + Σ weights
+//!             total   = total · exp(largest − largest') + weights
 //!             sums    = sums  · exp(largest − largest') + weights · values
-//!     for each run of tokens that go on with the same span: attend(run, there)
+//!     for each run of tokens that go on with the same block: attend(run, there)
 //! out = sums / total
 //! ```
 //!
-//! So a span that several tokens see, of one prompt or of prompts with a common beginning, is one
-//! matrix product for all of them. A query meets its spans in the order of its sequence, and what
+//! So a block that several tokens see, of one prompt or of prompts with a common beginning, is one
+//! matrix product for all of them. A query meets its blocks in the order of its sequence, and what
 //! it adds up does not depend on who else does.
+//!
+//! A block is read from its first byte to its last, then the next one: with a few queries, attention
+//! takes as long as its memory does, and processors fetch ahead only what is read in order.
 
 use std::ops::Range;
 
 use super::exp::exp;
-use super::products::{Products, place};
+use super::products::Products;
 use super::{Ahead, Element, InstructionSet, LANES};
 
 /// Tokens in a block.
 pub(crate) const BLOCK_TOKENS: usize = LANES;
-/// Blocks in a span: enough products at once to keep the multipliers busy with few queries.
-const SPAN_BLOCKS: usize = 4;
-const SPAN_TOKENS: usize = SPAN_BLOCKS * BLOCK_TOKENS;
 /// Queries of the tallest tile of any set.
 const TALLEST: usize = 8;
 
@@ -67,30 +65,34 @@ impl BlockLayout {
         cache[start..start + size].split_at(self.keys_size())
     }
 
-    /// Writes one token's key and value of one KV head at `slot` of a block. Slots are written in
+    /// Writes one token's key and value of one KV head at `slot` of a `block`. Slots are written in
     /// order.
+    #[inline(always)]
     pub(crate) fn write<P: Products>(
         self,
-        cache: &mut [P::Right],
-        (block, slot): (usize, usize),
+        block: &mut [P::Right],
+        slot: usize,
         kv_head: usize,
         (key, value): (&[f32], &[f32]),
     ) {
         let size = self.keys_size() + self.values_size();
-        let start = block * self.block_size() + kv_head * size;
-        let (keys, values) = cache[start..start + size].split_at_mut(self.keys_size());
-        for (dim, key) in key.iter().enumerate() {
-            keys[place(P::DEPTH, dim, slot)] = P::Right::round(*key);
+        let head = &mut block[kv_head * size..(kv_head + 1) * size];
+        let (keys, values) = head.split_at_mut(self.keys_size());
+        let (group, place) = (slot / P::DEPTH, slot % P::DEPTH);
+        for (keys, key) in keys.chunks_exact_mut(BLOCK_TOKENS * P::DEPTH).zip(key.chunks(P::DEPTH))
+        {
+            for (to, key) in keys[slot * P::DEPTH..].iter_mut().zip(key) {
+                *to = P::Right::round(*key);
+            }
         }
         let panels = values.chunks_exact_mut(BLOCK_TOKENS * LANES);
         for (panel, value) in panels.zip(value.chunks(LANES)) {
-            for (lane, value) in value.iter().enumerate() {
-                let first = place(P::DEPTH, slot, lane);
-                panel[first] = P::Right::round(*value);
+            let panel = &mut panel[group * LANES * P::DEPTH..];
+            for (to, value) in panel.chunks_exact_mut(P::DEPTH).zip(value) {
+                to[place] = P::Right::round(*value);
                 // The rest of a group, which is yet to be written, is multiplied by 0: whatever
                 // another sequence left there must not be NaN.
-                let behind = P::DEPTH - slot % P::DEPTH;
-                panel[first + 1..first + behind].fill(P::Right::round(0.0));
+                to[place + 1..].fill(P::Right::round(0.0));
             }
         }
     }
@@ -103,188 +105,200 @@ pub(crate) struct Visible<'a> {
     pub(crate) position: usize,
 }
 
-impl<'a> Visible<'a> {
-    /// The sequence's blocks in a span.
-    fn span(&self, span: usize) -> &'a [u32] {
-        let end = self.blocks.len().min((span + 1) * SPAN_BLOCKS);
-        &self.blocks[end.min(span * SPAN_BLOCKS)..end]
+impl Visible<'_> {
+    /// The sequence's block of this number.
+    fn block(&self, number: usize) -> Option<u32> {
+        self.blocks.get(number).copied()
     }
 
-    /// How many tokens of a span are not behind this one.
-    fn count(&self, span: usize) -> usize {
-        (self.position + 1).saturating_sub(span * SPAN_TOKENS).min(SPAN_TOKENS)
+    /// Whether it sees something of its sequence's block of this number.
+    fn sees(&self, number: usize) -> bool {
+        self.position >= number * BLOCK_TOKENS
     }
 }
 
-/// The queries of one KV head attend over what their tokens see.
+/// The queries of some KV heads attend over what their tokens see.
 ///
-/// `queries` and `out` are `[tokens][query heads of the group][head_dim]`.
+/// `queries` and `out` are `[KV heads][tokens][query heads of a KV head][head_dim]`.
 pub(crate) fn attend<P: Products>(
     set: InstructionSet,
     layout: BlockLayout,
     cache: &[P::Right],
     tokens: &[Visible<'_>],
-    kv_head: usize,
+    kv_heads: Range<usize>,
     queries: &[f32],
     out: &mut [f32],
 ) {
     let count = queries.len() / layout.head_dim;
-    let group =
-        Group::<P> { set, layout, cache, kv_head, queries, heads: count / tokens.len().max(1) };
+    let of_kv_head = count / kv_heads.len().max(1);
+    let heads = of_kv_head / tokens.len().max(1);
+    let group = Group::<P> { set, layout, cache, kv_heads, queries, of_kv_head, heads };
     out.fill(0.0);
     let mut state = Softmax {
         largest: &mut vec![f32::NEG_INFINITY; count],
-        total: &mut vec![0.0; count],
+        total: &mut vec![[0.0; LANES]; count],
         sums: out,
     };
     group.descend(tokens, 0, 0, &mut state);
     let Softmax { total, sums, .. } = state;
     for (sums, total) in sums.chunks_exact_mut(layout.head_dim).zip(total) {
-        sums.iter_mut().for_each(|sum| *sum /= *total);
+        let total: f32 = total.iter().sum();
+        sums.iter_mut().for_each(|sum| *sum /= total);
     }
 }
 
-/// One KV head with the queries that attend to it.
+/// KV heads with the queries that attend to them.
 struct Group<'a, P: Products> {
     set: InstructionSet,
     layout: BlockLayout,
     cache: &'a [P::Right],
-    kv_head: usize,
-    /// `[tokens][heads][head_dim]`.
+    kv_heads: Range<usize>,
+    /// `[KV heads][tokens][heads][head_dim]`.
     queries: &'a [f32],
-    /// Query heads of a token.
+    /// Queries of a KV head.
+    of_kv_head: usize,
+    /// Query heads of a token and a KV head.
     heads: usize,
 }
 
 /// Running softmax-weighted sums, by query.
 struct Softmax<'a> {
     largest: &'a mut [f32],
-    total: &'a mut [f32],
+    /// Added up lane by lane.
+    total: &'a mut [[f32; LANES]],
     /// `[queries][head_dim]`.
     sums: &'a mut [f32],
 }
 
 impl<P: Products> Group<'_, P> {
-    /// Adds what `tokens`, which begin at `first` of all, see from `span` on.
-    fn descend(&self, tokens: &[Visible<'_>], first: usize, span: usize, state: &mut Softmax<'_>) {
-        let mut end = span;
-        while tokens.iter().any(|token| token.count(end) > 0)
-            && tokens.iter().all(|token| token.span(end) == tokens[0].span(end))
+    /// Adds what `tokens`, which begin at `first` of all, see from their block `number` on.
+    fn descend(
+        &self,
+        tokens: &[Visible<'_>],
+        first: usize,
+        number: usize,
+        state: &mut Softmax<'_>,
+    ) {
+        let mut end = number;
+        while tokens.iter().any(|token| token.sees(end))
+            && tokens.iter().all(|token| token.block(end) == tokens[0].block(end))
         {
             end += 1;
         }
-        if end > span {
-            self.add_spans(tokens, first, span..end, state);
+        if end > number {
+            self.add_blocks(tokens, first, number..end, state);
         }
         let mut first = first;
-        for run in tokens.chunk_by(|a, b| a.span(end) == b.span(end)) {
-            if run.iter().any(|token| token.count(end) > 0) {
+        for run in tokens.chunk_by(|a, b| a.block(end) == b.block(end)) {
+            if run.iter().any(|token| token.sees(end)) {
                 self.descend(run, first, end, state);
             }
             first += run.len();
         }
     }
 
-    /// Adds `spans`, which all of `tokens` have in common, tile by tile of queries.
-    fn add_spans(
+    /// Adds the blocks of these numbers, which all of `tokens` have in common.
+    fn add_blocks(
         &self,
         tokens: &[Visible<'_>],
         first: usize,
-        spans: Range<usize>,
+        numbers: Range<usize>,
         state: &mut Softmax<'_>,
     ) {
-        let head_dim = self.layout.head_dim;
-        let queries = first * self.heads..(first + tokens.len()) * self.heads;
-        for start in queries.clone().step_by(self.set.tallest_tile()) {
-            let rows = (queries.end - start).min(self.set.tallest_tile());
-            let height = rows.next_power_of_two();
-            let mut left = vec![P::Left::default(); head_dim.div_ceil(P::DEPTH) * height];
-            let numbers = &self.queries[start * head_dim..][..rows * head_dim];
-            P::interleave(numbers, head_dim, height, &mut left);
-            let mut tile = Tile::load(state, start, rows, height, head_dim);
-            for span in spans.clone() {
-                let mut visible = [0; TALLEST];
-                for (row, visible) in visible[..rows].iter_mut().enumerate() {
-                    *visible = tokens[(start + row) / self.heads - first].count(span);
-                }
-                let seen = visible.iter().copied().max().unwrap_or(0);
-                if seen == 0 {
-                    break;
-                }
-                let blocks = tokens[0].span(span).iter().take(seen.div_ceil(BLOCK_TOKENS));
-                let mut keys: [&[P::Right]; SPAN_BLOCKS] = Default::default();
-                let mut values = keys;
-                let count = blocks.len();
-                for ((keys, values), block) in keys.iter_mut().zip(&mut values).zip(blocks) {
-                    (*keys, *values) = self.layout.head(self.cache, *block, self.kv_head);
-                }
-                let (keys, values) = (&keys[..count], &values[..count]);
-                let ahead = self.ahead(tokens[0].span(span + 1), keys);
-                self.set.run(
-                    #[inline(always)]
-                    || tile.add_span::<P>(self.set, &left, keys, values, visible, ahead),
-                );
+        let tallest = self.set.tallest_tile();
+        let rows = tokens.len() * self.heads;
+        // By KV head, then by query.
+        let mut tiles = Vec::with_capacity(self.kv_heads.len() * rows.div_ceil(tallest));
+        for kv_head in 0..self.kv_heads.len() {
+            for row in (0..rows).step_by(tallest) {
+                let query = kv_head * self.of_kv_head + first * self.heads + row;
+                let rows = row..rows.min(row + tallest);
+                tiles.push(self.tile(tokens, query, rows, state));
             }
-            tile.store(state, start, head_dim);
+        }
+        for number in numbers {
+            let Some(block) = tokens[0].block(number) else { break };
+            let of_kv_heads = tiles.chunks_exact_mut(rows.div_ceil(tallest));
+            for (kv_head, tiles) in self.kv_heads.clone().zip(of_kv_heads) {
+                let (keys, values) = self.layout.head(self.cache, block, kv_head);
+                for tile in tiles {
+                    self.set.run(
+                        #[inline(always)]
+                        || tile.add_block(self.set, keys, values, number * BLOCK_TOKENS),
+                    );
+                }
+            }
+        }
+        for tile in tiles {
+            tile.store(state, self.layout.head_dim);
         }
     }
 
-    /// Has the next span read from memory meanwhile, as if its blocks lay to each other as those of the
-    /// span at hand.
-    fn ahead(&self, next: &[u32], keys: &[&[P::Right]]) -> Ahead {
-        match (next.first(), keys.first()) {
-            (Some(block), Some(keys)) => {
-                let (next, _) = self.layout.head(self.cache, *block, self.kv_head);
-                let bytes = next.as_ptr().addr().wrapping_sub(keys.as_ptr().addr());
-                Ahead { bytes, step: 64 }
-            }
-            _ => Ahead::default(),
+    /// The tile of some `rows` of the queries of `tokens`, of which the first is `query` of all.
+    fn tile(
+        &self,
+        tokens: &[Visible<'_>],
+        query: usize,
+        rows: Range<usize>,
+        state: &Softmax<'_>,
+    ) -> Tile<P> {
+        let head_dim = self.layout.head_dim;
+        let height = rows.len().next_power_of_two();
+        let mut tile = Tile {
+            query,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            rows: rows.len(),
+            height,
+            visible: [0; TALLEST],
+            queries: vec![P::Left::default(); head_dim.div_ceil(P::DEPTH) * height],
+            largest: [f32::NEG_INFINITY; TALLEST],
+            total: [[0.0; LANES]; TALLEST],
+            sums: vec![[0.0; LANES]; head_dim.div_ceil(LANES) * height],
+        };
+        let numbers = &self.queries[query * head_dim..][..rows.len() * head_dim];
+        self.set.run(
+            #[inline(always)]
+            || P::interleave(numbers, head_dim, height, &mut tile.queries),
+        );
+        for (visible, row) in tile.visible.iter_mut().zip(rows.clone()) {
+            *visible = tokens[row / self.heads].position + 1;
         }
+        let all = query..query + rows.len();
+        tile.largest[..rows.len()].copy_from_slice(&state.largest[all.clone()]);
+        tile.total[..rows.len()].copy_from_slice(&state.total[all]);
+        let from = state.sums[query * head_dim..].chunks(head_dim).take(rows.len());
+        for (row, from) in from.enumerate() {
+            for (to, from) in tile.sums[row..].iter_mut().step_by(height).zip(from.chunks(LANES)) {
+                to[..from.len()].copy_from_slice(from);
+            }
+        }
+        tile
     }
 }
 
-/// The running sums of a tile of queries.
-struct Tile {
+/// A tile of queries, with their running sums.
+struct Tile<P: Products> {
+    /// The first of its queries among all.
+    query: usize,
     scale: f32,
     rows: usize,
     height: usize,
+    /// How many tokens of its sequence each query sees.
+    visible: [usize; TALLEST],
+    /// `[head_dim / DEPTH][height]`.
+    queries: Vec<P::Left>,
     largest: [f32; TALLEST],
-    total: [f32; TALLEST],
+    total: [[f32; LANES]; TALLEST],
     /// `[panels of head_dim][height][16]`.
     sums: Vec<[f32; LANES]>,
 }
 
-impl Tile {
-    fn load(
-        state: &Softmax<'_>,
-        start: usize,
-        rows: usize,
-        height: usize,
-        head_dim: usize,
-    ) -> Self {
-        let mut sums = vec![[0.0; LANES]; head_dim.div_ceil(LANES) * height];
-        for (row, from) in state.sums[start * head_dim..].chunks(head_dim).take(rows).enumerate() {
-            for (to, from) in sums[row..].iter_mut().step_by(height).zip(from.chunks(LANES)) {
-                to[..from.len()].copy_from_slice(from);
-            }
-        }
-        let mut tile = Self {
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            rows,
-            height,
-            largest: [f32::NEG_INFINITY; TALLEST],
-            total: [0.0; TALLEST],
-            sums,
-        };
-        tile.largest[..rows].copy_from_slice(&state.largest[start..start + rows]);
-        tile.total[..rows].copy_from_slice(&state.total[start..start + rows]);
-        tile
-    }
-
-    fn store(&self, state: &mut Softmax<'_>, start: usize, head_dim: usize) {
-        state.largest[start..start + self.rows].copy_from_slice(&self.largest[..self.rows]);
-        state.total[start..start + self.rows].copy_from_slice(&self.total[..self.rows]);
-        let to = state.sums[start * head_dim..].chunks_mut(head_dim).take(self.rows);
+impl<P: Products> Tile<P> {
+    fn store(&self, state: &mut Softmax<'_>, head_dim: usize) {
+        let all = self.query..self.query + self.rows;
+        state.largest[all.clone()].copy_from_slice(&self.largest[..self.rows]);
+        state.total[all].copy_from_slice(&self.total[..self.rows]);
+        let to = state.sums[self.query * head_dim..].chunks_mut(head_dim).take(self.rows);
         for (row, to) in to.enumerate() {
             let from = self.sums[row..].iter().step_by(self.height);
             for (to, from) in to.chunks_mut(LANES).zip(from) {
@@ -293,89 +307,62 @@ impl Tile {
         }
     }
 
-    /// Adds a span of up to four blocks, of which the query in each row sees the first
-    /// `visible[row]` tokens.
+    /// Adds a block whose first token is number `first` of the sequence.
     #[inline(always)]
-    fn add_span<P: Products>(
+    fn add_block(
         &mut self,
         set: InstructionSet,
-        queries: &[P::Left],
-        keys: &[&[P::Right]],
-        values: &[&[P::Right]],
-        visible: [usize; TALLEST],
-        ahead: Ahead,
+        keys: &[P::Right],
+        values: &[P::Right],
+        first: usize,
     ) {
         let height = self.height;
-        // `[blocks][height]`.
-        let mut scores = [[0.0; LANES]; SPAN_BLOCKS * TALLEST];
-        let scores = &mut scores[..keys.len() * height];
-        P::multiply(set, queries, keys, height, scores, ahead);
+        let mut scores = [[0.0; LANES]; TALLEST];
+        let scores = &mut scores[..height];
+        P::multiply(set, &self.queries, &[keys], height, scores, Ahead::default());
 
-        // `[height][blocks]`.
-        let mut weights = [[0.0; LANES]; TALLEST * SPAN_BLOCKS];
-        let weights = &mut weights[..height * keys.len()];
-        for (row, weights) in weights.chunks_exact_mut(keys.len()).take(self.rows).enumerate() {
-            if visible[row] == 0 {
-                continue;
-            }
-            let mut largest = [self.largest[row]; LANES];
-            for (block, weights) in weights.iter_mut().enumerate() {
-                let scores = &scores[block * height + row];
-                let seen = visible[row].saturating_sub(block * BLOCK_TOKENS);
-                for (lane, weight) in weights.iter_mut().enumerate() {
-                    let score = scores[lane] * self.scale;
-                    *weight = if lane < seen { score } else { f32::NEG_INFINITY };
-                    largest[lane] = if *weight > largest[lane] { *weight } else { largest[lane] };
-                }
-            }
+        let scale = self.scale;
+        let mut most = 0;
+        for (row, scores) in scores.iter_mut().enumerate() {
+            // What lies behind a query's own position is another sequence's, or nothing.
+            let seen = self.visible[row].saturating_sub(first).min(BLOCK_TOKENS) as u32;
+            most = most.max(seen);
             let before = self.largest[row];
-            let largest = largest.into_iter().fold(before, f32::max);
-            let mut total = [0.0; LANES];
-            for (block, weights) in weights.iter_mut().enumerate() {
-                let seen = visible[row].saturating_sub(block * BLOCK_TOKENS);
-                for (lane, weight) in weights.iter_mut().enumerate() {
-                    let seen_weight = P::Right::round(exp(*weight - largest)).widen();
-                    *weight = if lane < seen { seen_weight } else { 0.0 };
-                    total[lane] += *weight;
-                }
+            let mut largest = order(before.to_bits().cast_signed());
+            for (lane, score) in scores.iter_mut().enumerate() {
+                let scaled = *score * scale;
+                *score = if lane as u32 >= seen { f32::NEG_INFINITY } else { scaled };
             }
-            let shrink = exp(before - largest);
-            self.largest[row] = largest;
-            self.total[row] = self.total[row] * shrink + total.into_iter().sum::<f32>();
-            if shrink != 1.0 {
+            for score in scores.iter() {
+                largest = largest.max(order(score.to_bits().cast_signed()));
+            }
+            let largest = f32::from_bits(order(largest).cast_unsigned());
+            if largest != before {
+                let shrink = exp(before - largest);
+                self.largest[row] = largest;
+                self.total[row].iter_mut().for_each(|total| *total *= shrink);
                 for sums in self.sums[row..].iter_mut().step_by(height) {
                     sums.iter_mut().for_each(|sum| *sum *= shrink);
                 }
             }
-        }
-
-        let mut left = [P::Left::default(); TALLEST * SPAN_TOKENS];
-        let tokens = keys.len() * BLOCK_TOKENS;
-        let left = &mut left[..tokens / P::DEPTH * height];
-        P::interleave(weights.as_flattened(), tokens, height, left);
-        let seen = visible.into_iter().max().unwrap_or(0);
-        for (block, values) in values.iter().enumerate() {
-            // Only what a query sees: what lies behind it is another sequence's, or nothing.
-            let tokens = (seen - block * BLOCK_TOKENS).min(BLOCK_TOKENS).div_ceil(P::DEPTH);
-            let left = &left[block * BLOCK_TOKENS / P::DEPTH * height..][..tokens * height];
-            for (panels, sums) in values
-                .chunks(PANELS * BLOCK_TOKENS * LANES)
-                .zip(self.sums.chunks_mut(PANELS * height))
-            {
-                let mut seen: [&[P::Right]; PANELS] = Default::default();
-                let whole = panels.chunks_exact(BLOCK_TOKENS * LANES);
-                let count = whole.len();
-                for (seen, panel) in seen.iter_mut().zip(whole) {
-                    *seen = &panel[..tokens * P::DEPTH * LANES];
-                }
-                P::multiply(set, left, &seen[..count], height, sums, ahead);
+            let total = &mut self.total[row];
+            for (lane, score) in scores.iter_mut().enumerate() {
+                let weight = P::Right::round(exp(*score - largest)).widen();
+                *score = if lane as u32 >= seen { 0.0 } else { weight };
+                total[lane] += *score;
             }
         }
+        P::weigh(set, scores, values, most as usize, &mut self.sums);
     }
 }
 
-/// Panels of values that are multiplied in one call.
-const PANELS: usize = 8;
+/// A number with the order of `x` among others. It is its own inverse, on the same bits.
+///
+/// The largest of integers is found by the same few instructions in any order, that of floats is not.
+#[inline(always)]
+fn order(bits: i32) -> i32 {
+    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
+}
 
 #[cfg(test)]
 mod tests {
@@ -411,13 +398,15 @@ mod tests {
         };
         let (keys, values) = (rows(7), rows(8));
         for token in 0..tokens {
-            let place = (blocks[token / BLOCK_TOKENS] as usize, token % BLOCK_TOKENS);
-            layout.write::<P>(&mut cache, place, kv_head, (&keys[token], &values[token]));
+            let size = layout.block_size();
+            let block = &mut cache[blocks[token / BLOCK_TOKENS] as usize * size..][..size];
+            let pair: (&[f32], &[f32]) = (&keys[token], &values[token]);
+            layout.write::<P>(block, token % BLOCK_TOKENS, kv_head, pair);
         }
         let queries: Vec<f32> = reference::numbers(group * head_dim, 9).map(|q| q * 4.0).collect();
         let mut out = vec![0.0; group * head_dim];
         let visible = Visible { blocks: &blocks, position: tokens - 1 };
-        attend::<P>(set, layout, &cache, &[visible], kv_head, &queries, &mut out);
+        attend::<P>(set, layout, &cache, &[visible], kv_head..kv_head + 1, &queries, &mut out);
 
         let widen = |x: &f32| f64::from(P::Right::round(*x).widen());
         for (query, out) in queries.chunks(head_dim).zip(out.chunks(head_dim)) {
@@ -498,7 +487,7 @@ mod tests {
         let queries: Vec<f32> = reference::numbers(tokens.len() * width, 4).collect();
         let run = |tokens: &[Visible<'_>], queries: &[f32]| {
             let mut out = vec![7.0; queries.len()];
-            attend::<P>(set, layout, &cache, tokens, 1, queries, &mut out);
+            attend::<P>(set, layout, &cache, tokens, 1..2, queries, &mut out);
             out
         };
         let together = run(tokens, &queries);

@@ -42,6 +42,19 @@ pub(crate) trait Products: Send + Sync + 'static {
         sums: &mut [[f32; LANES]],
         ahead: Ahead,
     );
+
+    /// Adds the product of rows of 16 weights, rounded as the right side is, with consecutive panels
+    /// `[16 / DEPTH][16][DEPTH]` to sums as `[panels][height][16]`. Weights from number `seen` on are
+    /// 0, and what stands there in the panels is left aside as far as it can be.
+    ///
+    /// The height is one that `multiply` takes.
+    fn weigh(
+        set: InstructionSet,
+        weights: &[[f32; LANES]],
+        panels: &[Self::Right],
+        seen: usize,
+        sums: &mut [[f32; LANES]],
+    );
 }
 
 /// Where number `k` of column `lane` lies in a panel of this depth.
@@ -80,6 +93,23 @@ impl<E: Element + 'static> Products for Singles<E> {
             set.tile(left, panel, sums);
         }
     }
+
+    #[inline(always)]
+    fn weigh(
+        set: InstructionSet,
+        weights: &[[f32; LANES]],
+        panels: &[E],
+        seen: usize,
+        sums: &mut [[f32; LANES]],
+    ) {
+        let mut left = [0.0; LANES * LANES];
+        let left = &mut left[..LANES * weights.len()];
+        Self::interleave(weights.as_flattened(), LANES, weights.len(), left);
+        let panels = panels.chunks_exact(LANES * LANES);
+        for (panel, sums) in panels.zip(sums.chunks_exact_mut(weights.len())) {
+            set.tile(&left[..seen * weights.len()], &panel[..seen * LANES], sums);
+        }
+    }
 }
 
 /// Two BF16 numbers at a time, for sets that multiply them so.
@@ -96,8 +126,8 @@ impl Products for Pairs {
         left.fill([bf16::ZERO; 2]);
         for (r, row) in rows.chunks_exact(length).enumerate() {
             let (pairs, last) = row.as_chunks::<2>();
-            for (slots, pair) in left.chunks_exact_mut(height).zip(pairs) {
-                slots[r] = pair.map(Element::round);
+            for (slots, [first, second]) in left.chunks_exact_mut(height).zip(pairs) {
+                slots[r] = [Element::round(*first), Element::round(*second)];
             }
             if let ([last], Some(slots)) = (last, left.chunks_exact_mut(height).nth(pairs.len())) {
                 slots[r] = [Element::round(*last), bf16::ZERO];
@@ -114,6 +144,24 @@ impl Products for Pairs {
         ahead: Ahead,
     ) {
         set.tiles_of_pairs(left, panels, height, sums, ahead);
+    }
+
+    #[inline(always)]
+    fn weigh(
+        set: InstructionSet,
+        weights: &[[f32; LANES]],
+        panels: &[bf16],
+        seen: usize,
+        sums: &mut [[f32; LANES]],
+    ) {
+        let mut rounded = [[bf16::ZERO; LANES]; LANES];
+        let rounded = &mut rounded[..weights.len()];
+        for (rounded, weights) in rounded.iter_mut().zip(weights) {
+            for (rounded, weight) in rounded.iter_mut().zip(weights) {
+                *rounded = Element::round(*weight);
+            }
+        }
+        set.weigh(rounded, panels, seen, sums);
     }
 }
 
@@ -156,5 +204,15 @@ impl Products for Tiles {
         ahead: Ahead,
     ) {
         set.tiles(left, panels, height, sums, ahead);
+    }
+
+    fn weigh(
+        set: InstructionSet,
+        weights: &[[f32; LANES]],
+        panels: &[bf16],
+        seen: usize,
+        sums: &mut [[f32; LANES]],
+    ) {
+        Pairs::weigh(set, weights, panels, seen, sums);
     }
 }

@@ -59,6 +59,27 @@ impl Avx512Bf16 {
             }
         }
     }
+
+    /// See [`InstructionSet::weigh`](super::InstructionSet::weigh).
+    #[inline]
+    pub(super) fn weigh(
+        self,
+        weights: &[[bf16; LANES]],
+        panels: &[bf16],
+        seen: usize,
+        sums: &mut [[f32; LANES]],
+    ) {
+        // SAFETY: as in `tiles`.
+        unsafe {
+            match weights.len() {
+                1 => weigh::<1>(weights, panels, seen, sums),
+                2 => weigh::<2>(weights, panels, seen, sums),
+                4 => weigh::<4>(weights, panels, seen, sums),
+                8 => weigh::<8>(weights, panels, seen, sums),
+                _ => {}
+            }
+        }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
@@ -75,13 +96,13 @@ fn multiply<const ROWS: usize, const PANELS: usize>(
     ahead: Ahead,
 ) {
     let x = x.as_chunks::<ROWS>().0;
-    let (blocks, rest) = panels.as_chunks::<PANELS>();
+    let (blocks, rest) = panels.as_chunks();
     let (block_sums, rest_sums) = sums.split_at_mut((blocks.len() * PANELS * ROWS).min(sums.len()));
     for (panels, sums) in blocks.iter().zip(block_sums.chunks_exact_mut(PANELS * ROWS)) {
-        multiply_block(x, *panels, sums, ahead);
+        multiply_block::<ROWS, PANELS>(x, panels, sums, ahead);
     }
     for (panel, sums) in rest.iter().zip(rest_sums.chunks_exact_mut(ROWS)) {
-        multiply_block(x, [*panel], sums, ahead);
+        multiply_block::<ROWS, 1>(x, &[panel], sums, ahead);
     }
 }
 
@@ -89,13 +110,14 @@ fn multiply<const ROWS: usize, const PANELS: usize>(
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn multiply_block<const ROWS: usize, const PANELS: usize>(
     x: &[[[bf16; 2]; ROWS]],
-    panels: [&[bf16]; PANELS],
+    panels: &[&[bf16]; PANELS],
     sums: &mut [[f32; LANES]],
     ahead: Ahead,
 ) {
-    let panels = panels.map(|panel| panel.as_chunks::<{ 2 * LANES }>().0);
-    let steps = panels.iter().map(|panel| panel.len()).fold(x.len(), usize::min);
-    let panels = panels.map(|panel| &panel[..steps]);
+    let mut steps = x.len();
+    for panel in panels {
+        steps = steps.min(panel.len() / (2 * LANES));
+    }
     let mut local = [[_mm512_setzero_ps(); ROWS]; PANELS];
     for (local, sums) in local.iter_mut().zip(sums.as_chunks::<ROWS>().0) {
         for (local, sum) in local.iter_mut().zip(sums) {
@@ -106,14 +128,17 @@ fn multiply_block<const ROWS: usize, const PANELS: usize>(
     for (i, x) in x[..steps].iter().enumerate() {
         let mut weights = [pairs(_mm512_set1_epi32(0)); PANELS];
         for (weights, panel) in weights.iter_mut().zip(panels) {
-            let later = panel.as_ptr().wrapping_byte_add(ahead.bytes.wrapping_add(i * ahead.step));
-            _mm_prefetch::<_MM_HINT_T0>(later.cast());
-            // SAFETY: 64 bytes are read, and an array of 32 BF16 numbers has them.
-            *weights = pairs(unsafe { _mm512_loadu_si512(panel[i].as_ptr().cast()) });
+            if PANELS > 1 {
+                let later = ahead.bytes.wrapping_add(i * ahead.step);
+                _mm_prefetch::<_MM_HINT_T0>(panel.as_ptr().wrapping_byte_add(later).cast());
+            }
+            // SAFETY: 64 bytes are read, 32 BF16 numbers from `i * 32` on. A panel has `steps` times as
+            // many, as seen above, and `i` is below `steps`.
+            *weights =
+                pairs(unsafe { _mm512_loadu_si512(panel.as_ptr().add(i * 2 * LANES).cast()) });
         }
-        for (row, [first, second]) in x.iter().enumerate() {
-            let pair = u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16;
-            let pair = pairs(_mm512_set1_epi32(pair.cast_signed()));
+        for (row, pair) in x.iter().enumerate() {
+            let pair = broadcast(*pair);
             for (local, weights) in local.iter_mut().zip(weights) {
                 local[row] = _mm512_dpbf16_ps(local[row], pair, weights);
             }
@@ -125,6 +150,45 @@ fn multiply_block<const ROWS: usize, const PANELS: usize>(
             unsafe { _mm512_storeu_ps(sum.as_mut_ptr(), *local) };
         }
     }
+}
+
+/// Panel by panel, as they lie in memory.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn weigh<const ROWS: usize>(
+    weights: &[[bf16; LANES]],
+    panels: &[bf16],
+    seen: usize,
+    sums: &mut [[f32; LANES]],
+) {
+    let Some(weights) = weights.as_array::<ROWS>() else { return };
+    let steps = seen.min(LANES).div_ceil(2);
+    let panels = panels.as_chunks::<{ LANES * LANES }>().0;
+    for (panel, sums) in panels.iter().zip(sums.as_chunks_mut::<ROWS>().0) {
+        let mut local = [_mm512_setzero_ps(); ROWS];
+        for (local, sum) in local.iter_mut().zip(&*sums) {
+            // SAFETY: 64 bytes are read, and an array of 16 F32 numbers has them.
+            *local = unsafe { _mm512_loadu_ps(sum.as_ptr()) };
+        }
+        for (i, values) in panel.as_chunks::<{ 2 * LANES }>().0[..steps].iter().enumerate() {
+            // SAFETY: 64 bytes are read, and an array of 32 BF16 numbers has them.
+            let values = pairs(unsafe { _mm512_loadu_si512(values.as_ptr().cast()) });
+            for (local, weights) in local.iter_mut().zip(weights) {
+                let pair = weights.as_chunks::<2>().0[i];
+                *local = _mm512_dpbf16_ps(*local, broadcast(pair), values);
+            }
+        }
+        for (local, sum) in local.iter().zip(sums) {
+            // SAFETY: 64 bytes are written, and an array of 16 F32 numbers has them.
+            unsafe { _mm512_storeu_ps(sum.as_mut_ptr(), *local) };
+        }
+    }
+}
+
+/// A pair of numbers in every lane.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn broadcast([first, second]: [bf16; 2]) -> __m512bh {
+    let pair = u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16;
+    pairs(_mm512_set1_epi32(pair.cast_signed()))
 }
 
 /// The same bits as BF16 numbers.

@@ -161,6 +161,26 @@ impl InstructionSet {
         }
     }
 
+    /// Adds weights times panels of values: see
+    /// [`Products::weigh`](super::products::Products::weigh). Without
+    /// [`multiplies_pairs`](Self::multiplies_pairs), nothing is added.
+    #[inline]
+    pub(crate) fn weigh(
+        self,
+        weights: &[[bf16; LANES]],
+        panels: &[bf16],
+        seen: usize,
+        sums: &mut [[f32; LANES]],
+    ) {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16(token) => token.weigh(weights, panels, seen, sums),
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(token) => token.avx512_bf16().weigh(weights, panels, seen, sums),
+            _ => {}
+        }
+    }
+
     /// The same with `x` as `[k / 32][height][16]` and a height up to 32, where `k` is a multiple of 32.
     /// Without [`multiplies_tiles`](Self::multiplies_tiles), nothing is added.
     ///
