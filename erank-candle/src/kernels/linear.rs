@@ -100,12 +100,14 @@ fn multiply_matrices<P: Products, const N: usize>(
         return;
     };
     let rows = x.len() / inputs;
-    let tallest = P::tallest(set);
+    let tallest = P::tallest(set).min(rows.next_power_of_two());
     let padded = inputs.next_multiple_of(P::BLOCK);
-    let tiles: Vec<Vec<P::Left>> = x
-        .par_chunks(tallest * inputs)
-        .map(|rows| left_side::<P>(set, rows, inputs, norm))
-        .collect();
+    // `[tiles][padded / DEPTH][height]`.
+    let size = padded / P::DEPTH * tallest;
+    let mut left = vec![P::Left::default(); rows.div_ceil(tallest) * size];
+    left.par_chunks_mut(size)
+        .zip(x.par_chunks(tallest * inputs))
+        .for_each(|(left, rows)| left_side::<P>(set, rows, inputs, norm, left));
 
     let panels_of_block = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { PANELS };
     let panels_of_each = panels_of_block / N;
@@ -120,13 +122,14 @@ fn multiply_matrices<P: Products, const N: usize>(
             }
         }
         let panels = &panels[..N * count];
-        for (group, tiles) in tiles.chunks(GROUP).enumerate() {
+        for (group, tiles) in left.chunks(GROUP * size).enumerate() {
             let first_row = group * GROUP * tallest;
             let rows_of = |tile: usize| (rows - first_row - tile * tallest).min(tallest);
+            let tiles = tiles.chunks_exact(size);
             // `[tiles][matrices][columns][height]`.
-            let size = panels.len() * tallest;
+            let sums_size = panels.len() * tallest;
             sums.clear();
-            sums.resize(tiles.len() * size, [0.0; LANES]);
+            sums.resize(tiles.len() * sums_size, [0.0; LANES]);
             for start in (0..padded).step_by(P::INPUTS) {
                 let end = padded.min(start + P::INPUTS);
                 let mut parts: [&[P::Right]; PANELS_OF_FEW_ROWS] = Default::default();
@@ -134,7 +137,7 @@ fn multiply_matrices<P: Products, const N: usize>(
                     *part = &panel[start * LANES..end * LANES];
                 }
                 for (tile, (left, sums)) in
-                    tiles.iter().zip(sums.chunks_exact_mut(size)).enumerate()
+                    tiles.clone().zip(sums.chunks_exact_mut(sums_size)).enumerate()
                 {
                     let height = rows_of(tile).next_power_of_two();
                     let left = &left[start / P::DEPTH * height..end / P::DEPTH * height];
@@ -149,7 +152,7 @@ fn multiply_matrices<P: Products, const N: usize>(
                     P::multiply(set, left, &parts[..panels.len()], height, sums, ahead);
                 }
             }
-            for (tile, sums) in sums.chunks_exact(size).enumerate() {
+            for (tile, sums) in sums.chunks_exact(sums_size).enumerate() {
                 let rows = first_row + tile * tallest..first_row + tile * tallest + rows_of(tile);
                 set.run(
                     #[inline(always)]
@@ -160,15 +163,16 @@ fn multiply_matrices<P: Products, const N: usize>(
     });
 }
 
-/// Rows as the left side of a product, normalised if there is a norm.
+/// Writes rows as the left side of a product, normalised if there is a norm.
 fn left_side<P: Products>(
     set: InstructionSet,
     rows: &[f32],
     inputs: usize,
     norm: Option<&Norm>,
-) -> Vec<P::Left> {
+    left: &mut [P::Left],
+) {
     let height = (rows.len() / inputs).next_power_of_two();
-    let mut left = vec![P::Left::default(); inputs.next_multiple_of(P::BLOCK) / P::DEPTH * height];
+    let left = &mut left[..inputs.next_multiple_of(P::BLOCK) / P::DEPTH * height];
     let mut normed = vec![0.0; if norm.is_some() { rows.len() } else { 0 }];
     set.run(
         #[inline(always)]
@@ -180,10 +184,9 @@ fn left_side<P: Products>(
                 }
                 rows = &normed;
             }
-            P::interleave(rows, inputs, height, &mut left);
+            P::interleave(rows, inputs, height, left);
         },
     );
-    left
 }
 
 /// Calls the epilogue for some rows of a block, with their sums as `[matrices][columns][height]`.
@@ -200,9 +203,12 @@ fn finish<const N: usize>(
             let sums: [&[f32; LANES]; N] =
                 std::array::from_fn(|n| &sums[(n * columns + column) * height + place]);
             if let Ok(y) = <&mut [f32; LANES]>::try_from(&mut *y) {
-                for (lane, y) in y.iter_mut().enumerate() {
-                    epilogue(y, sums.map(|sums| sums[lane]));
+                // On copies, which do not overlap, the compiler computes all lanes at once.
+                let (mut all, sums) = (*y, sums.map(|sums| *sums));
+                for (lane, y) in all.iter_mut().enumerate() {
+                    epilogue(y, std::array::from_fn(|n| sums[n][lane]));
                 }
+                *y = all;
                 continue;
             }
             for (lane, y) in y.iter_mut().enumerate() {

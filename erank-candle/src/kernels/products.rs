@@ -27,7 +27,7 @@ pub(crate) trait Products: Send + Sync + 'static {
 
     /// Writes rows of `length` numbers as the left side, `[length / DEPTH][height]` or, of tiles,
     /// `[length / BLOCK][height][BLOCK / DEPTH]`, rounded as the right side is. Rows that are missing
-    /// to `height`, and numbers to a multiple of `BLOCK`, are 0.
+    /// to `height`, and numbers to a multiple of `BLOCK`, are left as they are: 0.
     fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [Self::Left]);
 
     /// Adds the product of the left side with each panel, `[k / DEPTH][16][DEPTH]`, to sums as
@@ -73,7 +73,6 @@ impl<E: Element + 'static> Products for Singles<E> {
 
     #[inline(always)]
     fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [f32]) {
-        left.fill(0.0);
         for (r, row) in rows.chunks_exact(length).enumerate() {
             for (slots, value) in left.chunks_exact_mut(height).zip(row) {
                 slots[r] = E::round(*value).widen();
@@ -123,7 +122,6 @@ impl Products for Pairs {
 
     #[inline(always)]
     fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [[bf16; 2]]) {
-        left.fill([bf16::ZERO; 2]);
         for (r, row) in rows.chunks_exact(length).enumerate() {
             let (pairs, last) = row.as_chunks::<2>();
             for (slots, [first, second]) in left.chunks_exact_mut(height).zip(pairs) {
@@ -182,7 +180,6 @@ impl Products for Tiles {
 
     #[inline(always)]
     fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [[bf16; 2]]) {
-        left.fill([bf16::ZERO; 2]);
         let blocks = left.chunks_exact_mut(height * Self::BLOCK / Self::DEPTH);
         for (index, block) in blocks.enumerate() {
             let block = block.as_flattened_mut().chunks_exact_mut(Self::BLOCK);
