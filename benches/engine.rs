@@ -86,7 +86,10 @@ impl Arguments {
         let mut read = Self { shape: SHAPES[0], cache_bytes: 4 << 30, names: vec![], long: 1000 };
         for argument in std::env::args().skip(1) {
             let (name, number) = match argument.split_once('=') {
-                Some((name, number)) => (name, Some(number.parse::<usize>()?)),
+                Some((name, number)) => {
+                    let number = number.parse().map_err(|_| format!("{argument}: no number"))?;
+                    (name, Some(number))
+                }
                 None => (argument.as_str(), None),
             };
             match (name, number) {
