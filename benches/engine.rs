@@ -1,23 +1,32 @@
 //! Measures the engine on a model of a true shape with random weights.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin engine -- [0.6B|4B] [NAME…]
+//! cargo run --release -p erank-benches --bin engine -- [0.6B|4B] [NAME…] [cache=MIB]
 //! ```
 //!
-//! Names choose among the measurements: `job`, `cold`, `threads`, `thousand`, `alone`; by default
-//! all. Each prints one line of JSON on standard output: shape, name, value, unit, and what else it
-//! saw. The checkpoint (1.2 or 8 GB) is written once to the folder for temporary files.
+//! Names choose among the measurements: `job`, `cold`, `threads`, `budget`, `alone`, by default all of
+//! them, and `long` (or `long=COUNT`, of 1,000 otherwise), which takes half an hour on two cores. `cache`
+//! is the budget of the KV cache, 4096 otherwise. The checkpoint (1.2 or 8 GB) is written once to the
+//! folder for temporary files.
 //!
 //! The job: 32 prompts with a common beginning of 150 tokens and 350 tokens each of their own, 64
-//! tokens of thought each, then the forced answer.
+//! tokens of thought each, then the forced answer. `long` is as many prompts of that kind in one call as
+//! it is told; `budget` reads prompts until the cache is full.
+//!
+//! Each prints one line of JSON on standard output: shape, name, value, unit, and what else it saw. A
+//! floor is the time that the multiplications of all computed tokens take at the peak, measured just before
+//! and after. A measurement fails if the process had more in memory than weights × 1.15 + the cache's
+//! budget + 300 MB.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use erank_benches::checkpoint::{Behaviour, Shape};
+use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
 use erank_benches::words::Words;
 use erank_benches::{median, memory};
-use erank_candle::{CandleBackend, Checkpoint, Settings};
+use erank_candle::kv_cache::BLOCK_TOKENS;
+use erank_candle::measure::matrix_peak;
+use erank_candle::{CandleBackend, Checkpoint, Settings, Statistics};
 use erank_core::backend::{Completion, DocumentError, Job};
 use erank_core::{
     BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,
@@ -26,135 +35,245 @@ use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const CACHE_BYTES: usize = 4 << 30;
 const PROMPTS: usize = 32;
 const SHARED_TOKENS: usize = 150;
 const OWN_TOKENS: usize = 350;
 const NEW_TOKENS: usize = 64;
 const RUNS: usize = 3;
+/// What is measured unless something is named.
+const ALL: [&str; 5] = ["job", "cold", "threads", "budget", "alone"];
+/// What the peak of memory may grow by in the second half of a long call.
+const GROWTH: u64 = 32 << 20;
 
 fn main() -> Result<()> {
-    let mut names: Vec<String> = std::env::args().skip(1).collect();
-    let shape = match names.first().and_then(|name| Shape::of(name)) {
-        Some(shape) => {
-            names.remove(0);
-            shape
+    let Arguments { shape, cache_bytes, names, long } = Arguments::read()?;
+    let (alone, others): (Vec<_>, Vec<_>) = names.iter().partition(|name| *name == "alone");
+    if !others.is_empty() {
+        let begin = Instant::now();
+        memory::reset_peak()?;
+        let mut bench = Bench::load(shape, Behaviour::Random, cache_bytes, 8)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        bench.print("loading", memory::peak()?, json!({"value": seconds, "unit": "s"}))?;
+        // Once to have everything in memory.
+        let warm_up = bench.texts(2)?;
+        bench.score(&warm_up, 2, |_| ())?;
+        for name in others {
+            match name.as_str() {
+                "job" => bench.job()?,
+                "cold" => bench.cold()?,
+                "threads" => bench.threads()?,
+                "budget" => bench.budget()?,
+                _ => bench.long(long)?,
+            }
         }
-        None => erank_benches::checkpoint::SHAPES[0],
-    };
-    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    if names.iter().all(|name| name == "alone") && !names.is_empty() {
-        return alone(shape);
     }
-
-    let begin = Instant::now();
-    memory::reset_peak()?;
-    let backend = load(shape, Behaviour::Random, 8)?;
-    let bench = Bench { shape, words: Words::of(backend.tokenizer())?, backend };
-    let loading = bench.memory("loading", json!({"seconds": begin.elapsed().as_secs_f64()}))?;
-    println!("{loading}");
-    bench.run(is_wanted)?;
-    if is_wanted("alone") {
-        alone(shape)?;
+    if !alone.is_empty() {
+        measure_alone(shape, cache_bytes)?;
     }
     Ok(())
 }
 
-fn load(shape: Shape, behaviour: Behaviour, draft_tokens: usize) -> Result<CandleBackend> {
-    let folder = shape.folder(behaviour);
-    shape.write(&folder, behaviour)?;
-    let mut settings = Settings::default();
-    settings.cache_bytes = Some(CACHE_BYTES);
-    settings.draft_tokens = draft_tokens;
-    Ok(CandleBackend::load(&Checkpoint::open(folder)?, &settings)?)
+struct Arguments {
+    shape: Shape,
+    cache_bytes: usize,
+    names: Vec<String>,
+    /// Documents of `long`.
+    long: usize,
 }
 
-struct Bench {
-    shape: Shape,
-    backend: CandleBackend,
-    words: Words,
+impl Arguments {
+    fn read() -> Result<Self> {
+        let mut read = Self { shape: SHAPES[0], cache_bytes: 4 << 30, names: vec![], long: 1000 };
+        for argument in std::env::args().skip(1) {
+            let (name, number) = match argument.split_once('=') {
+                Some((name, number)) => {
+                    let number = number.parse().map_err(|_| format!("{argument}: no number"))?;
+                    (name, Some(number))
+                }
+                None => (argument.as_str(), None),
+            };
+            match (name, number) {
+                ("cache", Some(mebibytes)) => read.cache_bytes = mebibytes << 20,
+                ("long", count) => {
+                    read.long = count.unwrap_or(read.long);
+                    read.names.push(name.to_owned());
+                }
+                (name, None) if ALL.contains(&name) => read.names.push(name.to_owned()),
+                (name, None) => {
+                    let shape = Shape::of(name);
+                    read.shape = shape
+                        .ok_or_else(|| format!("{name} is neither a shape nor a measurement"))?;
+                }
+                _ => return Err(format!("{argument}: only cache and long take a number").into()),
+            }
+        }
+        if read.names.is_empty() {
+            read.names = ALL.map(str::to_owned).to_vec();
+        }
+        Ok(read)
+    }
 }
 
 /// Counts completions, and makes sure that each is what was asked for.
-#[derive(Default)]
-struct Count {
+struct Count<F> {
     done: usize,
+    each: F,
 }
 
-impl Sink for Count {
+impl<F: FnMut(usize)> Sink for Count<F> {
     fn completed(&mut self, _: usize, outcome: std::result::Result<Completion, DocumentError>) {
         let completion = outcome.expect("a completion");
         assert_eq!(completion.finish, FinishReason::Forced, "{}", completion.text);
         self.done += 1;
+        (self.each)(self.done);
     }
 }
 
-/// A query with documents such that prompts have a given number of tokens.
+/// A query with documents such that prompts have the job's number of tokens.
 struct Texts {
     query: String,
     documents: Vec<String>,
 }
 
+/// How long something took, and what the engine computed for it.
+struct Run {
+    seconds: f64,
+    tokens: u64,
+    generated_tokens: u64,
+    /// Floating-point operations per second that the kernels reach with all they read in the nearest
+    /// cache, just before and after.
+    peak_operations: f64,
+}
+
+impl Run {
+    fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds
+    }
+}
+
+struct Bench {
+    shape: Shape,
+    cache_bytes: usize,
+    backend: CandleBackend,
+    words: Words,
+}
+
 impl Bench {
-    fn run(mut self, is_wanted: impl Fn(&str) -> bool) -> Result<()> {
-        // Once to have everything in memory.
-        let warm_up = self.texts(SHARED_TOKENS, OWN_TOKENS, 2)?;
-        self.score(&warm_up, 2)?;
-        if is_wanted("job") {
-            let times = (0..RUNS)
-                .map(|_| {
-                    let texts = self.texts(SHARED_TOKENS, OWN_TOKENS, PROMPTS)?;
-                    self.score(&texts, NEW_TOKENS)
+    fn load(
+        shape: Shape,
+        behaviour: Behaviour,
+        cache_bytes: usize,
+        draft_tokens: usize,
+    ) -> Result<Self> {
+        let folder = shape.folder(behaviour);
+        shape.write(&folder, behaviour)?;
+        let mut settings = Settings::default();
+        settings.cache_bytes = Some(cache_bytes);
+        settings.draft_tokens = draft_tokens;
+        let backend = CandleBackend::load(&Checkpoint::open(folder)?, &settings)?;
+        Ok(Self { shape, cache_bytes, words: Words::of(backend.tokenizer())?, backend })
+    }
+
+    fn job(&mut self) -> Result<()> {
+        self.repeat("job", |bench| Ok(vec![bench.texts(PROMPTS)?]))
+    }
+
+    /// Every prompt with a query of its own: nothing to share.
+    fn cold(&mut self) -> Result<()> {
+        self.repeat("cold", |bench| (0..PROMPTS).map(|_| bench.texts(1)).collect())
+    }
+
+    /// The job from eight threads at once.
+    fn threads(&mut self) -> Result<()> {
+        self.repeat("threads", |bench| {
+            let Texts { query, documents } = bench.texts(PROMPTS)?;
+            let parts = documents.chunks(PROMPTS / 8);
+            Ok(parts.map(|part| Texts { query: query.clone(), documents: part.to_vec() }).collect())
+        })
+    }
+
+    /// Measures calls that are made at once, each on a thread of its own.
+    fn repeat(
+        &mut self,
+        name: &str,
+        calls: impl Fn(&mut Self) -> Result<Vec<Texts>>,
+    ) -> Result<()> {
+        memory::reset_peak()?;
+        let mut runs = Vec::new();
+        for _ in 0..RUNS {
+            let calls = calls(self)?;
+            runs.push(self.run(|bench| {
+                std::thread::scope(|scope| {
+                    let score =
+                        |texts| bench.score(texts, NEW_TOKENS, |_| ()).map_err(|e| e.to_string());
+                    let threads: Vec<_> =
+                        calls.iter().map(|texts| scope.spawn(move || score(texts))).collect();
+                    for thread in threads {
+                        thread.join().map_err(|_| "a thread panicked")??;
+                    }
+                    Ok(())
                 })
-                .collect::<Result<Vec<_>>>()?;
-            self.report("job", times)?;
+            })?);
         }
-        if is_wanted("cold") {
-            // Every prompt with a query of its own: nothing to share.
-            let times = (0..RUNS)
-                .map(|_| {
-                    let texts = (0..PROMPTS)
-                        .map(|_| self.texts(SHARED_TOKENS, OWN_TOKENS, 1))
-                        .collect::<Result<Vec<_>>>()?;
-                    self.together(&texts)
-                })
-                .collect::<Result<Vec<_>>>()?;
-            self.report("cold", times)?;
-        }
-        if is_wanted("threads") {
-            let times = (0..RUNS)
-                .map(|_| {
-                    let Texts { query, documents } =
-                        self.texts(SHARED_TOKENS, OWN_TOKENS, PROMPTS)?;
-                    let parts = documents.chunks(PROMPTS / 8).map(|documents| Texts {
-                        query: query.clone(),
-                        documents: documents.to_vec(),
-                    });
-                    self.together(&parts.collect::<Vec<_>>())
-                })
-                .collect::<Result<Vec<_>>>()?;
-            self.report("threads", times)?;
-        }
-        if is_wanted("thousand") {
-            // Short ones, so that it ends; beside it, 100 of the same kind.
-            for count in [100, 1000] {
-                memory::reset_peak()?;
-                let texts = self.texts(30, 20, count)?;
-                let before = self.backend.statistics();
-                let time = self.score(&texts, 2)?;
-                let after = self.backend.statistics();
-                let tokens = after.prompt_tokens + after.generated_tokens
-                    - before.prompt_tokens
-                    - before.generated_tokens;
-                let rate = tokens as f64 / time.as_secs_f64();
-                let more = json!({"seconds": time.as_secs_f64(), "tokens_per_second": rate});
-                println!("{}", self.memory(&format!("{count} documents"), more)?);
-            }
-        }
+        runs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        let seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
+        let more = json!({"runs": seconds});
+        self.report(name, &runs[RUNS / 2], memory::peak()?, more)
+    }
+
+    /// Reads more prompts than the cache has room for.
+    fn budget(&mut self) -> Result<()> {
+        memory::reset_peak()?;
+        let texts = self.texts(self.documents_to_fill() + 1)?;
+        let run = self.run(|bench| bench.score(&texts, 2, |_| ()))?;
+        let Statistics { prefix_blocks, total_blocks, .. } = self.backend.statistics();
+        let more = json!({"prefix_blocks": prefix_blocks, "total_blocks": total_blocks});
+        self.report("budget", &run, memory::peak()?, more)?;
+        // All but what thoughts had, which nobody asks for again.
+        assert!(prefix_blocks * 10 > total_blocks * 9, "the cache is not full");
         Ok(())
     }
 
-    fn texts(&mut self, shared: usize, own: usize, count: usize) -> Result<Texts> {
+    /// Many prompts in one call: as fast as the job, and in the same memory all the time.
+    fn long(&mut self, count: usize) -> Result<()> {
+        // By the middle, the cache has to be full, or its growth would be taken for a leak. The job
+        // before has its part in it.
+        let fewest = (2 * self.documents_to_fill().saturating_sub(PROMPTS)).max(10);
+        if count < fewest {
+            return Err(format!("long needs {fewest} documents with a cache of this size").into());
+        }
+        let texts = self.texts(PROMPTS)?;
+        let job = self.run(|bench| bench.score(&texts, NEW_TOKENS, |_| ()))?;
+
+        let texts = self.texts(count)?;
+        let mut peaks = Vec::new();
+        memory::reset_peak()?;
+        let run = self.run(|bench| {
+            bench.score(&texts, NEW_TOKENS, |done| {
+                if done * 10 / count > peaks.len() {
+                    peaks.push(memory::peak().and_then(|peak| memory::reset_peak().map(|()| peak)));
+                }
+            })
+        })?;
+        let peaks = peaks.into_iter().collect::<std::io::Result<Vec<u64>>>()?;
+        let (first, second) = peaks.split_at(peaks.len() / 2);
+        let [first, second] = [first, second].map(|half| half.iter().copied().max().unwrap_or(0));
+        let more = json!({
+            "documents": count,
+            "of_job": run.tokens_per_second() / job.tokens_per_second(),
+            "peak_bytes_by_tenth": peaks,
+        });
+        self.report("long", &run, first.max(second), more)?;
+        assert!(second <= first + GROWTH, "memory grows: {first} bytes, then {second}");
+        Ok(())
+    }
+
+    /// So many documents' own blocks are more than the cache has.
+    fn documents_to_fill(&self) -> usize {
+        self.backend.statistics().total_blocks / (OWN_TOKENS / BLOCK_TOKENS) + 1
+    }
+
+    fn texts(&mut self, count: usize) -> Result<Texts> {
         let template = PromptTemplate::erank();
         let tokens = |bench: &Self, query: &str, document: &str| -> Result<usize> {
             let prompt = template.bind("", query);
@@ -162,106 +281,110 @@ impl Bench {
             Ok(bench.backend.encode(&prompt, document, &options)?.1.ids.len())
         };
         let frame = tokens(self, "", "")?;
-        let query = self.words.text(shared - frame / 2);
-        let documents = (0..count).map(|_| self.words.text(own - frame.div_ceil(2))).collect();
+        let query = self.words.text(SHARED_TOKENS - frame / 2);
+        let own = OWN_TOKENS - frame.div_ceil(2);
+        let documents = (0..count).map(|_| self.words.text(own)).collect();
         let texts = Texts { query, documents };
-        assert_eq!(tokens(self, &texts.query, &texts.documents[0])?, shared + own);
+        assert_eq!(tokens(self, &texts.query, &texts.documents[0])?, SHARED_TOKENS + OWN_TOKENS);
         Ok(texts)
     }
 
-    fn score(&self, texts: &Texts, new_tokens: usize) -> Result<Duration> {
-        let begin = Instant::now();
-        score(&self.backend, texts, new_tokens)?;
-        Ok(begin.elapsed())
-    }
-
-    /// Each of `texts` on a thread of its own, all at once.
-    fn together(&self, texts: &[Texts]) -> Result<Duration> {
-        let begin = Instant::now();
-        std::thread::scope(|scope| {
-            let calls: Vec<_> = texts
-                .iter()
-                .map(|texts| {
-                    scope.spawn(|| {
-                        score(&self.backend, texts, NEW_TOKENS).map_err(|e| e.to_string())
-                    })
-                })
-                .collect();
-            for call in calls {
-                call.join().map_err(|_| "a thread panicked")??;
-            }
-            Ok(begin.elapsed())
-        })
-    }
-
-    fn report(&self, name: &str, times: Vec<Duration>) -> Result<()> {
-        let seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
-        let value = median(times).as_secs_f64();
-        let more = json!({"value": value, "unit": "s", "runs": seconds});
-        println!("{}", self.memory(name, more)?);
+    /// Scores all documents in one call, and calls `each` with how many are done.
+    fn score(&self, texts: &Texts, new_tokens: usize, each: impl FnMut(usize)) -> Result<()> {
+        let template = PromptTemplate::erank();
+        let prompt: BoundPrompt<'_> = template.bind("", &texts.query);
+        let documents: Vec<&str> = texts.documents.iter().map(String::as_str).collect();
+        let mut options = ScoringOptions::default();
+        options.mode = Mode::Reason { max_tokens: new_tokens };
+        let mut count = Count { done: 0, each };
+        let job = Job::new(prompt, &documents).with_options(options);
+        self.backend.score(&job, &mut count)?;
+        assert_eq!(count.done, documents.len());
         Ok(())
     }
 
-    /// A line with the peak of memory, and what it may be.
-    fn memory(&self, name: &str, more: Value) -> Result<Value> {
+    fn run(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Run> {
+        let peak = || matrix_peak(None, Duration::from_millis(500));
+        let peak_before = peak()?;
+        let before = self.backend.statistics();
+        let begin = Instant::now();
+        work(self)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        let after = self.backend.statistics();
+        let generated_tokens = after.generated_tokens - before.generated_tokens;
+        let tokens = after.prompt_tokens - before.prompt_tokens + generated_tokens;
+        let peak_operations = peak()?.max(peak_before);
+        Ok(Run { seconds, tokens, generated_tokens, peak_operations })
+    }
+
+    fn report(&self, name: &str, run: &Run, peak_bytes: u64, more: Value) -> Result<()> {
+        let logits = run.generated_tokens as usize;
+        let operations = self.shape.operations(run.tokens as usize, logits);
+        let floor = operations / run.peak_operations;
+        let mut line = json!({
+            "value": run.seconds,
+            "unit": "s",
+            "floor": floor,
+            "fraction": floor / run.seconds,
+            "tokens_per_second": run.tokens_per_second(),
+            "peak_gflops": run.peak_operations / 1e9,
+        });
+        extend(&mut line, more);
+        self.print(name, peak_bytes, line)
+    }
+
+    /// Prints a line, and fails if more memory was taken than may be.
+    fn print(&self, name: &str, peak_bytes: u64, more: Value) -> Result<()> {
         let weights = self.shape.weight_bytes() as f64;
-        let limit = weights * 1.15 + CACHE_BYTES as f64 + 300e6;
+        let limit = (weights * 1.15 + self.cache_bytes as f64 + 300e6) as u64;
         let mut line = json!({
             "shape": self.shape.name,
             "name": name,
             "kernels": self.backend.description(),
-            "peak_bytes": memory::peak()?,
-            "peak_limit_bytes": limit as u64,
+            "peak_bytes": peak_bytes,
+            "peak_limit_bytes": limit,
         });
-        if let (Some(line), Value::Object(more)) = (line.as_object_mut(), more) {
-            line.extend(more);
-        }
-        Ok(line)
+        extend(&mut line, more);
+        println!("{line}");
+        assert!(
+            peak_bytes <= limit,
+            "{name}: {peak_bytes} bytes in memory, where {limit} are allowed"
+        );
+        Ok(())
     }
 }
 
-fn score(backend: &CandleBackend, texts: &Texts, new_tokens: usize) -> Result<()> {
-    let template = PromptTemplate::erank();
-    let prompt: BoundPrompt<'_> = template.bind("", &texts.query);
-    let documents: Vec<&str> = texts.documents.iter().map(String::as_str).collect();
-    let mut options = ScoringOptions::default();
-    options.mode = Mode::Reason { max_tokens: new_tokens };
-    let mut count = Count::default();
-    let job = Job::new(prompt, &documents).with_options(options);
-    backend.score(&job, &mut count)?;
-    assert_eq!(count.done, documents.len());
-    Ok(())
+fn extend(line: &mut Value, more: Value) {
+    if let (Some(line), Value::Object(more)) = (line.as_object_mut(), more) {
+        line.extend(more);
+    }
 }
 
 /// One document alone, with and without guesses: where every guess is right, and where none is.
-fn alone(shape: Shape) -> Result<()> {
+fn measure_alone(shape: Shape, cache_bytes: usize) -> Result<()> {
     for behaviour in [Behaviour::Random, Behaviour::Repeats] {
         for draft_tokens in [0, 4, 8] {
-            let backend = load(shape, behaviour, draft_tokens)?;
-            let words = Words::of(backend.tokenizer())?;
-            let mut bench = Bench { shape, backend, words };
+            memory::reset_peak()?;
+            let mut bench = Bench::load(shape, behaviour, cache_bytes, draft_tokens)?;
             let mut times = Vec::new();
             for _ in 0..RUNS {
-                let texts = bench.texts(SHARED_TOKENS, OWN_TOKENS, 1)?;
+                let texts = bench.texts(1)?;
                 // Once for the cache, so that what is timed is nearly all decoding.
-                bench.score(&texts, 1)?;
-                times.push(bench.score(&texts, NEW_TOKENS)?);
+                bench.score(&texts, 1, |_| ())?;
+                let begin = Instant::now();
+                bench.score(&texts, NEW_TOKENS, |_| ())?;
+                times.push(begin.elapsed());
             }
             let after = bench.backend.statistics();
-            let seconds = median(times).as_secs_f64();
-            println!(
-                "{}",
-                json!({
-                    "shape": shape.name,
-                    "name": "alone",
-                    "behaviour": format!("{behaviour:?}"),
-                    "draft_tokens": draft_tokens,
-                    "value": NEW_TOKENS as f64 / seconds,
-                    "unit": "tokens/s",
-                    "drafted": after.drafted_tokens,
-                    "accepted": after.accepted_tokens,
-                })
-            );
+            let line = json!({
+                "behaviour": format!("{behaviour:?}"),
+                "draft_tokens": draft_tokens,
+                "value": NEW_TOKENS as f64 / median(times).as_secs_f64(),
+                "unit": "tokens/s",
+                "drafted": after.drafted_tokens,
+                "accepted": after.accepted_tokens,
+            });
+            bench.print("alone", memory::peak()?, line)?;
         }
     }
     Ok(())

@@ -9,10 +9,13 @@ use std::ops::{Deref, DerefMut};
 use bytemuck::Pod;
 use memmap2::MmapMut;
 
+#[cfg(all(test, target_os = "linux"))]
+use super::guard_pages::{Guarded, Place};
+
 /// Numbers, all zero at first. Memory is taken from the system as they are first written.
 #[derive(Debug)]
 pub(super) struct Buffer<E> {
-    bytes: MmapMut,
+    bytes: Bytes,
     length: usize,
     elements: PhantomData<E>,
 }
@@ -27,7 +30,43 @@ impl<E: Pod> Buffer<E> {
         #[cfg(target_os = "linux")]
         // A system without large pages has small ones.
         let _ = bytes.advise(memmap2::Advice::HugePage);
-        Ok(Self { bytes, length, elements: PhantomData })
+        Ok(Self { bytes: Bytes::Mapped(bytes), length, elements: PhantomData })
+    }
+
+    /// The same numbers between pages without access.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(super) fn guarded(&self, place: Place) -> Self {
+        let bytes = Guarded::new(place, bytemuck::cast_slice(self));
+        Self { bytes: Bytes::Guarded(bytes), length: self.length, elements: PhantomData }
+    }
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(MmapMut),
+    #[cfg(all(test, target_os = "linux"))]
+    Guarded(Guarded<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(bytes) => bytes,
+            #[cfg(all(test, target_os = "linux"))]
+            Self::Guarded(bytes) => bytes,
+        }
+    }
+}
+
+impl DerefMut for Bytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Mapped(bytes) => bytes,
+            #[cfg(all(test, target_os = "linux"))]
+            Self::Guarded(bytes) => bytes,
+        }
     }
 }
 

@@ -24,6 +24,8 @@ pub(crate) mod attention;
 pub(crate) mod buffer;
 mod columns;
 mod exp;
+#[cfg(all(test, target_os = "linux"))]
+mod guard_pages;
 pub(crate) mod linear;
 pub mod measure;
 pub(crate) mod norm;

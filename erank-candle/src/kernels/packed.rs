@@ -43,6 +43,12 @@ impl<P: Products> PackedMatrix<P> {
         Ok(Self { outputs, inputs, panels })
     }
 
+    /// The same matrix with its panels between pages without access.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(super) fn guarded(&self, place: super::guard_pages::Place) -> Self {
+        Self { panels: self.panels.guarded(place), ..*self }
+    }
+
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
