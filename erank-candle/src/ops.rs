@@ -293,6 +293,7 @@ impl Attention<'_> {
             .collect();
         let attended: Vec<Vec<f32>> = pieces
             .par_iter()
+            .with_max_len(1)
             .map(|(bunch, kv_heads)| {
                 let mut queries = vec![0.0; kv_heads.len() * bunch.len() * group_width];
                 for (index, rotated) in queries.chunks_exact_mut(group_width).enumerate() {

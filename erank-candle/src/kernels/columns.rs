@@ -57,9 +57,13 @@ pub(super) fn par_columns<T>(
             matrix: PhantomData,
         })
         .collect();
+    // Several pieces for each thread, so that none waits long for another at the end.
+    let pieces = 16 * rayon::current_num_threads();
+    let most = (blocks.len() / pieces).max(1);
     blocks
         .into_par_iter()
         .enumerate()
+        .with_max_len(most)
         .for_each_init(scratch, |scratch, (index, block)| work(scratch, index, block));
 }
 

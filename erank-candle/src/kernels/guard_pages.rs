@@ -189,6 +189,44 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_every_height_times_values() {
+        for panels in [1, 2, 8] {
+            for seen in [1, 2, 15, 16] {
+                check(|set, place| {
+                    let mut sums = weighed::<Singles<f32>>(set, place, seen, panels);
+                    sums.extend(weighed::<Singles<bf16>>(set, place, seen, panels));
+                    if set.multiplies_pairs() {
+                        sums.extend(weighed::<Pairs>(set, place, seen, panels));
+                    }
+                    sums
+                });
+            }
+        }
+    }
+
+    fn weighed<P: Products>(
+        set: InstructionSet,
+        place: Place,
+        seen: usize,
+        panels: usize,
+    ) -> Vec<f32> {
+        let values = reference::numbers(panels * LANES * LANES, 4).map(P::Right::round);
+        let values = Guarded::new(place, &values.collect::<Vec<_>>());
+        let mut all = Vec::new();
+        for height in [1, 2, 4, 8] {
+            if height <= set.tallest_tile() {
+                let mut weights = vec![[0.0; LANES]; height];
+                weights.iter_mut().for_each(|weights| weights[..seen].fill(0.75));
+                let weights = Guarded::new(place, &weights);
+                let mut sums = Guarded::new(place, &vec![[0.5; LANES]; panels * height]);
+                P::weigh(set, &weights, &values, seen, &mut sums);
+                all.extend_from_slice(sums.as_flattened());
+            }
+        }
+        all
+    }
+
+    #[test]
     fn norm_and_rotation() {
         for length in [2, 30, 64, 1000] {
             check(|set, place| {
@@ -303,17 +341,23 @@ mod tests {
         let cache = vec![P::Right::round(f32::NAN); blocks.len() * layout.block_size()];
         let mut cache = Guarded::new(place, &cache);
         let mut all = Vec::new();
-        for kv_head in 0..layout.kv_heads {
-            for token in 0..tokens {
-                let slot = (blocks[token / BLOCK_TOKENS] as usize, token % BLOCK_TOKENS);
+        let size = layout.block_size();
+        for token in 0..tokens {
+            let block = &mut cache[blocks[token / BLOCK_TOKENS] as usize * size..][..size];
+            for kv_head in 0..layout.kv_heads {
                 let [key, value] = [1, 2].map(|seed| numbers(place, head_dim, token as u64 + seed));
-                layout.write::<P>(&mut cache, slot, kv_head, (&key, &value));
+                set.run(
+                    #[inline(always)]
+                    || layout.write::<P>(block, token % BLOCK_TOKENS, kv_head, (&key, &value)),
+                );
             }
+        }
+        for kv_heads in [0..1, 1..2, 0..2] {
             let visible = |position| Visible { blocks: &blocks, position };
             let seeing: Vec<_> = (tokens.saturating_sub(2)..tokens).map(visible).collect();
-            let queries = numbers(place, seeing.len() * heads * head_dim, 3);
+            let queries = numbers(place, kv_heads.len() * seeing.len() * heads * head_dim, 3);
             let mut out = Guarded::new(place, &vec![f32::NAN; queries.len()]);
-            attend::<P>(set, layout, &cache, &seeing, kv_head, &queries, &mut out);
+            attend::<P>(set, layout, &cache, &seeing, kv_heads, &queries, &mut out);
             all.extend_from_slice(&out);
         }
         all

@@ -104,7 +104,7 @@ fn multiply_matrices<P: Products, const N: usize>(
     let padded = inputs.next_multiple_of(P::BLOCK);
     // `[tiles][padded / DEPTH][height]`.
     let size = padded / P::DEPTH * tallest;
-    let mut left = vec![P::Left::default(); rows.div_ceil(tallest) * size];
+    let mut left: Vec<P::Left> = bytemuck::zeroed_vec(rows.div_ceil(tallest) * size);
     left.par_chunks_mut(size)
         .zip(x.par_chunks(tallest * inputs))
         .for_each(|(left, rows)| left_side::<P>(set, rows, inputs, norm, left));

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use bytemuck::Pod;
 use half::bf16;
 
 use super::{Ahead, Element, InstructionSet, LANES};
@@ -9,7 +10,7 @@ use super::{Ahead, Element, InstructionSet, LANES};
 /// Both sides of a product: rows on the left, panels of 16 columns on the right.
 pub(crate) trait Products: Send + Sync + 'static {
     /// What the left side is made of: `DEPTH` numbers.
-    type Left: Copy + Default + Send + Sync;
+    type Left: Pod + Default + Send + Sync;
     /// What panels are made of.
     type Right: Element;
     /// Numbers of a column that lie together in a panel.
