@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use erank_candle::LoadError;
 use erank_core::{BackendError, ConfigError, DocumentError};
-use erank_openai::{CapabilityError, SetupError};
+use erank_openai::{CapabilityError, RequestError, SetupError};
 use thiserror::Error;
 
 use crate::eval::EvalError;
@@ -115,10 +115,18 @@ impl CommandError {
     }
 }
 
-/// The flag for what the remote backend, which speaks to programs, calls a setting.
+/// The flag for what the remote backend, which speaks to programs, calls a setting, and for an address
+/// where nobody answers.
 fn remote_advice(error: &BackendError) -> Option<&'static str> {
     let mut cause = Error::source(error)?;
     let lacking = loop {
+        if let Some(RequestError::GaveUp { last, .. }) = cause.downcast_ref() {
+            let nobody = matches!(
+                **last,
+                RequestError::Unreachable { .. } | RequestError::Connection { .. }
+            );
+            return nobody.then_some("Check that the server runs, and that --url is its address.");
+        }
         match cause.downcast_ref::<CapabilityError>() {
             Some(lacking) => break lacking,
             None => cause = cause.source()?,

@@ -400,6 +400,9 @@ pub enum DocumentError {
         "the backend returned without a result for the document; check it with testing::conformance"
     )]
     NotReported,
+    /// The backend failed as a whole before it came to this document.
+    #[error("not reached before the backend failed, whose own error says why")]
+    NotReached,
     /// The backend failed on this document alone.
     #[error("the backend failed on the document; its cause says why")]
     Backend(#[source] Cause),

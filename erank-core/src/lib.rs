@@ -55,7 +55,8 @@
 //!   They are a [`Request`], [`ScoringOptions`] and a [`Fusion`]. Options that are left out have
 //!   their defaults, and unknown ones are errors; unknown fields of requests and results are passed
 //!   over. `null`, or a field left out, is a value that is not there, such as a probability, an id
-//!   or a first-stage score that is no number; it is never 0. An [`AnswerDistribution`] is the
+//!   or a first-stage score that is no number; it is never 0. `serde_json` reads a number to its last
+//!   bit only with its feature `float_roundtrip`. An [`AnswerDistribution`] is the
 //!   array of its log-probabilities, with `null` for that of an impossible answer, minus infinity.
 //!   A [`DocumentError`] is an object with its `code`, such as `no_answer` or `stopped`, and a
 //!   `message` for people; fields of the code stand beside it.

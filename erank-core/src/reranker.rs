@@ -182,7 +182,13 @@ impl<B: ScoringBackend> Reranker<B> {
         let result =
             if texts.is_empty() { Ok(()) } else { self.backend.score(&job, &mut outcomes) };
         let (mut scored, mut without, mut incomplete) = (Vec::new(), Vec::new(), Vec::new());
-        let named = |index, error| UnscoredDocument::of(pass.request, index, error);
+        let named = |index, error| {
+            let error = match error {
+                DocumentError::NotReported if result.is_err() => DocumentError::NotReached,
+                error => error,
+            };
+            UnscoredDocument::of(pass.request, index, error)
+        };
         for (index, outcome) in outcomes.into_results() {
             match outcome {
                 Ok((document, lacking)) => {
@@ -375,6 +381,9 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
     /// Called while work goes on, from the thread that called
     /// [`rerank`](Reranker::rerank); [`ControlFlow::Break`] stops the work, and with it the handle that
     /// [`rerank_until`](Reranker::rerank_until) was given.
+    ///
+    /// It is called for every request, and not told for which. To watch one among many, build a reranker
+    /// for it, of a reference to the backend or an [`Arc`](std::sync::Arc): no model is loaded again.
     pub fn on_progress(
         mut self,
         on_progress: impl Fn(&Progress) -> ControlFlow<()> + Send + Sync + 'static,
@@ -536,7 +545,11 @@ mod tests {
         let error = reranker.rerank(&Request::new("q", ["a", "b"])).expect_err("it fails");
         assert!(matches!(error.source, BackendError::Unavailable(_)));
         assert_eq!(indices(&error.partial), [0]);
-        assert_eq!(error.partial.unscored.len(), 1);
+        // The document is not to blame, nor is the backend's contract.
+        assert!(matches!(
+            error.partial.unscored[..],
+            [UnscoredDocument { index: 1, error: DocumentError::NotReached, .. }]
+        ));
     }
 
     #[test]

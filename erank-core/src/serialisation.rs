@@ -48,6 +48,7 @@ enum Code<'a> {
     NoProbability { missing: Cow<'a, str> },
     Stopped,
     NotReported,
+    NotReached,
     Backend { cause: Cow<'a, str> },
 }
 
@@ -72,6 +73,7 @@ impl<'a> From<&'a DocumentError> for Code<'a> {
             },
             DocumentError::Stopped => Self::Stopped,
             DocumentError::NotReported => Self::NotReported,
+            DocumentError::NotReached => Self::NotReached,
             DocumentError::Backend(cause) => Self::Backend { cause: chain(cause.as_ref()).into() },
         }
     }
@@ -85,6 +87,7 @@ impl From<Code<'_>> for DocumentError {
             Code::PromptTooLong { tokens, limit } => return Self::PromptTooLong { tokens, limit },
             Code::Stopped => return Self::Stopped,
             Code::NotReported => return Self::NotReported,
+            Code::NotReached => return Self::NotReached,
             Code::Backend { cause } => return Self::Backend(cause.into_owned().into()),
             Code::ThoughtNotClosed => AnswerError::ThoughtNotClosed,
             Code::NoAnswer => AnswerError::NoAnswer,
@@ -141,6 +144,7 @@ mod tests {
             ),
             (DocumentError::Stopped, json!({"code": "stopped"})),
             (DocumentError::NotReported, json!({"code": "not_reported"})),
+            (DocumentError::NotReached, json!({"code": "not_reached"})),
             (
                 DocumentError::Backend("timeout".into()),
                 json!({"code": "backend", "cause": "timeout"}),

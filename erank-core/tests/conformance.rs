@@ -242,6 +242,25 @@ fn each_check_fails_the_backend_that_breaks_it() {
     }
 }
 
+#[test]
+fn a_failure_says_what_to_do() {
+    for (fault, says) in [
+        (
+            Fault::HasNoDistribution,
+            "distribution over the answers; what a backend cannot do, it returns as BackendError::Unsupported",
+        ),
+        (
+            Fault::NumbersNoSamples,
+            "instead of [0, 1]; what a backend cannot do, it returns as BackendError::Unsupported",
+        ),
+        (Fault::HasNoLimits, "Completion::document_truncated"),
+        (Fault::LimitsOnlyDocuments, "Completion::query_truncated"),
+    ] {
+        let report = report(fault).to_string();
+        assert!(report.contains(says), "{report}");
+    }
+}
+
 /// What is wrong in every call fails more than its own check.
 #[test]
 fn what_is_always_wrong_is_found_first_where_it_belongs() {

@@ -212,7 +212,7 @@ pub enum CapabilityError {
         listed: String,
     },
     /// The model must be named.
-    #[error("the server lists {listed}; set Settings::model to one of these")]
+    #[error("the server lists {listed}; set Settings::model to the name of the one to ask")]
     NoModel {
         /// What it lists.
         listed: String,

@@ -11,8 +11,15 @@
 //!     "documents": ["Wasps make paper nests.", "Bees fan nectar dry, which makes it honey."]}'
 //! ```
 //!
-//! In a project of your own, take the three files, and from `../Cargo.toml` the dependencies of feature
-//! `serve`; `erank-core` needs features `async` and `serde`.
+//! In a project of your own, take the three files of service, wire and main, and
+//!
+//! ```text
+//! cargo add axum --no-default-features --features http1,json,tokio
+//! cargo add tokio --features macros,net,rt-multi-thread,signal,sync
+//! cargo add serde --features derive
+//! cargo add serde_json serde_path_to_error erank-candle
+//! cargo add erank-core --features async,serde
+//! ```
 //!
 //! [wire.rs](wire.rs) has what goes in and out, [service.rs](service.rs) what happens in between. There
 //! are no keys and no TLS: put it behind a proxy that has both.

@@ -12,3 +12,8 @@ pub struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/backends.md")]
 pub struct Backends;
+
+/// Likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/evaluation.md")]
+pub struct Evaluation;

@@ -183,11 +183,10 @@ impl ScoreFile {
         (entry.texts_crc32 == texts_crc32).then_some(&entry.outcome)
     }
 
-    /// Adds a line, at once. What is kept is what the next start will read: a number's last bit may
-    /// not survive.
-    pub(super) fn add(&mut self, entry: &Entry) -> Result<(), EvalError> {
-        let written = self.write(entry).and_then(|line| Ok(serde_json::from_slice(&line)?));
-        self.keep(written.map_err(|error| EvalError::file(&self.path, error.to_string()))?);
+    /// Adds a line, at once.
+    pub(super) fn add(&mut self, entry: Entry) -> Result<(), EvalError> {
+        self.write(&entry).map_err(|error| EvalError::file(&self.path, error.to_string()))?;
+        self.keep(entry);
         Ok(())
     }
 
@@ -201,11 +200,10 @@ impl ScoreFile {
     }
 
     /// Writes a line in one call.
-    fn write(&mut self, line: &impl Serialize) -> io::Result<Vec<u8>> {
+    fn write(&mut self, line: &impl Serialize) -> io::Result<()> {
         let mut json = serde_json::to_vec(line)?;
         json.push(b'\n');
-        self.file.write_all(&json)?;
-        Ok(json)
+        self.file.write_all(&json)
     }
 }
 
@@ -275,10 +273,10 @@ mod tests {
         let path = folder.path().join("scores.jsonl");
         let mut scores = ScoreFile::open(&path, &settings("m")).expect("begun");
         for number in 0..500 {
-            scores.add(&entry(&number.to_string(), 10.0 / f64::from(number + 1))).expect("added");
+            scores.add(entry(&number.to_string(), 10.0 / f64::from(number + 1))).expect("added");
         }
         let failed = Outcome::Failed { error: "too long".into() };
-        scores.add(&Entry { outcome: failed.clone(), ..entry("failed", 0.0) }).expect("added");
+        scores.add(Entry { outcome: failed.clone(), ..entry("failed", 0.0) }).expect("added");
         assert_eq!(scores.get("q", "failed", 9), Some(&failed));
         assert_eq!(scores.get("q", "1", 10), None, "of another text");
         let kept = scores.entries.clone();

@@ -171,7 +171,7 @@ impl Sink for Recorder<'_> {
             Ok(outcome) => {
                 let texts_crc32 = document.texts_crc32;
                 let entry = Entry { query, document: id, texts_crc32, outcome };
-                if let Err(error) = shared.scores.add(&entry) {
+                if let Err(error) = shared.scores.add(entry) {
                     return self.fail(&mut shared, error.into());
                 }
             }

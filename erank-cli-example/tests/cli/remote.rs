@@ -106,3 +106,17 @@ fn what_a_server_cannot_do_is_told_with_the_flag_that_helps() {
     assert_eq!(ended.code, Some(1));
     assert!(ended.err.contains("--backend openai"), "{}", ended.err);
 }
+
+#[test]
+fn a_server_that_is_not_there_is_told_with_its_address() {
+    // Bound and let go, so that nobody listens there.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    drop(listener);
+    let ended = rerank(&url, &[]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    for says in [format!("cannot connect to {url}").as_str(), "--url", "not reached before"] {
+        assert!(ended.err.contains(says), "{says}: {}", ended.err);
+    }
+    assert!(!ended.err.contains("conformance"), "{}", ended.err);
+}

@@ -212,7 +212,14 @@ pub fn check(backend: &dyn ScoringBackend, options: &Options) -> Report {
     let suite = Suite { backend, options, template: PromptTemplate::erank() };
     let verdict = |check: Check| match suite.usable().and_then(|()| check.run(&suite)) {
         Ok(()) => Verdict::Passed,
-        Err(Trouble::Broken(reason)) => Verdict::Failed(reason),
+        Err(Trouble::Broken(reason)) => Verdict::Failed(match check {
+            Check::AnswerOnly | Check::Samples => {
+                format!(
+                    "{reason}; what a backend cannot do, it returns as BackendError::Unsupported"
+                )
+            }
+            _ => reason,
+        }),
         Err(Trouble::Unsupported(reason)) => match check {
             Check::AnswerOnly | Check::Samples => Verdict::Skipped(reason),
             _ => Verdict::Failed(format!(
@@ -508,7 +515,8 @@ impl Suite<'_> {
         let whole = |outcome: &Outcome| outcome.as_ref().is_ok_and(|c| !c.document_truncated);
         if cut[1].iter().any(whole) {
             return broken(
-                "a document of 20,000 words fits in 16 tokens, or is not said to be cut",
+                "a document of 20,000 words fits in 16 tokens, or is not said to be cut by \
+                 Completion::document_truncated",
             );
         }
 
@@ -519,7 +527,10 @@ impl Suite<'_> {
         let cut = self.run(&call, &mut || {})?;
         let whole = |outcome: &Outcome| outcome.as_ref().is_ok_and(|c| !c.query_truncated);
         if cut.iter().flatten().any(whole) {
-            return broken("a query of 20,000 words fits in 16 tokens, or is not said to be cut");
+            return broken(
+                "a query of 20,000 words fits in 16 tokens, or is not said to be cut by \
+                 Completion::query_truncated",
+            );
         }
         Ok(())
     }
