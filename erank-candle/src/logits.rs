@@ -1,5 +1,8 @@
 //! From logits to tokens and log-probabilities.
 
+use crate::kernels::exp::exp;
+use crate::kernels::{InstructionSet, LANES};
+
 /// A token with its natural log-probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -20,8 +23,13 @@ pub(crate) struct Logits<'a> {
 
 impl<'a> Logits<'a> {
     pub(crate) fn new(logits: &'a [f32]) -> Self {
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits.iter().map(|logit| f64::from((logit - largest).exp())).sum();
+        let (largest, sum) = InstructionSet::best().run(
+            #[inline(always)]
+            || {
+                let largest = largest(logits);
+                (largest, sum_of_exponentials(logits, largest))
+            },
+        );
         Self { logits, largest, log_sum: sum.ln() }
     }
 
@@ -33,13 +41,8 @@ impl<'a> Logits<'a> {
 
     /// The most probable token, the lowest id of equals.
     pub(crate) fn greedy(&self) -> TokenLogProb {
-        let mut best = 0;
-        for (id, logit) in self.logits.iter().enumerate() {
-            if *logit > self.logits[best] {
-                best = id;
-            }
-        }
-        self.token(best as u32)
+        let best = self.logits.iter().position(|logit| *logit == self.largest);
+        self.token(best.unwrap_or(0) as u32)
     }
 
     /// The `k` most probable tokens, best first, the lowest id of equals.
@@ -65,6 +68,35 @@ impl<'a> Logits<'a> {
     }
 }
 
+/// The largest number that is none of NaN; without one, −∞.
+#[inline(always)]
+fn largest(numbers: &[f32]) -> f32 {
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = numbers.as_chunks::<LANES>();
+    for numbers in whole {
+        for (largest, number) in largest.iter_mut().zip(numbers) {
+            *largest = if number > largest { *number } else { *largest };
+        }
+    }
+    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// `Σ exp(number − largest)`, added up in `LANES` sums.
+#[inline(always)]
+fn sum_of_exponentials(numbers: &[f32], largest: f32) -> f64 {
+    let mut sums = [0.0; LANES];
+    let (whole, rest) = numbers.as_chunks::<LANES>();
+    for numbers in whole {
+        for (sum, number) in sums.iter_mut().zip(numbers) {
+            *sum += f64::from(exp(number - largest));
+        }
+    }
+    for (sum, number) in sums.iter_mut().zip(rest) {
+        *sum += f64::from(exp(number - largest));
+    }
+    sums.iter().sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +112,21 @@ mod tests {
         assert_eq!(Logits::new(&[3.0, 3.0]).greedy().id, 0);
         assert_eq!(logits.log_prob(77), f64::NEG_INFINITY);
         assert_eq!(logits.most_probable(77).len(), 5);
+    }
+
+    #[test]
+    fn a_whole_vocabulary_s_sum_is_exact() {
+        let numbers: Vec<f32> =
+            (0..151_936).map(|i| (i * 7919 % 4001) as f32 / 97.0 - 25.0).collect();
+        let largest = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = numbers.iter().map(|x| f64::from(*x - largest).exp()).sum();
+        let logits = Logits::new(&numbers);
+        for id in [0, 1, 4000, 151_935] {
+            let exact = f64::from(numbers[id as usize] - largest) - sum.ln();
+            assert!((logits.log_prob(id) - exact).abs() < 1e-6, "{id}");
+        }
+        assert_eq!(numbers[logits.greedy().id as usize], largest);
+        assert!(Logits::new(&[f32::NAN, 1.0]).greedy().id == 1);
     }
 
     #[test]

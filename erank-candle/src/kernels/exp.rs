@@ -6,7 +6,7 @@
 /// `e^x = 2^n · e^r` with `n = round(x / ln 2)` and `r = x − n · ln 2`, `ln 2` in two parts (Cody and
 /// Waite 1980), and `e^r` as Cephes' polynomial for `|r| ≤ ln 2 / 2`.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // Comparisons that are false for NaN.
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };

@@ -23,7 +23,7 @@ pub(crate) mod arch;
 pub(crate) mod attention;
 pub(crate) mod buffer;
 mod columns;
-mod exp;
+pub(crate) mod exp;
 #[cfg(all(test, target_os = "linux"))]
 mod guard_pages;
 pub(crate) mod linear;

@@ -12,6 +12,8 @@ pub(super) mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+use std::sync::LazyLock;
+
 use half::bf16;
 
 use super::{Ahead, Element, LANES};
@@ -50,6 +52,12 @@ impl InstructionSet {
         }
         sets.push(Self(Set::Portable));
         sets
+    }
+
+    /// The best of [`available`](Self::available), for what does not depend on the set.
+    pub(crate) fn best() -> Self {
+        static BEST: LazyLock<InstructionSet> = LazyLock::new(|| InstructionSet::available()[0]);
+        *BEST
     }
 
     /// The set that the caller names, else the one that the environment variable
