@@ -149,7 +149,7 @@ fn forward(model: &Qwen3, rows: &[Row<'_>], cache: &KvCache) -> Vec<Logits> {
 fn cache_for(model: &Qwen3, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>>) {
     let needed: Vec<usize> = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).collect();
     let total = needed.iter().sum();
-    let mut cache = KvCache::new(model.config(), model.dtype(), total).expect("a cache");
+    let mut cache = model.new_cache(total).expect("a cache");
     let mut free: Vec<BlockId> =
         (0..total).map(|_| cache.take().expect("as many as asked for")).collect();
     let mut blocks = vec![Vec::new(); lengths.len()];

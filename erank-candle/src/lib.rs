@@ -46,6 +46,7 @@
 //!   tests and demonstrations, about 5 MB in the binary.
 
 mod backend;
+mod candle_ops;
 mod chat_template;
 mod checkpoint;
 mod config;
@@ -68,8 +69,8 @@ mod weights;
 pub struct Readme;
 
 pub use backend::{CandleBackend, Settings};
-/// The type of [`Settings::dtype`].
-pub use candle_core::DType;
+/// The types of [`Settings::dtype`] and [`Settings::device`].
+pub use candle_core::{DType, DeviceLocation};
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use engine::Statistics;
