@@ -86,8 +86,8 @@ impl Default for Settings {
 /// ERank in this process: a [`ScoringBackend`] on candle.
 ///
 /// One model serves any number of threads: the documents of all callers share one running batch, on
-/// a thread of the backend's own that ends with it. A document's result has the same bits whatever
-/// else runs.
+/// a thread of the backend's own that ends with it. On the CPU, a document's result has the same bits
+/// whatever else runs.
 ///
 /// ```
 /// use erank_candle::CandleBackend;
@@ -175,9 +175,8 @@ impl CandleBackend {
             return Err(LoadError::invalid("tokenizer.json", reason));
         }
         let blocks = cache_blocks(&model, settings)?;
-        let cache = model
-            .new_cache(blocks)
-            .map_err(|error| setting("cannot make the KV cache", &error))?;
+        let cache =
+            model.new_cache(blocks).map_err(|error| setting("cannot make the KV cache", &error))?;
         let step_tokens = settings.step_tokens.get();
         let sequences = settings.max_sequences.get().min(step_tokens);
         let limits = Limits { step_tokens, sequences, draft_tokens: settings.draft_tokens };
@@ -205,7 +204,9 @@ impl CandleBackend {
         match self.model.device().location() {
             DeviceLocation::Cpu => format!("{dtype} weights, {set} kernels"),
             DeviceLocation::Cuda { gpu_id } => format!("{dtype} weights, on CUDA device {gpu_id}"),
-            DeviceLocation::Metal { gpu_id } => format!("{dtype} weights, on Metal device {gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => {
+                format!("{dtype} weights, on Metal device {gpu_id}")
+            }
         }
     }
 
@@ -291,16 +292,14 @@ impl CandleBackend {
 
 /// With kernels on the CPU, and through candle's operations elsewhere, or if asked for.
 fn load_model(checkpoint: &Checkpoint, settings: &Settings) -> Result<Qwen3, LoadError> {
-    let (dtype, set) = (settings.dtype, settings.instruction_set.as_deref());
-    let device = open_device(settings.device)?;
-    match (set, &device) {
-        (Some(CANDLE), _) | (None, Device::Cuda(_) | Device::Metal(_)) => {
-            Qwen3::load_on(&device, checkpoint, dtype)
+    use DeviceLocation::{Cpu, Cuda, Metal};
+    match (settings.device, settings.instruction_set.as_deref()) {
+        (location, Some(CANDLE)) | (location @ (Cuda { .. } | Metal { .. }), None) => {
+            Qwen3::load_on(&open_device(location)?, checkpoint, settings.dtype)
         }
-        (_, Device::Cpu) => Qwen3::load(checkpoint, dtype, set),
-        (Some(set), _) => Err(LoadError::Setting(format!(
-            "the instruction set {set:?} is one of the CPU's; on {:?}, give none",
-            settings.device
+        (Cpu, set) => Qwen3::load(checkpoint, settings.dtype, set),
+        (location, Some(set)) => Err(LoadError::Setting(format!(
+            "the instruction set {set:?} is one of the CPU's; give none for {location:?}"
         ))),
     }
 }
@@ -313,8 +312,8 @@ fn open_device(location: DeviceLocation) -> Result<Device, LoadError> {
     };
     device.map_err(|error| {
         LoadError::Setting(format!(
-            "cannot use {location:?}: {error}; it takes such a device, its driver, and erank-candle built \
-             with the feature `{feature}`"
+            "cannot use {location:?}: {error}; it takes such a device with its driver, and a build with \
+             erank-candle's feature `{feature}`"
         ))
     })
 }

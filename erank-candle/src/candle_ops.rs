@@ -116,7 +116,8 @@ impl Layer {
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         let norm = |part: &str, width| vector(weights, &name(part), width, device);
         let matrix = |parts: &[(&str, usize)], inputs| {
-            let names: Vec<_> = parts.iter().map(|(part, outputs)| (name(part), *outputs)).collect();
+            let names: Vec<_> =
+                parts.iter().map(|(part, outputs)| (name(part), *outputs)).collect();
             let parts: Vec<_> = names.iter().map(|(name, outputs)| (&name[..], *outputs)).collect();
             weights.on_device(&parts, inputs, device)
         };
@@ -351,4 +352,72 @@ fn groups_of<'a, 'b>(rows: &'a [Row<'b>]) -> Vec<&'a [Row<'b>]> {
 /// Blocks that hold a row's tokens, those of this step too.
 fn blocks_of(row: &Row<'_>) -> usize {
     (row.position + row.tokens.len()).div_ceil(BLOCK_TOKENS)
+}
+
+#[cfg(all(test, feature = "tiny-model"))]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::kv_cache::BlockId;
+    use crate::model::Qwen3;
+
+    #[test]
+    fn rows_share_a_product_as_long_as_little_of_it_is_filling() {
+        let blocks = [BlockId(0); 8192];
+        let sizes = |rows: &[(usize, usize)]| -> Vec<usize> {
+            let tokens = [0; 9000];
+            let row = |&(position, count): &(usize, usize)| Row {
+                tokens: &tokens[..count],
+                position,
+                blocks: &blocks,
+                logits: 0,
+            };
+            let rows: Vec<Row<'_>> = rows.iter().map(row).collect();
+            groups_of(&rows).iter().map(|group| group.len()).collect()
+        };
+        assert_eq!(sizes(&[]), [0; 0]);
+        assert_eq!(sizes(&[(0, 1), (15, 1), (30, 1), (0, 2), (16, 2)]), [3, 2]);
+        // Rows of ten blocks beside rows of one.
+        assert_eq!(sizes(&[(150, 1), (0, 1), (0, 1)]), [2, 1]);
+        assert_eq!(sizes(&[(150, 1), (150, 1), (0, 1), (0, 1), (0, 1)]), [4, 1]);
+        // However long, a row is computed.
+        assert_eq!(sizes(&[(100_000, 1), (100_000, 1), (0, 9000)]), [1, 1, 1]);
+        assert_eq!(sizes(&[(1 << 13, 1); 8]), [3, 3, 2]);
+    }
+
+    #[test]
+    fn what_others_left_in_a_block_does_not_count() {
+        let model = Qwen3::load_on(&Device::Cpu, &Checkpoint::tiny(), None).expect("bundled");
+        let mut cache = model.new_cache(4).expect("a cache");
+        let blocks: Vec<BlockId> = std::iter::from_fn(|| cache.take()).collect();
+        // The second row is filled up to the first's blocks.
+        let rows = [
+            Row { tokens: &[7; 20], position: 0, blocks: &blocks[..2], logits: 20 },
+            Row { tokens: &[9; 20], position: 0, blocks: &blocks[2..], logits: 20 },
+        ];
+        let logits = |rows: &[Row<'_>]| -> Vec<Vec<f32>> {
+            model.forward(rows, &cache).and_then(|logits| logits.to_vec2()).expect("logits")
+        };
+        let clean = logits(&rows);
+        for layer in cache.layers() {
+            let spoilt = Tensor::full(f32::NAN, layer.shape(), &Device::Cpu)
+                .and_then(|numbers| numbers.to_dtype(layer.dtype()))
+                .expect("numbers");
+            layer.slice_set(&spoilt, 0, 0).expect("as large");
+        }
+        assert_eq!(logits(&rows), clean);
+    }
+
+    #[test]
+    fn what_cannot_be_computed_is_an_error() {
+        let model = Qwen3::load_on(&Device::Cpu, &Checkpoint::tiny(), None).expect("bundled");
+        let mut cache = model.new_cache(1).expect("a cache");
+        let blocks = [cache.take().expect("a block")];
+        let error = |tokens: &[u32], blocks: &[BlockId]| {
+            let row = Row { tokens, position: 0, blocks, logits: 1 };
+            model.forward(&[row], &cache).expect_err("impossible").to_string()
+        };
+        assert!(error(&[u32::MAX], &blocks).contains("token id 4294967295"));
+        assert!(error(&[0], &[BlockId(1)]).contains("KV block 1"));
+    }
 }

@@ -232,7 +232,8 @@ impl Layer {
         let kv_width = config.num_key_value_heads * head_dim;
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         let norm = |part: &str, width| norm(weights, config, &name(part), width);
-        let matrix = |part: &str, outputs, inputs| weights.matrix(&name(part), outputs, inputs, set);
+        let matrix =
+            |part: &str, outputs, inputs| weights.matrix(&name(part), outputs, inputs, set);
 
         let qkv = weights.stacked(
             &[

@@ -110,7 +110,9 @@ impl<'a> Weights<'a> {
             .into_iter()
             .collect::<candle_core::Result<Vec<_>>>()
             .and_then(|tensors| Tensor::cat(&tensors, 0)?.to_device(device))
-            .map_err(|error| LoadError::tensor(parts[0].0, format!("not on the device: {error}")))?;
+            .map_err(|error| {
+                LoadError::tensor(parts[0].0, format!("not on the device: {error}"))
+            })?;
         self.release(parts, inputs)?;
         Ok(stacked)
     }
