@@ -67,8 +67,8 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// The checkpoint's type, the CPU, all its cores, a quarter of the memory, 512 tokens a step, 64 sequences,
-    /// guesses up to 8 tokens.
+    /// The checkpoint's type, the CPU, all its cores, a quarter of the memory, 512 tokens a step,
+    /// 64 sequences, guesses up to 8 tokens.
     fn default() -> Self {
         Self {
             dtype: None,

@@ -65,7 +65,8 @@ struct Layer {
 }
 
 impl Qwen3 {
-    /// Loads for the CPU and packs the weights, as F32 or BF16; without a `dtype`, as the checkpoint has them.
+    /// Loads for the CPU and packs the weights, as F32 or BF16; without a `dtype`, as the checkpoint
+    /// has them.
     /// Kernels are those of `instruction_set`, one of [`instruction_sets`](Self::instruction_sets);
     /// without one, of the environment variable `ERANK_INSTRUCTION_SET`, or else the best.
     ///
