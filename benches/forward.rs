@@ -141,7 +141,7 @@ impl Bench {
     /// A cache with room for `rows` sequences, and each one's blocks.
     fn cache(&self, rows: usize) -> Result<(KvCache, Vec<Vec<BlockId>>)> {
         let each = (PROMPT + 1).div_ceil(BLOCK_TOKENS);
-        let mut cache = KvCache::new(self.model.config(), self.model.dtype(), rows * each)?;
+        let mut cache = self.model.new_cache(rows * each)?;
         let all: Vec<BlockId> = std::iter::from_fn(|| cache.take()).collect();
         Ok((cache, all.chunks(each).map(<[BlockId]>::to_vec).collect()))
     }

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use erank_candle::{CandleBackend, Checkpoint, Settings};
+use erank_candle::{CandleBackend, Checkpoint, DeviceLocation, Settings};
 use erank_core::backend::{Completion, DocumentError, Job};
 use erank_core::testing::conformance;
 use erank_core::{
@@ -237,6 +237,16 @@ fn settings_that_cannot_be_are_named() {
     settings.dtype = Some(candle_core::DType::I64);
     let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("no such weights");
     assert!(error.to_string().contains("I64"), "{error}");
+    let mut settings = Settings::default();
+    settings.device = DeviceLocation::Cuda { gpu_id: 77 };
+    let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("no such device");
+    assert!(
+        error.to_string().contains("gpu_id: 77") && error.to_string().contains("`cuda`"),
+        "{error}"
+    );
+    settings.instruction_set = Some("avx2".into());
+    let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("a CPU's");
+    assert!(error.to_string().contains("avx2"), "{error}");
 }
 
 #[test]
@@ -249,5 +259,41 @@ fn it_keeps_the_contract_of_backends() {
         options.scoring.mode = mode;
         let report = conformance::check(&boxed, &options);
         assert!(report.is_conformant(), "{mode:?}\n{report}");
+    }
+}
+
+/// Through candle's own operations, as a GPU runs it, here on the CPU: as they choose how to add up by the
+/// shapes, an answer's last bits depend on the company.
+#[test]
+fn it_keeps_the_contract_without_kernels() {
+    let backend = tiny_with(|settings| settings.instruction_set = Some("candle".into()));
+    let mut options = conformance::Options::default();
+    options.many = 100;
+    options.deterministic = false;
+    options.scoring.mode = Mode::Reason { max_tokens: 8 };
+    let report = conformance::check(&backend, &options);
+    assert!(report.is_conformant(), "{report}");
+}
+
+/// Also those of sequences that had to give their blocks back. In F32: in BF16, rounding turns near ties.
+#[test]
+fn without_kernels_the_answers_are_the_same() {
+    let f32 = |set: Option<&str>, blocks: usize| {
+        let backend = tiny_with(|settings| {
+            settings.dtype = Some(candle_core::DType::F32);
+            settings.instruction_set = set.map(str::to_owned);
+            settings.cache_bytes = Some(blocks * 2 * BLOCK_BYTES);
+        });
+        completions(&backend, &DOCUMENTS, REASON)
+    };
+    let expected = f32(None, 1000);
+    for blocks in [26, 1000] {
+        for (found, expected) in f32(Some("candle"), blocks).iter().zip(&expected) {
+            assert_eq!(found.text, expected.text);
+            for (found, expected) in found.tokens.iter().zip(&expected.tokens) {
+                let error = (found.log_prob - expected.log_prob).abs();
+                assert!(error < 1e-3, "{found:?}, {expected:?}");
+            }
+        }
     }
 }

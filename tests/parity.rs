@@ -90,11 +90,21 @@ impl Golden {
     }
 
     fn load_for(&self, dtype: DType, instruction_set: Option<&str>) -> Qwen3 {
+        let model = Qwen3::load(&self.checkpoint(), Some(dtype), instruction_set);
+        model.expect("a whole checkpoint")
+    }
+
+    /// Through candle's own operations, as other devices run it.
+    fn load_without_kernels(&self, dtype: DType) -> Qwen3 {
+        let model = Qwen3::load_on(&Device::Cpu, &self.checkpoint(), Some(dtype));
+        model.expect("a whole checkpoint")
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
         let layout = if self.name == SHARDED { Layout::TwoShards } else { Layout::OneFile };
         let folder = tempfile::tempdir().expect("a temporary folder");
         self.model.write(folder.path(), layout).expect("the checkpoint fits on disk");
-        let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
-        Qwen3::load(&checkpoint, Some(dtype), instruction_set).expect("a whole checkpoint")
+        Checkpoint::open(folder.path()).expect("a checkpoint")
     }
 
     fn prompts(&self) -> Vec<Vec<u32>> {
@@ -149,7 +159,7 @@ fn forward(model: &Qwen3, rows: &[Row<'_>], cache: &KvCache) -> Vec<Logits> {
 fn cache_for(model: &Qwen3, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>>) {
     let needed: Vec<usize> = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).collect();
     let total = needed.iter().sum();
-    let mut cache = KvCache::new(model.config(), model.dtype(), total).expect("a cache");
+    let mut cache = model.new_cache(total).expect("a cache");
     let mut free: Vec<BlockId> =
         (0..total).map(|_| cache.take().expect("as many as asked for")).collect();
     let mut blocks = vec![Vec::new(); lengths.len()];
@@ -162,6 +172,9 @@ fn cache_for(model: &Qwen3, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>>) {
     }
     (cache, blocks)
 }
+
+/// How sequences are spread over steps.
+type Plan = fn(&[Vec<u32>]) -> Vec<Vec<Part>>;
 
 /// Each sequence by itself, in one step.
 fn one_by_one(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
@@ -301,13 +314,27 @@ fn table_of_errors_against_transformers() {
     println!("{:18} length  F32      BF16               transformers' BF16", "model");
     for set in Qwen3::instruction_sets() {
         println!("kernels: {set}");
-        Golden::all().iter().for_each(|golden| check_errors(golden, set));
+        for golden in Golden::all() {
+            check_errors(&golden, set, one_by_one, |dtype| golden.load_for(dtype, Some(set)));
+        }
     }
 }
 
-fn check_errors(golden: &Golden, set: &str) {
+/// The same of candle's own operations, whose bits depend on how the tokens are spread over steps.
+#[test]
+fn table_of_errors_without_kernels() {
+    let ways: [(&str, Plan); 2] = [("one by one", one_by_one), ("continuous batching", continuous)];
+    for (way, plan) in ways {
+        println!("candle's operations, {way}");
+        for golden in Golden::all() {
+            check_errors(&golden, way, plan, |dtype| golden.load_without_kernels(dtype));
+        }
+    }
+}
+
+fn check_errors(golden: &Golden, what: &str, plan: Plan, load: impl Fn(DType) -> Qwen3) {
     let prompts = golden.prompts();
-    let run = |dtype| run(&golden.load_for(dtype, Some(set)), &prompts, &one_by_one(&prompts));
+    let run = |dtype| run(&load(dtype), &prompts, &plan(&prompts));
     let (f32, bf16) = (run(DType::F32), run(DType::BF16));
     let mut rows = Vec::new();
     for (case, (f32, bf16)) in golden.cases.iter().zip(f32.iter().zip(&bf16)) {
@@ -320,9 +347,9 @@ fn check_errors(golden: &Golden, set: &str) {
     let bf16 = Errors::together(&rows.iter().map(|row| (row.1, row.3)).collect::<Vec<_>>());
     let theirs = Errors::together(&rows.iter().map(|row| (row.2, row.3)).collect::<Vec<_>>());
     print_row(&golden.name, "all", f32, bf16, theirs);
-    assert!(f32.largest <= F32_BOUND, "{set}, {}: F32 error {:e}", golden.name, f32.largest);
-    assert!(bf16.largest <= theirs.largest, "{set}, {}: largest BF16 error", golden.name);
-    assert!(bf16.rms <= theirs.rms, "{set}, {}: BF16 errors' root mean square", golden.name);
+    assert!(f32.largest <= F32_BOUND, "{what}, {}: F32 error {:e}", golden.name, f32.largest);
+    assert!(bf16.largest <= theirs.largest, "{what}, {}: largest BF16 error", golden.name);
+    assert!(bf16.rms <= theirs.rms, "{what}, {}: BF16 errors' root mean square", golden.name);
 }
 
 fn print_row(name: &str, length: &str, f32: Errors, bf16: Errors, theirs: Errors) {
@@ -368,58 +395,72 @@ fn threads_do_not_change_a_bit() {
 /// A prefix computed once and shared, as the documents of one query share theirs.
 #[test]
 fn a_shared_prefix_does_not_change_a_bit() {
-    const PREFIX: usize = 3 * BLOCK_TOKENS;
     for golden in Golden::all() {
         for dtype in [DType::F32, DType::BF16] {
             let model = golden.load(dtype);
-            let prefix = golden.model.tokens(300)[..PREFIX].to_vec();
-            let prompts: Vec<Vec<u32>> = [15, 17, 64]
-                .map(|length| [prefix.clone(), golden.model.tokens(length)].concat())
-                .into();
-            let whole = run(&model, &prompts, &one_by_one(&prompts));
-
-            let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-            let (cache, mut blocks) = cache_for(&model, &lengths);
-            let shared = blocks[0][..3].to_vec();
-            let row = |tokens, position, blocks, logits| Row { tokens, position, blocks, logits };
-            let prefill = row(&prefix[..], 0, &shared[..], 0);
-            assert!(forward(&model, &[prefill], &cache).is_empty());
-            for blocks in &mut blocks {
-                blocks[..3].copy_from_slice(&shared);
-            }
-            let rows: Vec<Row<'_>> = prompts
-                .iter()
-                .zip(&blocks)
-                .map(|(prompt, blocks)| {
-                    row(&prompt[PREFIX..], PREFIX, blocks, prompt.len() - PREFIX)
-                })
-                .collect();
-            let rest: Vec<Vec<Logits>> =
-                whole.iter().map(|logits| logits[PREFIX..].to_vec()).collect();
-            let together = vec![forward(&model, &rows, &cache)];
-            let what = format!("{} in {dtype:?}", golden.name);
-            assert_same_bits(&together, &[rest.concat()], &what);
+            let (together, alone) = with_a_shared_prefix(&golden, &model, &model);
+            assert_same_bits(&[together], &[alone], &format!("{} in {dtype:?}", golden.name));
         }
+        let (model, kernels) = (golden.load_without_kernels(DType::F32), golden.load(DType::F32));
+        let (together, alone) = with_a_shared_prefix(&golden, &model, &kernels);
+        let errors = Errors::of(&together, &alone);
+        assert!(errors.largest <= F32_BOUND, "{}: {:e}", golden.name, errors.largest);
     }
+}
+
+/// The logits behind a prefix of three blocks that prompts share, and those of another model to which
+/// each prompt is given whole.
+fn with_a_shared_prefix(
+    golden: &Golden,
+    model: &Qwen3,
+    other: &Qwen3,
+) -> (Vec<Logits>, Vec<Logits>) {
+    const PREFIX: usize = 3 * BLOCK_TOKENS;
+    let prefix = golden.model.tokens(300)[..PREFIX].to_vec();
+    let prompts: Vec<Vec<u32>> =
+        [15, 17, 64].map(|length| [prefix.clone(), golden.model.tokens(length)].concat()).into();
+    let whole = run(other, &prompts, &one_by_one(&prompts));
+
+    let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+    let (cache, mut blocks) = cache_for(model, &lengths);
+    let shared = blocks[0][..3].to_vec();
+    let row = |tokens, position, blocks, logits| Row { tokens, position, blocks, logits };
+    let prefill = row(&prefix[..], 0, &shared[..], 0);
+    assert!(forward(model, &[prefill], &cache).is_empty());
+    for blocks in &mut blocks {
+        blocks[..3].copy_from_slice(&shared);
+    }
+    let rows: Vec<Row<'_>> = prompts
+        .iter()
+        .zip(&blocks)
+        .map(|(prompt, blocks)| row(&prompt[PREFIX..], PREFIX, blocks, prompt.len() - PREFIX))
+        .collect();
+    let rest = whole.iter().flat_map(|logits| logits[PREFIX..].to_vec()).collect();
+    (forward(model, &rows, &cache), rest)
 }
 
 #[test]
 fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
     let golden = &Golden::all()[0];
-    let model = golden.load(DType::BF16);
+    let (model, candles) = (golden.load(DType::F32), golden.load_without_kernels(DType::F32));
     let prompts = golden.prompts()[1..4].to_vec();
     let whole = run(&model, &prompts, &one_by_one(&prompts));
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-    let (cache, blocks) = cache_for(&model, &lengths);
     let wanted = [prompts[0].len(), 0, 2];
-    let rows: Vec<Row<'_>> = prompts
-        .iter()
-        .zip(&blocks)
-        .zip(wanted)
-        .map(|((tokens, blocks), logits)| Row { tokens, position: 0, blocks, logits })
-        .collect();
     let expected = [&whole[0][..], &whole[2][whole[2].len() - 2..]].concat();
-    assert_eq!(forward(&model, &rows, &cache), expected);
+    let wanted_of = |model: &Qwen3| {
+        let (cache, blocks) = cache_for(model, &lengths);
+        let rows: Vec<Row<'_>> = prompts
+            .iter()
+            .zip(&blocks)
+            .zip(wanted)
+            .map(|((tokens, blocks), logits)| Row { tokens, position: 0, blocks, logits })
+            .collect();
+        forward(model, &rows, &cache)
+    };
+    assert_eq!(wanted_of(&model), expected);
+    let errors = Errors::of(&wanted_of(&candles), &expected);
+    assert!(errors.largest <= F32_BOUND, "{:e}", errors.largest);
 }
 
 /// A third implementation, which neither ours nor the goldens come from.

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::DType;
+use candle_core::{DType, Device, DeviceLocation};
 use erank_core::backend::{BackendError, DocumentError, Job, ScoringBackend, ScoringOptions, Sink};
 use erank_core::prompt::BoundPrompt;
 
@@ -17,7 +17,7 @@ use crate::error::LoadError;
 use crate::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
 use crate::logits::{Logits, TokenLogProb};
 use crate::memory;
-use crate::model::{Qwen3, Row};
+use crate::model::{CANDLE, Qwen3, Row};
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
 
 /// How a model is loaded and run.
@@ -39,16 +39,20 @@ pub struct Settings {
     /// The type that weights and the KV cache are kept in, F32 or BF16; `None` is the checkpoint's
     /// own. Arithmetic is in F32 either way.
     pub dtype: Option<DType>,
+    /// Where the model runs: on the CPU, with this crate's kernels, or on a GPU, through candle's own
+    /// operations, for which the crate must be built with its feature `cuda` or `metal`.
+    pub device: DeviceLocation,
     /// The instruction set of the kernels: `"amx"`, `"avx512bf16"`, `"avx512"`, `"avx2"` or `"portable"`, if
     /// the machine has it. `None` is the environment variable `ERANK_INSTRUCTION_SET`, or else the
-    /// best.
+    /// best. `"candle"` is none of them, but candle's own operations, as a GPU runs them: much slower on
+    /// the CPU, and there to test them.
     pub instruction_set: Option<String>,
     /// Threads to compute with; `None` is one per core.
     pub threads: Option<NonZeroUsize>,
     /// Bytes for the KV cache, running sequences and remembered prefixes together. Work that does
     /// not fit waits. The cache has the type of the weights: an F32 model's holds half as many tokens
     /// in the same bytes as a BF16 model's. `None` is a quarter of the memory that is available when
-    /// the model is loaded, or 2 GiB where that cannot be told.
+    /// the model is loaded, or 2 GiB where that cannot be told, as of a GPU.
     pub cache_bytes: Option<usize>,
     /// Most tokens that one step computes. More make prompts faster to read, and make a stop, which
     /// is seen between steps, slower.
@@ -63,11 +67,12 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// The checkpoint's type, all cores, a quarter of the memory, 512 tokens a step, 64 sequences,
-    /// guesses up to 8 tokens.
+    /// The checkpoint's type, the CPU, all its cores, a quarter of the memory, 512 tokens a step,
+    /// 64 sequences, guesses up to 8 tokens.
     fn default() -> Self {
         Self {
             dtype: None,
+            device: DeviceLocation::Cpu,
             instruction_set: None,
             threads: None,
             cache_bytes: None,
@@ -81,8 +86,8 @@ impl Default for Settings {
 /// ERank in this process: a [`ScoringBackend`] on candle.
 ///
 /// One model serves any number of threads: the documents of all callers share one running batch, on
-/// a thread of the backend's own that ends with it. A document's result has the same bits whatever
-/// else runs.
+/// a thread of the backend's own that ends with it. On the CPU, a document's result has the same bits
+/// whatever else runs.
 ///
 /// ```
 /// use erank_candle::CandleBackend;
@@ -160,9 +165,7 @@ impl CandleBackend {
             .map_err(|error| setting("cannot start the threads", &error))?;
         let threads = Arc::new(threads);
 
-        let model = Arc::new(threads.install(|| {
-            Qwen3::load(checkpoint, settings.dtype, settings.instruction_set.as_deref())
-        })?);
+        let model = Arc::new(threads.install(|| load_model(checkpoint, settings))?);
         let vocab_size = model.config().vocab_size;
         if tokenizer.vocab_size() > vocab_size {
             let reason = format!(
@@ -172,8 +175,8 @@ impl CandleBackend {
             return Err(LoadError::invalid("tokenizer.json", reason));
         }
         let blocks = cache_blocks(&model, settings)?;
-        let cache = KvCache::new(model.config(), model.dtype(), blocks)
-            .map_err(|error| setting("cannot make the KV cache", &error))?;
+        let cache =
+            model.new_cache(blocks).map_err(|error| setting("cannot make the KV cache", &error))?;
         let step_tokens = settings.step_tokens.get();
         let sequences = settings.max_sequences.get().min(step_tokens);
         let limits = Limits { step_tokens, sequences, draft_tokens: settings.draft_tokens };
@@ -195,10 +198,16 @@ impl CandleBackend {
         &self.tokenizer
     }
 
-    /// What runs, for logs: the instruction set of the kernels and the type of the weights.
+    /// What runs, for logs: the type of the weights, and the instruction set of the kernels or the device.
     pub fn description(&self) -> String {
-        let (dtype, set) = (self.model.dtype(), self.model.instruction_set());
-        format!("{} weights, {set} kernels", dtype.as_str())
+        let (dtype, set) = (self.model.dtype().as_str(), self.model.instruction_set());
+        match self.model.device().location() {
+            DeviceLocation::Cpu => format!("{dtype} weights, {set} kernels"),
+            DeviceLocation::Cuda { gpu_id } => format!("{dtype} weights, on CUDA device {gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => {
+                format!("{dtype} weights, on Metal device {gpu_id}")
+            }
+        }
     }
 
     /// What the engine has done and is doing, in numbers.
@@ -266,7 +275,7 @@ impl CandleBackend {
         let blocks = ids.len().div_ceil(BLOCK_TOKENS);
         // Nothing is guarded that a panic could have left half done.
         let _one_at_a_time = self.own_cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut cache = KvCache::new(self.config(), self.model.dtype(), blocks)?;
+        let mut cache = self.model.new_cache(blocks)?;
         let blocks: Vec<BlockId> = std::iter::from_fn(|| cache.take()).collect();
         let mut positions = Vec::with_capacity(ids.len());
         for tokens in ids.chunks(AT_ONCE) {
@@ -281,15 +290,44 @@ impl CandleBackend {
     }
 }
 
+/// With kernels on the CPU, and through candle's operations elsewhere, or if asked for.
+fn load_model(checkpoint: &Checkpoint, settings: &Settings) -> Result<Qwen3, LoadError> {
+    use DeviceLocation::{Cpu, Cuda, Metal};
+    match (settings.device, settings.instruction_set.as_deref()) {
+        (location, Some(CANDLE)) | (location @ (Cuda { .. } | Metal { .. }), None) => {
+            Qwen3::load_on(&open_device(location)?, checkpoint, settings.dtype)
+        }
+        (Cpu, set) => Qwen3::load(checkpoint, settings.dtype, set),
+        (location, Some(set)) => Err(LoadError::Setting(format!(
+            "the instruction set {set:?} is one of the CPU's; give none for {location:?}"
+        ))),
+    }
+}
+
+fn open_device(location: DeviceLocation) -> Result<Device, LoadError> {
+    let (device, feature) = match location {
+        DeviceLocation::Cpu => return Ok(Device::Cpu),
+        DeviceLocation::Cuda { gpu_id } => (Device::new_cuda(gpu_id), "cuda"),
+        DeviceLocation::Metal { gpu_id } => (Device::new_metal(gpu_id), "metal"),
+    };
+    device.map_err(|error| {
+        LoadError::Setting(format!(
+            "cannot use {location:?}: {error}; it takes such a device with its driver, and a build with \
+             erank-candle's feature `{feature}`"
+        ))
+    })
+}
+
 /// Blocks that the budget pays for, but no more than the running sequences could ever fill.
 fn cache_blocks(model: &Qwen3, settings: &Settings) -> Result<usize, LoadError> {
     // The least in which a prompt and its answer could fit.
     const LEAST: usize = 16;
     let config = model.config();
     let block_bytes = KvCache::block_bytes(config, model.dtype());
+    let available = || memory::available().filter(|_| model.device().is_cpu());
     let affordable = match settings.cache_bytes {
         Some(bytes) => bytes / block_bytes,
-        None => (memory::available().map_or(2 << 30, |bytes| bytes / 4) / block_bytes).max(LEAST),
+        None => (available().map_or(2 << 30, |bytes| bytes / 4) / block_bytes).max(LEAST),
     };
     if affordable < LEAST {
         return Err(LoadError::Setting(format!(

@@ -21,7 +21,8 @@ pub struct BlockId(pub(crate) u32);
 /// change.
 #[derive(Debug)]
 pub struct KvCache {
-    /// By layer, `[blocks, numbers in a block]`.
+    /// By layer, `[blocks, numbers in a block]`, on the device that the model runs on. The kernels' blocks
+    /// are [`BlockLayout`]'s, those of candle's operations `[2][16 tokens][kv heads][head_dim]`, keys first.
     layers: Vec<Tensor>,
     /// By block.
     taken: Vec<bool>,
@@ -29,38 +30,45 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `blocks` blocks, in the type `dtype` (F32 or BF16).
-    ///
-    /// Memory is taken from the system as blocks are first written.
+    /// For the kernels: room for `blocks` blocks, in the type `dtype` (F32 or BF16).
     ///
     /// # Errors
     /// For any other type, or more than 2³² blocks.
-    pub fn new(config: &Config, dtype: DType, blocks: usize) -> Result<Self> {
+    pub(crate) fn new(config: &Config, dtype: DType, blocks: usize) -> Result<Self> {
+        let shape = (blocks, layout(config).block_size());
+        Self::with_layers(config.num_hidden_layers, || zeros(shape, dtype, &Device::Cpu), blocks)
+    }
+
+    /// The same for candle's operations, on a device.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and if the device has no room for it.
+    pub(crate) fn on_device(
+        config: &Config,
+        dtype: DType,
+        blocks: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let size = 2 * BLOCK_TOKENS * config.num_key_value_heads * config.head_dim;
+        Self::with_layers(config.num_hidden_layers, || zeros((blocks, size), dtype, device), blocks)
+    }
+
+    fn with_layers(
+        layers: usize,
+        layer: impl Fn() -> Result<Tensor>,
+        blocks: usize,
+    ) -> Result<Self> {
         let Ok(count) = u32::try_from(blocks) else { candle_core::bail!("{blocks} KV blocks") };
-        let size = layout(config).block_size();
-        let layer = || match dtype {
-            DType::F32 => {
-                let mut zeros = vec![0f32; blocks * size];
-                use_large_pages(&mut zeros);
-                Tensor::from_vec(zeros, (blocks, size), &Device::Cpu)
-            }
-            DType::BF16 => {
-                // Zeroed integers come from the system untouched; zeroed BF16 would be written.
-                let mut zeros: Vec<bf16> = vec![0u16; blocks * size].reinterpret_into();
-                use_large_pages(&mut zeros);
-                Tensor::from_vec(zeros, (blocks, size), &Device::Cpu)
-            }
-            other => candle_core::bail!("a KV cache of type {other:?}; it is F32 or BF16"),
-        };
         Ok(Self {
-            layers: (0..config.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?,
+            layers: (0..layers).map(|_| layer()).collect::<Result<_>>()?,
             taken: vec![false; blocks],
             // Popped from the end: the lowest first.
             free: (0..count).rev().map(BlockId).collect(),
         })
     }
 
-    /// Bytes of one block over all layers.
+    /// Bytes of one block over all layers, at most: candle's operations need none of the kernels' padding
+    /// of heads whose width is no multiple of 16.
     pub fn block_bytes(config: &Config, dtype: DType) -> usize {
         layout(config).block_size() * config.num_hidden_layers * dtype.size_in_bytes()
     }
@@ -95,6 +103,26 @@ impl KvCache {
     }
 }
 
+/// Zeros `[blocks, numbers]`. On the CPU, memory is taken from the system as it is first written.
+fn zeros(shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor> {
+    let count = shape.0 * shape.1;
+    match (dtype, device) {
+        (DType::F32, Device::Cpu) => {
+            let mut zeros = vec![0f32; count];
+            use_large_pages(&mut zeros);
+            Tensor::from_vec(zeros, shape, device)
+        }
+        (DType::BF16, Device::Cpu) => {
+            // Zeroed integers come from the system untouched; zeroed BF16 would be written.
+            let mut zeros: Vec<bf16> = vec![0u16; count].reinterpret_into();
+            use_large_pages(&mut zeros);
+            Tensor::from_vec(zeros, shape, device)
+        }
+        (DType::F32 | DType::BF16, _) => Tensor::zeros(shape, dtype, device),
+        (other, _) => candle_core::bail!("a KV cache of type {other:?}; it is F32 or BF16"),
+    }
+}
+
 pub(crate) fn layout(config: &Config) -> BlockLayout {
     BlockLayout { kv_heads: config.num_key_value_heads, head_dim: config.head_dim }
 }
@@ -126,9 +154,11 @@ mod tests {
 
     #[test]
     fn a_block_has_the_size_that_is_budgeted() {
-        let cache = KvCache::new(&config(), DType::BF16, 3).expect("a cache");
-        let bytes: usize = cache.layers.iter().map(|layer| layer.elem_count() * 2).sum();
-        assert_eq!(bytes, 3 * KvCache::block_bytes(&config(), DType::BF16));
+        let budget = 3 * KvCache::block_bytes(&config(), DType::BF16);
+        let bytes = |cache: KvCache| cache.layers.iter().map(|l| l.elem_count() * 2).sum::<usize>();
+        assert_eq!(bytes(KvCache::new(&config(), DType::BF16, 3).expect("a cache")), budget);
+        let candles = KvCache::on_device(&config(), DType::BF16, 3, &Device::Cpu).expect("a cache");
+        assert!(bytes(candles) <= budget);
         assert!(KvCache::new(&config(), DType::F16, 1).is_err());
     }
 }

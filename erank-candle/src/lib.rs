@@ -31,7 +31,7 @@
 //! token of every document that thinks, and a part of the prompts of those that come, within
 //! [`Settings::step_tokens`]. What prompts have in common is computed once, and kept as long as
 //! [`Settings::cache_bytes`] has room for it. Who has fewer documents running goes first. A document's
-//! result has the same bits whatever else runs. When the backend is dropped, its thread ends.
+//! result has the same bits whatever else runs, on the CPU. When the backend is dropped, its thread ends.
 //!
 //! What the engine does can be watched: [`Statistics`] are its counters, and the `tracing` crate gets a
 //! span `score` for each job (level debug, `documents`) and a span `step` for each step (level trace,
@@ -39,13 +39,17 @@
 //!
 //! # Features
 //!
-//! Both are on by default.
+//! The first two are on by default.
 //!
 //! - `hub`: `CandleBackend::from_hub` and `Checkpoint::from_hub`.
 //! - `tiny-model`: `CandleBackend::tiny` and `Checkpoint::tiny`, a model of 2.4 million parameters for
 //!   tests and demonstrations, about 5 MB in the binary.
+//! - `cuda`, `metal`: NVIDIA's and Apple's GPUs for [`Settings::device`], through candle's own operations.
+//!   On no GPU has this been run; on the CPU the same operations are tested. `cuda` takes the CUDA toolkit
+//!   to build and the driver to start, `metal` takes macOS.
 
 mod backend;
+mod candle_ops;
 mod chat_template;
 mod checkpoint;
 mod config;
@@ -68,8 +72,8 @@ mod weights;
 pub struct Readme;
 
 pub use backend::{CandleBackend, Settings};
-/// The type of [`Settings::dtype`].
-pub use candle_core::DType;
+/// The types of [`Settings::dtype`] and [`Settings::device`].
+pub use candle_core::{DType, DeviceLocation};
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use engine::Statistics;

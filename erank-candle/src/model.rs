@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use crate::candle_ops::CandleOps;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::LoadError;
@@ -13,6 +14,9 @@ use crate::kernels::norm::Norm;
 use crate::kv_cache::{self, BLOCK_TOKENS, BlockId, KvCache};
 use crate::ops::{Attention, Embed, Heads, LinearAdd, NormGateUp, NormLinear, WriteKv};
 use crate::weights::{EMBEDDING, Weights};
+
+/// The name of candle's own operations, where one of an instruction set could stand.
+pub(crate) const CANDLE: &str = "candle";
 
 /// One sequence's part of a step: some of its tokens, right behind those that the cache holds.
 #[derive(Debug, Clone, Copy)]
@@ -28,11 +32,24 @@ pub struct Row<'a> {
     pub logits: usize,
 }
 
-/// A Qwen3 model with its weights packed for this machine.
+/// A Qwen3 model with its weights, on the device where it runs.
 pub struct Qwen3 {
     config: Config,
     dtype: DType,
     inverse_frequencies: Vec<f32>,
+    operations: Operations,
+}
+
+/// What the forward pass is made of.
+enum Operations {
+    /// This crate's kernels, on the CPU.
+    Kernels(Kernels),
+    /// candle's own, on any device.
+    Candle(CandleOps),
+}
+
+/// The weights packed for this machine's kernels.
+struct Kernels {
     embed: Embed,
     layers: Vec<Layer>,
     output: NormLinear,
@@ -48,7 +65,8 @@ struct Layer {
 }
 
 impl Qwen3 {
-    /// Loads and packs the weights, as F32 or BF16; without a `dtype`, as the checkpoint has them.
+    /// Loads for the CPU and packs the weights, as F32 or BF16; without a `dtype`, as the checkpoint
+    /// has them.
     /// Kernels are those of `instruction_set`, one of [`instruction_sets`](Self::instruction_sets);
     /// without one, of the environment variable `ERANK_INSTRUCTION_SET`, or else the best.
     ///
@@ -65,24 +83,45 @@ impl Qwen3 {
         let set = InstructionSet::choose(instruction_set)?;
         let config =
             Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
-        let weights = Weights::new(&checkpoint.shards, dtype, set)?;
+        let weights = Weights::new(&checkpoint.shards, dtype)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let table = Arc::new(weights.matrix(EMBEDDING, vocab, hidden)?);
+        let table = Arc::new(weights.matrix(EMBEDDING, vocab, hidden, set)?);
         let output = match config.tie_word_embeddings {
             true => table.clone(),
-            false => Arc::new(weights.matrix("lm_head.weight", vocab, hidden)?),
+            false => Arc::new(weights.matrix("lm_head.weight", vocab, hidden, set)?),
         };
         let norm = norm(&weights, &config, "model.norm.weight", hidden)?;
-        Ok(Self {
-            dtype: weights.dtype(),
-            inverse_frequencies: inverse_frequencies(&config),
+        let kernels = Kernels {
             embed: Embed { table },
             layers: (0..config.num_hidden_layers)
                 .map(|index| Layer::load(&weights, &config, index, set))
                 .collect::<std::result::Result<_, _>>()?,
             output: NormLinear { norm, weights: output, set },
-            config,
-        })
+        };
+        Ok(Self::new(config, weights.dtype(), Operations::Kernels(kernels)))
+    }
+
+    /// Loads for `device`, to run through candle's own operations. On the CPU that is much slower than
+    /// [`load`](Self::load)'s kernels, and there to test what other devices run.
+    ///
+    /// # Errors
+    /// [`LoadError`] names the file or the tensor that is missing, not as `config.json` says, or for which
+    /// the device has no room.
+    pub fn load_on(
+        device: &Device,
+        checkpoint: &Checkpoint,
+        dtype: Option<DType>,
+    ) -> std::result::Result<Self, LoadError> {
+        let config =
+            Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
+        let weights = Weights::new(&checkpoint.shards, dtype)?;
+        let candle = CandleOps::load(&weights, &config, device)?;
+        Ok(Self::new(config, weights.dtype(), Operations::Candle(candle)))
+    }
+
+    fn new(config: Config, dtype: DType, operations: Operations) -> Self {
+        let inverse_frequencies = inverse_frequencies(&config);
+        Self { config, dtype, inverse_frequencies, operations }
     }
 
     /// The model's shape.
@@ -100,16 +139,42 @@ impl Qwen3 {
         InstructionSet::available().into_iter().map(InstructionSet::name).collect()
     }
 
-    /// The instruction set that the kernels use.
+    /// The instruction set that the kernels use, or `"candle"` if candle's own operations are used.
     pub fn instruction_set(&self) -> &'static str {
-        self.output.set.name()
+        match &self.operations {
+            Operations::Kernels(kernels) => kernels.output.set.name(),
+            Operations::Candle(_) => CANDLE,
+        }
     }
 
-    /// Computes `rows` in one step and adds their tokens to `cache`.
+    /// Where the model runs.
+    pub fn device(&self) -> &Device {
+        match &self.operations {
+            Operations::Kernels(_) => &Device::Cpu,
+            Operations::Candle(candle) => candle.device(),
+        }
+    }
+
+    /// A cache for this model with room for `blocks` blocks, on its device and of its type. On the CPU,
+    /// memory is taken from the system as blocks are first written.
+    ///
+    /// # Errors
+    /// For more than 2³² blocks, or if the device has no room for them.
+    pub fn new_cache(&self, blocks: usize) -> Result<KvCache> {
+        match &self.operations {
+            Operations::Kernels(_) => KvCache::new(&self.config, self.dtype, blocks),
+            Operations::Candle(candle) => {
+                KvCache::on_device(&self.config, self.dtype, blocks, candle.device())
+            }
+        }
+    }
+
+    /// Computes `rows` in one step and adds their tokens to `cache`, one of
+    /// [`new_cache`](Self::new_cache).
     ///
     /// Returns the wanted logits as F32, `[wanted tokens, vocab_size]`, in the order of the rows.
-    /// A row's logits have the same bits whatever other rows are in the step and however its tokens
-    /// were spread over steps.
+    /// With kernels, a row's logits have the same bits whatever other rows are in the step and however its
+    /// tokens were spread over steps; with candle's operations, the last bits may differ.
     ///
     /// Runs on rayon's current threads.
     ///
@@ -118,21 +183,30 @@ impl Qwen3 {
     /// vocabulary, or too few blocks, or blocks that `cache` does not have.
     pub fn forward(&self, rows: &[Row<'_>], cache: &KvCache) -> Result<Tensor> {
         let step = Step::new(rows, &self.inverse_frequencies, self.config.max_position_embeddings)?;
+        match &self.operations {
+            Operations::Kernels(kernels) => kernels.forward(&self.config, &step, cache),
+            Operations::Candle(candle) => candle.forward(&self.config, rows, &step, cache),
+        }
+    }
+}
+
+impl Kernels {
+    fn forward(&self, config: &Config, step: &Step, cache: &KvCache) -> Result<Tensor> {
         let tokens = Tensor::new(step.tokens.as_slice(), &Device::Cpu)?;
 
         let room = |width| Tensor::zeros((step.len(), width), DType::F32, &Device::Cpu);
-        let query_width = self.config.num_attention_heads * self.config.head_dim;
-        let kv_width = self.config.num_key_value_heads * self.config.head_dim;
+        let query_width = config.num_attention_heads * config.head_dim;
+        let kv_width = config.num_key_value_heads * config.head_dim;
         let qkv = room(query_width + 2 * kv_width)?;
         let attended = room(query_width)?;
-        let gated = room(self.config.intermediate_size)?;
+        let gated = room(config.intermediate_size)?;
 
         let x = tokens.apply_op1_no_bwd(&self.embed)?; // [tokens, hidden]
         for (layer, kv) in self.layers.iter().zip(cache.layers()) {
             let Layer { heads, .. } = layer;
             qkv.inplace_op2(&x, &layer.qkv)?;
-            kv.inplace_op2(&qkv, &WriteKv { heads, step: &step })?;
-            attended.inplace_op3(&qkv, kv, &Attention { heads, step: &step })?;
+            kv.inplace_op2(&qkv, &WriteKv { heads, step })?;
+            attended.inplace_op3(&qkv, kv, &Attention { heads, step })?;
             x.inplace_op2(&attended, &layer.attention_output)?; // x += …
             gated.inplace_op2(&x, &layer.gate_up)?;
             x.inplace_op2(&gated, &layer.down)?; // x += …
@@ -140,7 +214,7 @@ impl Qwen3 {
         let wanted = Tensor::new(step.wanted.as_slice(), &Device::Cpu)?;
         let x = x.index_select(&wanted, 0)?; // [wanted, hidden]
         let logits =
-            Tensor::zeros((wanted.elem_count(), self.config.vocab_size), DType::F32, &Device::Cpu)?;
+            Tensor::zeros((wanted.elem_count(), config.vocab_size), DType::F32, &Device::Cpu)?;
         logits.inplace_op2(&x, &self.output)?;
         Ok(logits)
     }
@@ -159,7 +233,8 @@ impl Layer {
         let kv_width = config.num_key_value_heads * head_dim;
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         let norm = |part: &str, width| norm(weights, config, &name(part), width);
-        let matrix = |part: &str, outputs, inputs| weights.matrix(&name(part), outputs, inputs);
+        let matrix =
+            |part: &str, outputs, inputs| weights.matrix(&name(part), outputs, inputs, set);
 
         let qkv = weights.stacked(
             &[
@@ -168,6 +243,7 @@ impl Layer {
                 (&name("self_attn.v_proj"), kv_width),
             ],
             hidden,
+            set,
         )?;
         Ok(Self {
             qkv: NormLinear { norm: norm("input_layernorm", hidden)?, weights: Arc::new(qkv), set },
@@ -283,6 +359,15 @@ impl Step {
         Ok(step)
     }
 
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The places of the tokens whose logits are wanted.
+    pub(crate) fn wanted(&self) -> &[u32] {
+        &self.wanted
+    }
+
     /// Tokens in the step.
     pub(crate) fn len(&self) -> usize {
         self.tokens.len()
@@ -326,5 +411,10 @@ impl Step {
     pub(crate) fn rotation(&self, token: usize) -> (&[f32], &[f32]) {
         let range = token * self.half_dim..(token + 1) * self.half_dim;
         (&self.cos[range.clone()], &self.sin[range])
+    }
+
+    /// Those of all tokens, one after another.
+    pub(crate) fn rotations(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
     }
 }

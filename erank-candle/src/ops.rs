@@ -1,8 +1,9 @@
 //! The steps of the forward pass as candle custom operations.
 //!
 //! Each holds its weights packed for the kernels and stands for one fusion: what happens inside is
-//! [`kernels`](crate::kernels)' affair, what goes in and out are candle tensors. A device without
-//! these kernels can run the same steps through candle's own operations; none does yet.
+//! [`kernels`](crate::kernels)' affair, what goes in and out are candle tensors. They run on the CPU;
+//! kernels for a GPU would be their `cuda_fwd` or `metal_fwd`, which now are errors. Until there are some,
+//! a GPU runs [`candle_ops`](crate::candle_ops).
 //!
 //! Activations are F32 tensors; a projection rounds its input to the type of its weights. Results are
 //! written to tensors that the layers have in common: new memory for each would cost prefill a tenth of

@@ -1,8 +1,9 @@
-//! Tensors of a checkpoint, found by name, checked, and packed for the kernels.
+//! Tensors of a checkpoint, found by name, checked, and packed for the kernels or put on a device.
 
 use std::collections::HashMap;
 
-use candle_core::DType;
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -15,20 +16,14 @@ use crate::kernels::{Element, InstructionSet, PackedMatrix, PackedWeights};
 pub(crate) struct Weights<'a> {
     shards: &'a [Shard],
     tensors: HashMap<String, TensorView<'a>>,
-    /// The type that matrices are packed in.
+    /// The type that matrices are kept in.
     dtype: DType,
-    /// The instruction set that matrices are packed for.
-    set: InstructionSet,
 }
 
 impl<'a> Weights<'a> {
     /// Reads the shards' headers. Without a `dtype`, matrices keep the type of the checkpoint's
     /// embedding, BF16 or else F32.
-    pub(crate) fn new(
-        shards: &'a [Shard],
-        dtype: Option<DType>,
-        set: InstructionSet,
-    ) -> Result<Self, LoadError> {
+    pub(crate) fn new(shards: &'a [Shard], dtype: Option<DType>) -> Result<Self, LoadError> {
         let mut tensors = HashMap::new();
         for shard in shards {
             let file = SafeTensors::deserialize(shard.bytes()).map_err(|source| {
@@ -43,7 +38,7 @@ impl<'a> Weights<'a> {
         let stored = tensors.get(EMBEDDING).map(TensorView::dtype);
         let default = if stored == Some(Dtype::BF16) { DType::BF16 } else { DType::F32 };
         match dtype.unwrap_or(default) {
-            dtype @ (DType::F32 | DType::BF16) => Ok(Self { shards, tensors, dtype, set }),
+            dtype @ (DType::F32 | DType::BF16) => Ok(Self { shards, tensors, dtype }),
             other => Err(LoadError::Setting(format!("weights as {other:?}; use F32 or BF16"))),
         }
     }
@@ -52,14 +47,15 @@ impl<'a> Weights<'a> {
         self.dtype
     }
 
-    /// The matrix `name`, `outputs × inputs`.
+    /// The matrix `name`, `outputs × inputs`, packed for an instruction set.
     pub(crate) fn matrix(
         &self,
         name: &str,
         outputs: usize,
         inputs: usize,
+        set: InstructionSet,
     ) -> Result<PackedWeights, LoadError> {
-        self.stacked(&[(name, outputs)], inputs)
+        self.stacked(&[(name, outputs)], inputs, set)
     }
 
     /// Matrices with the same inputs, one above the other as a single one.
@@ -67,6 +63,7 @@ impl<'a> Weights<'a> {
         &self,
         parts: &[(&str, usize)],
         inputs: usize,
+        set: InstructionSet,
     ) -> Result<PackedWeights, LoadError> {
         let views = parts
             .iter()
@@ -84,7 +81,7 @@ impl<'a> Weights<'a> {
         };
         let no_room = |error| LoadError::tensor(parts[0].0, format!("no memory for it: {error}"));
         let packed = match self.dtype {
-            DType::BF16 => PackedWeights::bf16(self.set, rows.len(), inputs, |output, input| {
+            DType::BF16 => PackedWeights::bf16(set, rows.len(), inputs, |output, input| {
                 bf16::round(element(output, input))
             })
             .map_err(no_room)?,
@@ -92,12 +89,42 @@ impl<'a> Weights<'a> {
                 PackedMatrix::pack(rows.len(), inputs, element).map_err(no_room)?,
             ),
         };
-        // So that a model takes its own size while loading, not twice that.
+        self.release(parts, inputs)?;
+        Ok(packed)
+    }
+
+    /// Matrices with the same inputs, one above the other, as a tensor `[outputs, inputs]`.
+    pub(crate) fn on_device(
+        &self,
+        parts: &[(&str, usize)],
+        inputs: usize,
+        device: &Device,
+    ) -> Result<Tensor, LoadError> {
+        let mut tensors = Vec::with_capacity(parts.len());
+        for (name, outputs) in parts {
+            let view = self.tensor(name, &[*outputs, inputs])?;
+            Numbers::of(name, view)?;
+            tensors.push(view.load(&Device::Cpu).and_then(|tensor| tensor.to_dtype(self.dtype)));
+        }
+        let stacked = tensors
+            .into_iter()
+            .collect::<candle_core::Result<Vec<_>>>()
+            .and_then(|tensors| Tensor::cat(&tensors, 0)?.to_device(device))
+            .map_err(|error| {
+                LoadError::tensor(parts[0].0, format!("not on the device: {error}"))
+            })?;
+        self.release(parts, inputs)?;
+        Ok(stacked)
+    }
+
+    /// Gives the mapped pages of matrices back, so that a model takes its own size while loading, not
+    /// twice that.
+    fn release(&self, parts: &[(&str, usize)], inputs: usize) -> Result<(), LoadError> {
         for (name, outputs) in parts {
             let data = self.tensor(name, &[*outputs, inputs])?.data();
             self.shards.iter().for_each(|shard| shard.release(data));
         }
-        Ok(packed)
+        Ok(())
     }
 
     /// The vector `name`, in F32.

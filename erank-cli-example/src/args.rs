@@ -325,6 +325,9 @@ pub(crate) struct ModelArguments {
     /// The type that weights are kept in; by default the model's own.
     #[arg(long, value_name = "TYPE", value_enum)]
     pub(crate) dtype: Option<Dtype>,
+    /// Where the model is computed. A GPU takes an erank built with the feature of this name.
+    #[arg(long, value_name = "DEVICE", value_enum, default_value_t)]
+    pub(crate) device: Device,
     /// Threads to compute with; by default one per core.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -351,7 +354,7 @@ pub(crate) struct RemoteArguments {
         long,
         value_name = "URL",
         required_if_eq("backend", "openai"),
-        conflicts_with_all = ["dtype", "threads", "cache_mb"]
+        conflicts_with_all = ["dtype", "device", "threads", "cache_mb"]
     )]
     pub(crate) url: Vec<String>,
     /// How prompts reach the model; by default in its own template, which the server renders.
@@ -375,6 +378,16 @@ pub(crate) enum Backend {
     #[default]
     Candle,
     Openai,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Device {
+    #[default]
+    Cpu,
+    /// The first of NVIDIA's GPUs
+    Cuda,
+    /// Apple's GPU
+    Metal,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -95,7 +95,40 @@ fn input(candidates: &[Candidate]) -> Input {
 
 #[cfg(test)]
 mod tests {
+    use erank_candle::{Checkpoint, DType, Settings};
+    use erank_core::{Document, Request};
+
     use super::*;
+
+    /// All queries at once: by query, the integer and the thought of each candidate.
+    fn answers(instruction_set: Option<&str>) -> Vec<Vec<(u32, String)>> {
+        let mut settings = Settings::default();
+        settings.dtype = Some(DType::F32);
+        settings.instruction_set = instruction_set.map(str::to_owned);
+        let backend = CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled");
+        let reranker = Reranker::builder(backend).build().expect("valid");
+        let of_query = |query: &str, candidates: &[Candidate]| {
+            let documents = candidates.iter().map(|(_, text)| Document::new(*text));
+            let ranking = reranker.rerank(&Request::new(query, documents)).expect("a ranking");
+            let mut documents = ranking.documents;
+            assert_eq!(documents.len(), candidates.len());
+            documents.sort_by_key(|document| document.index);
+            documents.into_iter().map(|document| (document.integer, document.reasoning)).collect()
+        };
+        std::thread::scope(|scope| {
+            let calls: Vec<_> = QUERIES
+                .iter()
+                .map(|(query, candidates)| scope.spawn(|| of_query(query, candidates)))
+                .collect();
+            calls.into_iter().map(|call| call.join().expect("no panic")).collect()
+        })
+    }
+
+    /// As a GPU would run them. In BF16, rounding turns a thought whose next token is nearly a tie.
+    #[test]
+    fn candles_own_operations_give_the_same_answers() {
+        assert_eq!(answers(Some("candle")), answers(None));
+    }
 
     #[test]
     fn candidates_come_in_the_first_stages_order() {

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use candle_core::DType;
-use erank_candle::{CandleBackend, Checkpoint, Config, LoadError, Settings};
+use erank_candle::{CandleBackend, Checkpoint, Config, DeviceLocation, LoadError, Settings};
 use erank_core::{ScoringBackend, ScoringOptions};
 use erank_openai::{ApiKey, OpenAiBackend};
 
-use crate::args::{Backend, Dtype, ModelArguments, Prompts, RemoteArguments, Score};
+use crate::args::{Backend, Device, Dtype, ModelArguments, Prompts, RemoteArguments, Score};
 use crate::error::CommandError;
 use crate::text;
 
@@ -124,6 +124,11 @@ fn settings(arguments: &ModelArguments) -> Settings {
         Dtype::F32 => DType::F32,
         Dtype::Bf16 => DType::BF16,
     });
+    settings.device = match arguments.device {
+        Device::Cpu => DeviceLocation::Cpu,
+        Device::Cuda => DeviceLocation::Cuda { gpu_id: 0 },
+        Device::Metal => DeviceLocation::Metal { gpu_id: 0 },
+    };
     settings.threads = arguments.threads;
     if let Some(mebibytes) = arguments.cache_mb {
         settings.cache_bytes = Some(mebibytes.get().saturating_mul(1 << 20));

@@ -235,8 +235,7 @@ impl Batch {
         }
         self.running.clear();
         self.prefixes = PrefixCache::default();
-        let (config, dtype) = (self.model.config(), self.model.dtype());
-        self.cache = KvCache::new(config, dtype, self.cache.blocks())?;
+        self.cache = self.model.new_cache(self.cache.blocks())?;
         self.publish();
         Ok(())
     }
@@ -549,7 +548,6 @@ impl Batch {
 mod tests {
     use std::sync::mpsc::channel;
 
-    use candle_core::DType;
     use erank_core::{AnswerFormat, Mode, ScoringOptions};
 
     use super::super::labels::Labels;
@@ -586,7 +584,7 @@ mod tests {
         let checkpoint = Checkpoint::tiny();
         let model = Arc::new(Qwen3::load(&checkpoint, None, None).expect("bundled"));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
-        let cache = KvCache::new(model.config(), DType::BF16, 200).expect("a cache");
+        let cache = model.new_cache(200).expect("a cache");
         let limits = Limits { step_tokens: 4096, sequences: 64, draft_tokens: 0 };
         let mut batch = Batch::new(model, Arc::new(pool), limits, cache, Arc::default());
         let task = Arc::new(task(&checkpoint));

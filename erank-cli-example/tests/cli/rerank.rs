@@ -208,6 +208,8 @@ fn wrong_use_says_what_is_right() {
     fails(&["rerank", "-q", "x", "-m", "./nowhere"], 1, &["neither a folder nor a name"]);
     fails(&["rerank", "-q", "x", "-d", "nowhere.txt"], 1, &["cannot read nowhere.txt", "or -"]);
     fails(&["rerank", "-q", "x", "--cache-mb", "1", "-m", "tiny", "-d", "\u{1b}"], 1, &["u{1b}"]);
+    #[cfg(not(feature = "metal"))]
+    fails(&["rerank", "-q", "x", "--device", "metal"], 1, &["feature `metal`"]);
     fails(&["rerank", "-q", "x", "--task", "nope"], 2, &["trec-dl", "bright"]);
     fails(&["rerank", "-q", "x", "--hybrid", "1.5"], 2, &["between 0"]);
     fails(&["rerank", "-q", "x", "--top-k", "0"], 2, &["--top-k"]);
