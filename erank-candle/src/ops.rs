@@ -359,7 +359,7 @@ impl InplaceOp3 for Attention<'_> {
 }
 
 /// The numbers of a tensor that lie in one piece.
-fn contiguous<'a, T: candle_core::WithDType>(
+pub(crate) fn contiguous<'a, T: candle_core::WithDType>(
     storage: &'a CpuStorage,
     layout: &Layout,
 ) -> Result<&'a [T]> {

@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{Result, bail};
+use candle_core::{Device, Result, Storage, bail};
 use erank_core::backend::{Completion, DocumentError, Stop, TokenCounts};
 use rayon::prelude::*;
 
@@ -26,6 +26,7 @@ use super::sequence::{Outcome, Sequence};
 use super::statistics::Statistics;
 use crate::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
 use crate::model::{Qwen3, Row};
+use crate::ops::contiguous;
 
 /// What the engine tells a caller.
 pub(super) enum Event {
@@ -395,8 +396,10 @@ impl Batch {
         let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         let _span = tracing::trace_span!("step", rows = rows.len(), tokens).entered();
         let logits = self.threads.install(|| self.model.forward(&rows, &self.cache))?;
-        let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
-        let advanced = self.advance(&parts, &logits);
+        let logits = logits.to_device(&Device::Cpu)?.contiguous()?;
+        let (storage, layout) = logits.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { bail!("logits on another device") };
+        let advanced = self.advance(&parts, contiguous(storage, layout)?);
         self.counters.steps += 1;
         self.counters.drafted_tokens += parts.iter().map(|part| part.drafted as u64).sum::<u64>();
         self.report(advanced);
