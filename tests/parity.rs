@@ -442,12 +442,13 @@ fn with_a_shared_prefix(
 #[test]
 fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
     let golden = &Golden::all()[0];
-    let (model, candles) = (golden.load(DType::F32), golden.load_without_kernels(DType::F32));
     let prompts = golden.prompts()[1..4].to_vec();
-    let whole = run(&model, &prompts, &one_by_one(&prompts));
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let wanted = [prompts[0].len(), 0, 2];
-    let expected = [&whole[0][..], &whole[2][whole[2].len() - 2..]].concat();
+    let expected_of = |model: &Qwen3| {
+        let whole = run(model, &prompts, &one_by_one(&prompts));
+        [&whole[0][..], &whole[2][whole[2].len() - 2..]].concat()
+    };
     let wanted_of = |model: &Qwen3| {
         let (cache, blocks) = cache_for(model, &lengths);
         let rows: Vec<Row<'_>> = prompts
@@ -458,8 +459,12 @@ fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
             .collect();
         forward(model, &rows, &cache)
     };
-    assert_eq!(wanted_of(&model), expected);
-    let errors = Errors::of(&wanted_of(&candles), &expected);
+    for dtype in [DType::F32, DType::BF16] {
+        let model = golden.load(dtype);
+        assert_eq!(wanted_of(&model), expected_of(&model), "{dtype:?}");
+    }
+    let candles = wanted_of(&golden.load_without_kernels(DType::F32));
+    let errors = Errors::of(&candles, &expected_of(&golden.load(DType::F32)));
     assert!(errors.largest <= F32_BOUND, "{:e}", errors.largest);
 }
 

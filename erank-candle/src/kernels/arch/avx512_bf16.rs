@@ -128,6 +128,7 @@ fn multiply_block<const ROWS: usize, const PANELS: usize>(
     for (i, x) in x[..steps].iter().enumerate() {
         let mut weights = [pairs(_mm512_set1_epi32(0)); PANELS];
         for (weights, panel) in weights.iter_mut().zip(panels) {
+            // A single panel is read in order, which the processor fetches ahead by itself.
             if PANELS > 1 {
                 let later = ahead.bytes.wrapping_add(i * ahead.step);
                 _mm_prefetch::<_MM_HINT_T0>(panel.as_ptr().wrapping_byte_add(later).cast());
