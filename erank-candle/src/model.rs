@@ -296,6 +296,8 @@ pub(crate) struct Step {
     blocks: Vec<Vec<u32>>,
     /// The tokens, those with common first blocks next to each other.
     attention_order: Vec<usize>,
+    /// By token: its place in that order.
+    attention_places: Vec<usize>,
     /// The tokens, by the block where they are written.
     write_order: Vec<usize>,
     /// By token, `head_dim / 2` each: the rotary embedding's angles.
@@ -315,6 +317,7 @@ impl Step {
             rows: Vec::new(),
             blocks: Vec::new(),
             attention_order: Vec::new(),
+            attention_places: Vec::new(),
             write_order: Vec::new(),
             cos: Vec::new(),
             sin: Vec::new(),
@@ -353,6 +356,10 @@ impl Step {
         }
         step.attention_order = (0..step.len()).collect();
         step.attention_order.sort_by_key(|token| &step.blocks[step.rows[*token]]);
+        step.attention_places = vec![0; step.len()];
+        for (place, token) in step.attention_order.iter().enumerate() {
+            step.attention_places[*token] = place;
+        }
         let mut write_order: Vec<usize> = (0..step.len()).collect();
         write_order.sort_by_key(|token| step.cache_place(*token));
         step.write_order = write_order;
@@ -405,6 +412,11 @@ impl Step {
     /// The tokens in an order in which those that see common blocks stand together.
     pub(crate) fn attention_order(&self) -> &[usize] {
         &self.attention_order
+    }
+
+    /// Where `token` stands in [`attention_order`](Self::attention_order).
+    pub(crate) fn attention_place(&self, token: usize) -> usize {
+        self.attention_places[token]
     }
 
     /// The cosines and sines of `token`'s rotary embedding, `head_dim / 2` each.

@@ -320,13 +320,20 @@ impl Attention<'_> {
             })
             .collect();
 
-        for ((bunch, kv_heads), attended) in pieces.into_iter().zip(attended) {
-            let places = kv_heads.flat_map(|head| bunch.iter().map(move |token| (head, token)));
-            for ((kv_head, token), attended) in places.zip(attended.chunks_exact(group_width)) {
-                let start = token * width + kv_head * group_width;
-                out[start..start + group_width].copy_from_slice(attended);
+        // By piece, KV head and token of the bunch; put together again by token.
+        let pieces_of_bunch = layout.kv_heads.div_ceil(heads);
+        out.par_chunks_exact_mut(width).with_min_len(8).enumerate().for_each(|(token, out)| {
+            let place = self.step.attention_place(token);
+            let (bunch, index) = (place / tokens, place % tokens);
+            let pieces = &attended[bunch * pieces_of_bunch..][..pieces_of_bunch];
+            for (piece, out) in pieces.iter().zip(out.chunks_mut(heads * group_width)) {
+                let rows = piece.len() / out.len();
+                let rows = piece.chunks_exact(group_width).skip(index).step_by(rows);
+                for (row, out) in rows.zip(out.chunks_exact_mut(group_width)) {
+                    out.copy_from_slice(row);
+                }
             }
-        }
+        });
         Ok(())
     }
 }

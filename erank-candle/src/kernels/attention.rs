@@ -29,7 +29,7 @@ use std::ops::Range;
 
 use super::exp::exp;
 use super::products::Products;
-use super::{Ahead, Element, InstructionSet, LANES};
+use super::{Element, InstructionSet, LANES};
 
 /// Tokens in a block.
 pub(crate) const BLOCK_TOKENS: usize = LANES;
@@ -319,7 +319,7 @@ impl<P: Products> Tile<P> {
         let height = self.height;
         let mut scores = [[0.0; LANES]; TALLEST];
         let scores = &mut scores[..height];
-        P::multiply(set, &self.queries, &[keys], height, scores, Ahead::default());
+        P::multiply(set, &self.queries, &[keys], height, scores, P::AHEAD_OF_CACHE);
 
         let scale = self.scale;
         let mut most = 0;

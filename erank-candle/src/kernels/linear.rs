@@ -27,8 +27,6 @@ const MANY_ROWS: usize = 8;
 /// Panels of a block with many rows, and with few.
 const PANELS: usize = 2;
 const PANELS_OF_FEW_ROWS: usize = 4;
-/// How many bytes ahead of what is multiplied memory is read, where nothing is multiplied twice.
-const AHEAD: usize = 2048;
 /// Tiles of rows that are multiplied with a part of the panels while it is in the nearest cache.
 const GROUP: usize = 8;
 
@@ -111,6 +109,8 @@ fn multiply_matrices<P: Products, const N: usize>(
 
     let panels_of_block = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { PANELS };
     let panels_of_each = panels_of_block / N;
+    // Bytes of a panel that are multiplied at once.
+    let step = P::DEPTH * LANES * size_of::<P::Right>();
     par_columns(y, outputs, panels_of_each * LANES, Vec::new, |sums, index, mut y| {
         let first = index * panels_of_each;
         let count = y.columns().div_ceil(LANES);
@@ -143,10 +143,10 @@ fn multiply_matrices<P: Products, const N: usize>(
                     let left = &left[start / P::DEPTH * height..end / P::DEPTH * height];
                     let sums = &mut sums[..panels.len() * height];
                     let ahead = match tiles.len() {
-                        1 => Ahead { bytes: AHEAD, step: 64 },
+                        1 => P::AHEAD_OF_WEIGHTS,
                         count => {
                             let part = size_of_val(parts[0]);
-                            Ahead { bytes: part + tile * part / count, step: 64 / count }
+                            Ahead { bytes: part + tile * part / count, step: step / count }
                         }
                     };
                     P::multiply(set, left, &parts[..panels.len()], height, sums, ahead);

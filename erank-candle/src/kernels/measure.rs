@@ -21,17 +21,19 @@ pub fn matrix_peak(instruction_set: Option<&str>, time: Duration) -> Result<f64,
     let set = InstructionSet::choose(instruction_set)?;
     let rows = set.tallest_tile();
     let panel = vec![bf16::ONE; INPUTS * LANES];
-    let (singles, pairs) = (vec![1.0; INPUTS * rows], vec![[bf16::ONE; 2]; INPUTS / 2 * rows]);
+    let singles = vec![[1.0; 2]; INPUTS / 2 * rows];
+    let pairs = vec![[bf16::ONE; 2]; INPUTS / 2 * rows];
     let product = 2.0 * (rows * LANES * INPUTS) as f64;
     let multiply = |sums: &mut [[f32; LANES]]| {
         let (panel, pairs) = (black_box(&panel), black_box(&pairs));
         if set.multiplies_tiles() {
             set.exercise_tiles(INPUTS)
         } else if set.multiplies_pairs() {
-            set.tiles_of_pairs(pairs, &[panel, panel], rows, sums, Ahead::default());
+            set.tiles_of_pairs(pairs, &[panel, panel], rows, sums, Ahead::NOTHING);
             2.0 * product
         } else {
-            set.tile(black_box(&singles), panel, &mut sums[..rows]);
+            let singles = black_box(&singles);
+            set.tiles_of_singles(singles, &[panel], rows, sums, Ahead::NOTHING);
             product
         }
     };

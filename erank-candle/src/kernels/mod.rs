@@ -44,20 +44,39 @@ use half::bf16;
 pub(crate) const LANES: usize = 16;
 
 /// What to have fetched from memory while panels are multiplied: what lies so many bytes behind a
-/// panel's beginning, and so many more with each pair of inputs.
-#[derive(Debug, Clone, Copy, Default)]
+/// panel's beginning, and so many more with each input, or pair of inputs, that is multiplied at once.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Ahead {
     pub(crate) bytes: usize,
     pub(crate) step: usize,
 }
 
+impl Ahead {
+    /// Left to the processor.
+    pub(crate) const NOTHING: Self = Self { bytes: 0, step: 0 };
+}
+
 /// A type that weights and the KV cache are stored in. All arithmetic is in F32.
 pub(crate) trait Element: Pod + Send + Sync {
+    /// So many numbers of a column that lie together in a panel: one word of memory.
+    const DEPTH: usize;
+    /// As many numbers of a row.
+    type Left: Pod + Default + AsRef<[f32]> + AsMut<[f32]> + Send + Sync;
+    /// As many numbers of each column, `[16][DEPTH]`.
+    type Group: Pod;
+
     fn widen(self) -> f32;
     fn round(value: f32) -> Self;
+
+    /// Number `place` of each column.
+    fn lanes(group: &Self::Group, place: usize) -> [f32; LANES];
 }
 
 impl Element for f32 {
+    const DEPTH: usize = 1;
+    type Left = [f32; 1];
+    type Group = [f32; LANES];
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -67,9 +86,18 @@ impl Element for f32 {
     fn round(value: f32) -> Self {
         value
     }
+
+    #[inline(always)]
+    fn lanes(group: &[f32; LANES], _: usize) -> [f32; LANES] {
+        *group
+    }
 }
 
 impl Element for bf16 {
+    const DEPTH: usize = 2;
+    type Left = [f32; 2];
+    type Group = [[bf16; 2]; LANES];
+
     // A BF16 number is the upper half of an F32. `bf16::to_f32` also quiets NaNs, for which no
     // kernel has a use, at the price of a branch.
     #[inline(always)]
@@ -85,6 +113,18 @@ impl Element for bf16 {
         let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
         let bits = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
         Self::from_bits((bits >> 16) as u16)
+    }
+
+    // One shift or one mask for a word: spreading sixteen neighbours over as many words is slower.
+    #[inline(always)]
+    fn lanes(group: &[[bf16; 2]; LANES], place: usize) -> [f32; LANES] {
+        let words: [u32; LANES] = bytemuck::cast(*group);
+        let shift = if cfg!(target_endian = "little") == (place == 0) { 16 } else { 0 };
+        let mut lanes = [0.0; LANES];
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane = f32::from_bits((word << shift) & 0xffff_0000);
+        }
+        lanes
     }
 }
 

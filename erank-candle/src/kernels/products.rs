@@ -20,6 +20,10 @@ pub(crate) trait Products: Send + Sync + 'static {
     /// Inputs to multiply at a time, a multiple of `BLOCK`: so many that two panels' part of them stays
     /// in the nearest cache while several tiles of rows are multiplied with it.
     const INPUTS: usize = 256;
+    /// What a projection has fetched while it multiplies with each weight once.
+    const AHEAD_OF_WEIGHTS: Ahead = Ahead::NOTHING;
+    /// What attention has fetched while it goes through the cache.
+    const AHEAD_OF_CACHE: Ahead = Ahead::NOTHING;
 
     /// Rows of the tallest tile.
     fn tallest(set: InstructionSet) -> usize {
@@ -68,30 +72,31 @@ pub(super) fn place(depth: usize, k: usize, lane: usize) -> usize {
 pub(crate) struct Singles<E>(PhantomData<E>);
 
 impl<E: Element + 'static> Products for Singles<E> {
-    type Left = f32;
+    type Left = E::Left;
     type Right = E;
-    const DEPTH: usize = 1;
+    const DEPTH: usize = E::DEPTH;
+    const AHEAD_OF_CACHE: Ahead = Ahead { bytes: 4096, step: E::DEPTH * LANES * size_of::<E>() };
 
     #[inline(always)]
-    fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [f32]) {
+    fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [E::Left]) {
         for (r, row) in rows.chunks_exact(length).enumerate() {
-            for (slots, value) in left.chunks_exact_mut(height).zip(row) {
-                slots[r] = E::round(*value).widen();
+            for (slots, values) in left.chunks_exact_mut(height).zip(row.chunks(E::DEPTH)) {
+                for (slot, value) in slots[r].as_mut().iter_mut().zip(values) {
+                    *slot = E::round(*value).widen();
+                }
             }
         }
     }
 
     fn multiply(
         set: InstructionSet,
-        left: &[f32],
+        left: &[E::Left],
         panels: &[&[E]],
         height: usize,
         sums: &mut [[f32; LANES]],
-        _: Ahead,
+        ahead: Ahead,
     ) {
-        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(height)) {
-            set.tile(left, panel, sums);
-        }
+        set.tiles_of_singles(left, panels, height, sums, ahead);
     }
 
     #[inline(always)]
@@ -102,12 +107,14 @@ impl<E: Element + 'static> Products for Singles<E> {
         seen: usize,
         sums: &mut [[f32; LANES]],
     ) {
-        let mut left = [0.0; LANES * LANES];
-        let left = &mut left[..LANES * weights.len()];
+        let mut left = [E::Left::default(); LANES * LANES];
+        let left = &mut left[..LANES / E::DEPTH * weights.len()];
         Self::interleave(weights.as_flattened(), LANES, weights.len(), left);
+        let left = &left[..seen.div_ceil(E::DEPTH) * weights.len()];
+        // One panel at a time, so that memory is read in order.
         let panels = panels.chunks_exact(LANES * LANES);
         for (panel, sums) in panels.zip(sums.chunks_exact_mut(weights.len())) {
-            set.tile(&left[..seen * weights.len()], &panel[..seen * LANES], sums);
+            set.tiles_of_singles(left, &[panel], weights.len(), sums, Self::AHEAD_OF_CACHE);
         }
     }
 }
@@ -120,6 +127,7 @@ impl Products for Pairs {
     type Left = [bf16; 2];
     type Right = bf16;
     const DEPTH: usize = 2;
+    const AHEAD_OF_WEIGHTS: Ahead = Ahead { bytes: 2048, step: 64 };
 
     #[inline(always)]
     fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [[bf16; 2]]) {
@@ -174,6 +182,7 @@ impl Products for Tiles {
     const DEPTH: usize = 2;
     const BLOCK: usize = 32;
     const INPUTS: usize = 512;
+    const AHEAD_OF_WEIGHTS: Ahead = Ahead { bytes: 2048, step: 64 };
 
     fn tallest(set: InstructionSet) -> usize {
         set.tallest_of_tiles()

@@ -108,7 +108,7 @@ impl Amx {
             x_step: 0,
             panel_step: 0,
             steps: count,
-            ahead: Ahead::default(),
+            ahead: Ahead::NOTHING,
         };
         // SAFETY: as in `tiles`. All steps read the same tiles, which the arrays hold.
         unsafe {

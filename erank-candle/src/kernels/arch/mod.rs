@@ -110,22 +110,30 @@ impl InstructionSet {
         }
     }
 
-    /// `sums[r] += Σ_i x[i][r] · panel[i]`, with `x` as `[k][sums.len()]` and `panel` as `[k][16]`.
-    /// There are 1, 2, 4 or 8 rows of sums; with another number, nothing is added.
+    /// For each panel: `sums[r] += Σ_i x[i][r] · panel[i]`, with `x` as `[k / DEPTH][height][DEPTH]`, a
+    /// panel as `[k / DEPTH][16][DEPTH]`, and sums as `[panels][height]`; meanwhile, what is `ahead` of the panels is fetched from
+    /// memory. The height is 1, 2, 4 or 8; with another one, nothing is added.
     #[inline]
-    pub(crate) fn tile<E: Element>(self, x: &[f32], panel: &[E], sums: &mut [[f32; LANES]]) {
-        debug_assert!(matches!(sums.len(), 1 | 2 | 4 | 8));
-        debug_assert_eq!(x.len() * LANES, panel.len() * sums.len());
+    pub(crate) fn tiles_of_singles<E: Element>(
+        self,
+        x: &[E::Left],
+        panels: &[&[E]],
+        height: usize,
+        sums: &mut [[f32; LANES]],
+        ahead: Ahead,
+    ) {
         match self.0 {
-            Set::Portable => portable::tile::<E, false>(x, panel, sums),
+            Set::Portable => portable::tiles::<E, false, 1>(x, panels, height, sums, |_, _| ()),
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2(token) => token.tile(x, panel, sums),
+            Set::Avx2(token) => token.tiles(x, panels, height, sums, ahead),
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512(token) => token.tile(x, panel, sums),
+            Set::Avx512(token) => token.tiles(x, panels, height, sums, ahead),
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512Bf16(token) => token.avx512().tile(x, panel, sums),
+            Set::Avx512Bf16(token) => token.avx512().tiles(x, panels, height, sums, ahead),
             #[cfg(target_arch = "x86_64")]
-            Set::Amx(token) => token.avx512_bf16().avx512().tile(x, panel, sums),
+            Set::Amx(token) => {
+                token.avx512_bf16().avx512().tiles(x, panels, height, sums, ahead);
+            }
         }
     }
 
@@ -147,10 +155,8 @@ impl InstructionSet {
         }
     }
 
-    /// For each panel: `sums[r] += Σ_i x[i][r] · panel[i]` over pairs, with `x` as
-    /// `[k / 2][height]`, a panel as `[k / 2][16][2]`, and sums as `[panels][height]`. The height is
-    /// 1, 2, 4 or 8; with another one, or without [`multiplies_pairs`](Self::multiplies_pairs),
-    /// nothing is added.
+    /// The same of pairs, whose two products are added at once. Without
+    /// [`multiplies_pairs`](Self::multiplies_pairs), nothing is added.
     #[inline]
     pub(crate) fn tiles_of_pairs(
         self,
@@ -240,6 +246,7 @@ impl InstructionSet {
 
 #[cfg(test)]
 mod tests {
+    use super::super::products::place;
     use super::super::reference;
     use super::*;
 
@@ -281,15 +288,32 @@ mod tests {
     }
 
     fn check<E: Element>(set: InstructionSet, rows: usize, k: usize) {
-        let x: Vec<f32> = reference::numbers(rows * k, 1).collect();
-        let panel: Vec<E> = reference::numbers(LANES * k, 2).map(E::round).collect();
-        let mut sums = vec![[0.5; LANES]; rows];
-        set.tile(&x, &panel, &mut sums);
-        for (r, row) in sums.iter().enumerate() {
-            for (lane, sum) in row.iter().enumerate() {
-                let terms = (0..k).map(|i| (x[i * rows + r], panel[i * LANES + lane].widen()));
-                let exact = reference::dot(0.5, terms);
-                exact.assert_close(*sum, k + 1, &format!("{} {rows}×{k}", set.name()));
+        const PANELS: usize = 5;
+        let padded = k.next_multiple_of(E::DEPTH);
+        let mut x = vec![E::Left::default(); padded / E::DEPTH * rows];
+        let mut numbers = vec![E::round(0.0); PANELS * LANES * padded];
+        for (i, number) in reference::numbers(rows * k, 1).enumerate() {
+            x[i / rows / E::DEPTH * rows + i % rows].as_mut()[i / rows % E::DEPTH] = number;
+        }
+        let x_at = |i: usize, r: usize| x[i / E::DEPTH * rows + r].as_ref()[i % E::DEPTH];
+        for (i, number) in reference::numbers(PANELS * LANES * k, 2).enumerate() {
+            let (panel, i) = (i / (LANES * k), i % (LANES * k));
+            let place = place(E::DEPTH, i / LANES, i % LANES);
+            numbers[panel * LANES * padded + place] = E::round(number);
+        }
+        let panels: [&[E]; PANELS] =
+            std::array::from_fn(|i| &numbers[i * LANES * padded..][..LANES * padded]);
+        for count in [1, PANELS] {
+            let mut sums = vec![[0.5; LANES]; count * rows];
+            set.tiles_of_singles(&x, &panels[..count], rows, &mut sums, Ahead::NOTHING);
+            for (index, row) in sums.iter().enumerate() {
+                let (panel, r) = (panels[index / rows], index % rows);
+                for (lane, sum) in row.iter().enumerate() {
+                    let terms =
+                        (0..k).map(|i| (x_at(i, r), panel[place(E::DEPTH, i, lane)].widen()));
+                    let exact = reference::dot(0.5, terms);
+                    exact.assert_close(*sum, k + 1, &format!("{} {rows}×{k}", set.name()));
+                }
             }
         }
     }

@@ -1,10 +1,12 @@
 //! AVX2 with FMA, and AVX-512: the portable loop, compiled with these instructions.
 #![expect(unsafe_code, reason = "calls of functions that need an instruction set")]
 
-use super::super::{Element, LANES};
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+use super::super::{Ahead, Element, LANES};
 use super::portable;
 
-/// Defines a token whose existence proves that the machine has these features, and its `tile`.
+/// Defines a token whose existence proves that the machine has these features, and its `tiles`.
 macro_rules! instruction_set {
     ($(#[$doc:meta])* $token:ident, $features:literal, [$($feature:tt),*]) => {
         $(#[$doc])*
@@ -23,24 +25,47 @@ macro_rules! instruction_set {
                 fn compiled<R>(work: impl FnOnce() -> R) -> R {
                     work()
                 }
-                // SAFETY: as in `tile`.
+                // SAFETY: as in `tiles`.
                 unsafe { compiled(work) }
             }
 
+            /// See [`InstructionSet::tiles_of_singles`](super::InstructionSet::tiles_of_singles).
             #[inline]
-            pub(super) fn tile<E: Element>(
+            pub(super) fn tiles<E: Element>(
                 self,
-                x: &[f32],
-                panel: &[E],
+                x: &[E::Left],
+                panels: &[&[E]],
+                height: usize,
                 sums: &mut [[f32; LANES]],
+                ahead: Ahead,
             ) {
                 #[target_feature(enable = $features)]
-                fn compiled<E: Element>(x: &[f32], panel: &[E], sums: &mut [[f32; LANES]]) {
-                    portable::tile::<E, true>(x, panel, sums);
+                fn compiled<E: Element>(
+                    x: &[E::Left],
+                    panels: &[&[E]],
+                    height: usize,
+                    sums: &mut [[f32; LANES]],
+                    ahead: Ahead,
+                ) {
+                    if ahead.step == 0 {
+                        return portable::tiles::<E, true, 4>(x, panels, height, sums, |_, _| ());
+                    }
+                    portable::tiles::<E, true, 4>(
+                        x,
+                        panels,
+                        height,
+                        sums,
+                        #[inline(always)]
+                        |panel, step| {
+                            let bytes = ahead.bytes + step * ahead.step;
+                            let address = panel.as_ptr().cast::<i8>().wrapping_add(bytes);
+                            _mm_prefetch::<_MM_HINT_T0>(address);
+                        },
+                    );
                 }
                 // SAFETY: the machine must have the features. `self` exists, and `detect`, the only
                 // way to make it, saw them all.
-                unsafe { compiled(x, panel, sums) }
+                unsafe { compiled(x, panels, height, sums, ahead) }
             }
         }
     };
