@@ -4,14 +4,15 @@
 //! cargo run --release -p erank-benches --bin engine -- [0.6B|4B] [NAME…] [cache=MIB]
 //! ```
 //!
-//! Names choose among the measurements: `job`, `cold`, `threads`, `budget`, `alone`, by default all of
-//! them, and `long` (or `long=COUNT`, of 1,000 otherwise), which takes half an hour on two cores. `cache`
-//! is the budget of the KV cache, 4096 otherwise. The checkpoint (1.2 or 8 GB) is written once to the
+//! Names choose among the measurements: `job`, `cold`, `threads`, `budget`, `alone`, `growth`, by default
+//! all of them, and `long` (or `long=COUNT`, of 1,000 otherwise), which takes half an hour on two cores.
+//! `cache` is the budget of the KV cache, 4096 otherwise. The checkpoint (1.2 or 8 GB) is written once to the
 //! folder for temporary files.
 //!
 //! The job: 32 prompts with a common beginning of 150 tokens and 350 tokens each of their own, 64
 //! tokens of thought each, then the forced answer. `long` is as many prompts of that kind in one call as
-//! it is told; `budget` reads prompts until the cache is full.
+//! it is told; `budget` reads prompts until the cache is full; `growth` makes calls with more and fewer
+//! documents, tokens of them and of thought, and threads.
 //!
 //! Each prints one line of JSON on standard output: shape, name, value, unit, and what else it saw. A
 //! floor is the time that the multiplications of all computed tokens take at the peak, measured just before
@@ -19,6 +20,7 @@
 //! budget + 300 MB.
 
 use std::error::Error;
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
@@ -41,23 +43,24 @@ const OWN_TOKENS: usize = 350;
 const NEW_TOKENS: usize = 64;
 const RUNS: usize = 3;
 /// What is measured unless something is named.
-const ALL: [&str; 5] = ["job", "cold", "threads", "budget", "alone"];
+const ALL: [&str; 6] = ["job", "cold", "threads", "budget", "alone", "growth"];
 /// What the peak of memory may grow by in the second half of a long call.
 const GROWTH: u64 = 32 << 20;
 
 fn main() -> Result<()> {
     let Arguments { shape, cache_bytes, names, long } = Arguments::read()?;
-    let (alone, others): (Vec<_>, Vec<_>) = names.iter().partition(|name| *name == "alone");
-    if !others.is_empty() {
+    let (own, with_others): (Vec<_>, Vec<_>) =
+        names.iter().partition(|name| ["alone", "growth"].contains(&name.as_str()));
+    if !with_others.is_empty() {
         let begin = Instant::now();
         memory::reset_peak()?;
-        let mut bench = Bench::load(shape, Behaviour::Random, cache_bytes, 8)?;
+        let mut bench = Bench::load(shape, Behaviour::Random, cache_bytes, Settings::default())?;
         let seconds = begin.elapsed().as_secs_f64();
         bench.print("loading", memory::peak()?, json!({"value": seconds, "unit": "s"}))?;
         // Once to have everything in memory.
-        let warm_up = bench.texts(2)?;
+        let warm_up = bench.texts(2, OWN_TOKENS)?;
         bench.score(&warm_up, 2, |_| ())?;
-        for name in others {
+        for name in with_others {
             match name.as_str() {
                 "job" => bench.job()?,
                 "cold" => bench.cold()?,
@@ -67,8 +70,12 @@ fn main() -> Result<()> {
             }
         }
     }
-    if !alone.is_empty() {
-        measure_alone(shape, cache_bytes)?;
+    // Those that load with settings of their own.
+    for name in own {
+        match name.as_str() {
+            "alone" => measure_alone(shape, cache_bytes)?,
+            _ => measure_growth(shape, cache_bytes)?,
+        }
     }
     Ok(())
 }
@@ -163,30 +170,28 @@ impl Bench {
         shape: Shape,
         behaviour: Behaviour,
         cache_bytes: usize,
-        draft_tokens: usize,
+        mut settings: Settings,
     ) -> Result<Self> {
         let folder = shape.folder(behaviour);
         shape.write(&folder, behaviour)?;
-        let mut settings = Settings::default();
         settings.cache_bytes = Some(cache_bytes);
-        settings.draft_tokens = draft_tokens;
         let backend = CandleBackend::load(&Checkpoint::open(folder)?, &settings)?;
         Ok(Self { shape, cache_bytes, words: Words::of(backend.tokenizer())?, backend })
     }
 
     fn job(&mut self) -> Result<()> {
-        self.repeat("job", |bench| Ok(vec![bench.texts(PROMPTS)?]))
+        self.repeat("job", |bench| Ok(vec![bench.texts(PROMPTS, OWN_TOKENS)?]))
     }
 
     /// Every prompt with a query of its own: nothing to share.
     fn cold(&mut self) -> Result<()> {
-        self.repeat("cold", |bench| (0..PROMPTS).map(|_| bench.texts(1)).collect())
+        self.repeat("cold", |bench| (0..PROMPTS).map(|_| bench.texts(1, OWN_TOKENS)).collect())
     }
 
     /// The job from eight threads at once.
     fn threads(&mut self) -> Result<()> {
         self.repeat("threads", |bench| {
-            let Texts { query, documents } = bench.texts(PROMPTS)?;
+            let Texts { query, documents } = bench.texts(PROMPTS, OWN_TOKENS)?;
             let parts = documents.chunks(PROMPTS / 8);
             Ok(parts.map(|part| Texts { query: query.clone(), documents: part.to_vec() }).collect())
         })
@@ -224,7 +229,7 @@ impl Bench {
     /// Reads more prompts than the cache has room for.
     fn budget(&mut self) -> Result<()> {
         memory::reset_peak()?;
-        let texts = self.texts(self.documents_to_fill() + 1)?;
+        let texts = self.texts(self.documents_to_fill() + 1, OWN_TOKENS)?;
         let run = self.run(|bench| bench.score(&texts, 2, |_| ()))?;
         let Statistics { prefix_blocks, total_blocks, .. } = self.backend.statistics();
         let more = json!({"prefix_blocks": prefix_blocks, "total_blocks": total_blocks});
@@ -242,10 +247,10 @@ impl Bench {
         if count < fewest {
             return Err(format!("long needs {fewest} documents with a cache of this size").into());
         }
-        let texts = self.texts(PROMPTS)?;
+        let texts = self.texts(PROMPTS, OWN_TOKENS)?;
         let job = self.run(|bench| bench.score(&texts, NEW_TOKENS, |_| ()))?;
 
-        let texts = self.texts(count)?;
+        let texts = self.texts(count, OWN_TOKENS)?;
         let mut peaks = Vec::new();
         memory::reset_peak()?;
         let run = self.run(|bench| {
@@ -273,7 +278,8 @@ impl Bench {
         self.backend.statistics().total_blocks / (OWN_TOKENS / BLOCK_TOKENS) + 1
     }
 
-    fn texts(&mut self, count: usize) -> Result<Texts> {
+    /// So many documents that have as many tokens each.
+    fn texts(&mut self, count: usize, own_tokens: usize) -> Result<Texts> {
         let template = PromptTemplate::erank();
         let tokens = |bench: &Self, query: &str, document: &str| -> Result<usize> {
             let prompt = template.bind("", query);
@@ -282,10 +288,10 @@ impl Bench {
         };
         let frame = tokens(self, "", "")?;
         let query = self.words.text(SHARED_TOKENS - frame / 2);
-        let own = OWN_TOKENS - frame.div_ceil(2);
+        let own = own_tokens - frame.div_ceil(2);
         let documents = (0..count).map(|_| self.words.text(own)).collect();
         let texts = Texts { query, documents };
-        assert_eq!(tokens(self, &texts.query, &texts.documents[0])?, SHARED_TOKENS + OWN_TOKENS);
+        assert_eq!(tokens(self, &texts.query, &texts.documents[0])?, SHARED_TOKENS + own_tokens);
         Ok(texts)
     }
 
@@ -365,10 +371,12 @@ fn measure_alone(shape: Shape, cache_bytes: usize) -> Result<()> {
     for behaviour in [Behaviour::Random, Behaviour::Repeats] {
         for draft_tokens in [0, 4, 8] {
             memory::reset_peak()?;
-            let mut bench = Bench::load(shape, behaviour, cache_bytes, draft_tokens)?;
+            let mut settings = Settings::default();
+            settings.draft_tokens = draft_tokens;
+            let mut bench = Bench::load(shape, behaviour, cache_bytes, settings)?;
             let mut times = Vec::new();
             for _ in 0..RUNS {
-                let texts = bench.texts(1)?;
+                let texts = bench.texts(1, OWN_TOKENS)?;
                 // Once for the cache, so that what is timed is nearly all decoding.
                 bench.score(&texts, 1, |_| ())?;
                 let begin = Instant::now();
@@ -385,6 +393,49 @@ fn measure_alone(shape: Shape, cache_bytes: usize) -> Result<()> {
                 "accepted": after.accepted_tokens,
             });
             bench.print("alone", memory::peak()?, line)?;
+        }
+    }
+    Ok(())
+}
+
+/// A call whose time is measured: what it has to do, and with how many threads.
+#[derive(Clone, Copy)]
+struct Call {
+    documents: usize,
+    own_tokens: usize,
+    new_tokens: usize,
+    threads: NonZeroUsize,
+}
+
+/// How the time of a call grows: with its documents, their tokens, those of a thought, and threads.
+fn measure_growth(shape: Shape, cache_bytes: usize) -> Result<()> {
+    let threads = std::thread::available_parallelism()?;
+    let usual = Call { documents: 8, own_tokens: OWN_TOKENS, new_tokens: NEW_TOKENS, threads };
+    let mut calls: Vec<Call> =
+        [1, 2, 4, 8, 16].map(|documents| Call { documents, ..usual }).to_vec();
+    calls.extend([90, 700].map(|own_tokens| Call { own_tokens, ..usual }));
+    calls.extend([16, 256].map(|new_tokens| Call { new_tokens, ..usual }));
+    calls.push(Call { threads: NonZeroUsize::MIN, ..usual });
+    for calls in calls.chunk_by(|a, b| a.threads == b.threads) {
+        memory::reset_peak()?;
+        let mut settings = Settings::default();
+        settings.threads = Some(calls[0].threads);
+        let mut bench = Bench::load(shape, Behaviour::Random, cache_bytes, settings)?;
+        let warm_up = bench.texts(2, OWN_TOKENS)?;
+        bench.score(&warm_up, 2, |_| ())?;
+        for Call { documents, own_tokens, new_tokens, threads } in calls {
+            let texts = bench.texts(*documents, *own_tokens)?;
+            let begin = Instant::now();
+            bench.score(&texts, *new_tokens, |_| ())?;
+            let line = json!({
+                "documents": documents,
+                "own_tokens": own_tokens,
+                "new_tokens": new_tokens,
+                "threads": threads,
+                "value": begin.elapsed().as_secs_f64(),
+                "unit": "s",
+            });
+            bench.print("growth", memory::peak()?, line)?;
         }
     }
     Ok(())
