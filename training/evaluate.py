@@ -31,7 +31,7 @@ FIRST_STAGE_SHARE = 0.2  # of the hybrid
 MOST_NEW_TOKENS = 96
 BATCH_TOKENS = 24_000
 WELL_FORMED = re.compile(
-    r"<think> (?:short|long):(?: [a-z]+!{0,2}(?:-|\+{1,2}\*?))* =(?:10|[0-9](?:\.(?:25|5|75))?)</think>"
+    r"<think> (?:brief|short|long|lengthy):(?: [a-z]+!{0,2}(?:-|\+{1,2}))* =(?:10|[0-9](?:\.(?:25|5|75))?)</think>"
     r"<answer>(10|[0-9])</answer><\|endoftext\|>"
 )
 ANSWER_ONLY = f"{texts.THINK}\n\n{texts.END_THINK}\n\n{texts.ANSWER}"

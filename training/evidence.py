@@ -1,12 +1,11 @@
 """The teacher: the evidence a thought states, and the score that follows from it.
 
-    <think> short: jet!+ noise++* flutt!!- =4.25</think><answer>4</answer>
+    <think> short: jet!+ noise++ flutt!!- =3.75</think><answer>4</answer>
 
 A thought says how long the document is and lists the query's first distinct content words (as
-stems), each with one mark: how rare the word is in the training corpus (nothing, "!" or "!!"),
-whether the document has it ("-" no, "+" once, "++" more often), and "*" where it follows the word
-listed before it somewhere in the document, as a phrase. The thought ends with the total: the average
-of the marks, weighted by rarity and adjusted for length. It needs nothing but the marks.
+stems), each with one mark: how rare the word is in the training corpus (nothing, "!" or "!!"), and
+whether the document has it ("-" no, "+" once, "++" more often). The thought ends with the total: the
+average of the marks, weighted by rarity and adjusted for length. It needs nothing but the marks.
 
 The answer is the total, rounded. Its probability says where between two integers the total lies, so
 that N x P(N) tells totals apart that round to the same N.
@@ -23,16 +22,16 @@ RARITY_WEIGHTS = (1, 2, 3)
 # A word is rarer the fewer texts of the corpus hold it: shares of all texts, e^-4.5 and e^-6.5.
 RARITY_LIMITS = (0.0111, 0.0015)
 
-FINDINGS = ("-", "+", "++", "+*", "++*")
-FINDING_POINTS = (0, 5, 7, 8, 10)
+FINDINGS = ("-", "+", "++")
+FINDING_POINTS = (0, 5, 7)
 MOST_POINTS = max(FINDING_POINTS)
 
 # One mark is one token: rarity * len(FINDINGS) + finding.
 MARKS = tuple(rarity + finding for rarity, finding in itertools.product(RARITIES, FINDINGS))
 
-LENGTH_WORDS = ("▁short:", "▁long:")
-LONG = 80  # content words
-LENGTH_FACTORS = (1.0, 0.85)
+LENGTH_WORDS = ("▁brief:", "▁short:", "▁long:", "▁lengthy:")
+LENGTH_LIMITS = (60, 120, 180)  # content words with which the next class begins
+LENGTH_FACTORS = (1.0, 0.9, 0.8, 0.7)
 
 BEST_SCORE = 10
 STEPS = 4  # totals are counted in quarters
@@ -45,20 +44,13 @@ def listed_terms(query_terms):
 
 
 def length_class(document_terms):
-    return int(len(document_terms) >= LONG)
+    return sum(len(document_terms) >= limit for limit in LENGTH_LIMITS)
 
 
 def marks(terms, document_terms, rarity_of):
     """The mark of each listed term, as an index into `MARKS`."""
     counts = collections.Counter(document_terms)
-    phrases = set(zip(document_terms, document_terms[1:]))
-    result = []
-    for previous, term in zip([None, *terms], terms):
-        finding = min(counts[term], 2)
-        if finding and (previous, term) in phrases:
-            finding += 2
-        result.append(rarity_of(term) * len(FINDINGS) + finding)
-    return result
+    return [rarity_of(term) * len(FINDINGS) + min(counts[term], 2) for term in terms]
 
 
 def total(length, term_marks):

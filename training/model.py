@@ -23,10 +23,26 @@ class ModelConfig:
 
 
 # What is known of each token goes into the last dimensions of its embedding before training.
-FEATURES = ("constant", "rarity", "mark", "marker", "query follows", "document follows", "answer follows")
+# "fresh" is none of a token's own: a head finds out whether the token is there for the first time.
+FEATURES = (
+    "constant",
+    "rarity",
+    "mark",
+    "marker",
+    "query follows",
+    "document follows",
+    "answer follows",
+    "fresh",
+)
 FEATURE_SIZE = 0.3
 QUICK_ROTATIONS = 3  # the rotary frequencies that tell neighbouring positions apart
+NEAR_ROTATIONS = 6  # those that tell a token's surroundings from the rest
 DISTANT_ROTATIONS = 9  # those that tell positions apart within a prompt
+
+
+def feature(name):
+    """Where a feature lies in the residual."""
+    return FEATURES.index(name) - len(FEATURES)
 
 
 class RootMeanSquareNorm(nn.Module):
@@ -115,7 +131,8 @@ class Student(nn.Module):
 
     # Finding equal words and copying the query are circuits that take training long to discover,
     # so the heads start with them. The residual's first half holds the token, the second half the
-    # token before it; the last few dimensions hold features.
+    # token before it (of a query's word, the last one before it that was new); the last few dimensions
+    # hold features.
 
     def _initialise(self, features):
         half = self.config.hidden // 2
@@ -128,16 +145,16 @@ class Student(nn.Module):
                     shrink = 0.03 if "o_proj" in name or "down_proj" in name else 1.0
                     nn.init.normal_(weight, std=shrink * weight.shape[1] ** -0.5)
         first, second, third, fourth = (layer.self_attn for layer in self.layers)
-        self._look_one_back(first, "constant", values_from=0)
+        self._look_back_from_marks(first)
         self._look_at_markers(first)
+        self._look_for_repeats(first)
         for attention in (second, third, fourth):
             self._match(attention, 1, 0)
             self._match(attention, 2, 0)
             self._match(attention, 0, half)
-        self._copy_query(second)
         self._find_in_document(second, "marker")
-        self._look_one_back(second, "mark", values_from=half)
-        self._match_pairs(third)
+        self._look_back_past_repeats(second)
+        self._copy_query(third)
         self._find_in_document(third, "mark")
 
     def _group(self, attention, number):
@@ -153,34 +170,67 @@ class Student(nn.Module):
             attention.o_proj.weight[:, queries],
         )
 
-    def _look_one_back(self, attention, feature, values_from):
-        """A head carries half of each token that has `feature` into the second half of the next one."""
+    def _look_back(self, attention, group, distance, asking):
+        """Attention from a group's first head to the token `distance` before.
+
+        It carries the first half of that token into the second half of this one. `asking` says how
+        much, by feature, this token asks for it.
+        """
         size = self.config.head_dimension
-        constant = FEATURES.index("constant") - len(FEATURES)
-        wanted = FEATURES.index(feature) - len(FEATURES)
-        queries, keys, values, outputs = self._group(attention, 0 if feature == "constant" else 2)
+        queries, keys, values, outputs = self._group(attention, group)
         queries *= 0.1
         keys *= 0.1
-        angles = self.config.rope_theta ** (-torch.arange(QUICK_ROTATIONS) / (size / 2))
-        queries[:QUICK_ROTATIONS, constant] = 3.0
-        # Turned ahead by one position, a key meets the query of the next token.
-        keys[:QUICK_ROTATIONS, wanted] = 3.0 * angles.cos()
-        keys[size // 2 : size // 2 + QUICK_ROTATIONS, wanted] = 3.0 * angles.sin()
+        for name, weight in asking.items():
+            queries[:QUICK_ROTATIONS, feature(name)] = weight
+        # Turned ahead by that distance, a key meets the query of the later token.
+        angles = distance * self.config.rope_theta ** (-torch.arange(QUICK_ROTATIONS) / (size / 2))
+        keys[:QUICK_ROTATIONS, feature("constant")] = 3.0 * angles.cos()
+        keys[size // 2 : size // 2 + QUICK_ROTATIONS, feature("constant")] = 3.0 * angles.sin()
         values.zero_()
-        values[:, values_from : values_from + size] = torch.eye(size)
+        values[:, :size] = torch.eye(size)
         outputs.zero_()
         outputs[-size:] = 0.1 * torch.eye(size)
         outputs[-len(FEATURES) :] = 0
 
+    def _look_back_from_marks(self, attention):
+        """The first group's first head tells a mark which word it belongs to."""
+        self._look_back(attention, 0, 1.0, {"constant": 0.0, "mark": 3.0})
+
+    def _look_back_past_repeats(self, attention):
+        """The third group's first head sees the last fresh token before this one; marks have theirs."""
+        # A little more than one, so that the token two before comes next and not the token itself.
+        self._look_back(attention, 2, 1.25, {"constant": 5.0, "mark": -5.0})
+        queries, keys, _, _ = self._group(attention, 2)
+        queries[-1, feature("constant")] = 3.0
+        keys[-1, feature("constant")] = -3.3
+        keys[-1, feature("fresh")] = 3.0
+
+    def _look_for_repeats(self, attention):
+        """The third group's first head finds whether the same token came before.
+
+        It looks at equal tokens, but not at those nearby, so not at itself; where there is none, the
+        prompt's markers have most of its attention, and the token is fresh.
+        """
+        self._match(attention, 2, 0)
+        queries, keys, values, outputs = self._group(attention, 2)
+        for heads, sign in ((queries, 1.0), (keys, -1.0)):
+            heads[:NEAR_ROTATIONS, feature("constant")] = 0.75 * sign
+            heads[-1] = 0
+        queries[-1, feature("constant")] = 1.5
+        keys[-1, feature("marker")] = 1.5
+        values[0] = 0
+        values[0, feature("marker")] = 1.0
+        outputs[:, 0] = 0
+        outputs[feature("fresh"), 0] = 0.3
+
     def _look_at_markers(self, attention):
         """The second group's first head sees which parts of the prompt have begun."""
-        constant, _, _, marker, *parts = range(-len(FEATURES), 0)
         queries, keys, values, outputs = self._group(attention, 1)
         queries *= 0.1
         keys *= 0.1
-        queries[-1, constant] = 3.0
-        keys[-1, marker] = 3.0
-        for row, part in enumerate(parts):
+        queries[-1, feature("constant")] = 3.0
+        keys[-1, feature("marker")] = 3.0
+        for row, part in enumerate(map(feature, ("query follows", "document follows", "answer follows"))):
             values[row] = 0
             values[row, part] = 1.0
             outputs[:, row] = 0
@@ -198,36 +248,23 @@ class Student(nn.Module):
             heads[:, start : start + size] += same
             heads[:, -len(FEATURES) :] = 0
 
-    def _match_pairs(self, attention):
-        """The second group attends to tokens that are alike and follow a token that is alike."""
-        size, half = self.config.head_dimension, self.config.hidden // 2
-        queries, keys, _, _ = self._group(attention, 1)
-        steady = [row for row in range(size) if row % (size // 2) >= DISTANT_ROTATIONS]
-        for heads in (queries, keys):
-            heads[:, : -len(FEATURES)] = 0
-            for count, row in enumerate(steady):
-                heads[row, count // 2 + half * (count % 2)] = 1.0
-
     def _find_in_document(self, attention, found):
         """The second group sums up, as feature `found`, how much of its attention is on the document."""
-        document = FEATURES.index("document follows") - len(FEATURES)
-        answer = FEATURES.index("answer follows") - len(FEATURES)
-        found = FEATURES.index(found) - len(FEATURES)
         _, _, values, outputs = self._group(attention, 1)
         values[0] = 0
-        values[0, document] = 1.0
-        values[0, answer] = -2.0
+        values[0, feature("document follows")] = 1.0
+        values[0, feature("answer follows")] = -2.0
         outputs[:, 0] = 0
-        outputs[found, 0] = 0.3
+        outputs[feature(found), 0] = 0.3
 
     def _copy_query(self, attention):
-        """The first head finds what followed the same token in the query, and says it."""
+        """The first head finds what new word followed the same token in the query, and says it."""
         size = self.config.head_dimension
-        constant = FEATURES.index("constant") - len(FEATURES)
-        document = FEATURES.index("document follows") - len(FEATURES)
         queries, keys, values, outputs = self._group(attention, 0)
-        queries[-1, constant] = 1.5
-        keys[-1, document] = -8.0
+        queries[-1, feature("constant")] = 1.5
+        keys[-1, feature("constant")] = -2.5
+        keys[-1, feature("document follows")] = -8.0
+        keys[-1, feature("fresh")] = 3.0
         values.copy_(torch.eye(size, self.config.hidden))
         outputs[:size] = 0.25 * torch.eye(size)
 

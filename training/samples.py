@@ -1,7 +1,7 @@
 """Training samples: a prompt, and the output that the teacher gives for it.
 
-Queries are real titles, pieces of passages, or words picked so that found and missing, repeated
-and phrase-forming words are all common; documents are pieces of the corpus. Everything is drawn
+Queries are real titles, pieces of passages, or words picked so that found, missing and repeated
+words are all common; documents are pieces of the corpus. Everything is drawn
 from one `random.Random`, so a seed fixes the whole run.
 """
 
@@ -289,7 +289,7 @@ class Sampler:
         return query, document
 
     def picked(self, length, most):
-        """Words picked one by one: present, repeated, phrases, absent, invented."""
+        """Words picked one by one: present once or more often, absent, invented."""
         draw = self.random
         document = self.passage(length)
         found_share = draw.random()
@@ -302,24 +302,17 @@ class Sampler:
                 query.append(self.invented() if strange and kind < 0.6 else self.other_word(document))
             elif strange and kind < 0.6:
                 term = self.invented()
-                planted.append([term] if draw.random() < 0.7 or not query else [query[-1], term])
-                planted += [[term]] * draw.choice((0, 0, 1, 2))
+                planted += [term] * draw.choice((1, 1, 2, 3))
                 query.append(term)
-            elif kind < 0.6 and repeated:
+            elif kind < 0.5 and repeated:
                 query.append(draw.choice(repeated))
-            elif kind < 0.85 and len(document) > 1:
-                offset = draw.randrange(len(document) - 1)
-                phrase = document[offset : offset + 2]
-                query += phrase
-                # Running text says its phrases again, and their words without each other.
-                planted += [phrase] * draw.choice((0, 1, 1, 2, 4))
-                planted += [[phrase[1]]] * draw.choice((0, 0, 1, 2))
             else:
-                query.append(draw.choice(document))
+                term = draw.choice(document)
+                planted += [term] * draw.choice((0, 0, 0, 1, 2))
+                query.append(term)
         document = list(document)
-        for piece in planted:
-            offset = draw.randrange(len(document))
-            document[offset : offset + len(piece)] = piece
+        for term in planted:
+            document[draw.randrange(len(document))] = term
         return query[:most], document
 
     def query_and_document(self, sizes):
@@ -334,10 +327,12 @@ class Sampler:
             query = []
         elif odd < 0.01:
             document = []
-        elif odd < 0.06 and query:
+        elif odd < 0.25 and query:
+            # Words said again, as long queries do.
             query = list(query)
-            query.insert(draw.randint(1, len(query)), draw.choice(query))
-        elif odd < 0.1:
+            for _ in range(draw.choice((1, 1, 2))):
+                query.insert(draw.randint(1, len(query)), draw.choice(query))
+        elif odd < 0.29:
             query = query + [(draw.choice(self.words.digits),)]
         return query, document
 
