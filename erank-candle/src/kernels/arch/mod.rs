@@ -111,8 +111,11 @@ impl InstructionSet {
     }
 
     /// For each panel: `sums[r] += Σ_i x[i][r] · panel[i]`, with `x` as `[k / DEPTH][height][DEPTH]`, a
-    /// panel as `[k / DEPTH][16][DEPTH]`, and sums as `[panels][height]`; meanwhile, what is `ahead` of the panels is fetched from
-    /// memory. The height is 1, 2, 4 or 8; with another one, nothing is added.
+    /// panel as `[k / DEPTH][16][DEPTH]`, and sums as `[panels][height]`; meanwhile, what is `ahead` of
+    /// the panels is fetched from memory. The height is 1, 2, 4 or 8; with another one, nothing is added.
+    ///
+    /// # Panics
+    /// If a panel has no whole number of `[16][DEPTH]`.
     #[inline]
     pub(crate) fn tiles_of_singles<E: Element>(
         self,
