@@ -109,8 +109,6 @@ fn multiply_matrices<P: Products, const N: usize>(
 
     let panels_of_block = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { PANELS };
     let panels_of_each = panels_of_block / N;
-    // Bytes of a panel that are multiplied at once.
-    let step = P::DEPTH * LANES * size_of::<P::Right>();
     par_columns(y, outputs, panels_of_each * LANES, Vec::new, |sums, index, mut y| {
         let first = index * panels_of_each;
         let count = y.columns().div_ceil(LANES);
@@ -146,7 +144,7 @@ fn multiply_matrices<P: Products, const N: usize>(
                         1 => P::AHEAD_OF_WEIGHTS,
                         count => {
                             let part = size_of_val(parts[0]);
-                            Ahead { bytes: part + tile * part / count, step: step / count }
+                            Ahead { bytes: part + tile * part / count, step: 64 / count }
                         }
                     };
                     P::multiply(set, left, &parts[..panels.len()], height, sums, ahead);

@@ -44,7 +44,7 @@ use half::bf16;
 pub(crate) const LANES: usize = 16;
 
 /// What to have fetched from memory while panels are multiplied: what lies so many bytes behind a
-/// panel's beginning, and so many more with each input, or pair of inputs, that is multiplied at once.
+/// panel's beginning, and so many more with each 64 bytes of the panel, which are multiplied at once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ahead {
     pub(crate) bytes: usize,

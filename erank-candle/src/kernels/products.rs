@@ -75,7 +75,7 @@ impl<E: Element + 'static> Products for Singles<E> {
     type Left = E::Left;
     type Right = E;
     const DEPTH: usize = E::DEPTH;
-    const AHEAD_OF_CACHE: Ahead = Ahead { bytes: 4096, step: E::DEPTH * LANES * size_of::<E>() };
+    const AHEAD_OF_CACHE: Ahead = Ahead { bytes: 4096, step: 64 };
 
     #[inline(always)]
     fn interleave(rows: &[f32], length: usize, height: usize, left: &mut [E::Left]) {
