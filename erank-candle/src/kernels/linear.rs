@@ -3,15 +3,15 @@
 //! ```text
 //! for each tile of rows (in parallel): normalise, round, interleave
 //! for each block of panels (in parallel), each group of tiles:
-//!     for each part of the inputs, each tile: sums += tile(rows, panels) over the part
+//!     for each few panels, part of the inputs, and tile: sums += tile(rows, panels) over the part
 //!     for each row and lane: epilogue(y[row][output], sums[row][lane])
 //! ```
 //!
-//! A block's part of the inputs stays in the nearest cache while a group is multiplied with it, and the
-//! next part is fetched meanwhile.
+//! The panels' part of the inputs stays in the nearer caches while a group is multiplied with it, and the
+//! next part is fetched meanwhile. As many panels are multiplied at once as share what is read of the rows.
 //!
-//! A block has several panels, so that what is read of the rows is used for each: neighbouring ones of
-//! one matrix, or the same ones of two matrices whose products go into one output.
+//! A block's panels are neighbouring ones of one matrix, or the same ones of two matrices whose products
+//! go into one output.
 
 use std::ops::Range;
 
@@ -22,12 +22,11 @@ use super::norm::Norm;
 use super::products::Products;
 use super::{Ahead, InstructionSet, LANES, PackedMatrix, PackedWeights};
 
-/// From so many rows on, a block has fewer panels: those whose sums are in registers.
+/// From so many rows on, fewer panels are multiplied at once: those whose sums are in registers.
 const MANY_ROWS: usize = 8;
-/// Panels of a block with many rows, and with few.
-const PANELS: usize = 2;
+/// Panels that are multiplied at once with fewer rows.
 const PANELS_OF_FEW_ROWS: usize = 4;
-/// Tiles of rows that are multiplied with a part of the panels while it is in the nearest cache.
+/// Tiles of rows that are multiplied with a part of the panels while it is in a near cache.
 const GROUP: usize = 8;
 
 /// `norm(x) · Wᵀ` for `x` as `[rows][inputs]`, or `x · Wᵀ` without a norm: calls `epilogue(element of
@@ -107,8 +106,8 @@ fn multiply_matrices<P: Products, const N: usize>(
         .zip(x.par_chunks(tallest * inputs))
         .for_each(|(left, rows)| left_side::<P>(set, rows, inputs, norm, left));
 
-    let panels_of_block = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { PANELS };
-    let panels_of_each = panels_of_block / N;
+    let at_once = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { P::PANELS };
+    let panels_of_each = at_once.div_ceil(N);
     par_columns(y, outputs, panels_of_each * LANES, Vec::new, |sums, index, mut y| {
         let first = index * panels_of_each;
         let count = y.columns().div_ceil(LANES);
@@ -128,26 +127,30 @@ fn multiply_matrices<P: Products, const N: usize>(
             let sums_size = panels.len() * tallest;
             sums.clear();
             sums.resize(tiles.len() * sums_size, [0.0; LANES]);
-            for start in (0..padded).step_by(P::INPUTS) {
-                let end = padded.min(start + P::INPUTS);
-                let mut parts: [&[P::Right]; PANELS_OF_FEW_ROWS] = Default::default();
-                for (part, panel) in parts.iter_mut().zip(panels) {
-                    *part = &panel[start * LANES..end * LANES];
-                }
-                for (tile, (left, sums)) in
-                    tiles.clone().zip(sums.chunks_exact_mut(sums_size)).enumerate()
-                {
-                    let height = rows_of(tile).next_power_of_two();
-                    let left = &left[start / P::DEPTH * height..end / P::DEPTH * height];
-                    let sums = &mut sums[..panels.len() * height];
-                    let ahead = match tiles.len() {
-                        1 => P::AHEAD_OF_WEIGHTS,
-                        count => {
-                            let part = size_of_val(parts[0]);
-                            Ahead { bytes: part + tile * part / count, step: 64 / count }
-                        }
-                    };
-                    P::multiply(set, left, &parts[..panels.len()], height, sums, ahead);
+            for (index, panels) in panels.chunks(at_once).enumerate() {
+                let first_panel = index * at_once;
+                for start in (0..padded).step_by(P::INPUTS) {
+                    let end = padded.min(start + P::INPUTS);
+                    let mut parts: [&[P::Right]; PANELS_OF_FEW_ROWS] = Default::default();
+                    for (part, panel) in parts.iter_mut().zip(panels) {
+                        *part = &panel[start * LANES..end * LANES];
+                    }
+                    let parts = &parts[..panels.len()];
+                    for (tile, (left, sums)) in
+                        tiles.clone().zip(sums.chunks_exact_mut(sums_size)).enumerate()
+                    {
+                        let height = rows_of(tile).next_power_of_two();
+                        let left = &left[start / P::DEPTH * height..end / P::DEPTH * height];
+                        let sums = &mut sums[first_panel * height..][..parts.len() * height];
+                        let ahead = match tiles.len() {
+                            1 => P::AHEAD_OF_WEIGHTS,
+                            count => {
+                                let part = size_of_val(parts[0]);
+                                Ahead { bytes: part + tile * part / count, step: 64 / count }
+                            }
+                        };
+                        P::multiply(set, left, parts, height, sums, ahead);
+                    }
                 }
             }
             for (tile, sums) in sums.chunks_exact(sums_size).enumerate() {

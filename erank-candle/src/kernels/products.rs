@@ -17,8 +17,10 @@ pub(crate) trait Products: Send + Sync + 'static {
     const DEPTH: usize;
     /// Numbers of a column are filled up with zeros to a multiple of this.
     const BLOCK: usize = Self::DEPTH;
-    /// Inputs to multiply at a time, a multiple of `BLOCK`: so many that two panels' part of them stays
-    /// in the nearest cache while several tiles of rows are multiplied with it.
+    /// Panels to multiply at once with many rows: those whose sums are in registers.
+    const PANELS: usize = 2;
+    /// Inputs to multiply at a time, a multiple of `BLOCK`: so many that the panels' part of them stays
+    /// in a near cache while several tiles of rows are multiplied with it.
     const INPUTS: usize = 256;
     /// What a projection has fetched while it multiplies with each weight once.
     const AHEAD_OF_WEIGHTS: Ahead = Ahead::NOTHING;
@@ -75,6 +77,8 @@ impl<E: Element + 'static> Products for Singles<E> {
     type Left = E::Left;
     type Right = E;
     const DEPTH: usize = E::DEPTH;
+    const PANELS: usize = 1;
+    const INPUTS: usize = 1024;
     const AHEAD_OF_CACHE: Ahead = Ahead { bytes: 4096, step: 64 };
 
     #[inline(always)]
