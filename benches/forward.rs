@@ -9,14 +9,13 @@
 //!
 //! Prints a line of JSON per figure: shape, name, value in tokens per second, floor, and the floor's
 //! fraction reached. A floor is the longer of two times: reading the weights and the cache once at the
-//! bandwidth measured in the same run, or doing the multiplications at the peak measured in the same
-//! run. `ERANK_INSTRUCTION_SET` chooses other kernels.
+//! bandwidth, or doing the multiplications at the peak, both measured between the runs. `ERANK_INSTRUCTION_SET` chooses other kernels.
 
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use erank_benches::ceilings::{Work, compare};
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
-use erank_benches::median;
 use erank_candle::Checkpoint;
 use erank_candle::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
 use erank_candle::measure::Memory;
@@ -49,11 +48,11 @@ fn measure() -> Result<()> {
     let names: Vec<String> = std::env::args().skip(2).collect();
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if is_wanted("prefill") {
-        bench.report("prefill 512", 1, PROMPT, || bench.prefill())?;
+        bench.prefill()?;
     }
     for rows in [1, 8, 32] {
         if is_wanted(&format!("decode-{rows}")) {
-            bench.report(&format!("decode {rows}"), rows, 1, || bench.decode(rows))?;
+            bench.decode(rows)?;
         }
     }
     Ok(())
@@ -66,53 +65,16 @@ struct Bench {
 }
 
 impl Bench {
-    /// Measures, with the ceilings before and after.
-    fn report(
-        &self,
-        name: &str,
-        rows: usize,
-        tokens: usize,
-        mut run: impl FnMut() -> Result<Vec<Duration>>,
-    ) -> Result<()> {
-        let ceilings = || -> Result<(f64, f64)> {
-            let time = Duration::from_millis(500);
-            Ok((erank_candle::measure::matrix_peak(None, time)?, self.memory.read_bandwidth()))
-        };
-        let before = ceilings()?;
-        let seconds = median(run()?).as_secs_f64();
-        let after = ceilings()?;
-        let (peak, bandwidth) = (before.0.max(after.0), before.1.max(after.1));
-
-        let context = if tokens == 1 { rows * PROMPT * self.shape.token_bytes() } else { 0 };
-        let reading = (self.shape.weight_bytes() + context) as f64 / bandwidth;
-        let computing = self.shape.operations(rows * tokens, rows) / peak;
-        let floor = reading.max(computing);
-        println!(
-            "{}",
-            json!({
-                "shape": self.shape.name,
-                "name": name,
-                "kernels": self.model.instruction_set(),
-                "value": (rows * tokens) as f64 / seconds,
-                "unit": "tokens/s",
-                "floor": (rows * tokens) as f64 / floor,
-                "fraction": floor / seconds,
-                "limit": if reading > computing { "memory" } else { "arithmetic" },
-                "peak_gflops": peak / 1e9,
-                "bandwidth_gbytes": bandwidth / 1e9,
-            })
-        );
-        Ok(())
-    }
-
-    fn prefill(&self) -> Result<Vec<Duration>> {
+    /// One prompt is read.
+    fn prefill(&self) -> Result<()> {
         let (cache, blocks) = self.cache(1)?;
         let ids: Vec<u32> = (0..PROMPT as u32).map(|i| i * 7 % 1000).collect();
         let row = Row { tokens: &ids, position: 0, blocks: &blocks[0], logits: 1 };
-        self.time(&cache, &[row])
+        self.report(&format!("prefill {PROMPT}"), &cache, &[row])
     }
 
-    fn decode(&self, rows: usize) -> Result<Vec<Duration>> {
+    /// Each of some sequences takes one token.
+    fn decode(&self, rows: usize) -> Result<()> {
         let (cache, blocks) = self.cache(rows)?;
         for (i, blocks) in blocks.iter().enumerate() {
             let ids: Vec<u32> = (0..PROMPT).map(|token| ((token * 7 + i) % 1000) as u32).collect();
@@ -122,20 +84,41 @@ impl Bench {
             .iter()
             .map(|blocks| Row { tokens: &[11], position: PROMPT, blocks, logits: 1 })
             .collect();
-        self.time(&cache, &rows)
+        self.report(&format!("decode {}", rows.len()), &cache, &rows)
     }
 
-    fn time(&self, cache: &KvCache, rows: &[Row<'_>]) -> Result<Vec<Duration>> {
+    fn report(&self, name: &str, cache: &KvCache, rows: &[Row<'_>]) -> Result<()> {
+        let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
+        let context: usize = rows.iter().map(|row| row.position).sum();
+        let bytes = self.shape.weight_bytes() + context * self.shape.token_bytes();
+        let operations = self.shape.operations(tokens, rows.len());
+        let work = Work { bytes: bytes as f64, operations };
+
         let expected = self.model.forward(rows, cache)?.to_vec2::<f32>()?;
-        let mut times = Vec::with_capacity(RUNS);
-        for _ in 0..RUNS {
+        let reached = compare(RUNS, &self.memory, &work, || {
             let begin = Instant::now();
             let logits = self.model.forward(rows, cache)?;
-            times.push(begin.elapsed());
+            let time = begin.elapsed();
             // What is timed is the right answer, every time.
             assert_eq!(logits.to_vec2::<f32>()?, expected);
-        }
-        Ok(times)
+            Ok(time)
+        })?;
+        println!(
+            "{}",
+            json!({
+                "shape": self.shape.name,
+                "name": name,
+                "kernels": self.model.instruction_set(),
+                "value": tokens as f64 / reached.seconds,
+                "unit": "tokens/s",
+                "floor": tokens as f64 / reached.floor,
+                "fraction": reached.fraction,
+                "limit": reached.limit,
+                "peak_gflops": reached.peak / 1e9,
+                "bandwidth_gbytes": reached.bandwidth / 1e9,
+            })
+        );
+        Ok(())
     }
 
     /// A cache with room for `rows` sequences, and each one's blocks.

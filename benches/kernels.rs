@@ -6,14 +6,12 @@
 //! ```
 //!
 //! Prints a line of JSON per shape and number of rows: the floor is the longer of two times, reading
-//! the matrix at the bandwidth or multiplying at the peak, both measured just before.
+//! the matrix at the bandwidth or multiplying at the peak, both measured between the runs.
 //! `ERANK_INSTRUCTION_SET` chooses other kernels.
 
-use std::time::Duration;
-
+use erank_benches::ceilings::{Work, compare};
 use erank_benches::checkpoint::{SHAPES, Shape};
-use erank_benches::median;
-use erank_candle::measure::{Memory, Projections, matrix_peak};
+use erank_candle::measure::{Memory, Projections};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -38,21 +36,12 @@ fn measure() -> Result<()> {
             let bytes = if rows < 512 { BYTES } else { 0 };
             let mut projections = Projections::new(None, rows, (inputs, outputs), bytes)?;
             projections.run();
-            let mut bandwidths = Vec::new();
-            let mut peaks = Vec::new();
-            let mut times = Vec::new();
-            for _ in 0..RUNS {
-                bandwidths.push(memory.read_bandwidth());
-                peaks.push(matrix_peak(None, Duration::from_millis(50))?);
-                times.push(projections.run());
-            }
-            let seconds = median(times).as_secs_f64() / projections.count() as f64;
-            let bandwidth = bandwidths.into_iter().fold(0.0, f64::max);
-            let peak = peaks.into_iter().fold(0.0, f64::max);
             let size = (inputs * outputs) as f64;
-            let reading = 2.0 * size / bandwidth;
-            let computing = 2.0 * size * rows as f64 / peak;
-            let floor = reading.max(computing);
+            let count = projections.count() as f64;
+            let work =
+                Work { bytes: count * 2.0 * size, operations: count * 2.0 * size * rows as f64 };
+            let reached = compare(RUNS, &memory, &work, || Ok(projections.run()))?;
+            let seconds = reached.seconds / count;
             println!(
                 "{}",
                 json!({
@@ -61,13 +50,13 @@ fn measure() -> Result<()> {
                     "rows": rows,
                     "value": seconds * 1e6,
                     "unit": "µs",
-                    "floor": floor * 1e6,
-                    "fraction": floor / seconds,
-                    "limit": if reading > computing { "memory" } else { "arithmetic" },
+                    "floor": reached.floor / count * 1e6,
+                    "fraction": reached.fraction,
+                    "limit": reached.limit,
                     "gflops": 2.0 * size * rows as f64 / seconds / 1e9,
                     "gbytes": 2.0 * size / seconds / 1e9,
-                    "peak_gflops": peak / 1e9,
-                    "bandwidth_gbytes": bandwidth / 1e9,
+                    "peak_gflops": reached.peak / 1e9,
+                    "bandwidth_gbytes": reached.bandwidth / 1e9,
                 })
             );
         }

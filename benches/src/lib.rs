@@ -1,5 +1,6 @@
 //! What several measurements share.
 
+pub mod ceilings;
 pub mod checkpoint;
 pub mod memory;
 pub mod words;
