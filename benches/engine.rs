@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Names choose among the measurements: `job`, `cold`, `threads`, `budget`, `alone`, `growth`, by default
-//! all of them, and `long` (or `long=COUNT`, of 1,000 otherwise), which takes half an hour on two cores.
+//! all of them, and `long` (or `long=COUNT`, of 1,000 otherwise), which takes half an hour to an hour on two cores.
 //! `cache` is the budget of the KV cache, 4096 otherwise. The checkpoint (1.2 or 8 GB) is written once to the
 //! folder for temporary files.
 //!
@@ -381,13 +381,13 @@ fn measure_alone(shape: Shape, cache_bytes: usize) -> Result<()> {
                 bench.score(&texts, 1, |_| ())?;
                 let begin = Instant::now();
                 bench.score(&texts, NEW_TOKENS, |_| ())?;
-                times.push(begin.elapsed());
+                times.push(begin.elapsed().as_secs_f64());
             }
             let after = bench.backend.statistics();
             let line = json!({
                 "behaviour": format!("{behaviour:?}"),
                 "draft_tokens": draft_tokens,
-                "value": NEW_TOKENS as f64 / median(times).as_secs_f64(),
+                "value": NEW_TOKENS as f64 / median(times),
                 "unit": "tokens/s",
                 "drafted": after.drafted_tokens,
                 "accepted": after.accepted_tokens,

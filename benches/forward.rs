@@ -9,7 +9,8 @@
 //!
 //! Prints a line of JSON per figure: shape, name, value in tokens per second, floor, and the floor's
 //! fraction reached. A floor is the longer of two times: reading the weights and the cache once at the
-//! bandwidth, or doing the multiplications at the peak, both measured between the runs. `ERANK_INSTRUCTION_SET` chooses other kernels.
+//! bandwidth, or doing the multiplications at the peak, both measured between the runs.
+//! `ERANK_INSTRUCTION_SET` chooses other kernels.
 
 use std::error::Error;
 use std::time::Instant;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use erank_candle::measure::{Memory, matrix_peak};
 
+use crate::median;
+
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How long the peak is measured each time.
@@ -75,10 +77,4 @@ pub fn compare(
         bandwidth,
         limit: if is_reading { "memory" } else { "arithmetic" },
     })
-}
-
-/// The upper one of two in the middle; NaN of nothing.
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_unstable_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -5,10 +5,8 @@ pub mod checkpoint;
 pub mod memory;
 pub mod words;
 
-use std::time::Duration;
-
-/// The median of some durations; the upper one of two in the middle.
-pub fn median(mut durations: Vec<Duration>) -> Duration {
-    durations.sort_unstable();
-    durations.get(durations.len() / 2).copied().unwrap_or_default()
+/// The median of some numbers, the upper one of two in the middle; NaN of none.
+pub fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_unstable_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
 }
