@@ -28,11 +28,11 @@ use erank_benches::words::Words;
 use erank_benches::{median, memory};
 use erank_candle::kv_cache::BLOCK_TOKENS;
 use erank_candle::measure::matrix_peak;
-use erank_candle::{CandleBackend, Checkpoint, Settings, Statistics};
-use erank_core::backend::{Completion, DocumentError, Job};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics};
 use erank_core::{
     BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,
 };
+use erank_core::{Completion, DocumentError, Job};
 use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -48,13 +48,18 @@ const ALL: [&str; 6] = ["job", "cold", "threads", "budget", "alone", "growth"];
 const GROWTH: u64 = 32 << 20;
 
 fn main() -> Result<()> {
-    let Arguments { shape, cache_bytes, names, long } = Arguments::read()?;
+    let Arguments { shape, kv_cache_memory_bytes, names, long } = Arguments::read()?;
     let (own, with_others): (Vec<_>, Vec<_>) =
         names.iter().partition(|name| ["alone", "growth"].contains(&name.as_str()));
     if !with_others.is_empty() {
         let begin = Instant::now();
         memory::reset_peak()?;
-        let mut bench = Bench::load(shape, Behaviour::Random, cache_bytes, Settings::default())?;
+        let mut bench = Bench::load(
+            shape,
+            Behaviour::Random,
+            kv_cache_memory_bytes,
+            CandleSettings::default(),
+        )?;
         let seconds = begin.elapsed().as_secs_f64();
         bench.print("loading", memory::peak()?, json!({"value": seconds, "unit": "s"}))?;
         // Once to have everything in memory.
@@ -73,8 +78,8 @@ fn main() -> Result<()> {
     // Those that load with settings of their own.
     for name in own {
         match name.as_str() {
-            "alone" => measure_alone(shape, cache_bytes)?,
-            _ => measure_growth(shape, cache_bytes)?,
+            "alone" => measure_alone(shape, kv_cache_memory_bytes)?,
+            _ => measure_growth(shape, kv_cache_memory_bytes)?,
         }
     }
     Ok(())
@@ -82,7 +87,7 @@ fn main() -> Result<()> {
 
 struct Arguments {
     shape: Shape,
-    cache_bytes: usize,
+    kv_cache_memory_bytes: usize,
     names: Vec<String>,
     /// Documents of `long`.
     long: usize,
@@ -90,7 +95,8 @@ struct Arguments {
 
 impl Arguments {
     fn read() -> Result<Self> {
-        let mut read = Self { shape: SHAPES[0], cache_bytes: 4 << 30, names: vec![], long: 1000 };
+        let mut read =
+            Self { shape: SHAPES[0], kv_cache_memory_bytes: 4 << 30, names: vec![], long: 1000 };
         for argument in std::env::args().skip(1) {
             let (name, number) = match argument.split_once('=') {
                 Some((name, number)) => {
@@ -100,7 +106,7 @@ impl Arguments {
                 None => (argument.as_str(), None),
             };
             match (name, number) {
-                ("cache", Some(mebibytes)) => read.cache_bytes = mebibytes << 20,
+                ("cache", Some(mebibytes)) => read.kv_cache_memory_bytes = mebibytes << 20,
                 ("long", count) => {
                     read.long = count.unwrap_or(read.long);
                     read.names.push(name.to_owned());
@@ -130,7 +136,7 @@ struct Count<F> {
 impl<F: FnMut(usize)> Sink for Count<F> {
     fn completed(&mut self, _: usize, outcome: std::result::Result<Completion, DocumentError>) {
         let completion = outcome.expect("a completion");
-        assert_eq!(completion.finish, FinishReason::Forced, "{}", completion.text);
+        assert_eq!(completion.finish_reason, FinishReason::Forced, "{}", completion.text);
         self.done += 1;
         (self.each)(self.done);
     }
@@ -160,7 +166,7 @@ impl Run {
 
 struct Bench {
     shape: Shape,
-    cache_bytes: usize,
+    kv_cache_memory_bytes: usize,
     backend: CandleBackend,
     words: Words,
 }
@@ -169,14 +175,14 @@ impl Bench {
     fn load(
         shape: Shape,
         behaviour: Behaviour,
-        cache_bytes: usize,
-        mut settings: Settings,
+        kv_cache_memory_bytes: usize,
+        mut settings: CandleSettings,
     ) -> Result<Self> {
         let folder = shape.folder(behaviour);
         shape.write(&folder, behaviour)?;
-        settings.cache_bytes = Some(cache_bytes);
+        settings.kv_cache_memory_bytes = Some(kv_cache_memory_bytes);
         let backend = CandleBackend::load(&Checkpoint::open(folder)?, &settings)?;
-        Ok(Self { shape, cache_bytes, words: Words::of(backend.tokenizer())?, backend })
+        Ok(Self { shape, kv_cache_memory_bytes, words: Words::of(backend.tokenizer())?, backend })
     }
 
     fn job(&mut self) -> Result<()> {
@@ -342,7 +348,7 @@ impl Bench {
     /// Prints a line, and fails if more memory was taken than may be.
     fn print(&self, name: &str, peak_bytes: u64, more: Value) -> Result<()> {
         let weights = self.shape.weight_bytes() as f64;
-        let limit = (weights * 1.15 + self.cache_bytes as f64 + 300e6) as u64;
+        let limit = (weights * 1.15 + self.kv_cache_memory_bytes as f64 + 300e6) as u64;
         let mut line = json!({
             "shape": self.shape.name,
             "name": name,
@@ -367,13 +373,13 @@ fn extend(line: &mut Value, more: Value) {
 }
 
 /// One document alone, with and without guesses: where every guess is right, and where none is.
-fn measure_alone(shape: Shape, cache_bytes: usize) -> Result<()> {
+fn measure_alone(shape: Shape, kv_cache_memory_bytes: usize) -> Result<()> {
     for behaviour in [Behaviour::Random, Behaviour::Repeats] {
-        for draft_tokens in [0, 4, 8] {
+        for speculative_tokens in [0, 4, 8] {
             memory::reset_peak()?;
-            let mut settings = Settings::default();
-            settings.draft_tokens = draft_tokens;
-            let mut bench = Bench::load(shape, behaviour, cache_bytes, settings)?;
+            let mut settings = CandleSettings::default();
+            settings.speculative_tokens = speculative_tokens;
+            let mut bench = Bench::load(shape, behaviour, kv_cache_memory_bytes, settings)?;
             let mut times = Vec::new();
             for _ in 0..RUNS {
                 let texts = bench.texts(1, OWN_TOKENS)?;
@@ -386,7 +392,7 @@ fn measure_alone(shape: Shape, cache_bytes: usize) -> Result<()> {
             let after = bench.backend.statistics();
             let line = json!({
                 "behaviour": format!("{behaviour:?}"),
-                "draft_tokens": draft_tokens,
+                "speculative_tokens": speculative_tokens,
                 "value": NEW_TOKENS as f64 / median(times),
                 "unit": "tokens/s",
                 "drafted": after.drafted_tokens,
@@ -408,7 +414,7 @@ struct Call {
 }
 
 /// How the time of a call grows: with its documents, their tokens, those of a thought, and threads.
-fn measure_growth(shape: Shape, cache_bytes: usize) -> Result<()> {
+fn measure_growth(shape: Shape, kv_cache_memory_bytes: usize) -> Result<()> {
     let threads = std::thread::available_parallelism()?;
     let usual = Call { documents: 8, own_tokens: OWN_TOKENS, new_tokens: NEW_TOKENS, threads };
     let mut calls: Vec<Call> =
@@ -418,9 +424,9 @@ fn measure_growth(shape: Shape, cache_bytes: usize) -> Result<()> {
     calls.push(Call { threads: NonZeroUsize::MIN, ..usual });
     for calls in calls.chunk_by(|a, b| a.threads == b.threads) {
         memory::reset_peak()?;
-        let mut settings = Settings::default();
+        let mut settings = CandleSettings::default();
         settings.threads = Some(calls[0].threads);
-        let mut bench = Bench::load(shape, Behaviour::Random, cache_bytes, settings)?;
+        let mut bench = Bench::load(shape, Behaviour::Random, kv_cache_memory_bytes, settings)?;
         let warm_up = bench.texts(2, OWN_TOKENS)?;
         bench.score(&warm_up, 2, |_| ())?;
         for Call { documents, own_tokens, new_tokens, threads } in calls {

@@ -141,10 +141,10 @@ fn in_request_order(ranking: Ranking) -> Result<Vec<Judged>, Box<dyn Error>> {
     for document in &ranking.documents {
         let missing = "the backend gave no distribution over the answers";
         all[document.index] = Judged {
-            official: document.official.ok_or(missing)?,
-            expected: document.expected.ok_or(missing)?,
-            integer: Some(document.integer),
-            well_formed: document.finish == FinishReason::Answered,
+            official: document.answer.probability_weighted().ok_or(missing)?,
+            expected: document.answer.expected_value.ok_or(missing)?,
+            integer: Some(document.answer.integer),
+            well_formed: document.finish_reason == FinishReason::Answered,
         };
     }
     Ok(all)

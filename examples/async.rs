@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use erank_candle::CandleBackend;
-use erank_core::{AsyncReranker, Request, Reranker, Stop, Workers};
+use erank_core::{AsyncReranker, CancellationToken, Request, Reranker, Workers};
 
 async fn search(reranker: &AsyncReranker) -> Result<(), Box<dyn std::error::Error>> {
     // A future waits for room if many others ask. What it asks for is its own, not borrowed.
@@ -17,7 +17,7 @@ async fn search(reranker: &AsyncReranker) -> Result<(), Box<dyn std::error::Erro
 
     // A service would rather say that it is busy. Both requests are under way at once, and the model
     // computes them together.
-    let stop = Stop::at(Instant::now() + Duration::from_secs(60));
+    let stop = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
     let syrup = Request::new("syrup from trees", DOCUMENTS);
     let cakes = Request::new("known for cakes", DOCUMENTS);
     let syrup = reranker.try_rerank_until(syrup, &stop)?;

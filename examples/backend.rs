@@ -1,8 +1,8 @@
 //! A backend of one's own: the share of the query's words that a document has, for when no model is
 //! at hand. `docs/backends.md` says what each line is for.
 
-use erank_core::backend::{BackendError, Completion, DocumentError, Job, Sink};
 use erank_core::{AnswerDistribution, Request, Reranker, ScoreKind, ScoringBackend};
+use erank_core::{BackendError, Completion, DocumentError, Job, Sink};
 
 pub(crate) struct Words;
 
@@ -16,8 +16,9 @@ impl ScoringBackend for Words {
             return Err(BackendError::Unsupported("words are counted, not sampled".into()));
         }
         for (index, document) in job.documents.iter().enumerate() {
-            let stopped = job.stop.is_set();
-            let outcome = if stopped { Err(DocumentError::Stopped) } else { judge(job, document) };
+            let stopped = job.cancellation.is_cancelled();
+            let outcome =
+                if stopped { Err(DocumentError::Cancelled) } else { judge(job, document) };
             sink.completed(index, outcome);
         }
         Ok(())
@@ -37,7 +38,7 @@ fn judge(job: &Job<'_>, document: &str) -> Result<Completion, DocumentError> {
     let mut completion = Completion::new(format!("<think>{found} words</think><answer>"));
     completion.push(labels[best], answers.log_probs()[best] as f32);
     completion.push("</answer>", 0.0);
-    completion.answers = Some(answers);
+    completion.answer_distribution = Some(answers);
     (completion.query_truncated, completion.document_truncated) = (query_cut, document_cut);
     Ok(completion)
 }
@@ -50,7 +51,7 @@ fn words(text: &str, most: usize) -> (Vec<String>, bool) {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let reranker = Reranker::builder(Words).score(ScoreKind::Expected).build()?;
+    let reranker = Reranker::builder(Words).score(ScoreKind::ExpectedValue).build()?;
     let request = Request::new("how bees make honey", ["Do bears like honey?", "Bees make honey."]);
     for document in reranker.rerank(&request)?.documents {
         println!("{:5.2}  {}", document.score, request.documents[document.index].text);

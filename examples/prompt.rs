@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let reranker = Reranker::builder(&backend)
         .template(template)
         .answer_only()
-        .score(ScoreKind::Expected)
+        .score(ScoreKind::ExpectedValue)
         .build()?;
     let ranking = reranker.rerank(&request)?;
     for document in ranking.documents {

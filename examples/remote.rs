@@ -8,14 +8,14 @@
 use std::time::Duration;
 
 use erank_core::{BackendError, Request, Reranker};
-use erank_openai::{ApiKey, OpenAiBackend, Settings};
+use erank_openai::{ApiKey, OpenAiBackend, OpenAiSettings};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let servers: Vec<String> = std::env::args().skip(1).collect();
     if servers.is_empty() {
         return Err("give the servers' addresses, such as http://gpu-1:8000".into());
     }
-    let mut settings = Settings::default();
+    let mut settings = OpenAiSettings::default();
     settings.api_key = std::env::var("ERANK_API_KEY").ok().map(ApiKey::new);
     settings.request_timeout = Duration::from_secs(120);
     // From here on, all is as with a model in this process.

@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     for document in &ranking.documents {
         let text = &request.documents[document.index].text;
-        println!("{:6.3}  {:2}  {text}", document.score, document.integer);
+        println!("{:6.3}  {:2}  {text}", document.score, document.answer.integer);
     }
     // A document without an answer has an error, never a score of 0.
     for document in &ranking.unscored {

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use erank_candle::CandleBackend;
-use erank_core::{Request, RerankError, Reranker, Stop};
+use erank_core::{CancellationToken, Request, RerankError, Reranker};
 use rig_core::driver::{Exchange, Local, Model, Opened, Opening, Step, Transport};
 use rig_core::error::ProviderError;
 use rig_core::operation::{Rerank, RerankRequest};
@@ -25,7 +25,7 @@ impl Transport<Local<Rerank>> for ERank {
         Opening::new(async move {
             // A model blocks the thread it is called on, which must not be one of the runtime's. A
             // caller that waits no longer stops it.
-            let stop = StopOnDrop(Stop::new());
+            let stop = StopOnDrop(CancellationToken::new());
             let handle = stop.0.clone();
             let work = move || rerank(&reranker, request, &handle);
             let reply = tokio::task::spawn_blocking(work).await;
@@ -38,11 +38,11 @@ impl Transport<Local<Rerank>> for ERank {
     }
 }
 
-struct StopOnDrop(Stop);
+struct StopOnDrop(CancellationToken);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        self.0.stop();
+        self.0.cancel();
     }
 }
 
@@ -51,10 +51,10 @@ impl Drop for StopOnDrop {
 fn rerank(
     reranker: &Reranker<CandleBackend>,
     request: RerankRequest,
-    stop: &Stop,
+    stop: &CancellationToken,
 ) -> Result<(RerankResponse, serde_json::Value), RerankError> {
     let request = Request::new(request.query, request.documents);
-    let ranking = reranker.rerank_until(&request, stop)?;
+    let ranking = reranker.rerank_with_cancellation(&request, stop)?;
     let results = ranking.documents.iter().map(|document| RerankResult {
         index: document.index,
         document: Some(request.documents[document.index].text.to_string()),

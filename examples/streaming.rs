@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use erank_candle::CandleBackend;
-use erank_core::backend::{BackendError, Completion, DocumentError, Job, TokenCounts};
-use erank_core::{ProbabilityReading, Request, Reranker, ScoringBackend, Sink, Stop};
+use erank_core::{AnswerProbability, CancellationToken, Request, Reranker, ScoringBackend, Sink};
+use erank_core::{BackendError, Completion, DocumentError, Job, TokenCounts};
 
 /// A backend that shows what another one answers, as it comes, on the way to the ranking.
 struct Shown<B>(B);
@@ -35,7 +35,7 @@ impl Sink for Show<'_> {
         match &outcome {
             Ok(completion) => {
                 let format = self.job.prompt.answers();
-                match format.parse(completion, ProbabilityReading::default()) {
+                match format.parse(completion, AnswerProbability::default()) {
                     Ok(answer) => println!("{:2}  {document}", answer.integer),
                     Err(error) => println!(" -  {document}: {error}"),
                 }
@@ -59,11 +59,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("best: {}", DOCUMENTS[ranking.documents[0].index]);
 
     // What is not done within a minute is not lost, but listed as stopped.
-    let stop = Stop::at(Instant::now() + Duration::from_secs(60));
-    let ranking = Reranker::builder(&backend).build()?.rerank_until(&request, &stop)?;
+    let stop = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
+    let ranking = Reranker::builder(&backend).build()?.rerank_with_cancellation(&request, &stop)?;
     println!("in time: {}, too late: {}", ranking.scored, ranking.unscored.len());
 
-    // Any thread can call `stop.stop()`; so can the work itself, here after three documents.
+    // Any thread can call `stop.cancel()`; so can the work itself, here after three documents.
     let reranker = Reranker::builder(&backend)
         .on_progress(|progress| {
             eprint!("\r{} of {} documents", progress.documents_done, progress.documents);

@@ -56,7 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for document in ranking.documents {
         let bm25 = document.first_stage_score.unwrap_or_default();
         let id = document.id.unwrap_or_default();
-        println!("{:6.3}  {:5}  {bm25:6.3}  {id}", document.score, document.integer);
+        println!("{:6.3}  {:5}  {bm25:6.3}  {id}", document.score, document.answer.integer);
     }
     Ok(())
 }

@@ -26,14 +26,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:<15} {:>6}  best to worst, with score and spread", "", "tokens");
     for (name, choose) in choices {
         // Without a thought, the expected value tells more than the most probable integer.
-        let builder = Reranker::builder(&backend).score(ScoreKind::Expected);
+        let builder = Reranker::builder(&backend).score(ScoreKind::ExpectedValue);
         let reranker = choose(builder).build()?;
         let ranking = reranker.rerank(&Request::new("how do bees make honey", DOCUMENTS))?;
         print!("{name:<15} {:>6} ", ranking.tokens.generated);
         for document in &ranking.documents {
             let word = DOCUMENTS[document.index].split(' ').next().unwrap_or_default();
             let thought = if document.mode.is_reason() { "" } else { "*" };
-            print!(" {word}{thought} {:.2} ± {:.2},", document.score, document.spread);
+            print!(" {word}{thought} {:.2} ± {:.2},", document.score, document.std_dev);
         }
         println!();
     }

@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for document in reranker.rerank(&request)?.documents {
         let similarity = document.first_stage_score.unwrap_or_default();
         let text = &request.documents[document.index].text;
-        println!("{:6.3}  {:5}  {similarity:6.3}  {text}", document.score, document.integer);
+        println!("{:6.3}  {:5}  {similarity:6.3}  {text}", document.score, document.answer.integer);
     }
     Ok(())
 }

@@ -5,13 +5,13 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use erank_candle::{CandleBackend, Checkpoint, DeviceLocation, Settings};
-use erank_core::backend::{Completion, DocumentError, Job};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, DeviceLocation};
 use erank_core::testing::conformance;
 use erank_core::{
-    AnswerFormat, FinishReason, Mode, PromptTemplate, Request, Reranker, ScoringBackend,
-    ScoringOptions, Sink, Stop,
+    AnswerFormat, CancellationToken, FinishReason, Mode, PromptTemplate, Request, Reranker,
+    ScoringBackend, ScoringOptions, Sink,
 };
+use erank_core::{Completion, DocumentError, Job};
 use erank_tests::local::{BLOCK_BYTES, DOCUMENTS, QUERY, REASON, options, run, tiny, tiny_with};
 
 fn completions(backend: &CandleBackend, documents: &[&str], mode: Mode) -> Vec<Completion> {
@@ -47,14 +47,16 @@ fn the_same_prompt_gives_the_same_bits_in_any_company() {
 #[test]
 fn steps_threads_and_a_full_cache_do_not_change_a_bit() {
     let expected = completions(tiny(), &DOCUMENTS, REASON);
-    let small_steps = tiny_with(|settings| settings.step_tokens = NonZeroUsize::new(7).expect("7"));
+    let small_steps =
+        tiny_with(|settings| settings.max_num_batched_tokens = NonZeroUsize::new(7).expect("7"));
     assert_eq!(completions(&small_steps, &DOCUMENTS, REASON), expected);
     let one_thread = tiny_with(|settings| settings.threads = NonZeroUsize::new(1));
     assert_eq!(completions(&one_thread, &DOCUMENTS, REASON), expected);
 
     // Room for few of the six: sequences wait, and are sent back to wait.
     for blocks in [20, 26, 33] {
-        let full = tiny_with(|settings| settings.cache_bytes = Some(blocks * BLOCK_BYTES));
+        let full =
+            tiny_with(|settings| settings.kv_cache_memory_bytes = Some(blocks * BLOCK_BYTES));
         assert_eq!(completions(&full, &DOCUMENTS, REASON), expected, "{blocks} blocks");
     }
 }
@@ -63,7 +65,7 @@ fn steps_threads_and_a_full_cache_do_not_change_a_bit() {
 fn a_thought_that_runs_out_is_closed_and_answered() {
     for max_tokens in [1, 2, 3, 10] {
         for completion in completions(tiny(), &DOCUMENTS, Mode::Reason { max_tokens }) {
-            assert_eq!(completion.finish, FinishReason::Forced, "{}", completion.text);
+            assert_eq!(completion.finish_reason, FinishReason::Forced, "{}", completion.text);
             let answer = AnswerFormat::zero_to_ten()
                 .parse(&completion, Default::default())
                 .expect("a forced answer");
@@ -98,7 +100,7 @@ fn the_answers_distribution_is_exact() {
     let (root, after_one) = (ids.len() - 2, ids.len() - 1);
 
     let completion = &completions(backend, &DOCUMENTS[..1], Mode::AnswerOnly)[0];
-    let given = completion.answers.as_ref().expect("a distribution");
+    let given = completion.answer_distribution.as_ref().expect("a distribution");
     let goes_on = probability(after_one, digit("0"));
     for answer in 0..=10 {
         let expected = match answer {
@@ -134,7 +136,7 @@ fn fields_are_truncated_and_what_still_does_not_fit_is_its_own_error() {
     let long = "jet ".repeat(5000);
     let mut options = options(Mode::AnswerOnly);
     options.max_document_tokens = 50;
-    let (outcomes, _) = run(tiny(), &["jet noise", &long], options, Stop::new());
+    let (outcomes, _) = run(tiny(), &["jet noise", &long], options, CancellationToken::new());
     let truncated: Vec<bool> = outcomes
         .iter()
         .map(|outcome| outcome.as_ref().expect("scored").document_truncated)
@@ -142,7 +144,8 @@ fn fields_are_truncated_and_what_still_does_not_fit_is_its_own_error() {
     assert_eq!(truncated, [false, true]);
 
     options.max_document_tokens = 100_000;
-    let (outcomes, _) = run(tiny(), &[DOCUMENTS[0], &long, DOCUMENTS[1]], options, Stop::new());
+    let (outcomes, _) =
+        run(tiny(), &[DOCUMENTS[0], &long, DOCUMENTS[1]], options, CancellationToken::new());
     assert!(outcomes[0].is_ok() && outcomes[2].is_ok());
     assert!(matches!(
         outcomes[1],
@@ -150,9 +153,10 @@ fn fields_are_truncated_and_what_still_does_not_fit_is_its_own_error() {
     ));
 
     // A cache in which the model's positions do not fit is a limit as well.
-    let small = tiny_with(|settings| settings.cache_bytes = Some(20 * BLOCK_BYTES));
+    let small = tiny_with(|settings| settings.kv_cache_memory_bytes = Some(20 * BLOCK_BYTES));
     let middling = "jet ".repeat(400);
-    let (outcomes, _) = run(&small, &[DOCUMENTS[0], &middling, DOCUMENTS[1]], options, Stop::new());
+    let (outcomes, _) =
+        run(&small, &[DOCUMENTS[0], &middling, DOCUMENTS[1]], options, CancellationToken::new());
     assert!(outcomes[0].is_ok() && outcomes[2].is_ok());
     assert!(matches!(outcomes[1], Err(DocumentError::PromptTooLong { tokens: 400.., limit: 320 })));
 }
@@ -178,17 +182,17 @@ fn control_tokens_in_a_document_are_text() {
 
 #[test]
 fn a_stop_ends_the_work_and_every_document_is_accounted_for() {
-    let stop = Stop::new();
-    stop.stop();
+    let stop = CancellationToken::new();
+    stop.cancel();
     let (outcomes, tokens) = run(tiny(), &DOCUMENTS, options(REASON), stop);
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(DocumentError::Stopped))));
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(DocumentError::Cancelled))));
     assert_eq!(tokens.generated, 0);
 
     let many: Vec<&str> = DOCUMENTS.iter().copied().cycle().take(20_000).collect();
     let started = Instant::now();
-    let stop = Stop::at(started + Duration::from_millis(300));
+    let stop = CancellationToken::with_deadline(started + Duration::from_millis(300));
     let (outcomes, _) = run(tiny(), &many, options(REASON), stop);
-    assert!(outcomes.iter().any(|outcome| matches!(outcome, Err(DocumentError::Stopped))));
+    assert!(outcomes.iter().any(|outcome| matches!(outcome, Err(DocumentError::Cancelled))));
     // A step of this model takes some milliseconds; a minute would be a stop that is not looked at.
     assert!(started.elapsed() < Duration::from_secs(60));
 }
@@ -214,7 +218,7 @@ fn a_panicking_caller_does_not_take_the_backend_down() {
         }
     }
     // A cache with room for little more than one job's sequences, so that a leak would show.
-    let backend = tiny_with(|settings| settings.cache_bytes = Some(4 << 20));
+    let backend = tiny_with(|settings| settings.kv_cache_memory_bytes = Some(4 << 20));
     let expected = completions(&backend, &DOCUMENTS, REASON);
     let template = PromptTemplate::erank();
     let caught = Mutex::new(0);
@@ -229,15 +233,15 @@ fn a_panicking_caller_does_not_take_the_backend_down() {
 
 #[test]
 fn settings_that_cannot_be_are_named() {
-    let mut settings = Settings::default();
-    settings.cache_bytes = Some(1000);
+    let mut settings = CandleSettings::default();
+    settings.kv_cache_memory_bytes = Some(1000);
     let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("too small");
-    assert!(error.to_string().contains("cache_bytes"), "{error}");
-    let mut settings = Settings::default();
+    assert!(error.to_string().contains("kv_cache_memory_bytes"), "{error}");
+    let mut settings = CandleSettings::default();
     settings.dtype = Some(candle_core::DType::I64);
     let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("no such weights");
     assert!(error.to_string().contains("I64"), "{error}");
-    let mut settings = Settings::default();
+    let mut settings = CandleSettings::default();
     settings.device = DeviceLocation::Cuda { gpu_id: 77 };
     let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("no such device");
     assert!(
@@ -282,7 +286,7 @@ fn without_kernels_the_answers_are_the_same() {
         let backend = tiny_with(|settings| {
             settings.dtype = Some(candle_core::DType::F32);
             settings.instruction_set = set.map(str::to_owned);
-            settings.cache_bytes = Some(blocks * 2 * BLOCK_BYTES);
+            settings.kv_cache_memory_bytes = Some(blocks * 2 * BLOCK_BYTES);
         });
         completions(&backend, &DOCUMENTS, REASON)
     };

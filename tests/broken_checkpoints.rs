@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use erank_candle::{CandleBackend, Checkpoint, LoadError, Settings};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, LoadError};
 use erank_core::{Request, Reranker};
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
@@ -22,8 +22,8 @@ fn folder() -> TempDir {
 
 /// Small cache: many are loaded.
 fn load(folder: &Path) -> Result<CandleBackend, LoadError> {
-    let mut settings = Settings::default();
-    settings.cache_bytes = Some(4 << 20);
+    let mut settings = CandleSettings::default();
+    settings.kv_cache_memory_bytes = Some(4 << 20);
     CandleBackend::load(&Checkpoint::open(folder)?, &settings)
 }
 

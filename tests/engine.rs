@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use erank_candle::model::Qwen3;
-use erank_candle::{CandleBackend, Settings};
-use erank_core::backend::{Completion, DocumentError, Job, TokenCounts};
+use erank_candle::{CandleBackend, CandleSettings};
 use erank_core::{
-    AsyncReranker, Cascade, FinishReason, Mode, PromptTemplate, Request, Reranker, Sampling,
-    ScoringBackend, ScoringOptions, Sink, Stop,
+    AsyncReranker, CancellationToken, Cascade, FinishReason, Mode, PromptTemplate, Request,
+    Reranker, Sampling, ScoringBackend, ScoringOptions, Sink,
 };
+use erank_core::{Completion, DocumentError, Job, TokenCounts};
 use erank_tests::local::{
     BLOCK_BYTES, DOCUMENTS, INSTRUCTION, QUERY, REASON, completions, idle, options, run, samples,
     tiny, tiny_with,
@@ -60,7 +60,7 @@ proptest! {
     /// any instruction set: every log-probability has the same bits.
     #[test]
     fn the_same_prompt_gives_the_same_bits(
-        (step_tokens, sequences, draft_tokens, blocks, threads) in settings(),
+        (max_num_batched_tokens, sequences, speculative_tokens, blocks, threads) in settings(),
         callers in proptest::collection::vec(
             (proptest::sample::subsequence((0..6usize).collect::<Vec<_>>(), 1..6), 0..4usize),
             1..4,
@@ -73,12 +73,12 @@ proptest! {
             sampled(0.9, 1, 3),
         ];
         for (set, reference) in references() {
-            let backend = tiny_with(|settings: &mut Settings| {
+            let backend = tiny_with(|settings: &mut CandleSettings| {
                 settings.instruction_set = Some((*set).to_owned());
-                settings.step_tokens = number(step_tokens);
-                settings.max_sequences = number(sequences);
-                settings.draft_tokens = draft_tokens;
-                settings.cache_bytes = Some(blocks * BLOCK_BYTES);
+                settings.max_num_batched_tokens = number(max_num_batched_tokens);
+                settings.max_num_seqs = number(sequences);
+                settings.speculative_tokens = speculative_tokens;
+                settings.kv_cache_memory_bytes = Some(blocks * BLOCK_BYTES);
                 settings.threads = Some(number(threads));
             });
             std::thread::scope(|scope| {
@@ -145,8 +145,8 @@ fn answering_at_once_takes_one_pass() {
 fn guesses_save_steps_and_change_nothing() {
     // The bundled model spells the query's words: what begins alike goes on alike, often enough.
     let query = "xylophone xylograph xylem xylitol xylene zebra zealot zenith zephyr zeppelin";
-    let with = |draft_tokens, document| {
-        let backend = tiny_with(|settings| settings.draft_tokens = draft_tokens);
+    let with = |speculative_tokens, document| {
+        let backend = tiny_with(|settings| settings.speculative_tokens = speculative_tokens);
         let found = samples(&backend, query, &[document], options(REASON));
         (found, idle(&backend))
     };
@@ -154,8 +154,8 @@ fn guesses_save_steps_and_change_nothing() {
         let (plain, without) = with(0, document);
         // The probe for the answer's second digit alone.
         assert_eq!((without.drafted_tokens, without.accepted_tokens), (1, 1));
-        for draft_tokens in [2, 8, 32] {
-            let (guessed, statistics) = with(draft_tokens, document);
+        for speculative_tokens in [2, 8, 32] {
+            let (guessed, statistics) = with(speculative_tokens, document);
             assert_eq!(guessed, plain);
             assert!(statistics.accepted_tokens > without.accepted_tokens, "{statistics:?}");
             assert!(statistics.accepted_tokens <= statistics.drafted_tokens, "{statistics:?}");
@@ -196,7 +196,7 @@ fn samples_share_their_prompt_and_depend_on_their_seed_alone() {
         assert_eq!(document.samples.len(), 4);
         let mean = document.samples.iter().map(|sample| sample.score).sum::<f64>() / 4.0;
         assert_eq!(document.score, mean);
-        assert!(document.entropy.is_some_and(|entropy| entropy >= 0.0));
+        assert!(document.answer.entropy.is_some_and(|entropy| entropy >= 0.0));
     }
 }
 
@@ -246,7 +246,7 @@ fn a_small_request_is_not_stuck_behind_a_large_one() {
         }
     }
     // The large one alone fills every place.
-    let backend = tiny_with(|settings| settings.max_sequences = number(4));
+    let backend = tiny_with(|settings| settings.max_num_seqs = number(4));
     let large = DOCUMENTS.repeat(100);
     let done = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -270,23 +270,23 @@ fn a_small_request_is_not_stuck_behind_a_large_one() {
 
 #[test]
 fn a_stop_frees_its_rows_and_leaves_the_others() {
-    let backend = tiny_with(|settings| settings.cache_bytes = Some(60 * BLOCK_BYTES));
+    let backend = tiny_with(|settings| settings.kv_cache_memory_bytes = Some(60 * BLOCK_BYTES));
     let expected = completions(tiny(), &DOCUMENTS, options(REASON));
     let many = DOCUMENTS.repeat(200);
     std::thread::scope(|scope| {
         let stopped = scope.spawn(|| {
-            let stop = Stop::at(Instant::now() + Duration::from_millis(30));
+            let stop = CancellationToken::with_deadline(Instant::now() + Duration::from_millis(30));
             run(&backend, &many, options(REASON), stop).0
         });
         for _ in 0..3 {
             assert_eq!(completions(&backend, &DOCUMENTS, options(REASON)), expected);
         }
         let outcomes = stopped.join().expect("no panic");
-        assert!(outcomes.iter().any(|o| matches!(o, Err(DocumentError::Stopped))));
+        assert!(outcomes.iter().any(|o| matches!(o, Err(DocumentError::Cancelled))));
         for (index, outcome) in outcomes.iter().enumerate() {
             match outcome {
                 Ok(completion) => assert_eq!(completion, &expected[index % DOCUMENTS.len()]),
-                Err(error) => assert!(matches!(error, DocumentError::Stopped), "{error}"),
+                Err(error) => assert!(matches!(error, DocumentError::Cancelled), "{error}"),
             }
         }
     });
@@ -298,7 +298,7 @@ fn a_stop_frees_its_rows_and_leaves_the_others() {
 /// Whoever waits for a future stops its work by dropping it; the engine forgets it at its next step.
 #[test]
 fn a_dropped_future_frees_its_rows() {
-    let backend = Arc::new(tiny_with(|settings| settings.max_sequences = number(4)));
+    let backend = Arc::new(tiny_with(|settings| settings.max_num_seqs = number(4)));
     let ((begun, begins), (go, may_go)) = (channel(), channel());
     let may_go = Mutex::new(Some(may_go));
     let reranker = Reranker::builder(Arc::clone(&backend))
@@ -346,7 +346,7 @@ fn dropping_the_backend_ends_its_thread() {
 #[test]
 fn a_thousand_documents_need_no_more_room_than_the_running_ones() {
     let blocks = 200;
-    let backend = tiny_with(|settings| settings.cache_bytes = Some(blocks * BLOCK_BYTES));
+    let backend = tiny_with(|settings| settings.kv_cache_memory_bytes = Some(blocks * BLOCK_BYTES));
     let expected = completions(tiny(), &DOCUMENTS, options(Mode::AnswerOnly));
     let many: Vec<&str> = DOCUMENTS.iter().copied().cycle().take(1000).collect();
     // A prompt with the probe of an answer, in blocks.
@@ -372,7 +372,7 @@ fn a_thousand_documents_need_no_more_room_than_the_running_ones() {
         }
         for (index, found) in run.join().expect("no panic").iter().enumerate() {
             assert_eq!(found, &expected[index % DOCUMENTS.len()]);
-            assert_eq!(found.finish, FinishReason::Answered);
+            assert_eq!(found.finish_reason, FinishReason::Answered);
         }
     });
     assert!(samples > 10 && most_used > 0, "seen running {samples} times");
@@ -385,7 +385,7 @@ fn a_stop_is_seen_before_the_next_step() {
     /// Stops after some events, and keeps the number of steps until then.
     struct Stopping<'a> {
         backend: &'a CandleBackend,
-        stop: Stop,
+        stop: CancellationToken,
         events: usize,
         steps: Option<u64>,
     }
@@ -395,17 +395,17 @@ fn a_stop_is_seen_before_the_next_step() {
         fn advanced(&mut self, _: TokenCounts) {
             self.events += 1;
             if self.events == 20 {
-                self.stop.stop();
+                self.stop.cancel();
                 self.steps = Some(self.backend.statistics().steps);
             }
         }
     }
     let backend = tiny_with(|_| {});
-    let (stop, many) = (Stop::new(), DOCUMENTS.repeat(100));
+    let (stop, many) = (CancellationToken::new(), DOCUMENTS.repeat(100));
     let template = PromptTemplate::erank();
     let job = Job::new(template.bind(INSTRUCTION, QUERY), &many)
         .with_options(options(REASON))
-        .with_stop(stop.clone());
+        .with_cancellation(stop.clone());
     let mut sink = Stopping { backend: &backend, stop, events: 0, steps: None };
     backend.score(&job, &mut sink).expect("a run");
     let until = sink.steps.expect("some steps");

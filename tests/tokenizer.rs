@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use erank_candle::PromptTokenizer;
-use erank_core::backend::ScoringOptions;
+use erank_core::ScoringOptions;
 use erank_core::{AnswerFormat, PromptTemplate};
 use serde::Deserialize;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 use erank_candle::CandleBackend;
-use erank_core::backend::{BackendError, Job};
+use erank_core::{BackendError, Job};
 use erank_core::{Mode, PromptTemplate, ScoringBackend};
 use erank_tests::local::{
     DOCUMENTS, Outcomes, QUERY, REASON, completions, idle, options, tiny_with,

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, DeviceLocation};
-use erank_core::backend::{BackendError, DocumentError, Job, ScoringBackend, ScoringOptions, Sink};
 use erank_core::prompt::BoundPrompt;
+use erank_core::{BackendError, DocumentError, Job, ScoringBackend, ScoringOptions, Sink};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
@@ -23,11 +23,11 @@ use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
 /// How a model is loaded and run.
 ///
 /// ```
-/// use erank_candle::{CandleBackend, Checkpoint, Settings};
+/// use erank_candle::{CandleBackend, Checkpoint, CandleSettings};
 ///
-/// let mut settings = Settings::default();
+/// let mut settings = CandleSettings::default();
 /// settings.threads = Some(2.try_into()?);
-/// settings.cache_bytes = Some(64 << 20);
+/// settings.kv_cache_memory_bytes = Some(64 << 20);
 /// // Or `Checkpoint::open(folder)`, or `Checkpoint::from_hub(name, revision)`.
 /// let backend = CandleBackend::load(&Checkpoint::tiny(), &settings)?;
 /// println!("{}, room for {} blocks", backend.description(), backend.statistics().total_blocks);
@@ -35,7 +35,7 @@ use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Settings {
+pub struct CandleSettings {
     /// The type that weights and the KV cache are kept in, F32 or BF16; `None` is the checkpoint's
     /// own. Arithmetic is in F32 either way.
     pub dtype: Option<DType>,
@@ -53,20 +53,20 @@ pub struct Settings {
     /// not fit waits. The cache has the type of the weights: an F32 model's holds half as many tokens
     /// in the same bytes as a BF16 model's. `None` is a quarter of the memory that is available when
     /// the model is loaded, or 2 GiB where that cannot be told, as of a GPU.
-    pub cache_bytes: Option<usize>,
+    pub kv_cache_memory_bytes: Option<usize>,
     /// Most tokens that one step computes. More make prompts faster to read, and make a stop, which
     /// is seen between steps, slower.
-    pub step_tokens: NonZeroUsize,
+    pub max_num_batched_tokens: NonZeroUsize,
     /// Most sequences that run at once, over all callers. More share the reading of the weights, and
     /// make the first results come later.
-    pub max_sequences: NonZeroUsize,
+    pub max_num_seqs: NonZeroUsize,
     /// A step of fewer tokens is filled up to this many with guesses of what comes next, copied
     /// from where the last tokens stood before: with few sequences, checking several tokens costs
     /// hardly more than computing one. 0 guesses nothing. Results are the same.
-    pub draft_tokens: usize,
+    pub speculative_tokens: usize,
 }
 
-impl Default for Settings {
+impl Default for CandleSettings {
     /// The checkpoint's type, the CPU, all its cores, a quarter of the memory, 512 tokens a step,
     /// 64 sequences, guesses up to 8 tokens.
     fn default() -> Self {
@@ -75,10 +75,10 @@ impl Default for Settings {
             device: DeviceLocation::Cpu,
             instruction_set: None,
             threads: None,
-            cache_bytes: None,
-            step_tokens: NonZeroUsize::MIN.saturating_add(511),
-            max_sequences: NonZeroUsize::MIN.saturating_add(63),
-            draft_tokens: 8,
+            kv_cache_memory_bytes: None,
+            max_num_batched_tokens: NonZeroUsize::MIN.saturating_add(511),
+            max_num_seqs: NonZeroUsize::MIN.saturating_add(63),
+            speculative_tokens: 8,
         }
     }
 }
@@ -101,7 +101,7 @@ impl Default for Settings {
 /// ]);
 /// let ranking = reranker.rerank(&request)?;
 /// assert_eq!(ranking.documents[0].index, 1);
-/// println!("{}", ranking.documents[0].reasoning);
+/// println!("{}", ranking.documents[0].answer.reasoning);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct CandleBackend {
@@ -120,7 +120,7 @@ impl CandleBackend {
     /// # Errors
     /// [`LoadError`] names the file, tensor or setting that is missing or wrong.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
-        Self::load(&Checkpoint::open(folder)?, &Settings::default())
+        Self::load(&Checkpoint::open(folder)?, &CandleSettings::default())
     }
 
     /// Loads a model by its name on the model hub, such as `Alibaba-NLP/ERank-4B`, with the default
@@ -131,7 +131,7 @@ impl CandleBackend {
     /// [`LoadError`] names the file, tensor or setting that is missing or wrong.
     #[cfg(feature = "hub")]
     pub fn from_hub(name: &str, revision: Option<&str>) -> Result<Self, LoadError> {
-        Self::load(&Checkpoint::from_hub(name, revision)?, &Settings::default())
+        Self::load(&Checkpoint::from_hub(name, revision)?, &CandleSettings::default())
     }
 
     /// Loads the bundled demonstration model.
@@ -140,14 +140,14 @@ impl CandleBackend {
     /// [`LoadError`] if threads cannot be started.
     #[cfg(feature = "tiny-model")]
     pub fn tiny() -> Result<Self, LoadError> {
-        Self::load(&Checkpoint::tiny(), &Settings::default())
+        Self::load(&Checkpoint::tiny(), &CandleSettings::default())
     }
 
     /// Loads a checkpoint.
     ///
     /// # Errors
     /// [`LoadError`] names the file, tensor or setting that is missing or wrong.
-    pub fn load(checkpoint: &Checkpoint, settings: &Settings) -> Result<Self, LoadError> {
+    pub fn load(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<Self, LoadError> {
         let tokenizer = PromptTokenizer::new(
             checkpoint.tokenizer.as_deref().ok_or_else(|| {
                 LoadError::invalid("tokenizer.json", "the checkpoint does not have it")
@@ -177,9 +177,13 @@ impl CandleBackend {
         let blocks = cache_blocks(&model, settings)?;
         let cache =
             model.new_cache(blocks).map_err(|error| setting("cannot make the KV cache", &error))?;
-        let step_tokens = settings.step_tokens.get();
-        let sequences = settings.max_sequences.get().min(step_tokens);
-        let limits = Limits { step_tokens, sequences, draft_tokens: settings.draft_tokens };
+        let max_num_batched_tokens = settings.max_num_batched_tokens.get();
+        let sequences = settings.max_num_seqs.get().min(max_num_batched_tokens);
+        let limits = Limits {
+            max_num_batched_tokens,
+            sequences,
+            speculative_tokens: settings.speculative_tokens,
+        };
         let engine = Engine::start(Arc::clone(&model), Arc::clone(&threads), cache, limits)
             .map_err(|error| setting("cannot start the engine's thread", &error))?;
         let (name, own_cache) = (checkpoint.name().to_owned(), Mutex::new(()));
@@ -233,7 +237,7 @@ impl CandleBackend {
 
     /// For every position of `ids`, the `k` tokens that the model finds most probable next, best
     /// first. Meant for looking into a model: it is computed beside the running batch, with a cache of
-    /// its own, for the ids alone, that [`Settings::cache_bytes`] does not count. Calls wait for one
+    /// its own, for the ids alone, that [`CandleSettings::kv_cache_memory_bytes`] does not count. Calls wait for one
     /// another, so there is one such cache at most.
     ///
     /// # Errors
@@ -291,7 +295,7 @@ impl CandleBackend {
 }
 
 /// With kernels on the CPU, and through candle's operations elsewhere, or if asked for.
-fn load_model(checkpoint: &Checkpoint, settings: &Settings) -> Result<Qwen3, LoadError> {
+fn load_model(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<Qwen3, LoadError> {
     use DeviceLocation::{Cpu, Cuda, Metal};
     match (settings.device, settings.instruction_set.as_deref()) {
         (location, Some(CANDLE)) | (location @ (Cuda { .. } | Metal { .. }), None) => {
@@ -319,25 +323,25 @@ fn open_device(location: DeviceLocation) -> Result<Device, LoadError> {
 }
 
 /// Blocks that the budget pays for, but no more than the running sequences could ever fill.
-fn cache_blocks(model: &Qwen3, settings: &Settings) -> Result<usize, LoadError> {
+fn cache_blocks(model: &Qwen3, settings: &CandleSettings) -> Result<usize, LoadError> {
     // The least in which a prompt and its answer could fit.
     const LEAST: usize = 16;
     let config = model.config();
     let block_bytes = KvCache::block_bytes(config, model.dtype());
     let available = || memory::available().filter(|_| model.device().is_cpu());
-    let affordable = match settings.cache_bytes {
+    let affordable = match settings.kv_cache_memory_bytes {
         Some(bytes) => bytes / block_bytes,
         None => (available().map_or(2 << 30, |bytes| bytes / 4) / block_bytes).max(LEAST),
     };
     if affordable < LEAST {
         return Err(LoadError::Setting(format!(
-            "cache_bytes pays for {affordable} blocks; with {block_bytes} bytes for {BLOCK_TOKENS} \
+            "kv_cache_memory_bytes pays for {affordable} blocks; with {block_bytes} bytes for {BLOCK_TOKENS} \
              tokens, give at least {}",
             LEAST * block_bytes
         )));
     }
     let sequence = config.max_position_embeddings.div_ceil(BLOCK_TOKENS);
-    let usable = sequence.saturating_mul(settings.max_sequences.get().saturating_add(1));
+    let usable = sequence.saturating_mul(settings.max_num_seqs.get().saturating_add(1));
     Ok(affordable.min(usable))
 }
 
@@ -368,7 +372,7 @@ impl ScoringBackend for CandleBackend {
         };
         let span = tracing::debug_span!("score", documents = job.documents.len());
         let _in_span = span.enter();
-        self.engine.run(&Arc::new(task), &frame, job.documents, &job.stop, sink)
+        self.engine.run(&Arc::new(task), &frame, job.documents, &job.cancellation, sink)
     }
 }
 
@@ -401,7 +405,7 @@ mod tests {
         checkpoint.config = set(&checkpoint.config, "eos_token_id", end.into());
         let config = checkpoint.tokenizer_config.take().expect("bundled");
         checkpoint.tokenizer_config = Some(set(&config, "eos_token", "<|im_start|>".into()));
-        let backend = CandleBackend::load(&checkpoint, &Settings::default()).expect("usable");
+        let backend = CandleBackend::load(&checkpoint, &CandleSettings::default()).expect("usable");
         assert_eq!(backend.eos_token_ids(), [text, end, start]);
     }
 }

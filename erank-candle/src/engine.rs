@@ -26,7 +26,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use erank_core::backend::{BackendError, DocumentError, Sink, Stop};
+use erank_core::{BackendError, CancellationToken, DocumentError, Sink};
 
 use crate::kv_cache::{BLOCK_TOKENS, KvCache};
 use crate::model::Qwen3;
@@ -39,11 +39,11 @@ pub use statistics::Statistics;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// Most tokens that a step computes.
-    pub(crate) step_tokens: usize,
-    /// Most sequences that run at once; no more than `step_tokens`.
+    pub(crate) max_num_batched_tokens: usize,
+    /// Most sequences that run at once; no more than `max_num_batched_tokens`.
     pub(crate) sequences: usize,
     /// A step of fewer tokens is filled up to this many with guesses.
-    pub(crate) draft_tokens: usize,
+    pub(crate) speculative_tokens: usize,
 }
 
 /// A running engine. Dropping it ends its thread.
@@ -102,7 +102,7 @@ impl Engine {
         task: &Arc<Task>,
         frame: &PromptFrame,
         documents: &[&str],
-        stop: &Stop,
+        stop: &CancellationToken,
         sink: &mut dyn Sink,
     ) -> Result<(), BackendError> {
         let (visit, events) = self.visit(stop)?;
@@ -110,7 +110,7 @@ impl Engine {
         let mut unread = 0..documents.len();
         let mut under_way = 0;
         loop {
-            while under_way < self.window && !stop.is_set() {
+            while under_way < self.window && !stop.is_cancelled() {
                 let Some(index) = unread.next() else { break };
                 match sequences(task, frame, documents[index], index) {
                     Ok(sequences) => {
@@ -133,12 +133,12 @@ impl Engine {
             }
         }
         // After a stop.
-        unread.for_each(|index| refuse(sink, index, samples, DocumentError::Stopped));
+        unread.for_each(|index| refuse(sink, index, samples, DocumentError::Cancelled));
         Ok(())
     }
 
     /// Announces a caller to the engine.
-    fn visit(&self, stop: &Stop) -> Result<(Visit, Receiver<Event>), BackendError> {
+    fn visit(&self, stop: &CancellationToken) -> Result<(Visit, Receiver<Event>), BackendError> {
         let (sender, events) = channel();
         let messages = self.messages.clone().ok_or_else(ended)?;
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);

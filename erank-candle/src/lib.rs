@@ -1,18 +1,18 @@
 //! The local backend of erank: ERank's model on candle, in your own process.
 //!
 //! A [`Checkpoint`] is the model's files, from a folder, the model hub or the binary. Loaded with
-//! [`Settings`] it is a [`CandleBackend`], which a [`Reranker`](erank_core::Reranker) asks.
+//! [`CandleSettings`] it is a [`CandleBackend`], which a [`Reranker`](erank_core::Reranker) asks.
 //!
 //! ```
 //! use std::num::NonZeroUsize;
 //!
-//! use erank_candle::{CandleBackend, Checkpoint, Settings};
+//! use erank_candle::{CandleBackend, Checkpoint, CandleSettings};
 //! use erank_core::{Request, Reranker};
 //!
 //! // Or `Checkpoint::open("models/ERank-4B")`, or `Checkpoint::from_hub` with a name.
 //! let checkpoint = Checkpoint::tiny();
-//! let mut settings = Settings::default();
-//! settings.cache_bytes = Some(64 << 20); // for keys and values, of all callers together
+//! let mut settings = CandleSettings::default();
+//! settings.kv_cache_memory_bytes = Some(64 << 20); // for keys and values, of all callers together
 //! settings.threads = NonZeroUsize::new(2);
 //! let backend = CandleBackend::load(&checkpoint, &settings)?;
 //!
@@ -29,8 +29,8 @@
 //!
 //! A backend has a thread that runs one batch for all callers, step by step. A step computes the next
 //! token of every document that thinks, and a part of the prompts of those that come, within
-//! [`Settings::step_tokens`]. What prompts have in common is computed once, and kept as long as
-//! [`Settings::cache_bytes`] has room for it. Who has fewer documents running goes first. A document's
+//! [`CandleSettings::max_num_batched_tokens`]. What prompts have in common is computed once, and kept as long as
+//! [`CandleSettings::kv_cache_memory_bytes`] has room for it. Who has fewer documents running goes first. A document's
 //! result has the same bits whatever else runs, on the CPU. When the backend is dropped, its thread ends.
 //!
 //! What the engine does can be watched: [`Statistics`] are its counters, and the `tracing` crate gets a
@@ -44,7 +44,7 @@
 //! - `hub`: `CandleBackend::from_hub` and `Checkpoint::from_hub`.
 //! - `tiny-model`: `CandleBackend::tiny` and `Checkpoint::tiny`, a model of 2.4 million parameters for
 //!   tests and demonstrations, about 5 MB in the binary.
-//! - `cuda`, `metal`: NVIDIA's and Apple's GPUs for [`Settings::device`], through candle's own operations.
+//! - `cuda`, `metal`: NVIDIA's and Apple's GPUs for [`CandleSettings::device`], through candle's own operations.
 //!   On no GPU has this been run; on the CPU the same operations are tested. `cuda` takes the CUDA toolkit
 //!   to build and the driver to start, `metal` takes macOS.
 
@@ -71,8 +71,8 @@ mod weights;
 #[doc = include_str!("../README.md")]
 pub struct Readme;
 
-pub use backend::{CandleBackend, Settings};
-/// The types of [`Settings::dtype`] and [`Settings::device`].
+pub use backend::{CandleBackend, CandleSettings};
+/// The types of [`CandleSettings::dtype`] and [`CandleSettings::device`].
 pub use candle_core::{DType, DeviceLocation};
 pub use checkpoint::Checkpoint;
 pub use config::Config;

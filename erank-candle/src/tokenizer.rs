@@ -26,8 +26,8 @@ mod vocabulary;
 
 use std::sync::Arc;
 
-use erank_core::backend::{BackendError, DocumentError, ScoringOptions};
 use erank_core::prompt::{BoundPrompt, PromptTemplate, Segment};
+use erank_core::{BackendError, DocumentError, ScoringOptions};
 use thiserror::Error;
 
 pub use decoder::TokenDecoder;

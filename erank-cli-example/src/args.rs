@@ -399,16 +399,16 @@ pub(crate) enum Dtype {
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Score {
     #[default]
-    Official,
-    Expected,
+    ProbabilityWeighted,
+    ExpectedValue,
     Integer,
 }
 
 impl From<Score> for ScoreKind {
     fn from(score: Score) -> Self {
         match score {
-            Score::Official => Self::Official,
-            Score::Expected => Self::Expected,
+            Score::ProbabilityWeighted => Self::ProbabilityWeighted,
+            Score::ExpectedValue => Self::ExpectedValue,
             Score::Integer => Self::Integer,
         }
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use erank_candle::CandleBackend;
 use erank_core::prompt::instructions;
-use erank_core::{Reranker, ScoringBackend, Stop};
+use erank_core::{CancellationToken, Reranker, ScoringBackend};
 
 use crate::error::{CommandError, Exit};
 use crate::input::{Input, InputDocument};
@@ -58,7 +58,7 @@ fn show(
     query: &str,
     input: &Input,
     interrupt: &Interrupt,
-    stop: &Stop,
+    stop: &CancellationToken,
     meter: &Meter,
     out: &mut dyn Write,
 ) -> Result<Exit, CommandError> {
@@ -95,14 +95,14 @@ fn input(candidates: &[Candidate]) -> Input {
 
 #[cfg(test)]
 mod tests {
-    use erank_candle::{Checkpoint, DType, Settings};
+    use erank_candle::{CandleSettings, Checkpoint, DType};
     use erank_core::{Document, Request};
 
     use super::*;
 
     /// All queries at once: by query, the integer and the thought of each candidate.
     fn answers(instruction_set: Option<&str>) -> Vec<Vec<(u32, String)>> {
-        let mut settings = Settings::default();
+        let mut settings = CandleSettings::default();
         settings.dtype = Some(DType::F32);
         settings.instruction_set = instruction_set.map(str::to_owned);
         let backend = CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled");
@@ -113,7 +113,10 @@ mod tests {
             let mut documents = ranking.documents;
             assert_eq!(documents.len(), candidates.len());
             documents.sort_by_key(|document| document.index);
-            documents.into_iter().map(|document| (document.integer, document.reasoning)).collect()
+            documents
+                .into_iter()
+                .map(|document| (document.answer.integer, document.answer.reasoning))
+                .collect()
         };
         std::thread::scope(|scope| {
             let calls: Vec<_> = QUERIES

@@ -103,7 +103,7 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     };
     let scored = scoring.run(&collection, scores);
     let (scores, failures) = scored.inspect_err(|_| note_going_on(output))?;
-    if stop.is_set() {
+    if stop.is_cancelled() {
         let open = scoring::open_documents(&collection, &scores);
         if open > 0 {
             text::note(&format!("Stopped: {} of {all} documents are done.", all - open));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use erank_core::Stop;
+use erank_core::CancellationToken;
 
 use crate::error::Exit;
 use crate::text;
@@ -19,7 +19,7 @@ pub(crate) struct Interrupt {
 #[derive(Default)]
 struct Shared {
     /// Set while there is work of which something could be printed.
-    work: OnceLock<Stop>,
+    work: OnceLock<CancellationToken>,
     pressed: AtomicBool,
 }
 
@@ -34,9 +34,14 @@ impl Interrupt {
     }
 
     /// What ends the work that begins now: Ctrl-C, or the end of the time it has.
-    pub(crate) fn begin(&self, time: Option<Duration>) -> Stop {
+    pub(crate) fn begin(&self, time: Option<Duration>) -> CancellationToken {
         let deadline = time.and_then(|time| Instant::now().checked_add(time));
-        self.shared.work.get_or_init(|| deadline.map_or_else(Stop::new, Stop::at)).clone()
+        self.shared
+            .work
+            .get_or_init(|| {
+                deadline.map_or_else(CancellationToken::new, CancellationToken::with_deadline)
+            })
+            .clone()
     }
 
     /// Whether Ctrl-C was pressed.
@@ -50,7 +55,7 @@ impl Shared {
         let again = self.pressed.swap(true, Ordering::Relaxed);
         match self.work.get() {
             Some(stop) if !again => {
-                stop.stop();
+                stop.cancel();
                 text::note("Stopping with what is done; Ctrl-C again quits at once.");
             }
             _ => process::exit(Exit::Interrupted as i32),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::DType;
-use erank_candle::{CandleBackend, Checkpoint, Config, DeviceLocation, LoadError, Settings};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Config, DeviceLocation, LoadError};
 use erank_core::{ScoringBackend, ScoringOptions};
 use erank_openai::{ApiKey, OpenAiBackend};
 
@@ -54,7 +54,7 @@ pub(crate) fn choose(
         let limits = limits(model, backend.config());
         return Ok(Chosen { backend: Box::new(backend), limits, fingerprint: Some(fingerprint) });
     }
-    let mut settings = erank_openai::Settings::default();
+    let mut settings = erank_openai::OpenAiSettings::default();
     settings.model = (model.model != BUNDLED).then(|| model.model.clone());
     settings.api_key = std::env::var("ERANK_API_KEY").ok().map(ApiKey::new);
     settings.prompts = match remote.prompts.unwrap_or_default() {
@@ -118,8 +118,8 @@ impl<'a> Source<'a> {
     }
 }
 
-fn settings(arguments: &ModelArguments) -> Settings {
-    let mut settings = Settings::default();
+fn settings(arguments: &ModelArguments) -> CandleSettings {
+    let mut settings = CandleSettings::default();
     settings.dtype = arguments.dtype.map(|dtype| match dtype {
         Dtype::F32 => DType::F32,
         Dtype::Bf16 => DType::BF16,
@@ -131,7 +131,7 @@ fn settings(arguments: &ModelArguments) -> Settings {
     };
     settings.threads = arguments.threads;
     if let Some(mebibytes) = arguments.cache_mb {
-        settings.cache_bytes = Some(mebibytes.get().saturating_mul(1 << 20));
+        settings.kv_cache_memory_bytes = Some(mebibytes.get().saturating_mul(1 << 20));
     }
     settings
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use erank_core::Progress;
-use erank_core::backend::TokenCounts;
+use erank_core::TokenCounts;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::text;

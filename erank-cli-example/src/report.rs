@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use erank_core::backend::TokenCounts;
-use erank_core::{DocumentError, FinishReason, RankedDocument, Ranking, UnscoredDocument};
+use erank_core::TokenCounts;
+use erank_core::{DocumentError, DocumentFailure, FinishReason, RankedDocument, Ranking};
 use serde::Serialize;
 
 use crate::error::{self, Exit};
@@ -72,7 +72,8 @@ impl Report<'_> {
         let documents = &self.input.documents;
         let has_ids = documents.iter().any(|document| document.id.is_some());
         let first_stage = first_stage_ranks(documents);
-        let reasoned = self.ranking.documents.iter().any(|document| !document.reasoning.is_empty());
+        let reasoned =
+            self.ranking.documents.iter().any(|document| !document.answer.reasoning.is_empty());
         let in_column = reasoned && thoughts == Thoughts::Column;
 
         let mut columns = vec![Column::Number("rank"), Column::Number("score")];
@@ -86,18 +87,18 @@ impl Report<'_> {
         for (index, ranked) in self.ranking.documents.iter().enumerate() {
             let document = &documents[ranked.index];
             let mut cells = vec![(index + 1).to_string(), format!("{:.3}", ranked.score)];
-            cells.push(ranked.integer.to_string());
-            cells.push(ranked.probability.map_or("-".into(), |p| format!("{p:.3}")));
+            cells.push(ranked.answer.integer.to_string());
+            cells.push(ranked.answer.probability.map_or("-".into(), |p| format!("{p:.3}")));
             if !first_stage.is_empty() {
                 let rank = first_stage.get(&ranked.index);
                 cells.push(rank.map_or("-".into(), usize::to_string));
             }
             cells.extend(has_ids.then(|| text::beginning(&document.name())));
             cells.push(text::beginning(&document.text));
-            cells.extend(in_column.then(|| text::beginning(&ranked.reasoning)));
+            cells.extend(in_column.then(|| text::beginning(&ranked.answer.reasoning)));
             let below = match thoughts {
                 Thoughts::Column => String::new(),
-                Thoughts::Below => text::block(&ranked.reasoning),
+                Thoughts::Below => text::block(&ranked.answer.reasoning),
             };
             table.row(cells, below);
         }
@@ -184,7 +185,7 @@ impl Report<'_> {
         all
     }
 
-    fn lacking(&self, document: &UnscoredDocument) -> Lacking<'_> {
+    fn lacking(&self, document: &DocumentFailure) -> Lacking<'_> {
         Lacking {
             line: self.input.documents[document.index].line,
             id: self.input.documents[document.index].id.as_deref(),
@@ -208,7 +209,7 @@ fn note_each(what: &str, lacking: &[Lacking<'_>]) {
 }
 
 fn is_stopped(error: &DocumentError) -> bool {
-    matches!(error, DocumentError::Stopped)
+    matches!(error, DocumentError::Cancelled)
 }
 
 fn counted(documents: usize) -> String {
@@ -293,21 +294,21 @@ impl<'a> JsonDocument<'a> {
             line: document.line,
             id: document.name(),
             score: ranked.score,
-            spread: ranked.spread,
-            integer: ranked.integer,
-            probability: ranked.probability,
-            official: ranked.official,
-            expected: ranked.expected,
-            entropy: ranked.entropy,
+            spread: ranked.std_dev,
+            integer: ranked.answer.integer,
+            probability: ranked.answer.probability,
+            official: ranked.answer.probability_weighted(),
+            expected: ranked.answer.expected_value,
+            entropy: ranked.answer.entropy,
             first_stage_score: ranked.first_stage_score,
             first_stage_rank,
-            reasoning: &ranked.reasoning,
+            reasoning: &ranked.answer.reasoning,
             mode: if ranked.mode.is_reason() { "reason" } else { "answer_only" },
             samples: ranked.samples.len().max(1),
             truncated: ranked.truncated,
-            finish: match ranked.finish {
+            finish: match ranked.finish_reason {
                 FinishReason::Answered => "answered",
-                FinishReason::EndOfText => "end_of_text",
+                FinishReason::EndOfTurn => "end_of_text",
                 FinishReason::Forced => "forced",
                 _ => "other",
             },
@@ -335,8 +336,8 @@ pub(crate) fn seconds(time: Duration) -> f64 {
 mod tests {
     use super::*;
     use crate::rerank::rank;
-    use erank_core::backend::{BackendError, Completion, Job, ScoringBackend, Sink};
-    use erank_core::{Cascade, Reranker, Sampling, ScoreKind, Stop};
+    use erank_core::{BackendError, Completion, Job, ScoringBackend, Sink};
+    use erank_core::{CancellationToken, Cascade, Reranker, Sampling, ScoreKind};
 
     /// Answers at once, but is stopped when it should think; of two samples, one has no answer.
     struct Hasty;
@@ -353,7 +354,7 @@ mod tests {
                     sink.completed(index, Ok(Completion::new("hm")));
                     sink.completed(index, answer());
                 } else if job.options.mode.is_reason() {
-                    sink.completed(index, Err(DocumentError::Stopped));
+                    sink.completed(index, Err(DocumentError::Cancelled));
                 } else {
                     sink.completed(index, answer());
                 }
@@ -370,7 +371,7 @@ mod tests {
             InputDocument { line, id, text, score: None }
         });
         let input = Input { documents: documents.collect(), ..Input::default() };
-        let (ranking, failure) = rank(reranker, "q", &input, &Stop::new());
+        let (ranking, failure) = rank(reranker, "q", &input, &CancellationToken::new());
         assert!(failure.is_none());
         let (model, query, instruction, seconds) = ("m", "q", "i", 0.0);
         let (input, ranking) = (&input, &ranking);

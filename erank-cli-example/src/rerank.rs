@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use erank_core::{
-    Cascade, Fusion, Ranking, Request, Reranker, ScoringBackend, ScoringOptions, Stop,
+    CancellationToken, Cascade, Fusion, Ranking, Request, Reranker, ScoringBackend, ScoringOptions,
 };
 
 use crate::args::RerankArguments;
@@ -89,10 +89,10 @@ pub(crate) fn rank(
     reranker: &Reranker<impl ScoringBackend>,
     query: &str,
     input: &Input,
-    stop: &Stop,
+    stop: &CancellationToken,
 ) -> (Ranking, Option<CommandError>) {
     let documents = input.documents.iter().map(|document| document.as_document());
-    match reranker.rerank_until(&Request::new(query, documents), stop) {
+    match reranker.rerank_with_cancellation(&Request::new(query, documents), stop) {
         Ok(ranking) => (ranking, None),
         Err(error) => (*error.partial, Some(error.source.into())),
     }

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::backend::{Completion, GeneratedToken};
+use crate::completion::{Completion, GeneratedToken};
 
 const THOUGHT_OPEN: &str = "<think>";
 const THOUGHT_CLOSE: &str = "</think>";
@@ -84,7 +84,7 @@ impl AnswerFormat {
     pub fn parse(
         &self,
         completion: &Completion,
-        reading: ProbabilityReading,
+        reading: AnswerProbability,
     ) -> Result<Answer, AnswerError> {
         let text = completion.text.as_str();
         // A place that is none in the text says nothing.
@@ -103,12 +103,12 @@ impl AnswerFormat {
         })?;
         let index = self.index_of(&text[label.clone()])?;
 
-        let distribution = completion.answers.as_ref();
+        let distribution = completion.answer_distribution.as_ref();
         if distribution.is_some_and(|given| given.log_probs.len() != self.answers.len()) {
             return Err(AnswerError::InvalidProbability);
         }
         let probability = match (reading, distribution) {
-            (ProbabilityReading::Joint, Some(given)) if !given.is_bound(index) => {
+            (AnswerProbability::Joint, Some(given)) if !given.is_bound(index) => {
                 Some(given.probability(index))
             }
             _ => tokens_probability(&completion.tokens, &label, reading)?,
@@ -116,7 +116,7 @@ impl AnswerFormat {
         Ok(Answer {
             integer: self.answers[index].1,
             probability,
-            expected: distribution.map(|given| given.expected_value(self)),
+            expected_value: distribution.map(|given| given.expected_value(self)),
             variance: distribution.map(|given| given.variance(self)),
             entropy: distribution.map(AnswerDistribution::entropy),
             distribution: distribution.cloned(),
@@ -175,7 +175,7 @@ fn reasoning(text: &str, thought_end: Option<usize>) -> &str {
 fn tokens_probability(
     tokens: &[GeneratedToken],
     label: &Range<usize>,
-    reading: ProbabilityReading,
+    reading: AnswerProbability,
 ) -> Result<Option<f64>, AnswerError> {
     let mut own = tokens
         .iter()
@@ -186,8 +186,8 @@ fn tokens_probability(
         return Ok(None);
     }
     let log_prob: f64 = match reading {
-        ProbabilityReading::Joint => own.sum(),
-        ProbabilityReading::FirstToken => own.take(1).sum(),
+        AnswerProbability::Joint => own.sum(),
+        AnswerProbability::FirstToken => own.take(1).sum(),
     };
     check_log_prob(log_prob).map(|log_prob| Some(log_prob.exp()))
 }
@@ -212,7 +212,7 @@ fn shortened(found: &str) -> String {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
-pub enum ProbabilityReading {
+pub enum AnswerProbability {
     /// The product over all of the answer's tokens: "10" is two tokens with Qwen's tokenizer, and
     /// the first alone mixes the answers 1 and 10. Where the backend gives an
     /// [`AnswerDistribution`], its value.
@@ -232,7 +232,7 @@ pub struct Answer {
     /// Its probability in `[0, 1]`, if the backend gave log-probabilities.
     pub probability: Option<f64>,
     /// `Σ i·P(i)` over the allowed answers, if the backend gave their distribution.
-    pub expected: Option<f64>,
+    pub expected_value: Option<f64>,
     /// `Σ (i − expected)²·P(i)` over the allowed answers, likewise.
     pub variance: Option<f64>,
     /// `−Σ P(i)·ln P(i)` over the allowed answers, in nats, likewise: 0 if the model is sure.
@@ -245,13 +245,13 @@ pub struct Answer {
 
 impl Answer {
     /// ERank's score, `N × P(N)` (arXiv 2509.00520, §3.2).
-    pub fn official(&self) -> Option<f64> {
+    pub fn probability_weighted(&self) -> Option<f64> {
         self.probability.map(|probability| f64::from(self.integer) * probability)
     }
 
     /// The expected value, or what comes nearest to it of what the backend gave.
     pub(crate) fn best_estimate(&self) -> f64 {
-        self.expected.or(self.official()).unwrap_or(f64::from(self.integer))
+        self.expected_value.or(self.probability_weighted()).unwrap_or(f64::from(self.integer))
     }
 }
 
@@ -259,10 +259,10 @@ impl Answer {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum AnswerLogProb {
     /// Its value.
-    Known(f64),
+    Exact(f64),
     /// A bound: it is this or less. A server that names only its most probable tokens leaves it at
     /// that for an answer that is not among them.
-    AtMost(f64),
+    UpperBound(f64),
 }
 
 /// The log-probability of every allowed answer at the place of the answer.
@@ -280,7 +280,7 @@ impl AnswerDistribution {
     /// # Errors
     /// [`AnswerError::InvalidProbability`] if one is NaN or above 0 or if all are zero.
     pub fn new(log_probs: impl IntoIterator<Item = f64>) -> Result<Self, AnswerError> {
-        Self::with_bounds(log_probs.into_iter().map(AnswerLogProb::Known))
+        Self::with_bounds(log_probs.into_iter().map(AnswerLogProb::Exact))
     }
 
     /// As [`new`](Self::new), where some of the answers have only a bound. The most probable answer
@@ -294,8 +294,8 @@ impl AnswerDistribution {
         let (mut values, mut bounds) = (Vec::new(), Vec::new());
         for log_prob in log_probs {
             let (value, is_bound) = match log_prob {
-                AnswerLogProb::Known(value) => (value, false),
-                AnswerLogProb::AtMost(bound) => (bound, true),
+                AnswerLogProb::Exact(value) => (value, false),
+                AnswerLogProb::UpperBound(bound) => (bound, true),
             };
             values.push(check_log_prob(value)?);
             bounds.push(is_bound);
@@ -422,7 +422,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<Answer, AnswerError> {
-        AnswerFormat::zero_to_ten().parse(&Completion::new(text), ProbabilityReading::Joint)
+        AnswerFormat::zero_to_ten().parse(&Completion::new(text), AnswerProbability::Joint)
     }
 
     fn integer(text: &str) -> Result<u32, AnswerError> {
@@ -442,7 +442,7 @@ mod tests {
     fn reads_what_erank_writes() {
         let answer = parse("<think>\nIt fits.\n</think>\n<answer>7</answer>").expect("an answer");
         assert_eq!((answer.integer, answer.reasoning.as_str()), (7, "It fits."));
-        assert_eq!((answer.probability, answer.official()), (None, None));
+        assert_eq!((answer.probability, answer.probability_weighted()), (None, None));
     }
 
     #[test]
@@ -489,7 +489,7 @@ mod tests {
         let mut completion = Completion::new(format!("{quoting}<answer>0</answer>"));
         completion.thought_end = Some(quoting.len());
         let read = |completion: &Completion| {
-            AnswerFormat::zero_to_ten().parse(completion, ProbabilityReading::Joint)
+            AnswerFormat::zero_to_ten().parse(completion, AnswerProbability::Joint)
         };
         let answer = read(&completion).expect("an answer");
         assert_eq!(answer.integer, 0);
@@ -514,30 +514,30 @@ mod tests {
             ("</answer>", 0.1),
         ]);
         let format = AnswerFormat::zero_to_ten();
-        let joint = format.parse(&text, ProbabilityReading::Joint).expect("an answer");
+        let joint = format.parse(&text, AnswerProbability::Joint).expect("an answer");
         assert_eq!(joint.integer, 10);
         assert!((joint.probability.expect("given") - 0.25).abs() < 1e-6);
-        assert!((joint.official().expect("given") - 2.5).abs() < 1e-5);
-        let first = format.parse(&text, ProbabilityReading::FirstToken).expect("an answer");
+        assert!((joint.probability_weighted().expect("given") - 2.5).abs() < 1e-5);
+        let first = format.parse(&text, AnswerProbability::FirstToken).expect("an answer");
         assert!((first.probability.expect("given") - 0.5).abs() < 1e-6);
     }
 
     #[test]
     fn tokens_that_straddle_the_answer_count_once() {
         let text = completion(&[("<answer", 0.3), ("> 7", 0.5), (" </answer>", 0.2)]);
-        let answer = AnswerFormat::zero_to_ten().parse(&text, ProbabilityReading::Joint);
+        let answer = AnswerFormat::zero_to_ten().parse(&text, AnswerProbability::Joint);
         assert!((answer.expect("an answer").probability.expect("given") - 0.5).abs() < 1e-6);
     }
 
     #[test]
     fn a_bound_is_neither_a_probability_nor_a_zero() {
-        use AnswerLogProb::{AtMost, Known};
+        use AnswerLogProb::{Exact, UpperBound};
         let format = AnswerFormat::zero_to_three();
         let bounded = AnswerDistribution::with_bounds([
-            AtMost(0.9_f64.ln()),
-            Known(0.2_f64.ln()),
-            Known(f64::NEG_INFINITY),
-            Known(0.6_f64.ln()),
+            UpperBound(0.9_f64.ln()),
+            Exact(0.2_f64.ln()),
+            Exact(f64::NEG_INFINITY),
+            Exact(0.6_f64.ln()),
         ]);
         let bounded = bounded.expect("probabilities");
         assert_eq!(
@@ -554,11 +554,11 @@ mod tests {
         let mut text = Completion::new("<think>a</think><answer>");
         text.push("0", 0.5_f32.ln());
         text.push("</answer>", 0.0);
-        text.answers = Some(bounded);
-        let answer = format.parse(&text, ProbabilityReading::Joint).expect("an answer");
+        text.answer_distribution = Some(bounded);
+        let answer = format.parse(&text, AnswerProbability::Joint).expect("an answer");
         assert!((answer.probability.expect("a probability") - 0.5).abs() < 1e-6);
 
-        for unusable in [[AtMost(-1.0); 2], [AtMost(f64::NAN), Known(-1.0)]] {
+        for unusable in [[UpperBound(-1.0); 2], [UpperBound(f64::NAN), Exact(-1.0)]] {
             let distribution = AnswerDistribution::with_bounds(unusable);
             assert_eq!(distribution, Err(AnswerError::InvalidProbability));
         }
@@ -569,17 +569,17 @@ mod tests {
         let format = AnswerFormat::zero_to_three();
         let mut text = completion(&[("<answer>", 1.0), ("3", 0.9), ("<", 1.0)]);
         let log_probs = [0.1f64, 0.1, 0.2, 0.4].map(f64::ln);
-        text.answers = Some(AnswerDistribution::new(log_probs).expect("probabilities"));
-        let answer = format.parse(&text, ProbabilityReading::Joint).expect("an answer");
+        text.answer_distribution = Some(AnswerDistribution::new(log_probs).expect("probabilities"));
+        let answer = format.parse(&text, AnswerProbability::Joint).expect("an answer");
         assert!((answer.probability.expect("given") - 0.4).abs() < 1e-12);
         let near = |given: Option<f64>, expected: f64| {
             assert!((given.expect("given") - expected).abs() < 1e-12, "{given:?}");
         };
-        near(answer.expected, 1.7 / 0.8);
+        near(answer.expected_value, 1.7 / 0.8);
         // Of 1/8, 1/8, 2/8, 4/8.
         near(answer.variance, (1.0 + 8.0 + 36.0) / 8.0 - (17.0f64 / 8.0).powi(2));
         near(answer.entropy, 1.75 * 2f64.ln());
-        assert_eq!(answer.distribution, text.answers);
+        assert_eq!(answer.distribution, text.answer_distribution);
     }
 
     #[test]
@@ -589,7 +589,7 @@ mod tests {
             let mut text = Completion::new("<answer>");
             text.push("7", bad);
             text.push("<", 0.0);
-            let read = zero_to_ten.parse(&text, ProbabilityReading::Joint);
+            let read = zero_to_ten.parse(&text, AnswerProbability::Joint);
             assert_eq!(read, Err(AnswerError::InvalidProbability));
         }
         let none = [f64::NEG_INFINITY; 11];
@@ -597,8 +597,8 @@ mod tests {
         assert_eq!(AnswerDistribution::new([f64::NAN]), Err(AnswerError::InvalidProbability));
         // A distribution over another number of answers.
         let mut text = Completion::new("<answer>7<");
-        text.answers = AnswerDistribution::new([0.0]).ok();
-        let read = zero_to_ten.parse(&text, ProbabilityReading::Joint);
+        text.answer_distribution = AnswerDistribution::new([0.0]).ok();
+        let read = zero_to_ten.parse(&text, AnswerProbability::Joint);
         assert_eq!(read, Err(AnswerError::InvalidProbability));
         // The smallest probabilities still have a mean.
         let tiny = AnswerDistribution::new([-5000.0; 11]).expect("probabilities");
@@ -608,7 +608,7 @@ mod tests {
     #[test]
     fn yes_and_no_are_read_whatever_their_case() {
         let read = |text: &str| {
-            AnswerFormat::yes_no().parse(&Completion::new(text), ProbabilityReading::Joint)
+            AnswerFormat::yes_no().parse(&Completion::new(text), AnswerProbability::Joint)
         };
         assert_eq!(read("<answer>Yes</answer>").expect("an answer").integer, 1);
         assert_eq!(read("<answer> no</answer>").expect("an answer").integer, 0);
@@ -653,10 +653,10 @@ mod tests {
             }
             text.thought_end = thought_end;
             let behind = thought_end.and_then(|end| text.text.get(end..)).unwrap_or(&text.text);
-            let read = format.parse(&text, ProbabilityReading::Joint);
+            let read = format.parse(&text, AnswerProbability::Joint);
             if let Ok(answer) = &read {
                 prop_assert!(answer.integer <= 10);
-                prop_assert!(answer.official().is_none_or(|score| score.is_finite()));
+                prop_assert!(answer.probability_weighted().is_none_or(|score| score.is_finite()));
                 prop_assert!(format.is_answered(behind));
             }
             if format.is_answered(behind) {

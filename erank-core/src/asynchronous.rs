@@ -27,7 +27,9 @@ use std::thread;
 use async_channel::{Receiver, Sender, TrySendError};
 use thiserror::Error;
 
-use crate::backend::{BackendError, Job, ScoringBackend, Sink, Stop, TokenCounts};
+use crate::backend::{BackendError, Job, ScoringBackend, Sink};
+use crate::cancellation::CancellationToken;
+use crate::completion::TokenCounts;
 use crate::ranking::Ranking;
 use crate::request::Request;
 use crate::reranker::{RerankError, Reranker};
@@ -65,7 +67,7 @@ impl Default for Workers {
 #[derive(Debug, Error)]
 #[error("as many requests wait as the queue holds; try again later")]
 #[non_exhaustive]
-pub struct Busy {
+pub struct QueueFull {
     /// The request, given back.
     pub request: Request<'static>,
 }
@@ -112,19 +114,19 @@ impl AsyncReranker {
         &self,
         request: Request<'static>,
     ) -> impl Future<Output = Result<Ranking, RerankError>> + Send + use<> {
-        self.rerank_until(request, &Stop::new())
+        self.rerank_with_cancellation(request, &CancellationToken::new())
     }
 
     /// As [`rerank`](Self::rerank), ending early once `stop` is set or past its deadline, with the
-    /// documents still open as [`DocumentError::Stopped`](crate::DocumentError::Stopped). Time in
+    /// documents still open as [`DocumentError::Cancelled`](crate::DocumentError::Cancelled). Time in
     /// the queue counts. Dropping the future does not set `stop`, which may be that of others too.
     ///
     /// # Errors
     /// As [`rerank`](Self::rerank).
-    pub fn rerank_until(
+    pub fn rerank_with_cancellation(
         &self,
         request: Request<'static>,
-        stop: &Stop,
+        stop: &CancellationToken,
     ) -> impl Future<Output = Result<Ranking, RerankError>> + Send + use<> {
         let (work, done) = Work::new(request, stop);
         let queue = self.queue.clone();
@@ -140,26 +142,26 @@ impl AsyncReranker {
     /// not.
     ///
     /// # Errors
-    /// [`Busy`] if the queue is full. The future's output is as of [`rerank`](Self::rerank).
+    /// [`QueueFull`] if the queue is full. The future's output is as of [`rerank`](Self::rerank).
     pub fn try_rerank(
         &self,
         request: Request<'static>,
-    ) -> Result<impl Future<Output = Result<Ranking, RerankError>> + Send + use<>, Busy> {
-        self.try_rerank_until(request, &Stop::new())
+    ) -> Result<impl Future<Output = Result<Ranking, RerankError>> + Send + use<>, QueueFull> {
+        self.try_rerank_until(request, &CancellationToken::new())
     }
 
-    /// [`try_rerank`](Self::try_rerank) with the `stop` of [`rerank_until`](Self::rerank_until).
+    /// [`try_rerank`](Self::try_rerank) with the `stop` of [`rerank_with_cancellation`](Self::rerank_with_cancellation).
     ///
     /// # Errors
     /// As [`try_rerank`](Self::try_rerank).
     pub fn try_rerank_until(
         &self,
         request: Request<'static>,
-        stop: &Stop,
-    ) -> Result<impl Future<Output = Result<Ranking, RerankError>> + Send + use<>, Busy> {
+        stop: &CancellationToken,
+    ) -> Result<impl Future<Output = Result<Ranking, RerankError>> + Send + use<>, QueueFull> {
         let (work, done) = Work::new(request, stop);
         match self.queue.try_send(work) {
-            Err(TrySendError::Full(work)) => Err(Busy { request: work.request }),
+            Err(TrySendError::Full(work)) => Err(QueueFull { request: work.request }),
             // Without threads there is no queue, which `wait` then says.
             Ok(()) | Err(TrySendError::Closed(_)) => Ok(done.wait()),
         }
@@ -169,25 +171,25 @@ impl AsyncReranker {
 /// A request on its way to a thread.
 struct Work {
     request: Request<'static>,
-    stop: Stop,
+    stop: CancellationToken,
     reply: Sender<Outcome>,
 }
 
 /// The future's end of it.
 struct Done {
     outcome: Receiver<Outcome>,
-    stop: Stop,
+    stop: CancellationToken,
 }
 
 impl Work {
-    fn new(request: Request<'static>, stop: &Stop) -> (Self, Done) {
+    fn new(request: Request<'static>, stop: &CancellationToken) -> (Self, Done) {
         let (reply, outcome) = async_channel::bounded(1);
-        let stop = stop.child();
+        let stop = stop.child_token();
         (Self { request, stop: stop.clone(), reply }, Done { outcome, stop })
     }
 
     fn run<B: ScoringBackend>(self, reranker: &Reranker<B>) {
-        let outcome = reranker.rerank_until(&self.request, &self.stop);
+        let outcome = reranker.rerank_with_cancellation(&self.request, &self.stop);
         // Refused if nobody waits for it any more.
         let _ = self.reply.try_send(outcome);
     }
@@ -211,7 +213,7 @@ impl Done {
 
 impl Drop for Done {
     fn drop(&mut self) {
-        self.stop.stop();
+        self.stop.cancel();
     }
 }
 

@@ -70,7 +70,8 @@ impl Cascade {
 }
 
 fn is_uncertain(a: &RankedDocument, b: &RankedDocument) -> bool {
-    let moments = |document: &RankedDocument| document.expected.zip(document.variance);
+    let moments =
+        |document: &RankedDocument| document.answer.expected_value.zip(document.answer.variance);
     match (moments(a), moments(b)) {
         (Some((mean_a, variance_a)), Some((mean_b, variance_b))) => {
             (mean_a - mean_b).abs() < (variance_a + variance_b).sqrt()

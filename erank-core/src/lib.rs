@@ -31,7 +31,7 @@
 //! let reranker = Reranker::builder(backend).build()?;
 //! let ranking = reranker.rerank(&Request::new("capital of France", ["a cat", "Paris is …"]))?;
 //! assert_eq!(ranking.documents[0].index, 1);
-//! assert_eq!(ranking.documents[0].integer, 9);
+//! assert_eq!(ranking.documents[0].answer.integer, 9);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -65,16 +65,19 @@ pub mod answer;
 #[cfg(feature = "async")]
 pub mod asynchronous;
 pub mod backend;
+pub mod cancellation;
 pub mod cascade;
+pub mod completion;
 pub mod evaluation;
 pub mod fusion;
 pub mod metrics;
+pub mod options;
 mod outcomes;
+pub mod progress;
 pub mod prompt;
 pub mod ranking;
 pub mod request;
 pub mod reranker;
-pub mod sampling;
 #[cfg(feature = "serde")]
 mod serialisation;
 #[cfg(any(test, feature = "testing"))]
@@ -82,18 +85,18 @@ pub mod testing;
 pub mod trec;
 
 pub use answer::{
-    Answer, AnswerDistribution, AnswerError, AnswerFormat, AnswerLogProb, ProbabilityReading,
+    Answer, AnswerDistribution, AnswerError, AnswerFormat, AnswerLogProb, AnswerProbability,
 };
 #[cfg(feature = "async")]
-pub use asynchronous::{AsyncReranker, Busy, Workers};
-pub use backend::{
-    BackendError, Completion, DocumentError, FinishReason, Job, Mode, Progress, ScoringBackend,
-    ScoringOptions, Sink, Stop,
-};
+pub use asynchronous::{AsyncReranker, QueueFull, Workers};
+pub use backend::{BackendError, Cause, DocumentError, Job, ScoringBackend, Sink};
+pub use cancellation::CancellationToken;
 pub use cascade::Cascade;
+pub use completion::{Completion, FinishReason, GeneratedToken, TokenCounts};
 pub use fusion::Fusion;
+pub use options::{Mode, Sampling, ScoringOptions};
+pub use progress::Progress;
 pub use prompt::{BoundPrompt, PromptTemplate, TemplateError};
-pub use ranking::{RankedDocument, Ranking, Sample, UnscoredDocument};
+pub use ranking::{DocumentFailure, RankedDocument, Ranking, Sample};
 pub use request::{Document, Request};
 pub use reranker::{ConfigError, RerankError, Reranker, RerankerBuilder, ScoreKind};
-pub use sampling::Sampling;

@@ -1,9 +1,11 @@
 //! What a backend reports during one pass over documents, read as it arrives.
 
-use crate::answer::{Answer, AnswerError, ProbabilityReading};
-use crate::backend::{
-    Completion, DocumentError, Progress, ScoringOptions, Sink, Stop, TokenCounts,
-};
+use crate::answer::{Answer, AnswerError, AnswerProbability};
+use crate::backend::{DocumentError, Sink};
+use crate::cancellation::CancellationToken;
+use crate::completion::{Completion, TokenCounts};
+use crate::options::ScoringOptions;
+use crate::progress::Progress;
 use crate::prompt::PromptTemplate;
 use crate::ranking::{RankedDocument, Sample};
 use crate::request::Request;
@@ -12,14 +14,14 @@ use crate::reranker::ProgressCallback;
 /// How far the work is, over all passes.
 pub(crate) struct Tally<'a> {
     pub(crate) progress: Progress,
-    pub(crate) stop: &'a Stop,
+    pub(crate) stop: &'a CancellationToken,
     pub(crate) on_progress: Option<&'a ProgressCallback>,
 }
 
 impl Tally<'_> {
     fn report(&self) {
         if self.on_progress.is_some_and(|on_progress| on_progress(&self.progress).is_break()) {
-            self.stop.stop();
+            self.stop.cancel();
         }
     }
 }
@@ -29,7 +31,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) request: &'a Request<'a>,
     pub(crate) template: &'a PromptTemplate,
     pub(crate) options: ScoringOptions,
-    pub(crate) reading: ProbabilityReading,
+    pub(crate) reading: AnswerProbability,
     pub(crate) score: &'a dyn Fn(&Answer) -> Result<f64, AnswerError>,
     /// The request's index of each of the pass's documents.
     pub(crate) indices: &'a [usize],
@@ -103,9 +105,10 @@ impl Pass<'_> {
     fn read(&self, completion: &Completion) -> Result<(Sample, usize, bool), DocumentError> {
         let answer = self.template.answers().parse(completion, self.reading)?;
         let score = (self.score)(&answer)?;
-        let Completion { finish, usage: tokens, query_truncated, document_truncated, .. } =
-            *completion;
-        let sample = Sample { score, answer, finish, tokens };
+        let Completion {
+            finish_reason, usage: tokens, query_truncated, document_truncated, ..
+        } = *completion;
+        let sample = Sample { score, answer, finish_reason, tokens };
         Ok((sample, completion.sample, query_truncated || document_truncated))
     }
 
@@ -128,7 +131,7 @@ impl Pass<'_> {
         let mut tokens = TokenCounts::default();
         samples.iter().for_each(|sample| tokens += sample.tokens);
 
-        let Some(Sample { answer, finish, .. }) = (match self.options.samples {
+        let Some(Sample { answer, finish_reason, .. }) = (match self.options.samples {
             1 => samples.pop(),
             _ => samples.get(nearest).cloned(),
         }) else {
@@ -140,19 +143,12 @@ impl Pass<'_> {
             index,
             id: document.id.as_deref().map(str::to_owned),
             score,
-            spread: (squares / count).sqrt(),
-            integer: answer.integer,
-            probability: answer.probability,
-            official: answer.official(),
-            expected: answer.expected,
-            variance: answer.variance,
-            entropy: answer.entropy,
-            distribution: answer.distribution,
+            std_dev: (squares / count).sqrt(),
+            answer,
             first_stage_score: document.first_stage_score,
-            reasoning: answer.reasoning,
             mode: self.options.mode,
             truncated: reports.truncated,
-            finish,
+            finish_reason,
             tokens,
             samples,
         };

@@ -1,7 +1,9 @@
 //! The result: documents in order, with everything known about each, and those without a score.
 
-use crate::answer::{Answer, AnswerDistribution};
-use crate::backend::{DocumentError, FinishReason, Mode, TokenCounts};
+use crate::answer::Answer;
+use crate::backend::DocumentError;
+use crate::completion::{FinishReason, TokenCounts};
+use crate::options::Mode;
 use crate::request::Request;
 
 /// Documents from the most to the least relevant.
@@ -19,12 +21,12 @@ pub struct Ranking {
     /// How many documents got a score, those that `top_k` cut off included.
     pub scored: usize,
     /// Documents that could not be scored, in the request's order, each with its reason.
-    pub unscored: Vec<UnscoredDocument>,
+    pub unscored: Vec<DocumentFailure>,
     /// Documents that have a score, but by less than was asked for, in the request's order, each with
     /// the first reason: samples without an answer, or, in a cascade, the answer at once of a document
     /// that was to be thought about. What `top_k` cut off is among them.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub incomplete: Vec<UnscoredDocument>,
+    pub incomplete: Vec<DocumentFailure>,
     /// What the work took, over all documents.
     pub tokens: TokenCounts,
 }
@@ -45,31 +47,17 @@ pub struct RankedDocument {
     /// [`Fusion`](crate::Fusion). Always finite.
     pub score: f64,
     /// The population standard deviation of the samples' scores; 0 if there is one.
-    pub spread: f64,
-    /// The model's integer answer.
-    pub integer: u32,
-    /// The answer's probability, if the backend gives any.
-    pub probability: Option<f64>,
-    /// `N × P(N)`, the score of ERank's authors, if there is a probability.
-    pub official: Option<f64>,
-    /// `Σ i·P(i)` over the allowed answers, if the backend gives their distribution.
-    pub expected: Option<f64>,
-    /// The variance of the answer over the same distribution.
-    pub variance: Option<f64>,
-    /// The entropy of the same distribution, in nats.
-    pub entropy: Option<f64>,
-    /// The log-probability of every allowed answer.
-    pub distribution: Option<AnswerDistribution>,
+    pub std_dev: f64,
+    /// What the model answered and thought.
+    pub answer: Answer,
     /// The first stage's score, as given.
     pub first_stage_score: Option<f64>,
-    /// What the model thought. Empty if it was not asked to.
-    pub reasoning: String,
     /// How it was asked: in a [`Cascade`](crate::Cascade), not all documents are thought about.
     pub mode: Mode,
     /// Whether the query or the document was cut to its limit.
     pub truncated: bool,
     /// Why generation ended.
-    pub finish: FinishReason,
+    pub finish_reason: FinishReason,
     /// What it took, over all samples.
     pub tokens: TokenCounts,
     /// Every sample, if several were asked for.
@@ -86,7 +74,7 @@ pub struct Sample {
     /// What the model answered and thought.
     pub answer: Answer,
     /// Why generation ended.
-    pub finish: FinishReason,
+    pub finish_reason: FinishReason,
     /// What it took.
     pub tokens: TokenCounts,
 }
@@ -95,7 +83,7 @@ pub struct Sample {
 #[derive(Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
-pub struct UnscoredDocument {
+pub struct DocumentFailure {
     /// The document's index in the request.
     pub index: usize,
     /// The caller's name for it.
@@ -104,7 +92,7 @@ pub struct UnscoredDocument {
     pub error: DocumentError,
 }
 
-impl UnscoredDocument {
+impl DocumentFailure {
     pub(crate) fn of(request: &Request<'_>, index: usize, error: DocumentError) -> Self {
         Self { index, id: request.documents[index].id.as_deref().map(str::to_owned), error }
     }

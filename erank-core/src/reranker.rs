@@ -4,18 +4,19 @@ use std::ops::ControlFlow;
 
 use thiserror::Error;
 
-use crate::answer::{Answer, AnswerError, ProbabilityReading};
-use crate::backend::{
-    BackendError, DocumentError, Job, Mode, Progress, ScoringBackend, ScoringOptions, Stop,
-    TokenCounts,
-};
+use crate::answer::{Answer, AnswerError, AnswerProbability};
+use crate::backend::{BackendError, DocumentError, Job, ScoringBackend};
+use crate::cancellation::CancellationToken;
 use crate::cascade::Cascade;
+use crate::completion::TokenCounts;
 use crate::fusion::{Fusion, best_first};
+use crate::options::Sampling;
+use crate::options::{Mode, ScoringOptions};
 use crate::outcomes::{Outcomes, Pass, Tally};
+use crate::progress::Progress;
 use crate::prompt::{PromptTemplate, instructions};
-use crate::ranking::{RankedDocument, Ranking, UnscoredDocument};
+use crate::ranking::{DocumentFailure, RankedDocument, Ranking};
 use crate::request::{Document, Request};
-use crate::sampling::Sampling;
 
 /// Reranks requests with one backend and one set of choices. Shared by any number of threads.
 ///
@@ -49,7 +50,7 @@ struct Choices {
     template: PromptTemplate,
     instruction: String,
     options: ScoringOptions,
-    reading: ProbabilityReading,
+    reading: AnswerProbability,
     score: ScoreKind,
     cascade: Option<Cascade>,
     fusion: Fusion,
@@ -67,9 +68,9 @@ pub(crate) type ProgressCallback = dyn Fn(&Progress) -> ControlFlow<()> + Send +
 pub enum ScoreKind {
     /// `N × P(N)`, as ERank's authors rank (arXiv 2509.00520, §3.2).
     #[default]
-    Official,
+    ProbabilityWeighted,
     /// `Σ i·P(i)` over the allowed answers; needs a backend that gives their distribution.
-    Expected,
+    ExpectedValue,
     /// The integer alone; needs no log-probabilities.
     Integer,
 }
@@ -84,7 +85,7 @@ impl<B: ScoringBackend> Reranker<B> {
                 template: PromptTemplate::erank(),
                 instruction: instructions::GENERIC.to_owned(),
                 options: ScoringOptions::default(),
-                reading: ProbabilityReading::default(),
+                reading: AnswerProbability::default(),
                 score: ScoreKind::default(),
                 cascade: None,
                 fusion: Fusion::default(),
@@ -111,15 +112,19 @@ impl<B: ScoringBackend> Reranker<B> {
     /// [`RerankError`] when the backend fails as a whole; it holds what was done until then. What
     /// goes wrong with single documents stands in [`Ranking::unscored`].
     pub fn rerank(&self, request: &Request<'_>) -> Result<Ranking, RerankError> {
-        self.rerank_until(request, &Stop::new())
+        self.rerank_with_cancellation(request, &CancellationToken::new())
     }
 
     /// As [`rerank`](Self::rerank), ending early once `stop` is set or past its deadline: the
-    /// documents still open are then listed as [`DocumentError::Stopped`].
+    /// documents still open are then listed as [`DocumentError::Cancelled`].
     ///
     /// # Errors
     /// As [`rerank`](Self::rerank).
-    pub fn rerank_until(&self, request: &Request<'_>, stop: &Stop) -> Result<Ranking, RerankError> {
+    pub fn rerank_with_cancellation(
+        &self,
+        request: &Request<'_>,
+        stop: &CancellationToken,
+    ) -> Result<Ranking, RerankError> {
         let choices = &self.choices;
         let (candidates, mut unscored) = choices.candidates(request);
         let progress = Progress {
@@ -176,7 +181,7 @@ impl<B: ScoringBackend> Reranker<B> {
             prompt: pass.template.bind(&self.choices.instruction, &pass.request.query),
             documents: &texts,
             options: pass.options,
-            stop: tally.stop.clone(),
+            cancellation: tally.stop.clone(),
         };
         let mut outcomes = Outcomes::new(pass, tally);
         let result =
@@ -187,7 +192,7 @@ impl<B: ScoringBackend> Reranker<B> {
                 DocumentError::NotReported if result.is_err() => DocumentError::NotReached,
                 error => error,
             };
-            UnscoredDocument::of(pass.request, index, error)
+            DocumentFailure::of(pass.request, index, error)
         };
         for (index, outcome) in outcomes.into_results() {
             match outcome {
@@ -205,9 +210,9 @@ impl<B: ScoringBackend> Reranker<B> {
 /// What came of a pass.
 struct Scores {
     scored: Vec<RankedDocument>,
-    without: Vec<UnscoredDocument>,
+    without: Vec<DocumentFailure>,
     /// Of the scored ones, those that lack samples.
-    incomplete: Vec<UnscoredDocument>,
+    incomplete: Vec<DocumentFailure>,
     result: Result<(), BackendError>,
 }
 
@@ -225,12 +230,12 @@ fn resort(stretch: &mut [RankedDocument], thought_about: &[RankedDocument]) {
 
 impl Choices {
     /// The documents to score, and those that cannot be, known without the model.
-    fn candidates(&self, request: &Request<'_>) -> (Vec<usize>, Vec<UnscoredDocument>) {
+    fn candidates(&self, request: &Request<'_>) -> (Vec<usize>, Vec<DocumentFailure>) {
         let (mut candidates, mut unscored) = (Vec::new(), Vec::new());
         for (index, document) in request.documents.iter().enumerate() {
             match self.unscorable(document) {
                 None => candidates.push(index),
-                Some(error) => unscored.push(UnscoredDocument::of(request, index, error)),
+                Some(error) => unscored.push(DocumentFailure::of(request, index, error)),
             }
         }
         (candidates, unscored)
@@ -272,11 +277,13 @@ impl Choices {
 impl ScoreKind {
     fn function(self) -> &'static dyn Fn(&Answer) -> Result<f64, AnswerError> {
         match self {
-            Self::Official => {
-                &|answer| answer.official().ok_or(AnswerError::NoProbability("log-probabilities"))
-            }
-            Self::Expected => &|answer| {
-                answer.expected.ok_or(AnswerError::NoProbability("distribution over the answers"))
+            Self::ProbabilityWeighted => &|answer| {
+                answer.probability_weighted().ok_or(AnswerError::NoProbability("log-probabilities"))
+            },
+            Self::ExpectedValue => &|answer| {
+                answer
+                    .expected_value
+                    .ok_or(AnswerError::NoProbability("distribution over the answers"))
             },
             Self::Integer => &|answer| Ok(f64::from(answer.integer)),
         }
@@ -355,7 +362,7 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
     }
 
     /// How an answer's probability is read.
-    pub fn probability(mut self, reading: ProbabilityReading) -> Self {
+    pub fn probability(mut self, reading: AnswerProbability) -> Self {
         self.choices.reading = reading;
         self
     }
@@ -380,7 +387,7 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
 
     /// Called while work goes on, from the thread that called
     /// [`rerank`](Reranker::rerank); [`ControlFlow::Break`] stops the work, and with it the handle that
-    /// [`rerank_until`](Reranker::rerank_until) was given.
+    /// [`rerank_with_cancellation`](Reranker::rerank_with_cancellation) was given.
     ///
     /// It is called for every request, and not told for which. To watch one among many, build a reranker
     /// for it, of a reference to the backend or an [`Arc`](std::sync::Arc): no model is loaded again.
@@ -467,7 +474,8 @@ pub enum ConfigError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Completion, Sink};
+    use crate::backend::Sink;
+    use crate::completion::Completion;
     use crate::testing::{ScriptedBackend, answered};
 
     fn indices(ranking: &Ranking) -> Vec<usize> {
@@ -524,7 +532,7 @@ mod tests {
         }
         let reranker = Reranker::builder(Careless).build().expect("valid");
         let ranking = reranker.rerank(&Request::new("q", ["a", "b"])).expect("a ranking");
-        assert_eq!(ranking.documents[0].integer, 4);
+        assert_eq!(ranking.documents[0].answer.integer, 4);
         assert!(matches!(ranking.unscored[0].error, DocumentError::NotReported));
     }
 
@@ -548,7 +556,7 @@ mod tests {
         // The document is not to blame, nor is the backend's contract.
         assert!(matches!(
             error.partial.unscored[..],
-            [UnscoredDocument { index: 1, error: DocumentError::NotReached, .. }]
+            [DocumentFailure { index: 1, error: DocumentError::NotReached, .. }]
         ));
     }
 
@@ -570,7 +578,7 @@ mod tests {
             reranker.rerank(&Request::new("q", ["a", "", "b", "c", "d"])).expect("a ranking");
         // The blank one counts as done from the start.
         assert_eq!(indices(&ranking), [0, 2]);
-        let stopped = |d: &&UnscoredDocument| matches!(d.error, DocumentError::Stopped);
+        let stopped = |d: &&DocumentFailure| matches!(d.error, DocumentError::Cancelled);
         assert_eq!(ranking.unscored.iter().filter(stopped).count(), 2);
     }
 
@@ -594,8 +602,8 @@ mod tests {
             .expect("valid");
         let ranking = reranker.rerank(&Request::new("q", ["a", "b", "c"])).expect("a ranking");
         let [a, b] = &ranking.documents[..] else { panic!("{ranking:?}") };
-        assert_eq!((a.index, a.score, a.integer), (0, 5.0, 4));
-        assert!((a.spread - (26.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!((a.index, a.score, a.answer.integer), (0, 5.0, 4));
+        assert!((a.std_dev - (26.0f64 / 3.0).sqrt()).abs() < 1e-12);
         let integers = |d: &RankedDocument| {
             d.samples.iter().map(|sample| sample.answer.integer).collect::<Vec<_>>()
         };
@@ -605,7 +613,7 @@ mod tests {
         assert_eq!(ranking.unscored.len(), 1);
         assert!(matches!(
             ranking.incomplete[..],
-            [UnscoredDocument {
+            [DocumentFailure {
                 index: 1,
                 error: DocumentError::Answer(AnswerError::ThoughtNotClosed),
                 ..
@@ -649,7 +657,7 @@ mod tests {
         assert!(ranking.unscored.is_empty());
         assert!(matches!(
             ranking.incomplete[..],
-            [UnscoredDocument { index: 0, error: DocumentError::Stopped, .. }]
+            [DocumentFailure { index: 0, error: DocumentError::Cancelled, .. }]
         ));
     }
 
@@ -671,10 +679,11 @@ mod tests {
                 shares[answer as usize] = 1.0 - unsure;
                 shares[answer as usize + 1] = unsure / 2.0;
                 shares[answer as usize - 1] = unsure / 2.0;
-                completion.answers = crate::AnswerDistribution::new(shares.map(f64::ln)).ok();
+                completion.answer_distribution =
+                    crate::AnswerDistribution::new(shares.map(f64::ln)).ok();
                 let fails = job.options.mode.is_reason() && number == 77;
                 let outcome = match fails {
-                    _ if job.stop.is_set() => Err(DocumentError::Stopped),
+                    _ if job.cancellation.is_cancelled() => Err(DocumentError::Cancelled),
                     true => Err(DocumentError::Backend("on purpose".into())),
                     false => Ok(completion),
                 };
@@ -696,7 +705,7 @@ mod tests {
         assert!(ranking.unscored.is_empty());
         assert!(matches!(
             ranking.incomplete[..],
-            [UnscoredDocument { index: 2, error: DocumentError::Backend(_), .. }]
+            [DocumentFailure { index: 2, error: DocumentError::Backend(_), .. }]
         ));
     }
 
@@ -744,7 +753,7 @@ mod tests {
             reranker.rerank(&Request::new("q", ["a"])).expect("a ranking")
         };
         assert_eq!(rank(ScoreKind::Integer).documents[0].score, 6.0);
-        for score in [ScoreKind::Official, ScoreKind::Expected] {
+        for score in [ScoreKind::ProbabilityWeighted, ScoreKind::ExpectedValue] {
             assert!(matches!(
                 rank(score).unscored[0].error,
                 DocumentError::Answer(AnswerError::NoProbability(_))

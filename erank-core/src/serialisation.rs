@@ -46,7 +46,7 @@ enum Code<'a> {
     NotAnAnswer { found: Cow<'a, str> },
     InvalidProbability,
     NoProbability { missing: Cow<'a, str> },
-    Stopped,
+    Cancelled,
     NotReported,
     NotReached,
     Backend { cause: Cow<'a, str> },
@@ -71,7 +71,7 @@ impl<'a> From<&'a DocumentError> for Code<'a> {
                     Self::NoProbability { missing: Cow::Borrowed(what) }
                 }
             },
-            DocumentError::Stopped => Self::Stopped,
+            DocumentError::Cancelled => Self::Cancelled,
             DocumentError::NotReported => Self::NotReported,
             DocumentError::NotReached => Self::NotReached,
             DocumentError::Backend(cause) => Self::Backend { cause: chain(cause.as_ref()).into() },
@@ -85,7 +85,7 @@ impl From<Code<'_>> for DocumentError {
             Code::Empty => return Self::Empty,
             Code::NoFirstStageScore => return Self::NoFirstStageScore,
             Code::PromptTooLong { tokens, limit } => return Self::PromptTooLong { tokens, limit },
-            Code::Stopped => return Self::Stopped,
+            Code::Cancelled => return Self::Cancelled,
             Code::NotReported => return Self::NotReported,
             Code::NotReached => return Self::NotReached,
             Code::Backend { cause } => return Self::Backend(cause.into_owned().into()),
@@ -142,7 +142,7 @@ mod tests {
                 DocumentError::PromptTooLong { tokens: 9, limit: 8 },
                 json!({"code": "prompt_too_long", "tokens": 9, "limit": 8}),
             ),
-            (DocumentError::Stopped, json!({"code": "stopped"})),
+            (DocumentError::Cancelled, json!({"code": "cancelled"})),
             (DocumentError::NotReported, json!({"code": "not_reported"})),
             (DocumentError::NotReached, json!({"code": "not_reached"})),
             (

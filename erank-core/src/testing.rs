@@ -3,9 +3,8 @@
 
 pub mod conformance;
 
-use crate::backend::{
-    BackendError, Completion, DocumentError, FinishReason, Job, ScoringBackend, Sink, TokenCounts,
-};
+use crate::backend::{BackendError, DocumentError, Job, ScoringBackend, Sink};
+use crate::completion::{Completion, FinishReason, TokenCounts};
 
 /// Answers document `i` of every job with the `i`-th completion of its script; of `k` samples, the
 /// document's are those from `i·k`.
@@ -45,7 +44,7 @@ pub fn answered(integer: u32, probability: f32) -> Completion {
     let mut completion = Completion::new("<think>\n\n</think>\n\n<answer>");
     completion.push(&integer.to_string(), probability.ln());
     completion.push("</answer>", 0.0);
-    completion.finish = FinishReason::Answered;
+    completion.finish_reason = FinishReason::Answered;
     completion
 }
 
@@ -57,8 +56,8 @@ impl ScoringBackend for ScriptedBackend {
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
         let samples = job.options.samples.max(1);
         for place in 0..job.documents.len() * samples {
-            let outcome = if job.stop.is_set() {
-                Err(DocumentError::Stopped)
+            let outcome = if job.cancellation.is_cancelled() {
+                Err(DocumentError::Cancelled)
             } else {
                 let beyond = || DocumentError::Backend("beyond the end of the script".into());
                 let numbered = |completion: &Completion| Completion {

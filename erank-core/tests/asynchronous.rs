@@ -7,9 +7,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use erank_core::backend::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use erank_core::testing::answered;
-use erank_core::{AsyncReranker, Ranking, Request, RerankError, Reranker, Stop, Workers};
+use erank_core::{
+    AsyncReranker, CancellationToken, Ranking, Request, RerankError, Reranker, Workers,
+};
+use erank_core::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use pollster::block_on;
 
 type Outcome = Result<Ranking, RerankError>;
@@ -51,8 +53,8 @@ impl ScoringBackend for Steps {
 
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
         for (index, document) in job.documents.iter().enumerate() {
-            if job.stop.is_set() {
-                sink.completed(index, Err(DocumentError::Stopped));
+            if job.cancellation.is_cancelled() {
+                sink.completed(index, Err(DocumentError::Cancelled));
                 continue;
             }
             self.at.send((job.prompt.query().into(), index)).expect("a guide");
@@ -83,15 +85,16 @@ fn begin(future: Pin<&mut impl Future<Output = Outcome>>) {
 }
 
 fn integers(ranking: &Ranking) -> Vec<u32> {
-    ranking.documents.iter().map(|document| document.integer).collect()
+    ranking.documents.iter().map(|document| document.answer.integer).collect()
 }
 
 #[test]
 fn dropping_a_future_stops_its_work_at_the_next_step() {
     let (backend, guide) = steps();
     let reranker = start(backend, 1, 1);
-    let stop = Stop::new();
-    let mut dropped = Box::pin(reranker.rerank_until(request("dropped", &["1"; 100]), &stop));
+    let stop = CancellationToken::new();
+    let mut dropped =
+        Box::pin(reranker.rerank_with_cancellation(request("dropped", &["1"; 100]), &stop));
     begin(dropped.as_mut());
     assert_eq!(guide.wait(), ("dropped".into(), 0));
     guide.let_go(1);
@@ -103,7 +106,7 @@ fn dropping_a_future_stops_its_work_at_the_next_step() {
     assert_eq!(guide.wait(), ("next".into(), 0));
     assert_eq!(integers(&block_on(next).expect("a ranking")), [7]);
     // Others may still need it.
-    assert!(!stop.is_set());
+    assert!(!stop.is_cancelled());
 }
 
 #[test]
@@ -193,18 +196,19 @@ fn one_task_waits_for_many_futures() {
 fn a_deadline_gives_what_is_done() {
     let (backend, guide) = steps();
     let reranker = start(backend, 1, 1);
-    let stop = Stop::new();
+    let stop = CancellationToken::new();
     let future = reranker.try_rerank_until(request("q", &["4", "9", "2"]), &stop).expect("room");
     guide.wait();
-    stop.stop();
+    stop.cancel();
     guide.let_go(1);
     let ranking = block_on(future).expect("a ranking");
     assert_eq!(integers(&ranking), [4]);
-    assert!(ranking.unscored.iter().all(|d| matches!(d.error, DocumentError::Stopped)));
+    assert!(ranking.unscored.iter().all(|d| matches!(d.error, DocumentError::Cancelled)));
     assert_eq!(ranking.unscored.len(), 2);
 
-    let past = Stop::at(Instant::now());
-    let late = block_on(reranker.rerank_until(request("late", &["4"]), &past)).expect("a ranking");
+    let past = CancellationToken::with_deadline(Instant::now());
+    let late = block_on(reranker.rerank_with_cancellation(request("late", &["4"]), &past))
+        .expect("a ranking");
     assert_eq!((late.documents.len(), late.unscored.len()), (0, 1));
 }
 

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use erank_core::backend::{BackendError, Completion, DocumentError, Job, TokenCounts};
 use erank_core::testing::answered;
 use erank_core::testing::conformance::{Check, Options, Report, Verdict, check};
 use erank_core::{AnswerDistribution, Mode, ScoringBackend, Sink};
+use erank_core::{BackendError, Completion, DocumentError, Job, TokenCounts};
 
 /// What a backend does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,7 @@ impl Overlap {
         if fault != Fault::HasNoDistribution {
             let mut shares = [0.05f64; 11];
             shares[integer as usize] = 0.5;
-            completion.answers = AnswerDistribution::new(shares.map(f64::ln)).ok();
+            completion.answer_distribution = AnswerDistribution::new(shares.map(f64::ln)).ok();
         }
         (completion.query_truncated, completion.document_truncated) =
             (query_truncated, document_truncated);
@@ -129,15 +129,15 @@ impl Overlap {
         }
         let _held = (self.fault == Fault::LeavesALockPoisoned)
             .then(|| self.lock.lock().expect("a lock that is not poisoned"));
-        let at_first = job.stop.is_set();
+        let at_first = job.cancellation.is_cancelled();
         let (mut begun, mut blanks) = (false, 0);
         for index in order {
             let text = job.documents[index];
             assert!(self.fault != Fault::PanicsAtZeroBytes || !text.contains('\0'), "a zero byte");
             let stopped = match self.fault {
                 Fault::LooksForAStopOnce => at_first,
-                Fault::StopsAfterTheFirst => begun && job.stop.is_set(),
-                _ => job.stop.is_set(),
+                Fault::StopsAfterTheFirst => begun && job.cancellation.is_cancelled(),
+                _ => job.cancellation.is_cancelled(),
             };
             begun = true;
             if self.fault == Fault::StopsLate && stopped && index + 1 == count {
@@ -147,7 +147,7 @@ impl Overlap {
                 let outcome = if self.fault == Fault::CallsAStopAFailure && stopped {
                     Err(DocumentError::Backend("stopped".into()))
                 } else if stopped {
-                    Err(DocumentError::Stopped)
+                    Err(DocumentError::Cancelled)
                 } else if text.trim().is_empty() {
                     blanks += 1;
                     Err(DocumentError::Backend("blank".into()))
@@ -164,7 +164,7 @@ impl Overlap {
             }
         }
         if self.fault == Fault::ReportsAnUnknown {
-            sink.completed(count, Err(DocumentError::Stopped));
+            sink.completed(count, Err(DocumentError::Cancelled));
         }
         Ok(())
     }

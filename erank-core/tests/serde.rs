@@ -3,8 +3,8 @@
 use erank_core::reranker::ScoreKind;
 use erank_core::testing::{ScriptedBackend, answered};
 use erank_core::{
-    AnswerDistribution, Cascade, Completion, Document, DocumentError, Fusion, Mode,
-    ProbabilityReading, RankedDocument, Ranking, Request, Reranker, Sampling, ScoringOptions,
+    AnswerDistribution, AnswerProbability, Cascade, Completion, Document, DocumentError, Fusion,
+    Mode, RankedDocument, Ranking, Request, Reranker, Sampling, ScoringOptions,
 };
 use serde_json::{Value, from_str, from_value, json, to_string, to_value};
 
@@ -102,9 +102,9 @@ fn choices() {
     assert_eq!(json_of(&Fusion::reciprocal_rank()), json!({"reciprocal_rank": {"k": 60.0}}));
     assert_eq!(json_of(&Cascade::best(20)), json!({"most": 20, "only_uncertain": false}));
     assert_eq!(json_of(&Cascade::uncertain(5)), json!({"most": 5, "only_uncertain": true}));
-    let kinds = [ScoreKind::Official, ScoreKind::Expected, ScoreKind::Integer];
-    assert_eq!(json_of(&kinds), json!(["official", "expected", "integer"]));
-    let readings = [ProbabilityReading::Joint, ProbabilityReading::FirstToken];
+    let kinds = [ScoreKind::ProbabilityWeighted, ScoreKind::ExpectedValue, ScoreKind::Integer];
+    assert_eq!(json_of(&kinds), json!(["probability_weighted", "expected_value", "integer"]));
+    let readings = [AnswerProbability::Joint, AnswerProbability::FirstToken];
     assert_eq!(json_of(&readings), json!(["joint", "first_token"]));
 }
 
@@ -114,7 +114,7 @@ fn rankings() {
     let impossible = f64::NEG_INFINITY;
     let mut log_probs = vec![impossible; 11];
     log_probs[9] = 0.0;
-    sure.answers = Some(AnswerDistribution::new(log_probs).expect("probabilities"));
+    sure.answer_distribution = Some(AnswerDistribution::new(log_probs).expect("probabilities"));
     sure.usage.prompt = 100;
     sure.usage.generated = 2;
     let script = [sure, Completion::new("<think>Hm.</think><answer>2</answer>")];
@@ -138,20 +138,21 @@ fn rankings() {
                 "index": 0,
                 "id": "a",
                 "score": 9.0,
-                "spread": 0.0,
-                "integer": 9,
-                "probability": 1.0,
-                "official": 9.0,
-                "expected": 9.0,
-                "variance": 0.0,
-                "entropy": 0.0,
-                "distribution":
-                    [null, null, null, null, null, null, null, null, null, 0.0, null],
+                "std_dev": 0.0,
+                "answer": {
+                    "integer": 9,
+                    "probability": 1.0,
+                    "expected_value": 9.0,
+                    "variance": 0.0,
+                    "entropy": 0.0,
+                    "distribution":
+                        [null, null, null, null, null, null, null, null, null, 0.0, null],
+                    "reasoning": "",
+                },
                 "first_stage_score": 3.5,
-                "reasoning": "",
                 "mode": {"reason": {"max_tokens": 4096}},
                 "truncated": false,
-                "finish": "answered",
+                "finish_reason": "answered",
                 "tokens": {"prompt": 100, "generated": 2},
                 "samples": [],
             },
@@ -159,19 +160,20 @@ fn rankings() {
                 "index": 1,
                 "id": null,
                 "score": 2.0,
-                "spread": 0.0,
-                "integer": 2,
-                "probability": null,
-                "official": null,
-                "expected": null,
-                "variance": null,
-                "entropy": null,
-                "distribution": null,
+                "std_dev": 0.0,
+                "answer": {
+                    "integer": 2,
+                    "probability": null,
+                    "expected_value": null,
+                    "variance": null,
+                    "entropy": null,
+                    "distribution": null,
+                    "reasoning": "Hm.",
+                },
                 "first_stage_score": null,
-                "reasoning": "Hm.",
                 "mode": {"reason": {"max_tokens": 4096}},
                 "truncated": false,
-                "finish": "end_of_text",
+                "finish_reason": "end_of_turn",
                 "tokens": {"prompt": 0, "generated": 0},
                 "samples": [],
             },
@@ -223,13 +225,13 @@ fn samples() {
         "answer": {
             "integer": 8,
             "probability": 1.0,
-            "expected": null,
+            "expected_value": null,
             "variance": null,
             "entropy": null,
             "distribution": null,
             "reasoning": "",
         },
-        "finish": "answered",
+        "finish_reason": "answered",
         "tokens": {"prompt": 0, "generated": 0},
     });
     assert_eq!(json_of(&ranking)["documents"][0]["samples"][1], expected);

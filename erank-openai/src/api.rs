@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use erank_core::backend::{Completion, TokenCounts};
+use erank_core::{Completion, TokenCounts};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -39,7 +39,7 @@ pub(crate) enum Finish {
     StopString,
     /// One of the last two; the server does not say which.
     #[default]
-    Stop,
+    CancellationToken,
 }
 
 #[derive(Deserialize)]
@@ -184,7 +184,7 @@ impl Reply {
                     Finish::StopString
                 }
                 (Some("stop"), Some(_), _) | (Some("stop"), _, Some("eos")) => Finish::EndOfText,
-                (Some("stop"), ..) => Finish::Stop,
+                (Some("stop"), ..) => Finish::CancellationToken,
                 (other, ..) => return Err(format!("the finish_reason is {other:?}")),
             };
         let text = match (choice.text, choice.message) {
@@ -290,7 +290,7 @@ mod tests {
                 .map(|reply| reply.finish)
         };
         let none = json!({});
-        assert_eq!(finish(none.clone(), Value::Null), Ok(Finish::Stop));
+        assert_eq!(finish(none.clone(), Value::Null), Ok(Finish::CancellationToken));
         assert_eq!(finish(json!({"stop_reason": "<answer>"}), Value::Null), Ok(Finish::StopString));
         assert_eq!(finish(json!({"stop_reason": null}), Value::Null), Ok(Finish::EndOfText));
         assert_eq!(finish(json!({"stop_reason": 151643}), Value::Null), Ok(Finish::EndOfText));

@@ -7,8 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use erank_core::backend::{
-    BackendError, Completion, DocumentError, Job, ScoringBackend, Sink, Stop, TokenCounts,
+use erank_core::{
+    BackendError, CancellationToken, Completion, DocumentError, Job, ScoringBackend, Sink,
+    TokenCounts,
 };
 use serde_json::json;
 
@@ -20,7 +21,7 @@ use crate::fleet::Fleet;
 use crate::http::{Connecting, Http};
 use crate::prompts::{Framer, Prepared};
 use crate::server::{COMPLETIONS, Known, Survey};
-use crate::settings::{Prompts, Settings, root};
+use crate::settings::{OpenAiSettings, Prompts, root};
 
 /// How often the calling thread looks whether it should stop.
 const POLL: Duration = Duration::from_millis(10);
@@ -40,16 +41,16 @@ const MANY: usize = 3;
 ///
 /// ```no_run
 /// use erank_core::{Request, Reranker};
-/// use erank_openai::{OpenAiBackend, Settings};
+/// use erank_openai::{OpenAiBackend, OpenAiSettings};
 ///
-/// let backend = OpenAiBackend::new(["http://gpu-1:8000", "http://gpu-2:8000"], Settings::default())?;
+/// let backend = OpenAiBackend::new(["http://gpu-1:8000", "http://gpu-2:8000"], OpenAiSettings::default())?;
 /// let reranker = Reranker::builder(backend).build()?;
 /// let ranking = reranker.rerank(&Request::new("capital of France", ["a cat", "Paris is …"]))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct OpenAiBackend {
     name: String,
-    settings: Arc<Settings>,
+    settings: Arc<OpenAiSettings>,
     shared: Arc<Shared>,
     control_tokens: ControlTokens,
 }
@@ -61,7 +62,7 @@ impl OpenAiBackend {
     /// [`SetupError`] names the URL or the setting that is wrong.
     pub fn new<U: AsRef<str>>(
         endpoints: impl IntoIterator<Item = U>,
-        settings: Settings,
+        settings: OpenAiSettings,
     ) -> Result<Self, SetupError> {
         settings.check()?;
         let urls: Vec<String> =
@@ -92,7 +93,11 @@ impl OpenAiBackend {
     }
 
     /// What the servers can do, asked on the first call that gets an answer. `None` if stopped.
-    fn known(&self, calls: &Calls, stop: &Stop) -> Result<Option<Known>, BackendError> {
+    fn known(
+        &self,
+        calls: &Calls,
+        stop: &CancellationToken,
+    ) -> Result<Option<Known>, BackendError> {
         if let Some(known) = self.shared.survey.known() {
             return Ok(Some(Arc::clone(known)));
         }
@@ -105,7 +110,7 @@ impl OpenAiBackend {
         let probed = loop {
             match receiver.recv_timeout(POLL) {
                 Ok(probed) => break probed,
-                Err(RecvTimeoutError::Timeout) if stop.is_set() => return Ok(None),
+                Err(RecvTimeoutError::Timeout) if stop.is_cancelled() => return Ok(None),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(BackendError::Failed(
@@ -128,7 +133,7 @@ impl OpenAiBackend {
         if matches!(self.settings.prompts, Prompts::Chat) && !job.options.mode.is_reason() {
             return Err(CapabilityError::ChatAnswerOnly.into());
         }
-        let Some(known) = self.known(calls, &job.stop)? else { return Ok(false) };
+        let Some(known) = self.known(calls, &job.cancellation)? else { return Ok(false) };
         known.check_sampling(&job.options.sampling)?;
         let framer =
             Framer::new(job.prompt, job.options, &self.settings, &known, &self.control_tokens)?;
@@ -156,7 +161,7 @@ impl ScoringBackend for OpenAiBackend {
     }
 
     /// As the trait says. Threads that wait for a name or a connection when a job is stopped end after
-    /// [`Settings::connect_timeout`]; the call itself returns at once.
+    /// [`OpenAiSettings::connect_timeout`]; the call itself returns at once.
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
         let _span = tracing::debug_span!("score", documents = job.documents.len()).entered();
         let calls = Calls::new(&self.shared);
@@ -239,7 +244,7 @@ impl Open {
     fn abandon(self, sink: &mut dyn Sink) {
         let unread = self.unread.map(|index| (index, self.samples));
         for (index, samples) in self.started.into_iter().chain(unread) {
-            (0..samples).for_each(|_| sink.completed(index, Err(DocumentError::Stopped)));
+            (0..samples).for_each(|_| sink.completed(index, Err(DocumentError::Cancelled)));
         }
     }
 }
@@ -278,7 +283,8 @@ impl Run<'_> {
             self.warming += 1;
         }
         let begin = Instant::now();
-        while self.warming > 0 && begin.elapsed() < WARM_UP && !self.job.stop.is_set() {
+        while self.warming > 0 && begin.elapsed() < WARM_UP && !self.job.cancellation.is_cancelled()
+        {
             self.hear(sink)?;
         }
         Ok(())
@@ -287,7 +293,7 @@ impl Run<'_> {
     /// Sends all documents; false once stopped.
     fn all(&mut self, sink: &mut dyn Sink) -> Result<bool, BackendError> {
         loop {
-            if self.job.stop.is_set() {
+            if self.job.cancellation.is_cancelled() {
                 // What has arrived is not thrown away.
                 while let Ok(event) = self.events.try_recv() {
                     self.take(event, sink)?;

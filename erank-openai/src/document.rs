@@ -14,10 +14,10 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
 use erank_core::answer::AnswerError;
-use erank_core::backend::{
+use erank_core::{AnswerFormat, Sampling};
+use erank_core::{
     BackendError, Completion, DocumentError, FinishReason, Mode, ScoringOptions, TokenCounts,
 };
-use erank_core::{AnswerFormat, Sampling};
 use serde_json::{Value, json};
 
 use crate::api::{Finish, Reply};
@@ -26,7 +26,7 @@ use crate::error::{CapabilityError, RequestError};
 use crate::labels::{self, Named, Reading};
 use crate::prompts::{Prepared, Prompt, TokenPrompts};
 use crate::server::{CHAT, COMPLETIONS, Known, Server};
-use crate::settings::{Prompts, Settings};
+use crate::settings::{OpenAiSettings, Prompts};
 
 const ANSWER_OPEN: &str = "<answer>";
 const ANSWER_CLOSE: &str = "</answer>";
@@ -40,7 +40,7 @@ const TEMPLATE_ROOM: usize = 64;
 pub(crate) struct Work {
     pub(crate) calls: Calls,
     pub(crate) known: Known,
-    pub(crate) settings: Arc<Settings>,
+    pub(crate) settings: Arc<OpenAiSettings>,
     pub(crate) format: AnswerFormat,
     pub(crate) options: ScoringOptions,
     /// The first tokens of all answers, where the server takes ids; empty if they are not known.
@@ -155,7 +155,7 @@ impl Turn<'_> {
             false => format.forced_lead(&self.completion.text),
         };
         self.say(lead)?;
-        self.completion.finish =
+        self.completion.finish_reason =
             if at_once || came_to_it { FinishReason::Answered } else { FinishReason::Forced };
         if self.work.settings.log_probs {
             self.answer(came_to_it)
@@ -224,14 +224,14 @@ impl Turn<'_> {
             };
             match reply.finish {
                 Finish::Length | Finish::EndOfText => return Ok(false),
-                Finish::StopString | Finish::Stop if begins_answer => {
+                Finish::StopString | Finish::CancellationToken if begins_answer => {
                     self.say(ANSWER_OPEN)?;
                     return Ok(true);
                 }
                 // The tag stands inside the thought, which goes on.
                 Finish::StopString => self.say(ANSWER_OPEN)?,
                 // The tag, or the end of the turn: what comes next is certain only after the latter.
-                Finish::Stop => return Ok(false),
+                Finish::CancellationToken => return Ok(false),
             }
         }
         Ok(false)
@@ -263,7 +263,7 @@ impl Turn<'_> {
         })?;
         let chosen = reading.chosen.filter(|_| came_to_it);
         if came_to_it && chosen.is_none() {
-            self.completion.finish = FinishReason::Forced;
+            self.completion.finish_reason = FinishReason::Forced;
         }
         let answer = chosen.unwrap_or(reading.distribution.most_probable());
         for (text, log_prob) in &reading.tokens[answer] {
@@ -271,7 +271,7 @@ impl Turn<'_> {
         }
         self.completion.usage.generated += reading.tokens[answer].len();
         self.completion.text.push_str(ANSWER_CLOSE);
-        self.completion.answers = Some(reading.distribution);
+        self.completion.answer_distribution = Some(reading.distribution);
         Ok(())
     }
 
@@ -317,7 +317,7 @@ impl Turn<'_> {
             self.completion.text.push_str(ANSWER_CLOSE);
         }
         if self.work.format.is_answered(&self.completion.text) {
-            self.completion.finish = FinishReason::Answered;
+            self.completion.finish_reason = FinishReason::Answered;
         }
         Ok(())
     }
@@ -411,7 +411,7 @@ fn merge(fields: &mut Value, more: Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use erank_core::backend::Cause;
+    use erank_core::Cause;
     use erank_core::prompt::BoundPrompt;
 
     use crate::prompts::TokenPrompt;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use erank_core::backend::{BackendError, Cause, DocumentError};
+use erank_core::{BackendError, Cause, DocumentError};
 use thiserror::Error;
 
 /// Why a backend cannot be made from its settings. No request was sent.
@@ -23,7 +23,7 @@ pub enum SetupError {
     /// A setting is out of its range.
     #[error("the setting {name} is {value}; {wanted}")]
     Setting {
-        /// The field of [`Settings`](crate::Settings).
+        /// The field of [`OpenAiSettings`](crate::OpenAiSettings).
         name: &'static str,
         /// Its value.
         value: String,
@@ -182,7 +182,7 @@ impl RequestError {
 impl From<RequestError> for DocumentError {
     fn from(error: RequestError) -> Self {
         match error {
-            RequestError::Stopped => Self::Stopped,
+            RequestError::Stopped => Self::Cancelled,
             RequestError::TooLong { tokens, limit } => Self::PromptTooLong { tokens, limit },
             error => Self::Backend(error.into()),
         }
@@ -204,7 +204,9 @@ impl From<RequestError> for BackendError {
 #[non_exhaustive]
 pub enum CapabilityError {
     /// The server does not list the model.
-    #[error("the server has no model {model:?}, but {listed}; set Settings::model to one of these")]
+    #[error(
+        "the server has no model {model:?}, but {listed}; set OpenAiSettings::model to one of these"
+    )]
     Model {
         /// The name that was asked for.
         model: String,
@@ -212,7 +214,7 @@ pub enum CapabilityError {
         listed: String,
     },
     /// The model must be named.
-    #[error("the server lists {listed}; set Settings::model to the name of the one to ask")]
+    #[error("the server lists {listed}; set OpenAiSettings::model to the name of the one to ask")]
     NoModel {
         /// What it lists.
         listed: String,
@@ -228,7 +230,7 @@ pub enum CapabilityError {
     /// Replies come without log-probabilities.
     #[error(
         "the server gives no log-probabilities for {alternatives} alternatives ({problem}); let it \
-         give them, or rank by integers alone with Settings::log_probs = false and ScoreKind::Integer"
+         give them, or rank by integers alone with OpenAiSettings::log_probs = false and ScoreKind::Integer"
     )]
     NoLogProbs {
         /// How many were asked for.
@@ -241,7 +243,7 @@ pub enum CapabilityError {
     NoTokenIds,
     /// The server does not render chat templates.
     #[error(
-        "the server does not render its chat template ({problem}); set Settings::prompts to \
+        "the server does not render its chat template ({problem}); set OpenAiSettings::prompts to \
          Prompts::Frame with the template's text, or to Prompts::Chat"
     )]
     NoTemplate {

@@ -148,7 +148,7 @@ fn log_prob(
         let Some(node) = nodes.get(&done) else {
             let is_bound = done != label || negligible.contains(&done);
             let known =
-                if is_bound { AnswerLogProb::AtMost(sum) } else { AnswerLogProb::Known(sum) };
+                if is_bound { AnswerLogProb::UpperBound(sum) } else { AnswerLogProb::Exact(sum) };
             return (known, tokens);
         };
         if done == label {
@@ -158,10 +158,10 @@ fn log_prob(
                 })
             });
             let goes_on: f64 = goes_on.map(|(_, log_prob)| log_prob.exp()).sum();
-            return (AnswerLogProb::Known(sum + (1.0 - goes_on).max(0.0).ln()), tokens);
+            return (AnswerLogProb::Exact(sum + (1.0 - goes_on).max(0.0).ln()), tokens);
         }
         match node.towards(&label[done.len()..]) {
-            None => return (AnswerLogProb::AtMost(sum + node.rest), tokens),
+            None => return (AnswerLogProb::UpperBound(sum + node.rest), tokens),
             Some((token, log_prob)) => {
                 sum += log_prob;
                 tokens.push((token.to_owned(), log_prob));

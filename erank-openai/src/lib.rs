@@ -22,7 +22,7 @@
 //! - An answer that is not among the server's alternatives has
 //!   [a bound](erank_core::AnswerDistribution::is_bound), not a probability.
 //! - As text, a thought is tokenized again when the answer is read, and limits in tokens are limits in
-//!   bytes ([`Settings::bytes_per_token`]); [`Prompts::TokenIds`] has neither flaw.
+//!   bytes ([`OpenAiSettings::bytes_per_token`]); [`Prompts::TokenIds`] has neither flaw.
 //! - The same prompt gives the same bits only if the server sees to it. llama.cpp's and vLLM's
 //!   log-probabilities depend a little on what else runs and on what is cached.
 
@@ -45,7 +45,7 @@ pub use error::{CapabilityError, RequestError, SetupError};
 pub use http::ApiKey;
 pub use prompts::{TokenPrompt, TokenPrompts};
 pub use server::Server;
-pub use settings::{Prompts, Settings};
+pub use settings::{OpenAiSettings, Prompts};
 
 /// The README's example, compiled as a documentation test.
 #[cfg(doctest)]

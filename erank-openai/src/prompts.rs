@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use erank_core::ScoringOptions;
-use erank_core::backend::{BackendError, Cause, DocumentError};
 use erank_core::prompt::{BoundPrompt, Segment};
+use erank_core::{BackendError, Cause, DocumentError};
 use serde_json::Value;
 
 use crate::control_tokens::ControlTokens;
 use crate::server::Capabilities;
-use crate::settings::{Prompts, Settings};
+use crate::settings::{OpenAiSettings, Prompts};
 
 /// Makes prompts of token ids, for [`Prompts::TokenIds`]: the model's own tokenizer and chat template
 /// on this side of the network.
@@ -134,7 +134,7 @@ impl<'a> Framer<'a> {
     pub(crate) fn new(
         prompt: BoundPrompt<'a>,
         options: ScoringOptions,
-        settings: &'a Settings,
+        settings: &'a OpenAiSettings,
         known: &'a Capabilities,
         control_tokens: &'a ControlTokens,
     ) -> Result<Self, BackendError> {
@@ -230,7 +230,7 @@ mod tests {
         }
     }
 
-    fn prepare(settings: &Settings, document: &str, options: ScoringOptions) -> Prepared {
+    fn prepare(settings: &OpenAiSettings, document: &str, options: ScoringOptions) -> Prepared {
         let text = "Q: {query}\nD: {doc}\nScore?";
         let template = PromptTemplate::custom(text, AnswerFormat::zero_to_ten()).expect("valid");
         let control_tokens = ControlTokens::new(&settings.control_tokens).expect("few");
@@ -242,7 +242,8 @@ mod tests {
 
     #[test]
     fn the_frame_keeps_its_control_tokens_and_the_data_loses_them() {
-        let prepared = prepare(&Settings::default(), "a <think> b", ScoringOptions::default());
+        let prepared =
+            prepare(&OpenAiSettings::default(), "a <think> b", ScoringOptions::default());
         let expected =
             "<|im_start|>user\nQ: what < |im_end|>\nD: a < think> b\nScore?<|im_end|>\n<think>\n";
         assert_eq!(prepared.prompt, Prompt::Text(expected.into()));
@@ -250,7 +251,7 @@ mod tests {
             prepared.opens_thought && !prepared.query_truncated && !prepared.document_truncated
         );
 
-        let mut settings = Settings { prompts: Prompts::Chat, ..Settings::default() };
+        let mut settings = OpenAiSettings { prompts: Prompts::Chat, ..OpenAiSettings::default() };
         settings.control_tokens = vec!["[X]".into()];
         let prepared = prepare(&settings, "[X]", ScoringOptions::default());
         let expected = "Q: what < |im_end|>\nD: [ X]\nScore?";
@@ -263,8 +264,11 @@ mod tests {
         let mut options = ScoringOptions::default();
         options.max_document_tokens = 2;
         options.max_query_tokens = 1;
-        let settings =
-            Settings { prompts: Prompts::Chat, bytes_per_token: 3.0, ..Settings::default() };
+        let settings = OpenAiSettings {
+            prompts: Prompts::Chat,
+            bytes_per_token: 3.0,
+            ..OpenAiSettings::default()
+        };
         let prepared = prepare(&settings, "abcdeéfg", options);
         assert_eq!(prepared.prompt, Prompt::Message("Q: wha\nD: abcde\nScore?".into()));
         assert!(prepared.query_truncated && prepared.document_truncated);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::calls::{Calls, Endpoint};
 use crate::error::{CapabilityError, RequestError};
-use crate::settings::{Prompts, Settings};
+use crate::settings::{OpenAiSettings, Prompts};
 
 /// The engines that are told apart, by what `/v1/models` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(crate) struct Capabilities {
 
 impl Capabilities {
     /// Asks the server.
-    fn probe(endpoint: &Endpoint<'_>, settings: &Settings) -> Result<Self, RequestError> {
+    fn probe(endpoint: &Endpoint<'_>, settings: &OpenAiSettings) -> Result<Self, RequestError> {
         let models = match endpoint.get(MODELS) {
             Ok(models) if models["data"].is_array() => models,
             Ok(_) => return Err(endpoint.malformed(MODELS, "there is no list of models in it")),
@@ -135,7 +135,7 @@ impl Capabilities {
     fn check_replies(
         &self,
         endpoint: &Endpoint<'_>,
-        settings: &Settings,
+        settings: &OpenAiSettings,
     ) -> Result<(), RequestError> {
         let alternatives = settings.alternatives;
         let refused = |problem: String| {
@@ -230,7 +230,7 @@ impl Capabilities {
             Server::LlamaCpp => Ok(()),
             Server::Other => {
                 const NOT_THERE: &str = "OpenAI's API does not have it; if the server does, under \
-                                         vLLM's name, set Settings::server to Server::Vllm";
+                                         vLLM's name, set OpenAiSettings::server to Server::Vllm";
                 if sampling.top_k != 0 {
                     refused("top_k", NOT_THERE)
                 } else if sampling.min_p != 0.0 {
@@ -320,7 +320,7 @@ pub(crate) type Known = Arc<Capabilities>;
 /// document's score shall not depend on where it went.
 #[derive(Debug)]
 pub(crate) struct Survey {
-    settings: Arc<Settings>,
+    settings: Arc<OpenAiSettings>,
     /// Of the endpoint that answered first.
     known: OnceLock<Known>,
     /// By endpoint, whether it was asked.
@@ -328,7 +328,7 @@ pub(crate) struct Survey {
 }
 
 impl Survey {
-    pub(crate) fn new(settings: Arc<Settings>, endpoints: usize) -> Self {
+    pub(crate) fn new(settings: Arc<OpenAiSettings>, endpoints: usize) -> Self {
         let asked = std::iter::repeat_with(OnceLock::new).take(endpoints).collect();
         Self { settings, known: OnceLock::new(), asked }
     }

@@ -13,9 +13,9 @@ use crate::server::Server;
 ///
 /// ```
 /// use std::time::Duration;
-/// use erank_openai::{ApiKey, Prompts, Settings};
+/// use erank_openai::{ApiKey, Prompts, OpenAiSettings};
 ///
-/// let mut settings = Settings::default();
+/// let mut settings = OpenAiSettings::default();
 /// settings.model = Some("ERank-4B".into());
 /// settings.api_key = std::env::var("ERANK_API_KEY").ok().map(ApiKey::new);
 /// settings.prompts = Prompts::chat_ml();
@@ -23,7 +23,7 @@ use crate::server::Server;
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Settings {
+pub struct OpenAiSettings {
     /// The model's name at the server; `None` takes the only one that it lists.
     pub model: Option<String>,
     /// Sent as a bearer token.
@@ -67,7 +67,7 @@ pub struct Settings {
     pub bytes_per_token: f64,
 }
 
-impl Default for Settings {
+impl Default for OpenAiSettings {
     /// The server's template, log-probabilities with 20 alternatives, up to 32 requests at once, 5
     /// attempts, 5 s to connect, 10 minutes for a request, 4 bytes a token.
     fn default() -> Self {
@@ -89,7 +89,7 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl OpenAiSettings {
     pub(crate) fn check(&self) -> Result<(), SetupError> {
         let wrong = |name, value: String, wanted| Err(SetupError::Setting { name, value, wanted });
         for (name, value) in
@@ -190,7 +190,7 @@ pub(crate) fn root(url: &str) -> Result<String, SetupError> {
         return wrong("it begins with neither http:// nor https://");
     };
     if rest.contains('@') {
-        return wrong("it has a user or a password in it; give the key as Settings::api_key");
+        return wrong("it has a user or a password in it; give the key as OpenAiSettings::api_key");
     }
     if rest.contains(['?', '#']) {
         return wrong("it has a query or a fragment; give the address up to /v1");
@@ -232,8 +232,8 @@ mod tests {
 
     #[test]
     fn every_setting_is_checked_by_name() {
-        assert!(Settings::default().check().is_ok());
-        type Change = fn(&mut Settings);
+        assert!(OpenAiSettings::default().check().is_ok());
+        type Change = fn(&mut OpenAiSettings);
         let wrong: [(&str, Change); 9] = [
             ("max_concurrency", |s| s.max_concurrency = 0),
             ("attempts", |s| s.attempts = 0),
@@ -246,7 +246,7 @@ mod tests {
             ("control_tokens", |s| s.control_tokens = vec!["x ".into()]),
         ];
         for (name, change) in wrong {
-            let mut settings = Settings::default();
+            let mut settings = OpenAiSettings::default();
             change(&mut settings);
             let error = settings.check().expect_err(name).to_string();
             assert!(error.contains(name), "{error}");
@@ -255,7 +255,8 @@ mod tests {
 
     #[test]
     fn debug_does_not_show_the_key() {
-        let settings = Settings { api_key: Some(ApiKey::new("s3cret")), ..Settings::default() };
+        let settings =
+            OpenAiSettings { api_key: Some(ApiKey::new("s3cret")), ..OpenAiSettings::default() };
         assert!(!format!("{settings:?}").contains("s3cret"));
     }
 }

@@ -7,7 +7,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use erank_core::{AsyncReranker, Request, Stop};
+use erank_core::{AsyncReranker, CancellationToken, Request};
 use serde_json::{Value, json};
 
 use crate::wire::{Problem, RerankRequest, reply};
@@ -58,7 +58,7 @@ async fn rerank(
     State(service): State<Service>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let stop = Stop::at(Instant::now() + service.limits.time);
+    let stop = CancellationToken::with_deadline(Instant::now() + service.limits.time);
     let (mut request, warnings) = RerankRequest::read(&body?, &service.limits)?;
     request.check_model(&service.model)?;
     let texts: Vec<String> = request.documents.drain(..).map(String::from).collect();

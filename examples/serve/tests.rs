@@ -14,9 +14,9 @@ use std::thread;
 use std::time::Duration;
 
 use erank_candle::CandleBackend;
-use erank_core::backend::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use erank_core::testing::answered;
 use erank_core::{AsyncReranker, Reranker, Workers};
+use erank_core::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use serde_json::{Value, json};
 use service::{Limits, Service};
 
@@ -125,16 +125,17 @@ impl ScoringBackend for Gate {
             _ => self.begun.send(()).expect("a keeper"),
         }
         let mut open = self.open.0.lock().expect("no panic");
-        while !*open && !job.stop.is_set() {
+        while !*open && !job.cancellation.is_cancelled() {
             // A stop is a flag, so it is looked at now and then.
             open = self.open.1.wait_timeout(open, Duration::from_millis(1)).expect("no panic").0;
         }
         for index in 0..job.documents.len() {
-            let stopped = job.stop.is_set();
-            let outcome = if stopped { Err(DocumentError::Stopped) } else { Ok(answered(7, 1.0)) };
+            let stopped = job.cancellation.is_cancelled();
+            let outcome =
+                if stopped { Err(DocumentError::Cancelled) } else { Ok(answered(7, 1.0)) };
             sink.completed(index, outcome);
         }
-        if job.stop.is_set() {
+        if job.cancellation.is_cancelled() {
             self.stopped.send(()).expect("a keeper");
         }
         Ok(())

@@ -63,11 +63,12 @@ fn through_faults_of_every_kind_the_results_are_those_of_the_server() {
             for (expected, found) in expected.iter().zip(&found) {
                 let context = format!("query {query}, document {}, {mode:?}", expected.index);
                 assert_eq!(expected.index, found.index, "{context}");
-                assert_eq!(expected.integer, found.integer, "{context}");
-                assert_eq!(expected.reasoning, found.reasoning, "{context}");
+                assert_eq!(expected.answer.integer, found.answer.integer, "{context}");
+                assert_eq!(expected.answer.reasoning, found.answer.reasoning, "{context}");
                 assert_eq!(expected.tokens, found.tokens, "{context}: nothing is counted twice");
                 // What is cached when makes a difference in the last digits.
-                let probability = |document: &RankedDocument| document.probability.expect("one");
+                let probability =
+                    |document: &RankedDocument| document.answer.probability.expect("one");
                 let off = (probability(expected) - probability(found)).abs();
                 assert!(off < 1e-3, "{context}: off by {off}");
             }
@@ -119,7 +120,7 @@ fn a_server_that_is_killed_and_comes_back_loses_nothing() {
     let expected = by_index(scored(&local, Mode::AnswerOnly).swap_remove(0));
     let found = by_index(ranking.documents);
     let answers = |documents: &[RankedDocument]| -> Vec<_> {
-        documents.iter().map(|document| (document.index, document.integer)).collect()
+        documents.iter().map(|document| (document.index, document.answer.integer)).collect()
     };
     assert_eq!(answers(&expected), answers(&found));
     // The restarting thread must be done before the folder goes.

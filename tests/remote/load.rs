@@ -7,12 +7,12 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use erank_core::backend::{
+use erank_core::prompt::instructions;
+use erank_core::{
     Completion, DocumentError, Job, ScoringBackend, ScoringOptions, Sink, TokenCounts,
 };
-use erank_core::prompt::instructions;
 use erank_core::{Mode, PromptTemplate};
-use erank_openai::{OpenAiBackend, Prompts, Settings};
+use erank_openai::{OpenAiBackend, OpenAiSettings, Prompts};
 use serde_json::json;
 
 use crate::llama_cpp::{self, LlamaCpp};
@@ -62,7 +62,7 @@ fn load_of_ten_thousand_documents() {
     let template = PromptTemplate::erank();
     let prompt = template.bind(instructions::GENERIC, QUERIES[0]);
 
-    let mut settings = Settings::default();
+    let mut settings = OpenAiSettings::default();
     settings.prompts = Prompts::chat_ml();
     settings.max_concurrency = AT_ONCE;
     let backend = OpenAiBackend::new([server.url()], settings).expect("valid settings");

@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use erank_candle::{CandleBackend, Checkpoint, PromptTokenizer};
-use erank_core::backend::{Cause, DocumentError};
 use erank_core::prompt::BoundPrompt;
+use erank_core::{Cause, DocumentError};
 use erank_core::{
     FinishReason, Mode, RankedDocument, Request, Reranker, Sampling, ScoringBackend, ScoringOptions,
 };
 use erank_openai::{
-    OpenAiBackend, Prompts, QWEN3_CONTROL_TOKENS, Settings, TokenPrompt, TokenPrompts,
+    OpenAiBackend, OpenAiSettings, Prompts, QWEN3_CONTROL_TOKENS, TokenPrompt, TokenPrompts,
 };
 use serde_json::json;
 
@@ -99,15 +99,15 @@ const DOCUMENTS: [&str; 16] = [
     "Encrypts files and folders with a password; the key is derived with many rounds.",
 ];
 
-fn settings(tokenizer: &CandleBackend) -> Settings {
-    let mut settings = Settings::default();
+fn settings(tokenizer: &CandleBackend) -> OpenAiSettings {
+    let mut settings = OpenAiSettings::default();
     settings.prompts = Prompts::TokenIds(Arc::new(Tokenizer(tokenizer.tokenizer().clone())));
     settings
 }
 
 /// The bundled model in the arithmetic that llama.cpp is given: all F32.
 fn exact() -> CandleBackend {
-    let mut settings = erank_candle::Settings::default();
+    let mut settings = erank_candle::CandleSettings::default();
     settings.dtype = Some(DType::F32);
     CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
 }
@@ -147,12 +147,18 @@ fn local_and_remote_agree_on_equal_weights() {
                 let theirs = there.iter().find(|theirs| theirs.index == ours.index);
                 let theirs = theirs.expect("the same documents");
                 let context = format!("document {} in {mode:?}", ours.index);
-                assert_eq!(ours.integer, theirs.integer, "{context}");
-                assert_eq!(ours.reasoning, theirs.reasoning, "{context}");
-                assert_eq!(ours.finish, theirs.finish, "{context}");
-                let (p, q) = (ours.probability.expect("one"), theirs.probability.expect("one"));
+                assert_eq!(ours.answer.integer, theirs.answer.integer, "{context}");
+                assert_eq!(ours.answer.reasoning, theirs.answer.reasoning, "{context}");
+                assert_eq!(ours.finish_reason, theirs.finish_reason, "{context}");
+                let (p, q) = (
+                    ours.answer.probability.expect("one"),
+                    theirs.answer.probability.expect("one"),
+                );
                 furthest = furthest.max((p - q).abs());
-                let (p, q) = (ours.expected.expect("one"), theirs.expected.expect("one"));
+                let (p, q) = (
+                    ours.answer.expected_value.expect("one"),
+                    theirs.answer.expected_value.expect("one"),
+                );
                 assert!((p - q).abs() < 0.02, "{context}: expected {p} and {q}");
                 pairs += 1;
             }
@@ -174,8 +180,8 @@ fn small_language_model(python: &Path) -> LlamaCpp {
 }
 
 /// Enough alternatives to find a digit among what such a model would say.
-fn many_alternatives() -> Settings {
-    let mut settings = Settings::default();
+fn many_alternatives() -> OpenAiSettings {
+    let mut settings = OpenAiSettings::default();
     settings.alternatives = 2000;
     settings
 }
@@ -197,9 +203,10 @@ fn a_language_model_that_is_no_reranker_gets_scores_all_the_same() {
     assert_eq!(ranking.documents.len(), 2, "{:?}", ranking.unscored);
     for document in &ranking.documents {
         assert_eq!(document.samples.len(), 2);
-        assert!(document.probability.is_some_and(|p| p > 0.0 && p <= 1.0));
+        assert!(document.answer.probability.is_some_and(|p| p > 0.0 && p <= 1.0));
         assert!(
-            document.finish == FinishReason::Forced || document.finish == FinishReason::Answered
+            document.finish_reason == FinishReason::Forced
+                || document.finish_reason == FinishReason::Answered
         );
         assert!(document.tokens.generated > 0 && document.tokens.prompt > 100);
     }

@@ -16,7 +16,7 @@ fn both() -> (Proxy, CandleBackend) {
     let url = std::env::var("ERANK_VLLM").expect("the server's address in ERANK_VLLM");
     let port = url.trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
     let proxy = Proxy::recording(port.expect("a port at the end of ERANK_VLLM"));
-    let local = CandleBackend::load(&Checkpoint::tiny(), &erank_candle::Settings::default());
+    let local = CandleBackend::load(&Checkpoint::tiny(), &erank_candle::CandleSettings::default());
     (proxy, local.expect("the bundled model"))
 }
 
@@ -69,9 +69,12 @@ fn vllm_agrees_with_the_local_backend_as_far_as_bf16_goes() {
             for ours in here {
                 let theirs = there.iter().find(|theirs| theirs.index == ours.index);
                 let theirs = theirs.expect("the same documents");
-                same_integer += usize::from(ours.integer == theirs.integer);
-                same_thought += usize::from(ours.reasoning == theirs.reasoning);
-                let (p, q) = (ours.expected.expect("one"), theirs.expected.expect("one"));
+                same_integer += usize::from(ours.answer.integer == theirs.answer.integer);
+                same_thought += usize::from(ours.answer.reasoning == theirs.answer.reasoning);
+                let (p, q) = (
+                    ours.answer.expected_value.expect("one"),
+                    theirs.answer.expected_value.expect("one"),
+                );
                 sum += (p - q).abs();
                 furthest = furthest.max((p - q).abs());
             }

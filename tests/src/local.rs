@@ -3,9 +3,9 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use erank_candle::{CandleBackend, Checkpoint, Settings, Statistics};
-use erank_core::backend::{Completion, DocumentError, Job, TokenCounts};
-use erank_core::{Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink, Stop};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics};
+use erank_core::{CancellationToken, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink};
+use erank_core::{Completion, DocumentError, Job, TokenCounts};
 
 /// A query for [`DOCUMENTS`].
 pub const QUERY: &str = "noise of jet engines";
@@ -34,8 +34,8 @@ pub fn tiny() -> &'static CandleBackend {
 }
 
 /// The bundled model with other settings.
-pub fn tiny_with(change: impl FnOnce(&mut Settings)) -> CandleBackend {
-    let mut settings = Settings::default();
+pub fn tiny_with(change: impl FnOnce(&mut CandleSettings)) -> CandleBackend {
+    let mut settings = CandleSettings::default();
     change(&mut settings);
     CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
 }
@@ -97,12 +97,12 @@ pub fn outcomes(
     query: &str,
     documents: &[&str],
     options: ScoringOptions,
-    stop: Stop,
+    stop: CancellationToken,
 ) -> Outcomes {
     let mut outcomes = Outcomes::new(documents.len());
     let template = PromptTemplate::erank();
     let prompt = template.bind(INSTRUCTION, query);
-    let job = Job::new(prompt, documents).with_options(options).with_stop(stop);
+    let job = Job::new(prompt, documents).with_options(options).with_cancellation(stop);
     backend.score(&job, &mut outcomes).expect("a run");
     for (index, reported) in outcomes.by_document.iter().enumerate() {
         assert_eq!(reported.len(), options.samples, "outcomes of document {index}");
@@ -115,7 +115,7 @@ pub fn run(
     backend: &dyn ScoringBackend,
     documents: &[&str],
     options: ScoringOptions,
-    stop: Stop,
+    stop: CancellationToken,
 ) -> (Vec<Result<Completion, DocumentError>>, TokenCounts) {
     let outcomes = outcomes(backend, QUERY, documents, options, stop);
     (outcomes.by_document.into_iter().flatten().collect(), outcomes.tokens)
@@ -137,7 +137,7 @@ pub fn samples(
     documents: &[&str],
     options: ScoringOptions,
 ) -> Vec<Vec<Completion>> {
-    let outcomes = outcomes(backend, query, documents, options, Stop::new());
+    let outcomes = outcomes(backend, query, documents, options, CancellationToken::new());
     let all = outcomes.by_document.into_iter().map(|outcomes| {
         let mut samples: Vec<Completion> =
             outcomes.into_iter().map(|outcome| outcome.expect("a completion")).collect();

@@ -17,7 +17,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Result, Storage, bail};
-use erank_core::backend::{Completion, DocumentError, Stop, TokenCounts};
+use erank_core::{CancellationToken, Completion, DocumentError, TokenCounts};
 use rayon::prelude::*;
 
 use super::Limits;
@@ -44,7 +44,7 @@ pub(super) type CallId = u64;
 /// A caller with the sequences that wait.
 pub(super) struct Call {
     pub(super) id: CallId,
-    pub(super) stop: Stop,
+    pub(super) stop: CancellationToken,
     pub(super) events: Sender<Event>,
     /// Next first.
     pub(super) waiting: VecDeque<Sequence>,
@@ -198,17 +198,17 @@ impl Batch {
     fn drop_stopped(&mut self) {
         for index in 0..self.calls.len() {
             let call = &mut self.calls[index];
-            if !call.stop.is_set() {
+            if !call.stop.is_cancelled() {
                 continue;
             }
             let id = call.id;
             for sequence in std::mem::take(&mut call.waiting) {
-                self.calls[index].complete(sequence.index, Err(DocumentError::Stopped));
+                self.calls[index].complete(sequence.index, Err(DocumentError::Cancelled));
             }
             for place in (0..self.running.len()).rev() {
                 if self.running[place].call == id {
                     let sequence = self.remove(place);
-                    self.calls[index].complete(sequence.index, Err(DocumentError::Stopped));
+                    self.calls[index].complete(sequence.index, Err(DocumentError::Cancelled));
                 }
             }
         }
@@ -435,7 +435,7 @@ impl Batch {
         let pending: Vec<usize> =
             self.running.iter().map(|slot| slot.sequence.pending().len()).collect();
         let mut counts: Vec<usize> = pending.iter().map(|count| usize::from(*count == 1)).collect();
-        let mut budget = self.limits.step_tokens.saturating_sub(counts.iter().sum());
+        let mut budget = self.limits.max_num_batched_tokens.saturating_sub(counts.iter().sum());
 
         let mut callers: Vec<CallId> = Vec::new();
         for (slot, _) in self.running.iter().zip(&pending).filter(|(_, pending)| **pending > 1) {
@@ -459,7 +459,7 @@ impl Batch {
 
         let tokens: usize = counts.iter().sum();
         let last = counts.iter().zip(&pending).filter(|(count, pending)| count == pending).count();
-        let guesses = self.limits.draft_tokens.saturating_sub(tokens) / last.max(1);
+        let guesses = self.limits.speculative_tokens.saturating_sub(tokens) / last.max(1);
         let mut parts = Vec::with_capacity(counts.len());
         for (place, count) in counts.into_iter().enumerate().filter(|(_, count)| *count > 0) {
             let sequence = &self.running[place].sequence;
@@ -588,11 +588,16 @@ mod tests {
         let model = Arc::new(Qwen3::load(&checkpoint, None, None).expect("bundled"));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
         let cache = model.new_cache(200).expect("a cache");
-        let limits = Limits { step_tokens: 4096, sequences: 64, draft_tokens: 0 };
+        let limits = Limits { max_num_batched_tokens: 4096, sequences: 64, speculative_tokens: 0 };
         let mut batch = Batch::new(model, Arc::new(pool), limits, cache, Arc::default());
         let task = Arc::new(task(&checkpoint));
         let (events, reports) = channel();
-        batch.open(Call { id: 0, stop: Stop::new(), events, waiting: VecDeque::new() });
+        batch.open(Call {
+            id: 0,
+            stop: CancellationToken::new(),
+            events,
+            waiting: VecDeque::new(),
+        });
         let (documents, samples) = (6, 3);
         for document in 0..documents {
             // Two blocks of tokens in common, and two of its own.

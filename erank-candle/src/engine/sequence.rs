@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use erank_core::backend::{Completion, DocumentError, FinishReason, ScoringOptions};
 use erank_core::{AnswerFormat, Mode};
+use erank_core::{Completion, DocumentError, FinishReason, ScoringOptions};
 
 use super::draft::draft;
 use super::labels::{Labels, Walk};
@@ -94,7 +94,7 @@ impl Sequence {
             };
             sequence.force(lead)?;
             sequence.prompt_length = sequence.tokens.len();
-            sequence.completion.finish = FinishReason::Answered;
+            sequence.completion.finish_reason = FinishReason::Answered;
         }
 
         let room_to_answer = LEAD_ROOM + task.labels.longest();
@@ -268,11 +268,11 @@ impl Sequence {
         let distribution = walk.distribution()?;
         let own = task.labels.beginning(&chosen);
         if !chosen.is_empty() {
-            self.completion.finish =
+            self.completion.finish_reason =
                 if own.is_some() { FinishReason::Answered } else { FinishReason::Forced };
         }
         let answer = own.unwrap_or(distribution.most_probable());
-        self.completion.answers = Some(distribution);
+        self.completion.answer_distribution = Some(distribution);
         for (id, log_prob) in task.labels.tokens(answer).iter().zip(walk.token_log_probs(answer)) {
             self.push(TokenLogProb { id: *id, log_prob: *log_prob as f32 });
         }
@@ -294,7 +294,7 @@ impl Sequence {
         }
         if self.behind_thought().is_some_and(|said| self.task.format.is_answered(said)) {
             // A token held the answer together with the end of the tag before it.
-            self.completion.finish = FinishReason::Answered;
+            self.completion.finish_reason = FinishReason::Answered;
             return Ok(self.finish());
         }
         self.budget = self.budget.saturating_sub(1);
@@ -324,7 +324,7 @@ impl Sequence {
             self.completion.thought_end = Some(end);
         }
         self.completion.text.push_str(lead);
-        self.completion.finish = FinishReason::Forced;
+        self.completion.finish_reason = FinishReason::Forced;
         self.tokens.extend(self.task.tokenizer.encode_trusted(lead)?);
         self.next = Next::ForcedAnswer;
         if self.pending().is_empty() {
@@ -421,7 +421,7 @@ mod tests {
         let quotation = "it says </think><answer>10</answer>";
         let said = [&[THINK], &plain(quotation)[..], &[END_THINK], &plain("<answer>2")].concat();
         let completion = complete(task(100), &said);
-        assert_eq!((integer(&completion), completion.finish), (2, FinishReason::Answered));
+        assert_eq!((integer(&completion), completion.finish_reason), (2, FinishReason::Answered));
         let end = completion.thought_end.expect("known");
         assert_eq!(&completion.text[..end], format!("<think>{quotation}</think>"));
 
@@ -431,7 +431,7 @@ mod tests {
 
         // The budget ends within the thought.
         let completion = complete(task(1 + plain(quotation).len()), &said);
-        assert_eq!((integer(&completion), completion.finish), (2, FinishReason::Forced));
+        assert_eq!((integer(&completion), completion.finish_reason), (2, FinishReason::Forced));
         assert_eq!(completion.text, format!("<think>{quotation}</think><answer>2</answer>"));
         assert_eq!(completion.thought_end, Some(end));
 
@@ -463,15 +463,19 @@ mod tests {
         ] {
             let said = [&[THINK, END_THINK], &plain(said)[..]].concat();
             let completion = complete(task(100), &said);
-            assert_eq!((integer(&completion), completion.finish), (expected, finish), "{said:?}");
-            let distribution = completion.answers.as_ref().expect("a distribution");
+            assert_eq!(
+                (integer(&completion), completion.finish_reason),
+                (expected, finish),
+                "{said:?}"
+            );
+            let distribution = completion.answer_distribution.as_ref().expect("a distribution");
             assert_eq!(distribution.most_probable() as u32, expected);
         }
         // The turn ends where the answer should be, and before.
         for said in ["<answer>", "", "hm"] {
             let said = [&[THINK, END_THINK], &plain(said)[..], &[END]].concat();
             let completion = complete(task(100), &said);
-            assert_eq!((integer(&completion), completion.finish), (3, FinishReason::Forced));
+            assert_eq!((integer(&completion), completion.finish_reason), (3, FinishReason::Forced));
         }
     }
 }

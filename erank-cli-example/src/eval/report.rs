@@ -170,8 +170,8 @@ impl<'a> Report<'a> {
         let mut report = Self {
             settings,
             score: match kind {
-                ScoreKind::Official => "official",
-                ScoreKind::Expected => "expected",
+                ScoreKind::ProbabilityWeighted => "official",
+                ScoreKind::ExpectedValue => "expected",
                 _ => "integer",
             },
             depth,

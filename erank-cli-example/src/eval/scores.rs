@@ -77,11 +77,11 @@ impl Score {
     pub(super) fn new(answer: Answer, completion: &erank_core::Completion) -> Self {
         Self {
             integer: answer.integer,
-            official: answer.official(),
-            expected: answer.expected,
-            finish: match completion.finish {
+            official: answer.probability_weighted(),
+            expected: answer.expected_value,
+            finish: match completion.finish_reason {
                 FinishReason::Answered => Finish::Answered,
-                FinishReason::EndOfText => Finish::EndOfText,
+                FinishReason::EndOfTurn => Finish::EndOfText,
                 FinishReason::Forced => Finish::Forced,
                 _ => Finish::Other,
             },
@@ -95,8 +95,8 @@ impl Score {
     /// The number to rank by, if the backend gave what it needs.
     pub(super) fn value(&self, kind: ScoreKind) -> Option<f64> {
         match kind {
-            ScoreKind::Official => self.official,
-            ScoreKind::Expected => self.expected,
+            ScoreKind::ProbabilityWeighted => self.official,
+            ScoreKind::ExpectedValue => self.expected,
             _ => Some(f64::from(self.integer)),
         }
     }

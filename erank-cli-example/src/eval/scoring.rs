@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use erank_core::backend::{Completion, Job, Sink, TokenCounts};
 use erank_core::{
-    DocumentError, ProbabilityReading, PromptTemplate, ScoringBackend, ScoringOptions, Stop,
+    AnswerProbability, CancellationToken, DocumentError, PromptTemplate, ScoringBackend,
+    ScoringOptions,
 };
+use erank_core::{Completion, Job, Sink, TokenCounts};
 
 use super::collection::{self, Collection, Query};
 use super::scores::{Entry, Outcome, Score, ScoreFile, texts_crc32};
@@ -22,7 +23,7 @@ pub(super) struct Scoring<'a> {
     pub(super) backend: &'a dyn ScoringBackend,
     pub(super) instruction: &'a str,
     pub(super) options: ScoringOptions,
-    pub(super) stop: &'a Stop,
+    pub(super) stop: &'a CancellationToken,
     pub(super) meter: &'a Meter,
 }
 
@@ -72,7 +73,7 @@ impl Scoring<'_> {
         thread::scope(|scope| {
             for _ in 0..QUERIES_AT_ONCE {
                 scope.spawn(|| {
-                    while let Some(task) = next().filter(|_| !self.stop.is_set()) {
+                    while let Some(task) = next().filter(|_| !self.stop.is_cancelled()) {
                         self.score(&task, &shared);
                     }
                 });
@@ -91,7 +92,7 @@ impl Scoring<'_> {
         let documents: Vec<&str> = task.documents.iter().map(|document| document.text).collect();
         let job = Job::new(template.bind(self.instruction, task.text), &documents)
             .with_options(self.options)
-            .with_stop(self.stop.clone());
+            .with_cancellation(self.stop.clone());
         let mut sink = Recorder { scoring: self, template: &template, task, shared };
         if let Err(error) = self.backend.score(&job, &mut sink) {
             sink.fail(&mut sink.lock(), error.into());
@@ -138,7 +139,7 @@ impl Recorder<'_> {
     /// Ends the work of all threads.
     fn fail(&self, shared: &mut Shared, error: CommandError) {
         shared.error.get_or_insert(error);
-        self.scoring.stop.stop();
+        self.scoring.stop.cancel();
     }
 
     /// The outcome to write down; an error if it may be another next time.
@@ -150,7 +151,7 @@ impl Recorder<'_> {
             }
             Err(error) => return Err(error),
         };
-        let reading = ProbabilityReading::default();
+        let reading = AnswerProbability::default();
         Ok(match self.template.answers().parse(&completion, reading) {
             Ok(answer) => Outcome::Answered(Score::new(answer, &completion)),
             Err(error) => Outcome::Failed { error: one_line(&error) },
@@ -175,7 +176,7 @@ impl Sink for Recorder<'_> {
                     return self.fail(&mut shared, error.into());
                 }
             }
-            Err(DocumentError::Stopped) => return,
+            Err(DocumentError::Cancelled) => return,
             Err(error) => {
                 shared.failures.entry(query).or_default().insert(id, one_line(&error));
             }

@@ -54,7 +54,7 @@ fn score(outcome: Option<&Outcome>, failure: Option<&str>, kind: ScoreKind) -> R
     match (outcome, failure) {
         (Some(Outcome::Answered(score)), _) => score.value(kind).ok_or_else(|| {
             AnswerError::NoProbability(match kind {
-                ScoreKind::Official => "log-probabilities",
+                ScoreKind::ProbabilityWeighted => "log-probabilities",
                 _ => "distribution over the answers",
             })
             .to_string()

@@ -23,13 +23,13 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::answer::{AnswerError, ProbabilityReading};
-use crate::backend::{
-    BackendError, Completion, DocumentError, GeneratedToken, Job, Mode, ScoringBackend,
-    ScoringOptions, Sink, Stop, TokenCounts,
-};
+use crate::answer::{AnswerError, AnswerProbability};
+use crate::backend::{BackendError, DocumentError, Job, ScoringBackend, Sink};
+use crate::cancellation::CancellationToken;
+use crate::completion::{Completion, GeneratedToken, TokenCounts};
+use crate::options::Sampling;
+use crate::options::{Mode, ScoringOptions};
 use crate::prompt::{PromptTemplate, instructions};
-use crate::sampling::Sampling;
 
 /// What the backend is tried with.
 #[derive(Debug, Clone)]
@@ -135,10 +135,10 @@ checks! {
     EmptyJob, empty_job, "an empty job reports nothing";
     /// [`Options::many`] documents are answered, each once.
     HugeJob, huge_job, "a huge job is reported in full";
-    /// With a stop that is set before the call, every document is [`DocumentError::Stopped`].
+    /// With a stop that is set before the call, every document is [`DocumentError::Cancelled`].
     StoppedBefore, stopped_before, "a stop before the call is seen";
     /// With a stop that is set while a huge job runs, the call returns soon, with what was open
-    /// reported as [`DocumentError::Stopped`].
+    /// reported as [`DocumentError::Cancelled`].
     StoppedDuring, stopped_during, "a stop during the call is seen";
     /// The same with a deadline.
     Deadline, deadline, "a deadline is seen";
@@ -272,7 +272,7 @@ struct Call<'a> {
     query: &'a str,
     documents: &'a [&'a str],
     scoring: ScoringOptions,
-    stop: Stop,
+    stop: CancellationToken,
 }
 
 struct Suite<'a> {
@@ -309,12 +309,14 @@ impl Suite<'_> {
 
     fn call<'a>(&'a self, documents: &'a [&'a str]) -> Call<'a> {
         let Options { query, scoring, .. } = self.options;
-        Call { query, documents, scoring: *scoring, stop: Stop::new() }
+        Call { query, documents, scoring: *scoring, stop: CancellationToken::new() }
     }
 
     fn job<'a>(&'a self, call: &Call<'a>) -> Job<'a> {
         let prompt = self.template.bind(instructions::GENERIC, call.query);
-        Job::new(prompt, call.documents).with_options(call.scoring).with_stop(call.stop.clone())
+        Job::new(prompt, call.documents)
+            .with_options(call.scoring)
+            .with_cancellation(call.stop.clone())
     }
 
     /// Makes a call and checks that every document was reported as often as it should.
@@ -383,14 +385,14 @@ impl Suite<'_> {
             let (bytes, log_prob) = (&token.bytes, token.log_prob);
             return broken(format!("the token at {bytes:?} has log-probability {log_prob}"));
         }
-        for reading in [ProbabilityReading::Joint, ProbabilityReading::FirstToken] {
+        for reading in [AnswerProbability::Joint, AnswerProbability::FirstToken] {
             match self.template.answers().parse(completion, reading) {
                 Ok(answer) => {
                     let probability = answer.probability;
                     if probability.is_some_and(|p| !(0.0..=1.0 + 1e-3).contains(&p)) {
                         return broken(format!("{text:?} has probability {probability:?}"));
                     }
-                    let numbers = [answer.expected, answer.variance, answer.entropy];
+                    let numbers = [answer.expected_value, answer.variance, answer.entropy];
                     if numbers.into_iter().flatten().any(|number| !number.is_finite()) {
                         return broken(format!("{text:?} has a distribution that is not finite"));
                     }
@@ -458,7 +460,7 @@ impl Suite<'_> {
         call.scoring.samples = 1;
         for (index, completion) in self.answers(&call)?.iter().enumerate() {
             self.read(completion, true)?;
-            if completion.answers.is_none() {
+            if completion.answer_distribution.is_none() {
                 return broken(format!("document {index} has no distribution over the answers"));
             }
         }
@@ -570,12 +572,12 @@ impl Suite<'_> {
     fn stopped_before(&self) -> Result<(), Trouble> {
         let documents = self.documents();
         let call = self.call(&documents);
-        call.stop.stop();
+        call.stop.cancel();
         let outcomes = self.run(&call, &mut || {})?;
         for (index, outcome) in outcomes.iter().flatten().enumerate() {
-            if !matches!(outcome, Err(DocumentError::Stopped)) {
+            if !matches!(outcome, Err(DocumentError::Cancelled)) {
                 let found = described(outcome);
-                return broken(format!("outcome {index} is not DocumentError::Stopped: {found}"));
+                return broken(format!("outcome {index} is not DocumentError::Cancelled: {found}"));
             }
         }
         Ok(())
@@ -586,7 +588,7 @@ impl Suite<'_> {
         let call = self.call(&many);
         let mut stopped = None;
         let outcomes = self.run(&call, &mut || {
-            call.stop.stop();
+            call.stop.cancel();
             stopped.get_or_insert_with(Instant::now);
         })?;
         self.ended_early(&outcomes, stopped)
@@ -595,7 +597,7 @@ impl Suite<'_> {
     fn deadline(&self) -> Result<(), Trouble> {
         let many = self.many();
         let deadline = Instant::now() + Duration::from_millis(30);
-        let call = Call { stop: Stop::at(deadline), ..self.call(&many) };
+        let call = Call { stop: CancellationToken::with_deadline(deadline), ..self.call(&many) };
         // A quick backend would be done by then.
         let outcomes = self.run(&call, &mut || {
             thread::sleep(deadline.saturating_duration_since(Instant::now()));
@@ -618,7 +620,7 @@ impl Suite<'_> {
             for outcome in outcomes {
                 match outcome {
                     Ok(_) => {}
-                    Err(DocumentError::Stopped) => open += 1,
+                    Err(DocumentError::Cancelled) => open += 1,
                     Err(_) => {
                         let found = described(outcome);
                         return broken(format!("document {index} is not stopped: {found}"));

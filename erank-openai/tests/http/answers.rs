@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use erank_core::backend::{BackendError, Cause, DocumentError, FinishReason, ScoringOptions};
 use erank_core::prompt::BoundPrompt;
 use erank_core::{AnswerError, Cascade, Request as RankRequest, Reranker, Sampling, ScoreKind};
-use erank_openai::{ApiKey, Prompts, Server as Kind, Settings, TokenPrompt, TokenPrompts};
+use erank_core::{BackendError, Cause, DocumentError, FinishReason, ScoringOptions};
+use erank_openai::{ApiKey, OpenAiSettings, Prompts, Server as Kind, TokenPrompt, TokenPrompts};
 use serde_json::{Value, json};
 
 use crate::engine::{Engine, Shape};
@@ -26,7 +26,7 @@ fn near(found: Option<f64>, expected: f64) {
 fn a_thought_leads_to_an_answer_with_its_distribution() {
     for shape in SHAPES {
         let server = serve(Engine::new(shape));
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let outcomes = score(&backend, &documents([7, 10, 1, 0]), reason(100)).expect("scores");
         for (index, integer, probability) in
             [(0, 7, 0.75), (1, 10, 0.6), (2, 1, 0.65625), (3, 0, 0.75)]
@@ -37,9 +37,9 @@ fn a_thought_leads_to_an_answer_with_its_distribution() {
             near(found_probability, probability);
             let text = format!("<think>so it is</think>\n<answer>{integer}</answer>");
             assert_eq!(completion.text, text);
-            assert_eq!(completion.finish, FinishReason::Answered);
+            assert_eq!(completion.finish_reason, FinishReason::Answered);
             assert!(completion.usage.prompt > 100 && completion.usage.generated > 7);
-            let distribution = completion.answers.as_ref().expect("a distribution");
+            let distribution = completion.answer_distribution.as_ref().expect("a distribution");
             assert!(distribution.is_bound(3) && distribution.probability(3) <= 0.0626);
             assert!(!distribution.is_bound(5));
         }
@@ -51,11 +51,11 @@ fn a_thought_leads_to_an_answer_with_its_distribution() {
 fn a_thought_that_runs_out_is_closed_and_the_answer_forced() {
     for shape in SHAPES {
         let server = serve(Engine::new(shape));
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let outcomes = score(&backend, &documents([7]), reason(3)).expect("scores");
         let completion = outcomes.completion(0);
         assert_eq!(completion.text, "<think>so it</think><answer>7</answer>");
-        assert_eq!(completion.finish, FinishReason::Forced);
+        assert_eq!(completion.finish_reason, FinishReason::Forced);
         near(outcomes.answer(0).1, 0.75);
         let last = server.completions().pop().expect("a request");
         assert!(last.prompt().ends_with("assistant\n<think>so it</think><answer>"));
@@ -66,10 +66,10 @@ fn a_thought_that_runs_out_is_closed_and_the_answer_forced() {
 fn an_answer_at_once_takes_one_token_and_a_second_look_at_ten() {
     for shape in SHAPES {
         let server = serve(Engine::new(shape));
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let outcomes = score(&backend, &documents([7, 10]), answer_only()).expect("scores");
         assert_eq!(outcomes.completion(0).text, "<think>\n\n</think>\n\n<answer>7</answer>");
-        assert_eq!(outcomes.completion(0).finish, FinishReason::Answered);
+        assert_eq!(outcomes.completion(0).finish_reason, FinishReason::Answered);
         near(outcomes.answer(1).1, 0.6);
         let mut prompts = server.completions();
         prompts.retain(|request| request.prompt().contains("relevance"));
@@ -95,7 +95,8 @@ fn a_server_that_takes_token_ids_gives_every_answer_its_probability() {
             let outcomes = score(&backend, &documents([7, 10]), options).expect("scores");
             near(outcomes.answer(0).1, 0.75);
             near(outcomes.answer(1).1, 0.6);
-            let distribution = outcomes.completion(0).answers.as_ref().expect("a distribution");
+            let distribution =
+                outcomes.completion(0).answer_distribution.as_ref().expect("a distribution");
             assert!(!distribution.is_bound(3) && !distribution.is_bound(5));
             near(Some(distribution.probability(3)), 1e-6);
         }
@@ -123,7 +124,7 @@ fn a_template_that_opens_the_thought_is_closed_by_it() {
     let mut engine = Engine::new(Shape::Vllm);
     engine.turn = "<|im_start|>assistant\n<think>";
     let server = serve(engine);
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     let outcomes = score(&backend, &documents([7]), answer_only()).expect("scores");
     assert_eq!(outcomes.completion(0).text, "<think></think><answer>7</answer>");
     let last = server.completions().pop().expect("a request");
@@ -150,10 +151,10 @@ fn a_tag_inside_the_thought_does_not_end_it() {
             _ => engine.react(request),
         }
     });
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     let outcomes = score(&backend, &documents([7]), reason(50)).expect("scores");
     assert_eq!(outcomes.completion(0).text, "<think>an <answer> tag</think><answer>7</answer>");
-    assert_eq!(outcomes.completion(0).finish, FinishReason::Answered);
+    assert_eq!(outcomes.completion(0).finish_reason, FinishReason::Answered);
 }
 
 #[test]
@@ -174,9 +175,9 @@ fn a_turn_that_ends_without_an_answer_has_it_forced() {
             }
             Engine::new(Shape::Vllm).react(request)
         });
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let outcomes = score(&backend, &documents([7]), reason(50)).expect("scores");
-        assert_eq!(outcomes.completion(0).finish, finish);
+        assert_eq!(outcomes.completion(0).finish_reason, finish);
         assert_eq!(outcomes.answer(0).0, 7);
     }
 }
@@ -197,7 +198,7 @@ fn what_is_no_answer_is_an_error_and_never_a_number() {
             prompt if prompt.contains("[0]") => Reaction::ok(reply.clone()),
             _ => Engine::new(Shape::Vllm).react(request),
         });
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let outcomes = score(&backend, &documents([7, 3]), answer_only()).expect("scores");
         match outcomes.error(0) {
             DocumentError::Answer(error) => assert_eq!(*error, expected),
@@ -221,10 +222,14 @@ fn a_model_that_says_something_else_in_the_answer_gets_the_most_probable_one() {
             false => Engine::new(Shape::Vllm).react(request),
         }
     });
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     let outcomes = score(&backend, &documents([7]), reason(50)).expect("scores");
     assert_eq!(outcomes.answer(0).0, 4);
-    assert_eq!(outcomes.completion(0).finish, FinishReason::Forced, "it did not choose this");
+    assert_eq!(
+        outcomes.completion(0).finish_reason,
+        FinishReason::Forced,
+        "it did not choose this"
+    );
 }
 
 /// A chat server that puts the thought wherever `message` does.
@@ -251,8 +256,8 @@ fn chat(message: fn() -> Value, log_probs: bool, finish: &'static str) -> Server
     })
 }
 
-fn chat_settings() -> Settings {
-    let mut settings = Settings::default();
+fn chat_settings() -> OpenAiSettings {
+    let mut settings = OpenAiSettings::default();
     settings.prompts = Prompts::Chat;
     settings.model = Some("hosted".into());
     settings
@@ -273,7 +278,7 @@ fn a_chat_gives_the_joint_probability_wherever_the_thought_is() {
         assert_eq!(outcomes.completion(0).text, "<think>hm</think><answer>10</answer>");
         assert_eq!(outcomes.answer(0).0, 10);
         near(outcomes.answer(0).1, (-0.5_f64).exp());
-        assert!(outcomes.completion(0).answers.is_none(), "no distribution");
+        assert!(outcomes.completion(0).answer_distribution.is_none(), "no distribution");
 
         // Without log-probabilities, the text is what the message says.
         let server = chat(message, false, "stop");
@@ -339,7 +344,7 @@ fn a_server_without_log_probabilities_is_an_error_before_any_work() {
     };
     let silent = Engine { log_probs: false, ..Engine::new(Shape::Vllm) };
     for (server, words) in [(Server::start(refusing), "at most 5"), (serve(silent), "has none")] {
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let error = score(&backend, &documents([7, 8, 9]), reason(50)).err().expect("refused");
         assert!(matches!(error, BackendError::Unsupported(_)));
         let text = chain(&error);
@@ -351,7 +356,7 @@ fn a_server_without_log_probabilities_is_an_error_before_any_work() {
 #[test]
 fn capabilities_are_found_out_once() {
     let server = serve(Engine::new(Shape::LlamaCpp));
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     for _ in 0..3 {
         score(&backend, &documents([7]), answer_only()).expect("scores");
     }
@@ -382,17 +387,22 @@ fn wishes_that_cannot_be_met_are_refused_with_what_to_do() {
         })
     };
     for (server, settings, options, words) in [
-        (llama_cpp(), Settings::default(), with(|s| s.presence_penalty = 1.0), "presence_penalty"),
         (
             llama_cpp(),
-            Settings::default(),
+            OpenAiSettings::default(),
+            with(|s| s.presence_penalty = 1.0),
+            "presence_penalty",
+        ),
+        (
+            llama_cpp(),
+            OpenAiSettings::default(),
             with(|s| s.frequency_penalty = 1.0),
             "frequency_penalty",
         ),
         (other(), framed(), with(|s| s.top_k = 20), "top_k"),
         (other(), framed(), with(|s| s.min_p = 0.1), "min_p"),
         (other(), framed(), with(|s| s.repetition_penalty = 1.1), "repetition_penalty"),
-        (other(), Settings::default(), reason(50), "lists a, b"),
+        (other(), OpenAiSettings::default(), reason(50), "lists a, b"),
         (other(), settings(|s| s.model = Some("c".into())), reason(50), "no model \"c\", but a, b"),
         (other(), settings(|s| s.model = Some("a".into())), reason(50), "Prompts::Frame"),
         (llama_cpp(), settings(|s| s.prompts = Prompts::Chat), answer_only(), "Prompts::Chat"),
@@ -434,7 +444,7 @@ fn samples_are_numbered_and_differ_in_their_seed() {
         options.sampling.seed = 40;
         options.sampling.repetition_penalty = 1.25;
         options.samples = 3;
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let outcomes = score(&backend, &documents([7, 2]), options).expect("scores");
         for samples in &outcomes.documents {
             let mut numbers: Vec<usize> =
@@ -459,7 +469,7 @@ fn samples_are_numbered_and_differ_in_their_seed() {
 #[test]
 fn greedy_requests_carry_no_seed_and_every_setting_the_server_would_default() {
     let server = serve(Engine::new(Shape::LlamaCpp));
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     score(&backend, &documents([7]), reason(50)).expect("scores");
     for request in &server.completions()[1..] {
         let body = &request.body;
@@ -496,7 +506,7 @@ fn the_context_leaves_room_for_the_answer_or_the_prompt_is_too_long() {
     for shape in SHAPES {
         // The prompt has about 540 characters, each a token.
         let server = serve(Engine { context: 650, ..Engine::new(shape) });
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let mut long = documents([7, 3]);
         long[0].push_str(&"é".repeat(200));
         let outcomes = score(&backend, &long, reason(1000)).expect("scores");
@@ -522,7 +532,7 @@ fn a_prompt_that_the_server_finds_too_long_is_known_by_its_counts() {
                 _ => engine.react(request),
             }
         });
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let outcomes = score(&backend, &documents([7]), answer_only()).expect("scores");
         let error = outcomes.error(0);
         assert!(
@@ -734,7 +744,7 @@ fn the_key_is_in_no_log_down_to_debug() {
 #[test]
 fn a_reranker_and_its_cascade_work_through_it() {
     let server = serve(Engine::new(Shape::LlamaCpp));
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     let reranker = Reranker::builder(&backend).cascade(Cascade::best(2)).build().expect("valid");
     let texts = documents([2, 9, 4, 10]);
     let request = RankRequest::new("q", texts.iter().map(String::as_str));
@@ -742,6 +752,8 @@ fn a_reranker_and_its_cascade_work_through_it() {
     let order: Vec<usize> = ranking.documents.iter().map(|document| document.index).collect();
     assert_eq!(order.len(), 4);
     let thought = ranking.documents.iter().filter(|document| document.mode.is_reason());
-    assert!(thought.map(|document| document.reasoning.as_str()).eq(["so it is", "so it is"]));
-    assert!(ranking.documents.iter().all(|document| document.expected.is_some()));
+    assert!(
+        thought.map(|document| document.answer.reasoning.as_str()).eq(["so it is", "so it is"])
+    );
+    assert!(ranking.documents.iter().all(|document| document.answer.expected_value.is_some()));
 }

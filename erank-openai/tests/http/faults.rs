@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use erank_core::backend::{BackendError, DocumentError, Stop};
-use erank_openai::{OpenAiBackend, RequestError, Settings};
+use erank_core::{BackendError, CancellationToken, DocumentError};
+use erank_openai::{OpenAiBackend, OpenAiSettings, RequestError};
 use serde_json::json;
 
 use crate::engine::{Engine, Shape};
@@ -81,7 +81,7 @@ fn a_document_that_always_fails_is_given_up_alone_after_its_attempts() {
         true => Reaction::status(500, json!({"error": {"message": "cannot do this one"}})),
         false => engine(request),
     });
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     let outcomes = score(&backend, &documents([7, 8, 9, 3]), answer_only()).expect("scores");
     assert_eq!([0, 2, 3].map(|index| outcomes.answer(index).0), [7, 9, 3]);
     let DocumentError::Backend(cause) = outcomes.error(1) else {
@@ -133,7 +133,7 @@ fn a_server_that_fails_at_every_document_ends_the_job() {
     let settings = settings(|s| s.attempts = 1);
     let backend = backend(&server.url(), settings);
     let (result, outcomes) =
-        score_until(&backend, &documents([7; 1000]), answer_only(), &Stop::new());
+        score_until(&backend, &documents([7; 1000]), answer_only(), &CancellationToken::new());
     let error = result.expect_err("it does not work");
     assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
     let given_up = outcomes.documents.iter().filter(|reports| !reports.is_empty()).count();
@@ -146,7 +146,7 @@ fn a_refusal_is_not_tried_again_and_concerns_its_document() {
         true => Reaction::status(400, json!({"error": {"message": "I do not like it"}})),
         false => engine(request),
     });
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     let outcomes = score(&backend, &documents([7, 8, 9]), answer_only()).expect("scores");
     let DocumentError::Backend(cause) = outcomes.error(1) else {
         panic!("{:?}", outcomes.error(1))
@@ -161,9 +161,9 @@ fn a_key_that_is_revoked_ends_the_job() {
         true => Reaction::status(401, json!({"error": "Unauthorized"})),
         false => engine(request),
     });
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     let documents = documents((0..50).map(|_| 7));
-    let (result, _) = score_until(&backend, &documents, answer_only(), &Stop::new());
+    let (result, _) = score_until(&backend, &documents, answer_only(), &CancellationToken::new());
     let error = result.expect_err("refused");
     assert!(matches!(error, BackendError::Unsupported(_)));
     assert!(chain(&error).contains("401"));
@@ -177,12 +177,12 @@ fn a_stop_is_seen_at_once_and_what_was_done_is_kept() {
             false if request.prompt().contains("relevance 7") => Reaction::Hang,
             false => engine(request),
         });
-    let backend = Arc::new(backend(&server.url(), Settings::default()));
-    let stop = Stop::new();
+    let backend = Arc::new(backend(&server.url(), OpenAiSettings::default()));
+    let stop = CancellationToken::new();
     let stopping = stop.clone();
     let stopper = thread::spawn(move || {
         thread::sleep(Duration::from_millis(400));
-        stopping.stop();
+        stopping.cancel();
         Instant::now()
     });
     let mut options = reason(100);
@@ -198,7 +198,7 @@ fn a_stop_is_seen_at_once_and_what_was_done_is_kept() {
         for report in reports {
             match report {
                 Ok(_) => assert!(index < 3),
-                Err(error) => assert!(index >= 3 && matches!(error, DocumentError::Stopped)),
+                Err(error) => assert!(index >= 3 && matches!(error, DocumentError::Cancelled)),
             }
         }
     }
@@ -221,15 +221,15 @@ fn a_deadline_ends_the_probe_the_warm_up_and_the_waits() {
             path if path == request.path => Reaction::Hang,
             _ => engine(request),
         });
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let began = Instant::now();
-        let stop = Stop::at(began + Duration::from_millis(200));
+        let stop = CancellationToken::with_deadline(began + Duration::from_millis(200));
         let documents = documents([7; 5]);
         let (result, outcomes) = score_until(&backend, &documents, answer_only(), &stop);
         assert!(result.is_ok(), "{hanging}");
         assert!(began.elapsed() < Duration::from_millis(500), "{hanging}: {:?}", began.elapsed());
         for index in 0..5 {
-            assert!(matches!(outcomes.error(index), DocumentError::Stopped), "{hanging}");
+            assert!(matches!(outcomes.error(index), DocumentError::Cancelled), "{hanging}");
         }
     }
 }
@@ -240,7 +240,7 @@ fn a_server_that_is_stuck_does_not_hold_up_the_documents() {
         true => Reaction::Hang,
         false => engine(request),
     });
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     let began = Instant::now();
     let outcomes = score(&backend, &documents([7; 5]), answer_only()).expect("scores");
     assert!((0..5).all(|index| outcomes.answer(index).0 == 7));
@@ -310,7 +310,7 @@ fn a_server_that_loads_its_model_is_waited_for() {
         for (number, away) in cases {
             scope.spawn(move || {
                 let server = away_for(Duration::from_secs(5), away);
-                let backend = backend(&server.url(), Settings::default());
+                let backend = backend(&server.url(), OpenAiSettings::default());
                 let documents = documents((0..number).map(|n| n % 10));
                 let outcomes = score(&backend, &documents, answer_only()).expect("scores");
                 (0..number).for_each(|n| assert_eq!(outcomes.answer(n as usize).0, n % 10));
@@ -332,7 +332,7 @@ fn a_server_that_loads_its_model_again_loses_nothing() {
             false => engine(request),
         }
     });
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     let documents = documents((0..60).map(|n| n % 10));
     let outcomes = score(&backend, &documents, answer_only()).expect("scores");
     (0..60).for_each(|n| assert_eq!(outcomes.answer(n as usize).0, n % 10));
@@ -342,7 +342,7 @@ fn a_server_that_loads_its_model_again_loses_nothing() {
 fn one_document_waits_for_a_server_that_restarts_as_long_as_many_do() {
     let server = Server::start(engine);
     let address = server.address;
-    let backend = backend(&server.url(), Settings::default());
+    let backend = backend(&server.url(), OpenAiSettings::default());
     score(&backend, &documents([7]), answer_only()).expect("scores");
     drop(server);
     let restarter = thread::spawn(move || {
@@ -408,7 +408,7 @@ fn a_dead_endpoint_is_left_alone_and_a_recovered_one_brought_back() {
         false => engine(request),
     });
     let backend =
-        OpenAiBackend::new([good.url(), bad.url()], Settings::default()).expect("settings");
+        OpenAiBackend::new([good.url(), bad.url()], OpenAiSettings::default()).expect("settings");
     let run = |number: usize| {
         let documents = documents((0..number).map(|n| n as u32 % 10));
         let outcomes = score(&backend, &documents, answer_only()).expect("scores");
@@ -434,7 +434,7 @@ fn documents_are_spread_over_the_endpoints() {
         |request: &Request| Reaction::After(Duration::from_millis(5), Box::new(engine(request)));
     let servers = [Server::start(slow), Server::start(slow), Server::start(slow)];
     let urls = servers.each_ref().map(Server::url);
-    let backend = OpenAiBackend::new(urls, Settings::default()).expect("settings");
+    let backend = OpenAiBackend::new(urls, OpenAiSettings::default()).expect("settings");
     score(&backend, &documents((0..150).map(|n| n % 10)), answer_only()).expect("scores");
     for server in &servers {
         let count = server.completions().len();
@@ -458,7 +458,7 @@ fn when_no_endpoint_is_left_the_job_ends_as_unavailable() {
     score(&backend, &documents([7]), answer_only()).expect("scores");
     drop(server);
     let (result, outcomes) =
-        score_until(&backend, &documents([7; 1000]), answer_only(), &Stop::new());
+        score_until(&backend, &documents([7; 1000]), answer_only(), &CancellationToken::new());
     assert!(matches!(result, Err(BackendError::Unavailable(_))), "{result:?}");
     assert!(outcomes.documents.iter().all(|reports| reports.len() <= 1));
 }
@@ -499,7 +499,7 @@ fn a_server_is_left_alone_for_as_long_as_it_asks() {
             }
             _ => engine(request),
         });
-        let backend = backend(&server.url(), Settings::default());
+        let backend = backend(&server.url(), OpenAiSettings::default());
         let began = Instant::now();
         let outcomes = score(&backend, &documents([7]), answer_only()).expect("scores");
         assert_eq!(outcomes.answer(0).0, 7);

@@ -8,12 +8,12 @@ mod faults;
 mod server;
 mod tls;
 
-use erank_core::backend::{
-    BackendError, Completion, DocumentError, Job, ScoringBackend, ScoringOptions, Sink, Stop,
-    TokenCounts,
+use erank_core::{AnswerFormat, AnswerProbability, Mode, PromptTemplate};
+use erank_core::{
+    BackendError, CancellationToken, Completion, DocumentError, Job, ScoringBackend,
+    ScoringOptions, Sink, TokenCounts,
 };
-use erank_core::{AnswerFormat, Mode, ProbabilityReading, PromptTemplate};
-use erank_openai::{OpenAiBackend, Settings};
+use erank_openai::{OpenAiBackend, OpenAiSettings};
 
 /// Everything that reached the sink, by document.
 #[derive(Default)]
@@ -51,7 +51,7 @@ impl Outcomes {
     /// The integer and the probability of a document.
     pub(crate) fn answer(&self, index: usize) -> (u32, Option<f64>) {
         let format = AnswerFormat::zero_to_ten();
-        let answer = format.parse(self.completion(index), ProbabilityReading::Joint);
+        let answer = format.parse(self.completion(index), AnswerProbability::Joint);
         let answer = answer.expect("an answer");
         (answer.integer, answer.probability)
     }
@@ -75,16 +75,19 @@ pub(crate) fn documents(relevances: impl IntoIterator<Item = u32>) -> Vec<String
 }
 
 /// The default settings but for `change`.
-pub(crate) fn settings(change: impl FnOnce(&mut Settings)) -> Settings {
-    changed(Settings::default(), change)
+pub(crate) fn settings(change: impl FnOnce(&mut OpenAiSettings)) -> OpenAiSettings {
+    changed(OpenAiSettings::default(), change)
 }
 
-pub(crate) fn changed(mut settings: Settings, change: impl FnOnce(&mut Settings)) -> Settings {
+pub(crate) fn changed(
+    mut settings: OpenAiSettings,
+    change: impl FnOnce(&mut OpenAiSettings),
+) -> OpenAiSettings {
     change(&mut settings);
     settings
 }
 
-pub(crate) fn backend(url: &str, settings: Settings) -> OpenAiBackend {
+pub(crate) fn backend(url: &str, settings: OpenAiSettings) -> OpenAiBackend {
     OpenAiBackend::new([url], settings).expect("settings")
 }
 
@@ -94,7 +97,7 @@ pub(crate) fn score(
     documents: &[String],
     options: ScoringOptions,
 ) -> Result<Outcomes, BackendError> {
-    let outcomes = score_until(backend, documents, options, &Stop::new());
+    let outcomes = score_until(backend, documents, options, &CancellationToken::new());
     if let (Ok(()), outcomes) = &outcomes {
         for (index, reports) in outcomes.documents.iter().enumerate() {
             assert_eq!(reports.len(), options.samples, "document {index}");
@@ -108,12 +111,12 @@ pub(crate) fn score_until(
     backend: &dyn ScoringBackend,
     documents: &[String],
     options: ScoringOptions,
-    stop: &Stop,
+    stop: &CancellationToken,
 ) -> (Result<(), BackendError>, Outcomes) {
     let template = PromptTemplate::erank();
     let texts: Vec<&str> = documents.iter().map(String::as_str).collect();
     let prompt = template.bind("the goal", "the query");
-    let job = Job::new(prompt, &texts).with_options(options).with_stop(stop.clone());
+    let job = Job::new(prompt, &texts).with_options(options).with_cancellation(stop.clone());
     let mut outcomes = Outcomes::default();
     outcomes.documents.resize_with(texts.len(), Vec::new);
     let result = backend.score(&job, &mut outcomes);

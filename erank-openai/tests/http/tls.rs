@@ -8,8 +8,8 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
 
-use erank_core::backend::BackendError;
-use erank_openai::{ApiKey, OpenAiBackend, Settings};
+use erank_core::BackendError;
+use erank_openai::{ApiKey, OpenAiBackend, OpenAiSettings};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -51,7 +51,7 @@ fn serve() -> u16 {
     port
 }
 
-fn backend(settings: Settings) -> OpenAiBackend {
+fn backend(settings: OpenAiSettings) -> OpenAiBackend {
     let url = format!("https://localhost:{}", serve());
     OpenAiBackend::new([url], settings).expect("settings")
 }

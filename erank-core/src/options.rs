@@ -1,6 +1,62 @@
-//! How the next token is chosen.
+//! How a model is asked to answer: modes, sampling, limits.
 
 use crate::reranker::ConfigError;
+
+/// How to answer, and how much.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
+#[non_exhaustive]
+pub struct ScoringOptions {
+    /// Whether to think before answering.
+    pub mode: Mode,
+    /// How the tokens of the thought are chosen.
+    pub sampling: Sampling,
+    /// Completions wanted of every document, each [numbered](Completion::sample).
+    pub samples: usize,
+    /// The query is cut to this many tokens.
+    pub max_query_tokens: usize,
+    /// A document is cut to this many tokens.
+    pub max_document_tokens: usize,
+}
+
+impl Default for ScoringOptions {
+    /// Thinking within 4,096 tokens, greedily, once; query and document cut to 2,048 tokens each, as
+    /// in ERank's own evaluation.
+    fn default() -> Self {
+        Self {
+            mode: Mode::Reason { max_tokens: 4096 },
+            sampling: Sampling::default(),
+            samples: 1,
+            max_query_tokens: 2048,
+            max_document_tokens: 2048,
+        }
+    }
+}
+
+/// Whether the model thinks before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
+#[non_exhaustive]
+pub enum Mode {
+    /// Think, then answer. When `max_tokens` are spent without an answer, the thought is closed
+    /// and the answer forced ([`FinishReason::Forced`]): a well-formed prompt always gets one.
+    Reason {
+        /// Most tokens to generate for one document before the answer is forced.
+        max_tokens: usize,
+    },
+    /// Answer at once, after an empty thought: one pass over the prompt, no decoding. The
+    /// completion carries an [`AnswerDistribution`].
+    AnswerOnly,
+}
+
+impl Mode {
+    /// Whether the model thinks.
+    pub fn is_reason(self) -> bool {
+        matches!(self, Self::Reason { .. })
+    }
+}
 
 /// How a backend chooses the next token; greedy by default, as ERank's authors decode.
 ///
