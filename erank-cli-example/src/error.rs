@@ -120,7 +120,7 @@ impl CommandError {
 fn remote_advice(error: &BackendError) -> Option<&'static str> {
     let mut cause = Error::source(error)?;
     let lacking = loop {
-        if let Some(RequestError::GaveUp { last, .. }) = cause.downcast_ref() {
+        if let Some(RequestError::RetriesExhausted { last, .. }) = cause.downcast_ref() {
             let nobody = matches!(
                 **last,
                 RequestError::Unreachable { .. } | RequestError::Connection { .. }
@@ -133,13 +133,13 @@ fn remote_advice(error: &BackendError) -> Option<&'static str> {
         }
     };
     match lacking {
-        CapabilityError::Model { .. } | CapabilityError::NoModel { .. } => {
+        CapabilityError::UnknownModel { .. } | CapabilityError::ModelNotSet { .. } => {
             Some("Here the model's name at the server is --model.")
         }
-        CapabilityError::NoTemplate { .. } => {
+        CapabilityError::NoChatTemplate { .. } => {
             Some("Here that is --prompts chatml, or --prompts chat.")
         }
-        CapabilityError::NoLogProbs { .. } => Some("Here integers alone are --score integer."),
+        CapabilityError::NoLogprobs { .. } => Some("Here integers alone are --score integer."),
         CapabilityError::ChatAnswerOnly => Some(
             "Here that is --prompts: choose another, or leave --answer-only and --think-about out.",
         ),

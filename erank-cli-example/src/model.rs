@@ -57,13 +57,13 @@ pub(crate) fn choose(
     let mut settings = erank_openai::OpenAiSettings::default();
     settings.model = (model.model != BUNDLED).then(|| model.model.clone());
     settings.api_key = std::env::var("ERANK_API_KEY").ok().map(ApiKey::new);
-    settings.prompts = match remote.prompts.unwrap_or_default() {
-        Prompts::Template => erank_openai::Prompts::ServerTemplate,
-        Prompts::Chatml => erank_openai::Prompts::chat_ml(),
-        Prompts::Chat => erank_openai::Prompts::Chat,
+    settings.prompt_format = match remote.prompts.unwrap_or_default() {
+        Prompts::Template => erank_openai::PromptFormat::ServerTemplate,
+        Prompts::Chatml => erank_openai::PromptFormat::chat_ml(),
+        Prompts::Chat => erank_openai::PromptFormat::Chat,
     };
     // A server that gives none can still rank by integers.
-    settings.log_probs = !matches!(score, Score::Integer);
+    settings.logprobs = !matches!(score, Score::Integer);
     let backend = OpenAiBackend::new(&remote.url, settings)?;
     let mut limits = ScoringOptions::default();
     if let Some(tokens) = model.max_document_tokens {

@@ -1,11 +1,11 @@
-//! What goes wrong, and what to do about it.
+//! Errors, and how the crate classifies a failed request.
 
 use std::time::Duration;
 
 use erank_core::{BackendError, Cause, DocumentError};
 use thiserror::Error;
 
-/// Why a backend cannot be made from its settings. No request was sent.
+/// An error in the settings of a backend. No request was sent.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SetupError {
@@ -14,163 +14,166 @@ pub enum SetupError {
     NoEndpoint,
     /// An endpoint is not a usable URL.
     #[error("the endpoint {url:?} is not usable: {problem}")]
-    Endpoint {
-        /// The URL as given, without what stands before an `@`.
+    InvalidEndpoint {
+        /// The URL as given, without the part before an `@`.
         url: String,
-        /// What is wrong with it, and what to do.
+        /// The problem, and its remedy.
         problem: &'static str,
     },
     /// A setting is out of its range.
-    #[error("the setting {name} is {value}; {wanted}")]
-    Setting {
+    #[error("the setting {name} is {value}; {expected}")]
+    InvalidSetting {
         /// The field of [`OpenAiSettings`](crate::OpenAiSettings).
         name: &'static str,
         /// Its value.
         value: String,
-        /// What it must be.
-        wanted: &'static str,
+        /// The values that the setting accepts.
+        expected: &'static str,
     },
-    /// The API key cannot be sent in an HTTP header. The message does not show it.
+    /// The API key cannot be sent in an HTTP header. The message does not show the key.
     #[error("the API key has characters that an HTTP header cannot carry; check where it is read")]
-    ApiKey,
+    InvalidApiKey,
     /// The root certificates cannot be read.
     #[error("root_certificates is not a PEM text with certificates")]
-    RootCertificates(#[source] Option<Cause>),
+    InvalidRootCertificates(#[source] Option<Cause>),
 }
 
-/// Why a request had no usable reply. No variant ever holds the API key.
+/// A request without a usable response. No variant ever holds the API key.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// Nobody listens there, or the way there is closed.
+    /// No connection could be made.
     #[error("cannot connect to {url}")]
     Unreachable {
-        /// Where the request was to go.
+        /// The URL of the request.
         url: String,
-        /// What happened.
+        /// The error of the connection attempt.
         #[source]
         source: Cause,
     },
-    /// The connection broke, or the time for the request ran out.
-    #[error("no reply from {url}")]
+    /// The connection broke, or the request timed out.
+    #[error("no response from {url}")]
     Connection {
-        /// Where the request went.
+        /// The URL of the request.
         url: String,
-        /// What happened.
+        /// The error of the connection.
         #[source]
         source: Cause,
     },
     /// The server is overloaded or not ready: status 429 or 503.
     #[error("{url} is overloaded (status {status}): {message}")]
     Overloaded {
-        /// Where the request went.
+        /// The URL of the request.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// What the server said.
+        /// The server's message.
         message: String,
-        /// How long it asked to be left alone.
+        /// The pause that the server's `Retry-After` asks for.
         retry_after: Option<Duration>,
     },
-    /// The server failed: another status from 500, or 408.
+    /// The server failed: status 408, or 500 and above except 503.
     #[error("{url} failed (status {status}): {message}")]
-    Server {
-        /// Where the request went.
+    ServerError {
+        /// The URL of the request.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// What the server said.
+        /// The server's message.
         message: String,
     },
-    /// The reply is not what the API promises: garbage, or cut off.
-    #[error("the reply of {url} is not usable: {problem}")]
-    Malformed {
-        /// Where the request went.
+    /// The response is truncated, is not JSON, or lacks fields of the API.
+    #[error("the response of {url} is invalid: {problem}")]
+    InvalidResponse {
+        /// The URL of the request.
         url: String,
-        /// What is wrong with it.
+        /// The problem with the response.
         problem: String,
     },
-    /// The server understood the request and refuses it.
-    #[error("{url} refuses the request (status {status}): {message}")]
-    Refused {
-        /// Where the request went.
+    /// The server rejects the request: any other status that is not a success.
+    #[error("{url} rejects the request (status {status}): {message}")]
+    Rejected {
+        /// The URL of the request.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// What the server said.
+        /// The server's message.
         message: String,
     },
-    /// The server cannot do what is asked of every endpoint, or differs from the others.
+    /// The endpoint lacks a required capability, or differs from the other endpoints.
     #[error("{url} cannot be used")]
-    Unfit {
+    UnusableEndpoint {
         /// The endpoint.
         url: String,
-        /// What is wrong: a [`CapabilityError`], or the server's refusal.
+        /// A [`CapabilityError`], or the server's [`Rejected`](Self::Rejected).
         #[source]
         problem: Cause,
     },
-    /// The prompt is longer than what the server's model takes.
-    #[error("the prompt has {tokens} tokens where the server takes {limit}")]
-    TooLong {
+    /// The prompt exceeds the context length of the server's model.
+    #[error("the prompt has {tokens} tokens, more than the server's limit of {limit}")]
+    PromptTooLong {
         /// Tokens of the prompt.
         tokens: usize,
-        /// Tokens that fit.
+        /// The context length in tokens.
         limit: usize,
     },
     /// Every attempt failed.
     #[error("gave up after {attempts} attempts")]
-    GaveUp {
-        /// Requests sent.
+    RetriesExhausted {
+        /// Number of requests sent.
         attempts: usize,
-        /// What the last one met with.
+        /// The error of the last attempt.
         #[source]
         last: Box<RequestError>,
     },
-    /// The work was stopped.
-    #[error("stopped before there was a reply")]
-    Stopped,
+    /// The job was cancelled.
+    #[error("cancelled before a response arrived")]
+    Cancelled,
 }
 
 impl RequestError {
-    /// Whether the same request may succeed later or elsewhere.
+    /// Returns whether the same request may succeed later or at another endpoint.
     pub(crate) fn is_transient(&self) -> bool {
         matches!(
             self,
             Self::Unreachable { .. }
                 | Self::Connection { .. }
                 | Self::Overloaded { .. }
-                | Self::Server { .. }
-                | Self::Malformed { .. }
+                | Self::ServerError { .. }
+                | Self::InvalidResponse { .. }
         )
     }
 
-    /// Whether the endpoint is down, whatever it was asked: nobody listens, or who listens says that
-    /// nobody works behind it.
+    /// Returns whether the endpoint is down for every request: it accepts no connection, or a proxy in
+    /// front of it reports that no server is available.
     pub(crate) fn is_outage(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Server { status: 502 | 504, .. } => true,
-            // One that says when it will be back is busy, not down.
+            Self::Unreachable { .. } | Self::ServerError { status: 502 | 504, .. } => true,
+            // A server that sends `Retry-After` is busy, not down.
             Self::Overloaded { status: 503, retry_after, .. } => retry_after.is_none(),
             _ => false,
         }
     }
 
-    /// Whether the endpoint refuses every request alike: a wrong key, model or route. A firewall's 403
-    /// may be meant for one document.
+    /// Returns whether the endpoint rejects every request: a wrong key, model or route. Status 403 does
+    /// not count, because a firewall may send it for a single document.
     pub(crate) fn is_fatal(&self) -> bool {
-        matches!(self, Self::Unfit { .. } | Self::Refused { status: 401 | 404 | 405, .. })
+        matches!(
+            self,
+            Self::UnusableEndpoint { .. } | Self::Rejected { status: 401 | 404 | 405, .. }
+        )
     }
 
-    /// What happened, for logs: nothing that a server wrote, which may quote a document.
+    /// Returns a summary for logs. It holds no text from the server, which may quote a document.
     pub(crate) fn summary(&self) -> String {
         match self {
             Self::Unreachable { source, .. } => format!("cannot connect: {source}"),
-            Self::Connection { source, .. } => format!("no reply: {source}"),
+            Self::Connection { source, .. } => format!("no response: {source}"),
             Self::Overloaded { status, .. }
-            | Self::Server { status, .. }
-            | Self::Refused { status, .. } => format!("status {status}"),
-            Self::Malformed { .. } => "a reply that makes no sense".into(),
-            Self::Unfit { problem, .. } => match problem.downcast_ref::<Self>() {
+            | Self::ServerError { status, .. }
+            | Self::Rejected { status, .. } => format!("status {status}"),
+            Self::InvalidResponse { .. } => "invalid response".into(),
+            Self::UnusableEndpoint { problem, .. } => match problem.downcast_ref::<Self>() {
                 Some(error) => error.summary(),
                 None => problem.to_string(),
             },
@@ -182,8 +185,8 @@ impl RequestError {
 impl From<RequestError> for DocumentError {
     fn from(error: RequestError) -> Self {
         match error {
-            RequestError::Stopped => Self::Cancelled,
-            RequestError::TooLong { tokens, limit } => Self::PromptTooLong { tokens, limit },
+            RequestError::Cancelled => Self::Cancelled,
+            RequestError::PromptTooLong { tokens, limit } => Self::PromptTooLong { tokens, limit },
             error => Self::Backend(error.into()),
         }
     }
@@ -192,14 +195,16 @@ impl From<RequestError> for DocumentError {
 impl From<RequestError> for BackendError {
     fn from(error: RequestError) -> Self {
         match error {
-            RequestError::GaveUp { .. } | RequestError::Stopped => Self::Unavailable(error.into()),
+            RequestError::RetriesExhausted { .. } | RequestError::Cancelled => {
+                Self::Unavailable(error.into())
+            }
             error if error.is_transient() => Self::Unavailable(error.into()),
             error => Self::Unsupported(error.into()),
         }
     }
 }
 
-/// What the server cannot do for the options that were given.
+/// A capability that the given options need and the server lacks.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CapabilityError {
@@ -207,66 +212,70 @@ pub enum CapabilityError {
     #[error(
         "the server has no model {model:?}, but {listed}; set OpenAiSettings::model to one of these"
     )]
-    Model {
-        /// The name that was asked for.
+    UnknownModel {
+        /// The name in the settings.
         model: String,
-        /// Those that it lists.
+        /// The names that the server lists.
         listed: String,
     },
-    /// The model must be named.
-    #[error("the server lists {listed}; set OpenAiSettings::model to the name of the one to ask")]
-    NoModel {
-        /// What it lists.
+    /// The settings name no model, and the server does not list exactly one.
+    #[error("the server lists {listed}; set OpenAiSettings::model to the name of the one to use")]
+    ModelNotSet {
+        /// The names that the server lists.
         listed: String,
     },
-    /// The endpoints do not serve the same.
+    /// The endpoints do not serve the same model in the same way.
     #[error(
-        "its {what} is not that of the first endpoint asked; give servers of one model, set up alike"
+        "its {property} differs from that of the first endpoint; give servers of one model with the \
+         same settings"
     )]
-    Differs {
-        /// What differs.
-        what: &'static str,
+    EndpointMismatch {
+        /// The property that differs.
+        property: &'static str,
     },
-    /// Replies come without log-probabilities.
+    /// Responses hold no log-probabilities.
     #[error(
-        "the server gives no log-probabilities for {alternatives} alternatives ({problem}); let it \
-         give them, or rank by integers alone with OpenAiSettings::log_probs = false and ScoreKind::Integer"
+        "the server gives no log-probabilities for top_logprobs = {top_logprobs} ({problem}); enable \
+         them at the server, or rank by integers with OpenAiSettings::logprobs = false and \
+         ScoreKind::Integer"
     )]
-    NoLogProbs {
-        /// How many were asked for.
-        alternatives: usize,
-        /// What came instead.
+    NoLogprobs {
+        /// The number of top log-probabilities requested.
+        top_logprobs: usize,
+        /// The problem with the response.
         problem: String,
     },
-    /// Replies come without the ids of the generated tokens.
-    #[error("the server gives no token ids, which Prompts::TokenIds needs; use another of Prompts")]
+    /// Responses hold no ids of the generated tokens.
+    #[error(
+        "the server gives no token ids, which PromptFormat::TokenIds needs; use another PromptFormat"
+    )]
     NoTokenIds,
     /// The server does not render chat templates.
     #[error(
-        "the server does not render its chat template ({problem}); set OpenAiSettings::prompts to \
-         Prompts::Frame with the template's text, or to Prompts::Chat"
+        "the server does not render its chat template ({problem}); set OpenAiSettings::prompt_format \
+         to PromptFormat::Template with the template's text, or to PromptFormat::Chat"
     )]
-    NoTemplate {
-        /// What came instead.
+    NoChatTemplate {
+        /// The problem with the response.
         problem: String,
     },
-    /// Answering at once needs a raw prompt.
-    #[error("answering without a thought needs a raw prompt; Prompts::Chat has none")]
+    /// Answer-only mode needs a raw prompt.
+    #[error("answer-only mode needs a raw prompt, which PromptFormat::Chat does not have")]
     ChatAnswerOnly,
-    /// A sampling setting that the server does not have in this form.
+    /// A sampling setting that the server does not support with erank's meaning.
     #[error("the sampling setting {setting} is not available: {problem}")]
-    Sampling {
+    UnsupportedSampling {
         /// The field of [`Sampling`](erank_core::Sampling).
         setting: &'static str,
-        /// Why not, and what to do.
+        /// The reason, and the remedy.
         problem: &'static str,
     },
 }
 
 impl CapabilityError {
-    /// As the failure of one endpoint.
+    /// Converts the error to a request error of one endpoint.
     pub(crate) fn at(self, url: &str) -> RequestError {
-        RequestError::Unfit { url: url.to_owned(), problem: self.into() }
+        RequestError::UnusableEndpoint { url: url.to_owned(), problem: self.into() }
     }
 }
 

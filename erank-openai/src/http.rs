@@ -1,8 +1,10 @@
-//! One request, one reply: JSON over HTTP, with every failure sorted by what can be done about it.
+//! The HTTP client: sends one JSON request, returns one JSON response, and classifies every failure.
 
 use std::fmt;
-use std::sync::Mutex;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use ureq::Agent;
@@ -12,36 +14,37 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::error::{RequestError, SetupError};
 
-/// More than any reply that is one: a server that sends without end is cut off here.
-const MOST_REPLY_BYTES: u64 = 64 << 20;
-/// Characters of a server's message that an error shows.
-const MOST_MESSAGE_CHARS: usize = 300;
-/// What stands for the key wherever text could show it.
+/// The maximum size of a response. It is larger than any valid response, and bounds the memory that a
+/// faulty server can take.
+const MAX_RESPONSE_BYTES: u64 = 64 << 20;
+/// The maximum number of characters of a server's message in an error.
+const MAX_MESSAGE_CHARS: usize = 300;
+/// The replacement for the key in any text that is shown.
 const REDACTED: &str = "[key]";
 
-/// A secret that a server asks for as a bearer token. `Debug` does not show it, nor does any error of
-/// this crate.
+/// A secret that is sent as a bearer token. Neither `Debug` nor any error of this crate shows it.
 ///
-/// The HTTP client below logs through the `log` crate, at `DEBUG` without the key. At `TRACE` its target
-/// `ureq_proto` dumps every byte that is sent, the key and the documents among them: keep it at `DEBUG`
-/// where logs are not secret.
+/// The underlying HTTP client logs through the `log` crate, at `DEBUG` without the key. At `TRACE` its
+/// target `ureq_proto` dumps every byte that is sent, including the key and the documents: keep that
+/// target at `DEBUG` unless the logs are secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// From the key's text, without `Bearer`.
+    /// Creates a key from its text, without `Bearer`.
     pub fn new(key: impl Into<String>) -> Self {
         Self(key.into())
     }
 
+    /// Returns the value of the `Authorization` header.
     fn header(&self) -> Result<HeaderValue, SetupError> {
         let header = HeaderValue::try_from(format!("Bearer {}", self.0));
-        let mut header = header.map_err(|_| SetupError::ApiKey)?;
+        let mut header = header.map_err(|_| SetupError::InvalidApiKey)?;
         header.set_sensitive(true);
         Ok(header)
     }
 
-    /// `text`, which a server wrote, without the key.
+    /// Replaces the key in `text`, which a server wrote.
     fn redact(&self, text: &str) -> String {
         match self.0.is_empty() {
             true => text.to_owned(),
@@ -56,68 +59,77 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// How connections are made.
+/// The settings of an [`HttpClient`].
 #[derive(Debug, Clone)]
-pub(crate) struct Connecting<'a> {
+pub(crate) struct HttpSettings<'a> {
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
-    pub(crate) most_connections: usize,
+    pub(crate) max_idle_connections: usize,
     pub(crate) root_certificates: Option<&'a str>,
 }
 
-/// Makes [`Session`]s, and keeps the connections of those that are done.
+/// Creates [`Session`]s, and pools the connections of finished ones.
 #[derive(Debug)]
-pub(crate) struct Http {
+pub(crate) struct HttpClient {
     config: Config,
     key: Option<ApiKey>,
     authorization: Option<HeaderValue>,
-    idle: Mutex<Vec<Agent>>,
+    pool: Mutex<Vec<Agent>>,
 }
 
-impl Http {
+impl HttpClient {
+    /// Creates a client.
+    ///
+    /// # Errors
+    /// Returns a [`SetupError`] if the key or the root certificates are invalid.
     pub(crate) fn new(
-        connecting: &Connecting<'_>,
+        settings: &HttpSettings<'_>,
         key: Option<ApiKey>,
     ) -> Result<Self, SetupError> {
-        let roots = match connecting.root_certificates {
+        let roots = match settings.root_certificates {
             None => RootCerts::WebPki,
-            Some(pem) => RootCerts::new_with_certs(&certificates(pem)?),
+            Some(pem) => RootCerts::new_with_certs(&parse_certificates(pem)?),
         };
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
-            .timeout_resolve(Some(connecting.connect_timeout))
-            .timeout_connect(Some(connecting.connect_timeout))
-            .timeout_global(Some(connecting.request_timeout))
-            .max_idle_connections(connecting.most_connections)
-            .max_idle_connections_per_host(connecting.most_connections)
+            .timeout_resolve(Some(settings.connect_timeout))
+            .timeout_connect(Some(settings.connect_timeout))
+            .timeout_global(Some(settings.request_timeout))
+            .max_idle_connections(settings.max_idle_connections)
+            .max_idle_connections_per_host(settings.max_idle_connections)
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("erank/", env!("CARGO_PKG_VERSION")))
             .build();
         let authorization = key.as_ref().map(ApiKey::header).transpose()?;
-        Ok(Self { config, key, authorization, idle: Mutex::new(Vec::new()) })
+        Ok(Self { config, key, authorization, pool: Mutex::new(Vec::new()) })
     }
 
-    /// A session with the connections of an earlier one, if there is one.
+    /// Returns a session, on pooled connections if there are any.
     pub(crate) fn session(&self) -> Session {
-        let idle = self.idle().pop();
-        Session(idle.unwrap_or_else(|| self.config.new_agent()))
+        let pooled = self.pool().pop();
+        let agent = pooled.unwrap_or_else(|| self.config.new_agent());
+        Session { agent, cancelled: Arc::default() }
     }
 
-    /// Keeps a session's connections for the next.
-    pub(crate) fn give_back(&self, session: Session) {
-        const MOST_IDLE: usize = 8;
-        let mut idle = self.idle();
-        if idle.len() < MOST_IDLE {
-            idle.push(session.0);
+    /// Returns the connections of a session to the pool. Drops them if the session is cancelled or the
+    /// pool is full.
+    pub(crate) fn recycle(&self, session: Session) {
+        const MAX_POOLED: usize = 8;
+        if session.is_cancelled() {
+            return;
+        }
+        let mut pool = self.pool();
+        if pool.len() < MAX_POOLED {
+            pool.push(session.agent);
         }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Agent>> {
-        self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn pool(&self) -> MutexGuard<'_, Vec<Agent>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends `body`, or asks without one, and gives the reply.
+    /// Sends a POST request with `body`, or a GET request without one, and returns the response.
     pub(crate) fn send(
         &self,
         session: &Session,
@@ -126,89 +138,119 @@ impl Http {
     ) -> Result<Value, RequestError> {
         let connection = |error| RequestError::Connection { url: url.to_owned(), source: error };
         let authorization = self.authorization.as_ref();
-        let reply = match body {
+        let response = match body {
             Some(body) => {
-                let mut request = session.0.post(url).content_type("application/json");
+                let mut request = session.agent.post(url).content_type("application/json");
                 if let Some(value) = authorization {
                     request = request.header("authorization", value);
                 }
                 request.send(body.to_string())
             }
             None => {
-                let mut request = session.0.get(url);
+                let mut request = session.agent.get(url);
                 if let Some(value) = authorization {
                     request = request.header("authorization", value);
                 }
                 request.call()
             }
         };
-        let mut reply = reply.map_err(|error| match is_unreachable(&error) {
+        let mut response = response.map_err(|error| match is_unreachable(&error) {
             true => RequestError::Unreachable { url: url.to_owned(), source: error.into() },
             false => connection(error.into()),
         })?;
-        let bytes = reply.body_mut().with_config().limit(MOST_REPLY_BYTES).read_to_vec();
+        let bytes = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).read_to_vec();
         let bytes = bytes.map_err(|error| connection(error.into()))?;
-        if reply.status().is_success() {
-            serde_json::from_slice(&bytes).map_err(|error| RequestError::Malformed {
+        if response.status().is_success() {
+            serde_json::from_slice(&bytes).map_err(|error| RequestError::InvalidResponse {
                 url: url.to_owned(),
                 problem: format!("not JSON: {error}"),
             })
         } else {
-            Err(self.refusal(url, &reply, &bytes))
+            Err(self.status_error(url, &response, &bytes))
         }
     }
 
-    /// What a status other than success means.
-    fn refusal(&self, url: &str, reply: &Response<ureq::Body>, bytes: &[u8]) -> RequestError {
-        let status = reply.status().as_u16();
+    /// Converts a response whose status is not a success to an error.
+    fn status_error(
+        &self,
+        url: &str,
+        response: &Response<ureq::Body>,
+        bytes: &[u8],
+    ) -> RequestError {
+        let status = response.status().as_u16();
         let body: Value = serde_json::from_slice(bytes).unwrap_or(Value::Null);
-        if let Some(error) = too_long(&body) {
+        if let Some(error) = parse_prompt_too_long(&body) {
             return error;
         }
         let (url, message) = (url.to_owned(), self.message(&body, bytes));
         match status {
             429 | 503 => {
-                let retry_after = reply.headers().get("retry-after");
-                let retry_after = retry_after.and_then(|value| pause(value.to_str().ok()?.trim()));
+                let header = response.headers().get("retry-after");
+                let retry_after =
+                    header.and_then(|value| parse_retry_after(value.to_str().ok()?.trim()));
                 RequestError::Overloaded { url, status, message, retry_after }
             }
-            408 | 500.. => RequestError::Server { url, status, message },
-            _ => RequestError::Refused { url, status, message },
+            408 | 500.. => RequestError::ServerError { url, status, message },
+            _ => RequestError::Rejected { url, status, message },
         }
     }
 
-    /// What the server says is wrong, in the forms that servers have for it.
+    /// Returns the error message of a response, from the fields in which servers put it.
     fn message(&self, body: &Value, bytes: &[u8]) -> String {
-        let said = [&body["error"]["message"], &body["error"], &body["message"], &body["detail"]];
-        let said = said.into_iter().find_map(Value::as_str);
-        let said = said.map_or_else(|| String::from_utf8_lossy(bytes), Into::into);
-        self.presentable(&said)
+        let fields = [&body["error"]["message"], &body["error"], &body["message"], &body["detail"]];
+        let message = fields.into_iter().find_map(Value::as_str);
+        let message = message.map_or_else(|| String::from_utf8_lossy(bytes), Into::into);
+        self.sanitize(&message)
     }
 
-    /// What a server wrote, for an error: without the key, and short.
-    pub(crate) fn presentable(&self, said: &str) -> String {
-        // Before it is shortened, so that no part of the key is left.
-        let said = self.key.as_ref().map_or(said.to_owned(), |key| key.redact(said));
-        match said.char_indices().nth(MOST_MESSAGE_CHARS) {
-            Some((end, _)) => format!("{}…", &said[..end]),
-            None => said,
+    /// Redacts the key in a server's text and truncates the text, for use in an error.
+    pub(crate) fn sanitize(&self, text: &str) -> String {
+        // Redact before truncating, so that no part of the key is left.
+        let text = self.key.as_ref().map_or(text.to_owned(), |key| key.redact(text));
+        match text.char_indices().nth(MAX_MESSAGE_CHARS) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text,
         }
     }
 }
 
-/// The connections of one job. Clones share them.
+/// The connections of one job, and whether the job is cancelled. Clones share both.
 #[derive(Debug, Clone)]
-pub(crate) struct Session(Agent);
+pub(crate) struct Session {
+    agent: Agent,
+    cancelled: Arc<AtomicBool>,
+}
 
 impl Session {
-    /// Closes all connections: requests under way in other threads fail at once, and so does every
-    /// later one.
-    pub(crate) fn shut_down(&self) {
-        self.0.clone().shutdown();
+    /// Closes all connections: open requests in other threads fail at once, and so does every later
+    /// request.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        self.agent.clone().shutdown();
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps for `pause`.
+    ///
+    /// # Errors
+    /// Returns [`RequestError::Cancelled`] as soon as the session is cancelled.
+    pub(crate) fn sleep(&self, pause: Duration) -> Result<(), RequestError> {
+        const POLL: Duration = Duration::from_millis(20);
+        let end = Instant::now() + pause;
+        while !self.is_cancelled() {
+            match end.checked_duration_since(Instant::now()) {
+                Some(left) if !left.is_zero() => thread::sleep(left.min(POLL)),
+                _ => return Ok(()),
+            }
+        }
+        Err(RequestError::Cancelled)
     }
 }
 
-/// Whether nobody was reached, so that the request cannot have been the reason.
+/// Returns whether no connection was made, so that the request itself cannot be the cause.
 fn is_unreachable(error: &ureq::Error) -> bool {
     use std::io::ErrorKind;
     match error {
@@ -230,18 +272,19 @@ fn is_unreachable(error: &ureq::Error) -> bool {
     }
 }
 
-/// `Retry-After`: seconds, or a date.
-fn pause(retry_after: &str) -> Option<Duration> {
-    if let Ok(seconds) = retry_after.parse() {
+/// Parses a `Retry-After` header: seconds, or an HTTP date.
+fn parse_retry_after(value: &str) -> Option<Duration> {
+    if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = httpdate::parse_http_date(retry_after).ok()?;
+    let date = httpdate::parse_http_date(value).ok()?;
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-fn certificates(pem: &str) -> Result<Vec<Certificate<'static>>, SetupError> {
+/// Parses the certificates of a PEM text.
+fn parse_certificates(pem: &str) -> Result<Vec<Certificate<'static>>, SetupError> {
     let items: Result<Vec<_>, _> = parse_pem(pem.as_bytes()).collect();
-    let items = items.map_err(|error| SetupError::RootCertificates(Some(error.into())))?;
+    let items = items.map_err(|error| SetupError::InvalidRootCertificates(Some(error.into())))?;
     let certificates: Vec<_> = items
         .into_iter()
         .filter_map(|item| match item {
@@ -250,19 +293,19 @@ fn certificates(pem: &str) -> Result<Vec<Certificate<'static>>, SetupError> {
         })
         .collect();
     match certificates.is_empty() {
-        true => Err(SetupError::RootCertificates(None)),
+        true => Err(SetupError::InvalidRootCertificates(None)),
         false => Ok(certificates),
     }
 }
 
-/// Whether the server says that the prompt does not fit: llama.cpp gives both counts, vLLM names the
-/// parameter and tells its counts in a sentence.
-fn too_long(body: &Value) -> Option<RequestError> {
+/// Parses the error of a prompt that exceeds the context length. llama.cpp has both counts as fields;
+/// vLLM names the parameter and has the counts in its message.
+fn parse_prompt_too_long(body: &Value) -> Option<RequestError> {
     let error = &body["error"];
     let count = |value: &Value| usize::try_from(value.as_u64()?).ok();
     if error["type"] == "exceed_context_size_error" {
         let (tokens, limit) = (count(&error["n_prompt_tokens"])?, count(&error["n_ctx"])?);
-        return Some(RequestError::TooLong { tokens, limit });
+        return Some(RequestError::PromptTooLong { tokens, limit });
     }
     if error["param"] == "input_tokens" {
         let message = error["message"].as_str()?;
@@ -273,7 +316,7 @@ fn too_long(body: &Value) -> Option<RequestError> {
         };
         let tokens = number_after("at least").or_else(|| number_after("value="))?;
         let limit = number_after("context length is")?;
-        return Some(RequestError::TooLong { tokens, limit });
+        return Some(RequestError::PromptTooLong { tokens, limit });
     }
     None
 }
@@ -283,17 +326,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_shown_nowhere() {
+    fn api_key_is_redacted_in_debug_and_text() {
         let key = ApiKey::new("s3cret");
         assert_eq!(format!("{key:?}"), REDACTED);
         assert_eq!(format!("{:?}", key.header().expect("a header")), "Sensitive");
         assert_eq!(key.redact("Bad key s3cret!"), "Bad key [key]!");
         assert_eq!(ApiKey::new("").redact("as it is"), "as it is");
-        assert!(matches!(ApiKey::new("a\nb").header(), Err(SetupError::ApiKey)));
+        assert!(matches!(ApiKey::new("a\nb").header(), Err(SetupError::InvalidApiKey)));
     }
 
     #[test]
-    fn a_prompt_that_does_not_fit_is_known_by_what_each_server_says() {
+    fn parse_prompt_too_long_reads_llama_cpp_and_vllm() {
         let llama_cpp = serde_json::json!({"error": {
             "code": 400, "message": "request (31 tokens) exceeds …",
             "type": "exceed_context_size_error", "n_prompt_tokens": 31, "n_ctx": 20,
@@ -304,33 +347,40 @@ mod tests {
             "type": "BadRequestError", "param": "input_tokens", "code": 400,
         }});
         for body in [llama_cpp, vllm] {
-            let error = too_long(&body);
+            let error = parse_prompt_too_long(&body);
             assert!(
-                matches!(error, Some(RequestError::TooLong { tokens: 31, limit: 20 })),
+                matches!(error, Some(RequestError::PromptTooLong { tokens: 31, limit: 20 })),
                 "{error:?}"
             );
         }
-        assert!(too_long(&serde_json::json!({"error": "Unauthorized"})).is_none());
-        assert!(too_long(&Value::Null).is_none());
+        assert!(parse_prompt_too_long(&serde_json::json!({"error": "Unauthorized"})).is_none());
+        assert!(parse_prompt_too_long(&Value::Null).is_none());
     }
 
     #[test]
-    fn a_server_says_when_to_come_back_in_seconds_or_by_a_date() {
-        assert_eq!(pause("120"), Some(Duration::from_secs(120)));
+    fn parse_retry_after_reads_seconds_and_dates() {
+        assert_eq!(parse_retry_after("120"), Some(Duration::from_secs(120)));
         let now = SystemTime::now();
         let date = |from_now| httpdate::fmt_http_date(now + Duration::from_secs(from_now));
-        let found = pause(&date(90)).expect("a date");
+        let found = parse_retry_after(&date(90)).expect("a date");
         assert!((85..=90).contains(&found.as_secs()), "{found:?}");
-        assert_eq!(pause("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO), "it is past");
-        for neither in ["", "soon", "-1", "1.5", "99999999999999999999999"] {
-            assert_eq!(pause(neither), None, "{neither}");
+        assert_eq!(
+            parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT"),
+            Some(Duration::ZERO),
+            "a date in the past"
+        );
+        for invalid in ["", "soon", "-1", "1.5", "99999999999999999999999"] {
+            assert_eq!(parse_retry_after(invalid), None, "{invalid}");
         }
     }
 
     #[test]
-    fn certificates_must_be_certificates() {
+    fn parse_certificates_rejects_text_without_certificates() {
         for pem in ["", "nonsense", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"] {
-            assert!(matches!(certificates(pem), Err(SetupError::RootCertificates(_))), "{pem:?}");
+            assert!(
+                matches!(parse_certificates(pem), Err(SetupError::InvalidRootCertificates(_))),
+                "{pem:?}"
+            );
         }
     }
 }

@@ -1,20 +1,21 @@
-//! The distribution over the allowed answers, from the alternatives that a server names.
+//! The distribution over the allowed answers, from the top log-probabilities of a server.
 //!
-//! The answers are texts, and the tokens of the server are known only by their texts. Reading begins
-//! at the root, where the answer begins, and goes on at every text that begins another answer: with
+//! An answer is a text, its label, and the server's tokens are known only by their texts. Starting at
+//! the answer position, a position is requested for every text that is a proper prefix of a label: with
 //! Qwen's tokenizer "10" is "1" and then "0".
 //!
 //! ```text
 //! P(10) = P("1") · P("0" | "1")
-//! P(1)  = P("1") · (1 − P("0" | "1"))      an answer that begins another: what does not go on
+//! P(1)  = P("1") · (1 − P("0" | "1"))      a label that is a prefix of another
 //! P(7)  = P("7")
-//! P(3) ≤ the least probability named, and what all those named leave over, if "3" is not among them
+//! P(3) ≤ min(least top probability, 1 − sum of the top probabilities)      if "3" is not among them
 //! ```
 //!
-//! A server that takes the ids of tokens names the first tokens of all answers ([`Named::Answers`]), so
-//! that there is nothing to bound.
+//! If the server accepts token ids, it returns the first tokens of all answers
+//! ([`LogprobSource::RequestedIds`]), so no first token needs a bound.
 //!
-//! Going on takes a request, so a text as improbable as [`NEGLIGIBLE`] is left at its bound.
+//! A further position takes a further request. A prefix with a probability below [`NEGLIGIBLE`] gets no
+//! request; its own probability is the upper bound of its answers.
 
 use std::collections::BTreeMap;
 
@@ -23,171 +24,167 @@ use erank_core::{AnswerDistribution, AnswerFormat};
 
 use crate::api::Token;
 
-/// The probability below which a text that begins answers is not looked into.
+/// The probability below which a prefix of answers gets no request.
 const NEGLIGIBLE: f64 = 1e-4;
-/// How far the probabilities that a server names may be off in their sum.
-const ROUNDING: f64 = 1e-6;
+/// The assumed rounding error in the sum of a server's probabilities.
+const ROUNDING_ERROR: f64 = 1e-6;
 
-/// Which alternatives a server named.
+/// The selection of tokens whose log-probabilities a server returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Named {
-    /// The most probable, and the one it chose.
-    MostProbable,
-    /// The beginnings of the answers, and the one it chose.
-    Answers,
+pub(crate) enum LogprobSource {
+    /// The most probable tokens, and the generated one.
+    TopLogprobs,
+    /// The first tokens of the answers, requested by id, and the generated one.
+    RequestedIds,
 }
 
-/// What the server said about one place: the token it chose, and the alternatives by their text.
-struct Node {
-    chosen: String,
+/// The tokens at one position: the generated one, and the log-probabilities by text.
+struct Position {
+    generated: String,
     log_probs: BTreeMap<String, f64>,
-    /// No token that is not among them has a log-probability above this.
-    rest: f64,
+    /// An upper bound on the log-probability of any other token.
+    bound: f64,
 }
 
-impl Node {
-    fn new(token: &Token, named: Named) -> Self {
+impl Position {
+    fn new(token: &Token, source: LogprobSource) -> Self {
         let text = |bytes: &[u8]| str::from_utf8(bytes).map(str::to_owned).ok();
-        let chosen = text(&token.bytes).unwrap_or_default();
+        let generated = text(&token.bytes).unwrap_or_default();
         let mut log_probs: BTreeMap<String, f64> = BTreeMap::new();
-        let others = token.alternatives.iter().map(|(bytes, log_prob)| (bytes, *log_prob));
-        // A sampled token need not be among the most probable.
-        for (bytes, log_prob) in others.chain([(&token.bytes, token.log_prob)]) {
+        let top = token.top_logprobs.iter().map(|(bytes, log_prob)| (bytes, *log_prob));
+        // A sampled token need not be among the most probable ones.
+        for (bytes, log_prob) in top.chain([(&token.bytes, token.log_prob)]) {
             if let Some(text) = text(bytes).filter(|text| !text.is_empty()) {
                 log_probs.entry(text).or_insert(log_prob);
             }
         }
-        let probabilities = token.alternatives.iter().map(|(_, log_prob)| log_prob.exp());
-        let left_over = (1.0 - probabilities.sum::<f64>()).max(0.0) + ROUNDING;
-        // vLLM adds a token sampled beyond the most probable, which says nothing of those between.
-        let others = token.alternatives.iter().filter(|(bytes, _)| *bytes != token.bytes);
-        let least = others.filter(|_| named == Named::MostProbable);
+        let probabilities = token.top_logprobs.iter().map(|(_, log_prob)| log_prob.exp());
+        let remainder = (1.0 - probabilities.sum::<f64>()).max(0.0) + ROUNDING_ERROR;
+        // vLLM adds a sampled token that is not among the most probable ones. Tokens more probable than
+        // it may be missing, so it does not bound them.
+        let others = token.top_logprobs.iter().filter(|(bytes, _)| *bytes != token.bytes);
+        let least = others.filter(|_| source == LogprobSource::TopLogprobs);
         let least = least.map(|(_, log_prob)| *log_prob);
-        let rest = least.fold(left_over.ln(), f64::min).min(0.0);
-        Self { chosen, log_probs, rest }
+        let bound = least.fold(remainder.ln(), f64::min).min(0.0);
+        Self { generated, log_probs, bound }
     }
 
-    /// The alternative that leads to `text`: itself, or its longest beginning.
-    fn towards(&self, text: &str) -> Option<(&str, f64)> {
-        let leads = |token: &&String| text.starts_with(token.as_str());
-        let token = self.log_probs.keys().filter(leads).max_by_key(|token| token.len())?;
+    /// Returns the longest token that is a prefix of `text`, with its log-probability.
+    fn longest_prefix(&self, text: &str) -> Option<(&str, f64)> {
+        let is_prefix = |token: &&String| text.starts_with(token.as_str());
+        let token = self.log_probs.keys().filter(is_prefix).max_by_key(|token| token.len())?;
         Some((token, self.log_probs[token]))
     }
 }
 
-/// What was read.
+/// The distribution over the labels of an answer format.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Reading {
+pub(crate) struct LabelDistribution {
     pub(crate) distribution: AnswerDistribution,
-    /// The answer that the server's choices make, if they make one.
-    pub(crate) chosen: Option<usize>,
-    /// By answer: its tokens with their log-probabilities, as far as they are known.
+    /// The index of the answer that the generated tokens form, if they form one.
+    pub(crate) generated: Option<usize>,
+    /// The tokens of each answer with their log-probabilities, as far as they are known.
     pub(crate) tokens: Vec<Vec<(String, f64)>>,
 }
 
-/// Reads the distribution. `next` asks what comes after the prompt and the beginning of an answer;
-/// with `follow`, the server's choices are followed however improbable they are.
+/// Computes the distribution. `request` returns the token after the prompt and the given prefix of an
+/// answer. With `follow_generated`, the generated tokens are followed even if they are improbable.
 ///
 /// # Errors
-/// Those of `next`, or [`AnswerError`] if no answer at all is among the alternatives.
-pub(crate) fn read<E: From<AnswerError>>(
+/// Returns the errors of `request`, or an [`AnswerError`] if the server returned no answer at all.
+pub(crate) fn label_distribution<E: From<AnswerError>>(
     format: &AnswerFormat,
-    follow: bool,
-    mut next: impl FnMut(&str) -> Result<(Token, Named), E>,
-) -> Result<Reading, E> {
+    follow_generated: bool,
+    mut request: impl FnMut(&str) -> Result<(Token, LogprobSource), E>,
+) -> Result<LabelDistribution, E> {
     let labels: Vec<&str> = format.answers().map(|(label, _)| label).collect();
-    let begins_another =
-        |text: &str| labels.iter().any(|label| label.len() > text.len() && label.starts_with(text));
-    let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
-    // Beginnings of answers, with their log-probabilities, the next one last.
+    let mut positions: BTreeMap<String, Position> = BTreeMap::new();
+    // Prefixes of answers to request, with their log-probabilities. A stack.
     let mut open = vec![(String::new(), 0.0_f64)];
     let mut negligible = Vec::new();
-    while let Some((beginning, log_prob)) = open.pop() {
-        let (token, named) = next(&beginning)?;
-        let node = Node::new(&token, named);
-        let mut onward: BTreeMap<String, f64> = BTreeMap::new();
-        for label in labels.iter().filter_map(|label| label.strip_prefix(beginning.as_str())) {
-            if let Some((token, token_log_prob)) = node.towards(label).filter(|(t, _)| *t != label)
-            {
-                onward.insert(format!("{beginning}{token}"), log_prob + token_log_prob);
+    while let Some((prefix, log_prob)) = open.pop() {
+        let (token, source) = request(&prefix)?;
+        let position = Position::new(&token, source);
+        let mut extended: BTreeMap<String, f64> = BTreeMap::new();
+        for rest in labels.iter().filter_map(|label| label.strip_prefix(prefix.as_str())) {
+            let token = position.longest_prefix(rest).filter(|(token, _)| *token != rest);
+            if let Some((token, token_log_prob)) = token {
+                extended.insert(format!("{prefix}{token}"), log_prob + token_log_prob);
             }
         }
-        let chosen = format!("{beginning}{}", node.chosen);
-        for (text, log_prob) in onward {
-            if log_prob.exp() >= NEGLIGIBLE || (follow && text == chosen) {
+        let generated = format!("{prefix}{}", position.generated);
+        for (text, log_prob) in extended {
+            if log_prob.exp() >= NEGLIGIBLE || (follow_generated && text == generated) {
                 open.push((text, log_prob));
             } else {
                 negligible.push(text);
             }
         }
-        nodes.insert(beginning, node);
+        positions.insert(prefix, position);
     }
 
-    let chosen = chosen_label(&labels, &nodes, &begins_another);
+    let generated = generated_label(&labels, &positions);
     let (log_probs, tokens): (Vec<_>, Vec<_>) =
-        labels.iter().map(|label| log_prob(label, &labels, &nodes, &negligible)).unzip();
+        labels.iter().map(|label| label_log_prob(label, &labels, &positions, &negligible)).unzip();
     let distribution = AnswerDistribution::with_bounds(log_probs).map_err(|error| {
-        let found = nodes.get("").map(|root| root.chosen.clone()).unwrap_or_default();
-        match nodes.values().any(|node| node.log_probs.values().any(|value| value.is_nan())) {
+        let root = positions.get("");
+        let found = root.map(|root| root.generated.clone()).unwrap_or_default();
+        match positions.values().any(|p| p.log_probs.values().any(|value| value.is_nan())) {
             true => error,
             false => AnswerError::NotAnAnswer { found },
         }
     })?;
-    Ok(Reading { distribution, chosen, tokens })
+    Ok(LabelDistribution { distribution, generated, tokens })
 }
 
-/// The log-probability of an answer, and its tokens.
-fn log_prob(
+/// Returns the log-probability of a label, and its tokens.
+fn label_log_prob(
     label: &str,
     labels: &[&str],
-    nodes: &BTreeMap<String, Node>,
+    positions: &BTreeMap<String, Position>,
     negligible: &[String],
 ) -> (AnswerLogProb, Vec<(String, f64)>) {
-    let (mut tokens, mut done, mut sum) = (Vec::new(), String::new(), 0.0);
+    let (mut tokens, mut prefix, mut sum) = (Vec::new(), String::new(), 0.0);
     loop {
-        let Some(node) = nodes.get(&done) else {
-            let is_bound = done != label || negligible.contains(&done);
-            let known =
+        let Some(position) = positions.get(&prefix) else {
+            let is_bound = prefix != label || negligible.contains(&prefix);
+            let log_prob =
                 if is_bound { AnswerLogProb::UpperBound(sum) } else { AnswerLogProb::Exact(sum) };
-            return (known, tokens);
+            return (log_prob, tokens);
         };
-        if done == label {
-            let goes_on = node.log_probs.iter().filter(|(token, _)| {
+        if prefix == label {
+            // The label is a prefix of others: subtract the probability of their further tokens.
+            let further = position.log_probs.iter().filter(|(token, _)| {
                 labels.iter().any(|other| {
                     other.strip_prefix(label).is_some_and(|rest| rest.starts_with(token.as_str()))
                 })
             });
-            let goes_on: f64 = goes_on.map(|(_, log_prob)| log_prob.exp()).sum();
-            return (AnswerLogProb::Exact(sum + (1.0 - goes_on).max(0.0).ln()), tokens);
+            let further: f64 = further.map(|(_, log_prob)| log_prob.exp()).sum();
+            return (AnswerLogProb::Exact(sum + (1.0 - further).max(0.0).ln()), tokens);
         }
-        match node.towards(&label[done.len()..]) {
-            None => return (AnswerLogProb::UpperBound(sum + node.rest), tokens),
+        match position.longest_prefix(&label[prefix.len()..]) {
+            None => return (AnswerLogProb::UpperBound(sum + position.bound), tokens),
             Some((token, log_prob)) => {
                 sum += log_prob;
                 tokens.push((token.to_owned(), log_prob));
-                done.push_str(token);
+                prefix.push_str(token);
             }
         }
     }
 }
 
-/// The answer that the chosen tokens make.
-fn chosen_label(
-    labels: &[&str],
-    nodes: &BTreeMap<String, Node>,
-    begins_another: &dyn Fn(&str) -> bool,
-) -> Option<usize> {
-    let mut done = String::new();
-    while let Some(node) = nodes.get(&done) {
-        let further = format!("{done}{}", node.chosen);
-        let leads = !node.chosen.is_empty()
-            && (labels.contains(&further.as_str()) || begins_another(&further));
-        if !leads {
+/// Returns the index of the label that the generated tokens form.
+fn generated_label(labels: &[&str], positions: &BTreeMap<String, Position>) -> Option<usize> {
+    let mut text = String::new();
+    while let Some(position) = positions.get(&text) {
+        let further = format!("{text}{}", position.generated);
+        let is_prefix = labels.iter().any(|label| label.starts_with(&further));
+        if position.generated.is_empty() || !is_prefix {
             break;
         }
-        done = further;
+        text = further;
     }
-    labels.iter().position(|label| *label == done)
+    labels.iter().position(|label| *label == text)
 }
 
 #[cfg(test)]
@@ -195,34 +192,34 @@ mod tests {
     use super::*;
 
     fn token(probabilities: &[(&str, f64)]) -> Token {
-        let alternatives: Vec<_> =
+        let top_logprobs: Vec<_> =
             probabilities.iter().map(|(text, p)| (text.as_bytes().to_vec(), p.ln())).collect();
-        let (bytes, log_prob) = alternatives.first().cloned().unwrap_or_default();
-        Token { bytes, log_prob, alternatives }
+        let (bytes, log_prob) = top_logprobs.first().cloned().unwrap_or_default();
+        Token { bytes, log_prob, top_logprobs }
     }
 
-    /// Reads with these nodes, and gives the beginnings that were asked for.
-    fn read_all(
+    /// Computes the distribution from these positions. Also returns the requested prefixes.
+    fn distribution_of(
         format: &AnswerFormat,
-        follow: bool,
-        nodes: &[(&str, &[(&str, f64)])],
-    ) -> (Result<Reading, AnswerError>, Vec<String>) {
-        let mut asked = Vec::new();
-        let reading = read(format, follow, |beginning| {
-            asked.push(beginning.to_owned());
-            let node = nodes.iter().find(|(text, _)| *text == beginning);
-            Ok((token(node.expect("a node that is there").1), Named::MostProbable))
+        follow_generated: bool,
+        positions: &[(&str, &[(&str, f64)])],
+    ) -> (Result<LabelDistribution, AnswerError>, Vec<String>) {
+        let mut requests = Vec::new();
+        let result = label_distribution(format, follow_generated, |prefix| {
+            requests.push(prefix.to_owned());
+            let position = positions.iter().find(|(text, _)| *text == prefix);
+            Ok((token(position.expect("a known prefix").1), LogprobSource::TopLogprobs))
         });
-        (reading, asked)
+        (result, requests)
     }
 
-    fn near(log_prob: f64, probability: f64) {
+    fn assert_probability(log_prob: f64, probability: f64) {
         assert!((log_prob.exp() - probability).abs() < 2e-6, "{} {probability}", log_prob.exp());
     }
 
     #[test]
-    fn ten_takes_its_share_of_one_and_the_missing_have_bounds() {
-        let (reading, asked) = read_all(
+    fn label_distribution_splits_one_from_ten_and_bounds_missing_labels() {
+        let (result, requests) = distribution_of(
             &AnswerFormat::zero_to_ten(),
             true,
             &[
@@ -230,109 +227,113 @@ mod tests {
                 ("1", &[("0", 0.8), ("<", 0.1)]),
             ],
         );
-        let Reading { distribution, chosen, tokens } = reading.expect("a distribution");
-        assert_eq!(asked, ["", "1"]);
-        near(distribution.log_probs()[10], 0.4);
-        near(distribution.log_probs()[1], 0.1);
-        near(distribution.log_probs()[7], 0.3);
+        let LabelDistribution { distribution, generated, tokens } = result.expect("a distribution");
+        assert_eq!(requests, ["", "1"]);
+        assert_probability(distribution.log_probs()[10], 0.4);
+        assert_probability(distribution.log_probs()[1], 0.1);
+        assert_probability(distribution.log_probs()[7], 0.3);
         let bounds: Vec<usize> = (0..11).filter(|index| distribution.is_bound(*index)).collect();
         assert_eq!(bounds, [0, 2, 3, 4, 5, 6, 8]);
-        // The least that is named, 0.04, is below what is left over, 0.06.
-        near(distribution.log_probs()[3], 0.04);
-        assert_eq!(chosen, Some(10));
+        // The least top probability, 0.04, is below the remainder, 0.06.
+        assert_probability(distribution.log_probs()[3], 0.04);
+        assert_eq!(generated, Some(10));
         assert_eq!(tokens[10].len(), 2);
         assert!(tokens[3].is_empty());
     }
 
     #[test]
-    fn what_is_left_over_bounds_the_missing_more_tightly_than_the_least_named() {
+    fn remainder_bounds_missing_labels_if_below_least_top_probability() {
         let root: &[(&str, f64)] = &[("7", 0.6), ("8", 0.399)];
-        let (reading, asked) = read_all(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
-        let distribution = reading.expect("a distribution").distribution;
-        assert_eq!(asked, [""], "there is no 1 to look into");
-        near(distribution.log_probs()[10], 0.001);
+        let (result, requests) = distribution_of(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
+        let distribution = result.expect("a distribution").distribution;
+        assert_eq!(requests, [""], "\"1\" is not among the top tokens");
+        assert_probability(distribution.log_probs()[10], 0.001);
         assert!(distribution.is_bound(10) && distribution.is_bound(1));
     }
 
     #[test]
-    fn a_negligible_beginning_bounds_its_answers_unless_it_was_chosen() {
+    fn negligible_prefix_is_requested_only_if_generated() {
         let root: &[(&str, f64)] = &[("7", 0.9), ("1", 1e-5)];
-        let (reading, asked) = read_all(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
-        let distribution = reading.expect("a distribution").distribution;
-        assert_eq!(asked, [""]);
+        let (result, requests) = distribution_of(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
+        let distribution = result.expect("a distribution").distribution;
+        assert_eq!(requests, [""]);
         assert!(distribution.is_bound(1) && distribution.is_bound(10));
-        near(distribution.log_probs()[10], 1e-5);
+        assert_probability(distribution.log_probs()[10], 1e-5);
 
         let sampled: &[(&str, f64)] = &[("1", 1e-5), ("7", 0.9)];
-        let nodes: &[(&str, &[(&str, f64)])] = &[("", sampled), ("1", &[("<", 0.9), ("0", 0.1)])];
-        let (reading, asked) = read_all(&AnswerFormat::zero_to_ten(), true, nodes);
-        assert_eq!((asked.len(), reading.map(|reading| reading.chosen)), (2, Ok(Some(1))));
-        let (_, asked) = read_all(&AnswerFormat::zero_to_ten(), false, nodes);
-        assert_eq!(asked.len(), 1, "only where the choice counts");
+        let positions: &[(&str, &[(&str, f64)])] =
+            &[("", sampled), ("1", &[("<", 0.9), ("0", 0.1)])];
+        let (result, requests) = distribution_of(&AnswerFormat::zero_to_ten(), true, positions);
+        assert_eq!((requests.len(), result.map(|result| result.generated)), (2, Ok(Some(1))));
+        let (_, requests) = distribution_of(&AnswerFormat::zero_to_ten(), false, positions);
+        assert_eq!(requests.len(), 1, "the generated token is not followed");
     }
 
     #[test]
-    fn a_ten_of_one_token_needs_no_second_look() {
+    fn label_of_one_token_needs_no_second_request() {
         let root: &[(&str, f64)] = &[("10", 0.7), ("1", 0.2)];
-        let (reading, asked) = read_all(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
-        let Reading { distribution, chosen, .. } = reading.expect("a distribution");
-        assert_eq!((asked.len(), chosen), (1, Some(10)));
-        near(distribution.log_probs()[10], 0.7);
-        near(distribution.log_probs()[1], 0.2);
+        let (result, requests) = distribution_of(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
+        let LabelDistribution { distribution, generated, .. } = result.expect("a distribution");
+        assert_eq!((requests.len(), generated), (1, Some(10)));
+        assert_probability(distribution.log_probs()[10], 0.7);
+        assert_probability(distribution.log_probs()[1], 0.2);
     }
 
     #[test]
-    fn words_are_read_by_their_tokens() {
-        let nodes: &[(&str, &[(&str, f64)])] =
+    fn label_distribution_reads_words_of_several_tokens() {
+        let positions: &[(&str, &[(&str, f64)])] =
             &[("", &[("ye", 0.6), ("no", 0.3)]), ("ye", &[("s", 0.9), ("ah", 0.1)])];
-        let (reading, _) = read_all(&AnswerFormat::yes_no(), true, nodes);
-        let Reading { distribution, chosen, .. } = reading.expect("a distribution");
-        near(distribution.log_probs()[1], 0.54);
-        near(distribution.log_probs()[0], 0.3);
-        assert_eq!(chosen, Some(1));
+        let (result, _) = distribution_of(&AnswerFormat::yes_no(), true, positions);
+        let LabelDistribution { distribution, generated, .. } = result.expect("a distribution");
+        assert_probability(distribution.log_probs()[1], 0.54);
+        assert_probability(distribution.log_probs()[0], 0.3);
+        assert_eq!(generated, Some(1));
     }
 
     #[test]
-    fn something_else_than_an_answer_is_no_choice_and_no_answer_at_all_is_an_error() {
+    fn label_distribution_rejects_tokens_without_any_label() {
         let root: &[(&str, f64)] = &[("\n", 0.9), ("7", 0.05)];
-        let (reading, _) = read_all(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
-        let reading = reading.expect("a distribution");
-        assert_eq!((reading.chosen, reading.distribution.most_probable()), (None, 7));
+        let (result, _) = distribution_of(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
+        let result = result.expect("a distribution");
+        assert_eq!((result.generated, result.distribution.most_probable()), (None, 7));
 
         let root: &[(&str, f64)] = &[("yes", 0.9), ("no", 0.05)];
-        let (reading, _) = read_all(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
-        assert_eq!(reading, Err(AnswerError::NotAnAnswer { found: "yes".into() }));
-        let nan = read(&AnswerFormat::zero_to_ten(), true, |_| {
-            Ok((token(&[("7", f64::NAN)]), Named::MostProbable))
+        let (result, _) = distribution_of(&AnswerFormat::zero_to_ten(), true, &[("", root)]);
+        assert_eq!(result, Err(AnswerError::NotAnAnswer { found: "yes".into() }));
+        let nan = label_distribution(&AnswerFormat::zero_to_ten(), true, |_| {
+            Ok((token(&[("7", f64::NAN)]), LogprobSource::TopLogprobs))
         });
-        assert_eq!(nan, Err::<Reading, _>(AnswerError::InvalidProbability));
+        assert_eq!(nan, Err::<LabelDistribution, _>(AnswerError::InvalidProbability));
     }
 
     #[test]
-    fn a_token_sampled_beyond_the_alternatives_bounds_no_other() {
-        // vLLM adds the sampled token to those that were asked for.
+    fn sampled_token_outside_top_logprobs_bounds_no_label() {
+        // vLLM adds the sampled token to the requested ones.
         let mut root = token(&[("7", 0.6), ("8", 0.2), ("9", 0.1), ("x", 1e-6)]);
         (root.bytes, root.log_prob) = (b"x".to_vec(), 1e-6_f64.ln());
-        let next = |_: &str| Ok::<_, AnswerError>((root.clone(), Named::MostProbable));
-        let reading = read(&AnswerFormat::zero_to_ten(), true, next).expect("a distribution");
-        let distribution = reading.distribution;
-        // 3 may have all that is left over, which is as much as 9 has.
+        let next = |_: &str| Ok::<_, AnswerError>((root.clone(), LogprobSource::TopLogprobs));
+        let result =
+            label_distribution(&AnswerFormat::zero_to_ten(), true, next).expect("a distribution");
+        let distribution = result.distribution;
+        // The bound of 3 is the remainder, which equals the probability of 9.
         assert!(distribution.is_bound(3));
-        near(distribution.log_probs()[3], 0.1);
-        // Where only answers were named, the least of them says nothing of what is missing.
-        root.alternatives = token(&[("7", 0.3), ("8", 0.2)]).alternatives;
-        let next = |_: &str| Ok::<_, AnswerError>((root.clone(), Named::Answers));
-        let reading = read(&AnswerFormat::zero_to_ten(), true, next).expect("a distribution");
-        near(reading.distribution.log_probs()[3], 0.5);
+        assert_probability(distribution.log_probs()[3], 0.1);
+        // If only the answers were requested, the least of them does not bound the missing ones.
+        root.top_logprobs = token(&[("7", 0.3), ("8", 0.2)]).top_logprobs;
+        let next = |_: &str| Ok::<_, AnswerError>((root.clone(), LogprobSource::RequestedIds));
+        let result =
+            label_distribution(&AnswerFormat::zero_to_ten(), true, next).expect("a distribution");
+        assert_probability(result.distribution.log_probs()[3], 0.5);
     }
 
     #[test]
-    fn a_token_outside_of_the_alternatives_counts_by_its_own_probability() {
+    fn sampled_token_outside_top_logprobs_has_exact_probability() {
         let mut root = token(&[("7", 0.9)]);
         (root.bytes, root.log_prob) = (b"3".to_vec(), 0.01_f64.ln());
-        let next = |_: &str| Ok::<_, AnswerError>((root.clone(), Named::MostProbable));
-        let reading = read(&AnswerFormat::zero_to_ten(), true, next).expect("a distribution");
-        assert_eq!(reading.chosen, Some(3));
-        assert!(!reading.distribution.is_bound(3));
+        let next = |_: &str| Ok::<_, AnswerError>((root.clone(), LogprobSource::TopLogprobs));
+        let result =
+            label_distribution(&AnswerFormat::zero_to_ten(), true, next).expect("a distribution");
+        assert_eq!(result.generated, Some(3));
+        assert!(!result.distribution.is_bound(3));
     }
 }

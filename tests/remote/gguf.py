@@ -1,11 +1,11 @@
-"""Writes a checkpoint folder as a GGUF file that llama.cpp loads: python3 gguf.py FOLDER OUT.gguf
+"""Converts a checkpoint folder to a GGUF file for llama.cpp: python3 gguf.py FOLDER OUT.gguf
 
-For the folders that erank-candle loads: a dense Qwen3, in one or several safetensors files, with a BPE
-in tokenizer.json. Weights become F32, whatever they were, so that llama.cpp computes with the very
-numbers that erank-candle computes with. Needs nothing but Python 3.9.
+The folder is one that erank-candle loads: a dense Qwen3, in one or more safetensors files, with a BPE
+model in tokenizer.json. All weights become F32, so that llama.cpp and erank-candle compute with the same
+numbers. Needs Python 3.9 and no package.
 
-llama.cpp gets the vocabulary, so that it can write tokens as text. It does not get normalizers and
-pre-tokenizers: it would tokenize text in its own way. Send it token ids.
+The file holds the vocabulary, with which llama.cpp detokenizes. It does not hold normalizers and
+pre-tokenizers, so llama.cpp would tokenize text differently: send it token ids.
 """
 
 import array
@@ -15,10 +15,10 @@ import struct
 import sys
 
 ALIGNMENT = 32
-# Types of values, and the type of all tensors.
+# The GGUF codes of value types, and of the type of all tensors.
 U32, F32_VALUE, BOOL, STRING, ARRAY, I32 = 4, 6, 7, 8, 9, 5
 F32_TENSOR = 0
-# Types of tokens.
+# The GGUF codes of token types.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 TENSORS = {
@@ -49,7 +49,7 @@ def tensor_name(name):
 
 
 def as_f32(data, dtype):
-    """The bytes of F32 values, little-endian, as this script assumes the machine to be."""
+    """Returns the values as little-endian F32. Assumes a little-endian machine."""
     if dtype == "F32":
         return bytes(data)
     if dtype == "BF16":
@@ -58,10 +58,11 @@ def as_f32(data, dtype):
         return bytes(widened)
     if dtype == "F16":
         return array.array("f", struct.unpack(f"<{len(data) // 2}e", data)).tobytes()
-    raise SystemExit(f"a tensor has the type {dtype}; only F32, BF16 and F16 are known")
+    raise SystemExit(f"a tensor has the type {dtype}; only F32, BF16 and F16 are supported")
 
 
 def read_tensors(folder):
+    """Yields name, shape and F32 bytes of every tensor."""
     for path in sorted(folder.glob("*.safetensors")):
         content = path.read_bytes()
         (length,) = struct.unpack_from("<Q", content)
@@ -73,7 +74,7 @@ def read_tensors(folder):
 
 
 def byte_characters():
-    """The characters that GPT-2's tokenizer, and llama.cpp's reading of it, write bytes with."""
+    """Returns the characters that stand for bytes in GPT-2's tokenizer, and in llama.cpp's version of it."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (byte for byte in range(256) if byte not in plain)
     table = {byte: chr(byte) for byte in plain}
@@ -82,7 +83,7 @@ def byte_characters():
 
 
 def read_vocabulary(folder, size):
-    """Texts and types of all tokens, and the merges, in the form that llama.cpp reads."""
+    """Returns texts and types of all tokens, and the merges, in llama.cpp's format."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     characters = byte_characters()
     is_byte_level = "ByteLevel" in json.dumps(tokenizer.get("decoder"))
@@ -90,7 +91,7 @@ def read_vocabulary(folder, size):
     def written(text):
         if is_byte_level:
             return text
-        # Where "▁" stands for a space, the bytes of the text are meant.
+        # In a vocabulary with "▁" for a space, convert the bytes of the text.
         return "".join(characters[byte] for byte in text.replace("▁", " ").encode())
 
     texts, kinds = [f"[unused {number}]" for number in range(size)], [UNUSED] * size
@@ -173,7 +174,7 @@ def main(folder, out):
         header += [encoded(STRING, key), struct.pack("<I", kind), encoded(kind, value)]
     offset = 0
     for name, shape, data in tensors:
-        # The fastest dimension first.
+        # GGUF lists the fastest dimension first.
         dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         header += [encoded(STRING, tensor_name(name)), dimensions]
         header.append(struct.pack("<IQ", F32_TENSOR, offset))

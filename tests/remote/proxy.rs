@@ -1,5 +1,4 @@
-//! What stands between the backend and a real server: it passes everything on, unless a test has it do
-//! otherwise, and keeps what was said.
+//! A proxy between the backend and a real server: it records every exchange, and can replace responses.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,24 +8,25 @@ use serde_json::Value;
 
 use crate::server::{Reaction, Request, Server};
 
-/// A request with its reply.
+/// A request with its response.
 #[derive(Debug, Clone)]
 pub(crate) struct Exchange {
     pub(crate) request: Request,
-    pub(crate) reply: Value,
+    pub(crate) response: Value,
 }
 
+/// A running proxy.
 pub(crate) struct Proxy {
     server: Server,
     exchanges: Arc<Mutex<Vec<Exchange>>>,
 }
 
 impl Proxy {
-    /// Before the server at this port. `meddle` makes something else of the reply's status and body, by
-    /// the number of the request.
+    /// Starts a proxy for the server at this port. `react` maps the number of the exchange, and the status
+    /// and body of the server's response, to the proxy's reaction.
     pub(crate) fn start(
         port: u16,
-        meddle: impl Fn(usize, u16, String) -> Reaction + Send + Sync + 'static,
+        react: impl Fn(usize, u16, String) -> Reaction + Send + Sync + 'static,
     ) -> Self {
         let exchanges = Arc::<Mutex<Vec<Exchange>>>::default();
         let kept = Arc::clone(&exchanges);
@@ -34,17 +34,17 @@ impl Proxy {
             let Some((status, body)) = forward(port, request) else {
                 return Reaction::Raw(String::new());
             };
-            let reply = serde_json::from_str(&body).unwrap_or_default();
+            let response = serde_json::from_str(&body).unwrap_or_default();
             let mut kept = kept.lock().expect("no panic");
             let number = kept.len();
-            kept.push(Exchange { request: request.clone(), reply });
+            kept.push(Exchange { request: request.clone(), response });
             drop(kept);
-            meddle(number, status, body)
+            react(number, status, body)
         });
         Self { server, exchanges }
     }
 
-    /// Passes everything on.
+    /// Starts a proxy that forwards every response unchanged.
     pub(crate) fn recording(port: u16) -> Self {
         Self::start(port, |_, status, body| Reaction::Reply { status, retry_after: None, body })
     }
@@ -53,13 +53,13 @@ impl Proxy {
         self.server.url()
     }
 
-    /// All that were passed on so far.
+    /// Returns all exchanges so far.
     pub(crate) fn exchanges(&self) -> Vec<Exchange> {
         self.exchanges.lock().expect("no panic").clone()
     }
 }
 
-/// The reply's status and body; `None` if the server is gone.
+/// Forwards a request. Returns the status and the body of the response, or `None` if the server is down.
 fn forward(port: u16, request: &Request) -> Option<(u16, String)> {
     let (method, body) = match &request.body {
         Value::Null => ("GET", String::new()),
@@ -74,9 +74,9 @@ fn forward(port: u16, request: &Request) -> Option<(u16, String)> {
         body.len()
     )
     .ok()?;
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).ok()?;
-    let (head, body) = reply.split_once("\r\n\r\n")?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).ok()?;
+    let (head, body) = response.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     Some((status, body.to_owned()))
 }

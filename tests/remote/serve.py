@@ -1,7 +1,7 @@
 """Runs llama.cpp's HTTP server from the xllamacpp wheel: python serve.py MODEL.gguf PORT SLOTS CONTEXT
 
-Prints "ready" once it listens, and ends when its standard input does. The cache is F32 and nothing is
-kept beyond the slots, so that results depend on little else than the prompt.
+Prints "ready" once it listens, and ends when its standard input ends. The KV cache is F32, and there is no
+cache beyond the slots, so that results depend on little but the prompt.
 """
 
 import os
@@ -27,7 +27,7 @@ def main(model, port, slots, context):
     server = xllamacpp.Server(params)
     print("ready", server.listening_address, flush=True)
     sys.stdin.read()
-    # The server's threads would keep the process alive.
+    # Otherwise the server's threads would keep the process alive.
     os._exit(0)
 
 

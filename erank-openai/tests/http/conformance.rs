@@ -1,8 +1,8 @@
-//! The backend keeps the contract of backends.
+//! The conformance suite of `erank-core`.
 
 use erank_core::testing::conformance::{Options, Verdict, check};
 use erank_core::{Mode, ScoringBackend};
-use erank_openai::Prompts;
+use erank_openai::PromptFormat;
 
 use crate::engine::{Engine, Shape};
 use crate::server::Server;
@@ -11,7 +11,7 @@ use crate::{backend, settings};
 fn options() -> Options {
     let mut options = Options::default();
     options.many = 300;
-    // What the make-believe model reads, and more tokens than it thinks.
+    // Documents that the fake model can read, and a budget above the length of its thought.
     options.documents =
         [7, 0, 10, 3, 5].map(|relevance| format!("of relevance {relevance}")).into();
     options.scoring.mode = Mode::Reason { max_tokens: 30 };
@@ -19,12 +19,12 @@ fn options() -> Options {
 }
 
 #[test]
-fn it_keeps_the_contract_with_both_kinds_of_servers() {
+fn backend_is_conformant_with_llama_cpp_and_vllm() {
     for shape in [Shape::LlamaCpp, Shape::Vllm] {
         let server = Server::start(move |request| Engine::new(shape).react(request));
         let backend: Box<dyn ScoringBackend> =
             Box::new(backend(&server.url(), settings(|s| s.max_concurrency = 4)));
-        // A thought that ends, one that does not, and none.
+        // A complete thought, a thought over budget, and no thought.
         let short = Mode::Reason { max_tokens: 3 };
         for mode in [options().scoring.mode, short, Mode::AnswerOnly] {
             let mut options = options();
@@ -36,9 +36,9 @@ fn it_keeps_the_contract_with_both_kinds_of_servers() {
 }
 
 #[test]
-fn what_a_chat_cannot_do_is_declined() {
+fn chat_format_skips_answer_only_checks() {
     let server = Server::start(|request| Engine::new(Shape::Vllm).react(request));
-    let backend = backend(&server.url(), settings(|s| s.prompts = Prompts::Chat));
+    let backend = backend(&server.url(), settings(|s| s.prompt_format = PromptFormat::Chat));
     let mut options = options();
     options.scoring.mode = Mode::AnswerOnly;
     let report = check(&backend, &options);

@@ -1,26 +1,29 @@
-//! A make-believe engine in the shapes of llama.cpp's and vLLM's servers.
+//! A fake inference engine with the HTTP APIs of llama.cpp and vLLM.
 //!
-//! Its model reads "relevance N" in a document, thinks about it in a few words, and answers N with
-//! probability 0.75; of "10", "1" and "0" have 0.75 and 0.8.
+//! Its model reads "relevance N" in a document, generates a thought of a few words, and answers N with
+//! probability 0.75. The tokens "1" and "0" of "10" have probabilities 0.75 and 0.8.
 
 use serde_json::{Value, json};
 
 use crate::server::{Reaction, Request};
 
+/// The server whose API the engine imitates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     LlamaCpp,
     Vllm,
 }
 
+/// The engine's settings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Engine {
     pub(crate) shape: Shape,
     pub(crate) context: usize,
     pub(crate) log_probs: bool,
-    /// Whether it takes the ids of the tokens to give log-probabilities for, as vLLM does by now.
-    pub(crate) takes_ids: bool,
-    /// What the template writes where the assistant's turn begins.
+    /// Whether requests may name the token ids to return log-probabilities for, as in newer versions of
+    /// vLLM.
+    pub(crate) logprob_token_ids: bool,
+    /// The start of the assistant turn in the chat template.
     pub(crate) turn: &'static str,
 }
 
@@ -30,11 +33,12 @@ impl Engine {
             shape,
             context: 4096,
             log_probs: true,
-            takes_ids: false,
+            logprob_token_ids: false,
             turn: "<|im_start|>assistant\n",
         }
     }
 
+    /// Responds to a request.
     pub(crate) fn react(&self, request: &Request) -> Reaction {
         let body = &request.body;
         let messages = || body["messages"][0]["content"].as_str().unwrap_or_default();
@@ -44,7 +48,7 @@ impl Engine {
             ("/apply-template", Shape::LlamaCpp) => {
                 Reaction::ok(json!({"prompt": self.template(messages())}))
             }
-            // Of one character each.
+            // Every character is a token.
             ("/tokenize", Shape::Vllm) => {
                 let text = match body["prompt"].as_str() {
                     Some(prompt) => prompt.to_owned(),
@@ -86,7 +90,7 @@ impl Engine {
     }
 
     fn completion(&self, request: &Request) -> Reaction {
-        let (prompt, takes_ids) = match &request.body["prompt"] {
+        let (prompt, is_ids) = match &request.body["prompt"] {
             Value::Array(ids) => (text_of(ids.iter()), true),
             text => (text.as_str().unwrap_or_default().to_owned(), false),
         };
@@ -94,16 +98,16 @@ impl Engine {
         if prompt_tokens >= self.context {
             return self.too_long(prompt_tokens);
         }
-        let mut most = request.body["max_tokens"].as_u64().unwrap_or(16) as usize;
-        most = most.min(self.context - prompt_tokens);
+        let mut max_tokens = request.body["max_tokens"].as_u64().unwrap_or(16) as usize;
+        max_tokens = max_tokens.min(self.context - prompt_tokens);
         let turn = prompt.split_once(self.turn).map_or("", |(_, turn)| turn);
-        let (tokens, alternatives) = next_tokens(relevance(&prompt), turn);
+        let (tokens, top_logprobs) = next_tokens(relevance(&prompt), turn);
 
-        let (mut text, mut spent, mut finish) = (String::new(), Vec::new(), "length");
+        let (mut text, mut generated, mut finish) = (String::new(), Vec::new(), "length");
         let stop = request.body["stop"][0].as_str();
-        for (token, log_prob) in tokens.iter().map(|(token, p)| (*token, p.ln())).take(most) {
+        for (token, log_prob) in tokens.iter().map(|(token, p)| (*token, p.ln())).take(max_tokens) {
             text.push_str(token);
-            spent.push((token.to_owned(), log_prob));
+            generated.push((token.to_owned(), log_prob));
             if let Some(at) = stop.and_then(|stop| text.find(stop)) {
                 text.truncate(at);
                 finish = "stop";
@@ -112,62 +116,64 @@ impl Engine {
         }
         let log_probs = self.log_probs && request.body["logprobs"].is_u64();
         let number = request.body["logprobs"].as_u64().unwrap_or(0) as usize;
-        let mut alternatives: Vec<(String, f64)> = alternatives
+        let mut top_logprobs: Vec<(String, f64)> = top_logprobs
             .iter()
             .map(|(text, p)| ((*text).to_owned(), p.ln()))
             .take(number)
             .collect();
-        if let (true, Value::Array(ids)) = (self.takes_ids, &request.body["logprob_token_ids"]) {
-            alternatives = named(ids, relevance(&prompt), turn);
-            alternatives.extend(spent.first().cloned());
+        if let (true, Value::Array(ids)) =
+            (self.logprob_token_ids, &request.body["logprob_token_ids"])
+        {
+            top_logprobs = requested_logprobs(ids, relevance(&prompt), turn);
+            top_logprobs.extend(generated.first().cloned());
         }
         let ids: Vec<u32> =
-            spent.iter().flat_map(|(text, _)| text.chars()).map(u32::from).collect();
-        let ends_at_word = finish == "stop";
-        let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": spent.len()});
-        let mut reply = json!({"usage": usage, "object": "text_completion", "model": "erank"});
+            generated.iter().flat_map(|(text, _)| text.chars()).map(u32::from).collect();
+        let ends_at_stop_string = finish == "stop";
+        let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": generated.len()});
+        let mut response = json!({"usage": usage, "object": "text_completion", "model": "erank"});
         let mut choice =
             json!({"index": 0, "text": text, "finish_reason": finish, "logprobs": null});
         match self.shape {
             Shape::Vllm => {
-                choice["stop_reason"] = if ends_at_word { json!(stop) } else { Value::Null };
+                choice["stop_reason"] = if ends_at_stop_string { json!(stop) } else { Value::Null };
                 if request.body["return_token_ids"] == true {
                     choice["token_ids"] = json!(ids);
                 }
                 if log_probs {
                     let tops =
-                        spent.iter().enumerate().map(|(place, (text, log_prob))| match place {
-                            0 => alternatives
+                        generated.iter().enumerate().map(|(index, (text, log_prob))| match index {
+                            0 => top_logprobs
                                 .iter()
                                 .map(|(text, p)| (text.clone(), json!(p)))
                                 .collect(),
                             _ => serde_json::Map::from_iter([(text.clone(), json!(log_prob))]),
                         });
                     choice["logprobs"] = json!({
-                        "tokens": spent.iter().map(|(text, _)| text).collect::<Vec<_>>(),
-                        "token_logprobs": spent.iter().map(|(_, p)| p).collect::<Vec<_>>(),
+                        "tokens": generated.iter().map(|(text, _)| text).collect::<Vec<_>>(),
+                        "token_logprobs": generated.iter().map(|(_, p)| p).collect::<Vec<_>>(),
                         "top_logprobs": tops.collect::<Vec<serde_json::Map<String, Value>>>(),
                     });
                 }
             }
             Shape::LlamaCpp => {
                 if request.body["verbose"] == true {
-                    let stop_type = if ends_at_word { "word" } else { "limit" };
-                    reply["__verbose"] = json!({"stop_type": stop_type});
+                    let stop_type = if ends_at_stop_string { "word" } else { "limit" };
+                    response["__verbose"] = json!({"stop_type": stop_type});
                 }
                 if log_probs {
-                    // Ids only for text of one character, as all is in a prompt of ids.
-                    let spent = if takes_ids { characters(&text) } else { spent };
+                    // A token has one id, so a prompt of ids gets tokens of one character.
+                    let generated = if is_ids { characters(&text) } else { generated };
                     let entry = |text: &String, log_prob: f64| {
                         json!({
                             "id": text.chars().next().map(u32::from), "token": text,
                             "bytes": text.as_bytes(), "logprob": log_prob,
                         })
                     };
-                    let entries = spent.iter().enumerate().map(|(place, (text, log_prob))| {
+                    let entries = generated.iter().enumerate().map(|(index, (text, log_prob))| {
                         let mut whole = entry(text, *log_prob);
-                        let tops = alternatives.iter().map(|(text, p)| entry(text, *p));
-                        whole["top_logprobs"] = match place {
+                        let tops = top_logprobs.iter().map(|(text, p)| entry(text, *p));
+                        whole["top_logprobs"] = match index {
                             0 => tops.collect(),
                             _ => json!([entry(text, *log_prob)]),
                         };
@@ -177,8 +183,8 @@ impl Engine {
                 }
             }
         }
-        reply["choices"] = json!([choice]);
-        Reaction::ok(reply)
+        response["choices"] = json!([choice]);
+        Reaction::ok(response)
     }
 
     fn too_long(&self, tokens: usize) -> Reaction {
@@ -201,12 +207,18 @@ impl Engine {
     }
 }
 
+/// Responds to a request as a vLLM server with the default settings.
+pub(crate) fn react_as_vllm(request: &Request) -> Reaction {
+    Engine::new(Shape::Vllm).react(request)
+}
+
+/// Returns the text of token ids, each a character.
 fn text_of<'a>(ids: impl Iterator<Item = &'a Value>) -> String {
     ids.filter_map(|id| char::from_u32(u32::try_from(id.as_u64()?).ok()?)).collect()
 }
 
-/// The log-probabilities of the first tokens with these ids.
-fn named(ids: &[Value], relevance: u32, turn: &str) -> Vec<(String, f64)> {
+/// Returns the log-probabilities of the tokens with these ids at the answer position.
+fn requested_logprobs(ids: &[Value], relevance: u32, turn: &str) -> Vec<(String, f64)> {
     let (_, known) = next_tokens(relevance, turn);
     let log_prob = |text: &str| {
         let found = known.iter().find(|(token, _)| *token == text);
@@ -216,11 +228,12 @@ fn named(ids: &[Value], relevance: u32, turn: &str) -> Vec<(String, f64)> {
     texts.map(|text| (text.clone(), log_prob(&text))).collect()
 }
 
+/// Returns the characters of a text as tokens.
 fn characters(text: &str) -> Vec<(String, f64)> {
     text.chars().map(|character| (character.to_string(), -0.5)).collect()
 }
 
-/// The number behind the last "relevance" of the prompt that has one.
+/// Returns the number after the last "relevance" in the prompt that has one.
 pub(crate) fn relevance(prompt: &str) -> u32 {
     let numbers = prompt.match_indices("relevance ").filter_map(|(at, word)| {
         let rest = &prompt[at + word.len()..];
@@ -229,9 +242,10 @@ pub(crate) fn relevance(prompt: &str) -> u32 {
     numbers.last().unwrap_or(0)
 }
 
+/// Tokens with their probabilities.
 type Tokens = Vec<(&'static str, f64)>;
 
-/// The tokens that the model goes on with, and the alternatives to the first.
+/// Returns the tokens that the model generates next, and the most probable tokens at the first position.
 fn next_tokens(relevance: u32, turn: &str) -> (Tokens, Tokens) {
     const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
     let digit = DIGITS[if relevance == 10 { 1 } else { relevance as usize % 10 }];
@@ -244,17 +258,17 @@ fn next_tokens(relevance: u32, turn: &str) -> (Tokens, Tokens) {
     }
     if turn.ends_with("<answer>1") {
         let ten = if relevance == 10 { 0.8 } else { 0.125 };
-        let ends = vec![("0", ten), ("</", 1.0 - ten)];
-        let first = if relevance == 10 { ends[0] } else { ends[1] };
-        return (vec![first], ends);
+        let tokens = vec![("0", ten), ("</", 1.0 - ten)];
+        let first = if relevance == 10 { tokens[0] } else { tokens[1] };
+        return (vec![first], tokens);
     }
     let mut thought =
         vec![("<think>", 1.0), ("so", 0.5), (" it", 0.5), (" is", 0.5), ("</think>", 1.0)];
     thought.extend([("\n<", 1.0), ("answer>", 1.0)]);
-    // What was said already is not said again.
-    let mut said = String::new();
-    while !thought.is_empty() && turn.len() > said.len() && turn.starts_with(&said) {
-        said.push_str(thought.remove(0).0);
+    // Skips the part of the thought that the turn already holds.
+    let mut skipped = String::new();
+    while !thought.is_empty() && turn.len() > skipped.len() && turn.starts_with(&skipped) {
+        skipped.push_str(thought.remove(0).0);
     }
     thought.extend([(digit, 0.75), ("</", 0.9), ("answer>", 0.9)]);
     let first = thought[0];

@@ -1,4 +1,4 @@
-//! What the backend tells `tracing`.
+//! The backend's `tracing` events.
 
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -13,12 +13,12 @@ use crate::engine::{Engine, Shape};
 use crate::server::{Reaction, Server};
 use crate::{answer_only, documents, score, settings};
 
-/// Keeps what is written.
+/// A writer that keeps all bytes.
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl Written {
-    /// The lines with `needle`; other tests write, too.
+    /// Returns the lines that contain `needle`. Other tests of the process write lines too.
     fn lines(&self, needle: &str) -> Vec<String> {
         let bytes = self.0.lock().expect("no panic");
         let text = String::from_utf8_lossy(&bytes);
@@ -38,7 +38,7 @@ impl io::Write for Written {
 }
 
 #[test]
-fn retries_ejections_returns_and_refusals_are_told_without_a_secret() {
+fn events_report_retries_ejections_and_recoveries_without_secrets() {
     let written = Written::default();
     let writer = written.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -47,9 +47,9 @@ fn retries_ejections_returns_and_refusals_are_told_without_a_secret() {
         .with_ansi(false)
         .with_writer(move || writer.clone())
         .finish();
-    tracing::subscriber::set_global_default(subscriber).expect("the only one");
+    tracing::subscriber::set_global_default(subscriber).expect("no other subscriber");
 
-    // It fails for a while once it is asked about documents.
+    // This server fails for 300 ms from the first document on.
     let back = OnceLock::new();
     let failing = Server::start(move |request| {
         let is_back = || *back.get_or_init(|| Instant::now() + Duration::from_millis(300));
@@ -59,26 +59,26 @@ fn retries_ejections_returns_and_refusals_are_told_without_a_secret() {
         }
         Engine::new(Shape::Vllm).react(request)
     });
-    let refusing = Server::start(|_| Reaction::status(401, json!({"error": "Unauthorized"})));
+    let rejecting = Server::start(|_| Reaction::status(401, json!({"error": "Unauthorized"})));
     let settings = settings(|s| s.api_key = Some(ApiKey::new("untr4ceable")));
-    let backend = OpenAiBackend::new([failing.url(), refusing.url()], settings).expect("settings");
+    let backend = OpenAiBackend::new([failing.url(), rejecting.url()], settings).expect("settings");
     score(&backend, &documents((0..40).map(|n| n % 10)), answer_only()).expect("scores");
 
     let lines = written.lines(&failing.url());
     for (level, words) in [
-        ("DEBUG", "try again"),
-        ("WARN", "left alone"),
-        ("INFO", "works again"),
-        ("DEBUG", "asked what it can do"),
+        ("DEBUG", "will be retried"),
+        ("WARN", "endpoint ejected"),
+        ("INFO", "endpoint recovered"),
+        ("DEBUG", "endpoint probed"),
     ] {
-        let is_it = |line: &&String| line.contains(level) && line.contains(words);
-        assert!(lines.iter().any(|line| is_it(&line)), "{level} {words}: {lines:#?}");
+        let matches = |line: &&String| line.contains(level) && line.contains(words);
+        assert!(lines.iter().any(|line| matches(&line)), "{level} {words}: {lines:#?}");
     }
-    let refused = written.lines(&refusing.url());
-    let refused = refused.iter().filter(|line| line.contains("WARN") && line.contains("refuses"));
-    assert_eq!(refused.count(), 1, "said once");
+    let rejected = written.lines(&rejecting.url());
+    let rejected = rejected.iter().filter(|line| line.contains("WARN") && line.contains("rejects"));
+    assert_eq!(rejected.count(), 1, "reported once");
     assert!(written.lines("status 502").iter().any(|line| line.contains(&failing.url())));
-    assert!(!written.lines("score{").is_empty(), "the job is a span");
+    assert!(!written.lines("score{").is_empty(), "the job has a span");
     for secret in ["untr4ceable", "[7] relevance", "the query"] {
         assert_eq!(written.lines(secret), Vec::<String>::new());
     }

@@ -1,10 +1,17 @@
-//! The backend against servers that are made up, and that fail as real ones do.
+//! Tests of the backend against a scriptable HTTP server that imitates llama.cpp and vLLM.
 
-mod answers;
+mod cancellation;
+mod capabilities;
+mod chat;
+mod completions;
+mod concurrency;
 mod conformance;
 mod engine;
 mod events;
-mod faults;
+mod failures;
+mod outages;
+mod prompts;
+mod secrets;
 mod server;
 mod tls;
 
@@ -15,7 +22,12 @@ use erank_core::{
 };
 use erank_openai::{OpenAiBackend, OpenAiSettings};
 
-/// Everything that reached the sink, by document.
+use crate::engine::{Engine, Shape};
+use crate::server::{Request, Server};
+
+pub(crate) const SHAPES: [Shape; 2] = [Shape::LlamaCpp, Shape::Vllm];
+
+/// A sink that collects every report by document.
 #[derive(Default)]
 pub(crate) struct Outcomes {
     pub(crate) documents: Vec<Vec<Result<Completion, DocumentError>>>,
@@ -33,7 +45,7 @@ impl Sink for Outcomes {
 }
 
 impl Outcomes {
-    /// The only completion of a document.
+    /// Returns the only completion of a document.
     pub(crate) fn completion(&self, index: usize) -> &Completion {
         match self.documents[index].as_slice() {
             [Ok(completion)] => completion,
@@ -41,6 +53,7 @@ impl Outcomes {
         }
     }
 
+    /// Returns the only error of a document.
     pub(crate) fn error(&self, index: usize) -> &DocumentError {
         match self.documents[index].as_slice() {
             [Err(error)] => error,
@@ -48,13 +61,17 @@ impl Outcomes {
         }
     }
 
-    /// The integer and the probability of a document.
+    /// Returns the integer answer of a document, and its probability.
     pub(crate) fn answer(&self, index: usize) -> (u32, Option<f64>) {
         let format = AnswerFormat::zero_to_ten();
         let answer = format.parse(self.completion(index), AnswerProbability::Joint);
         let answer = answer.expect("an answer");
         (answer.integer, answer.probability)
     }
+}
+
+pub(crate) fn assert_close(found: Option<f64>, expected: f64) {
+    assert!(found.is_some_and(|found| (found - expected).abs() < 1e-5), "{found:?} {expected}");
 }
 
 pub(crate) fn answer_only() -> ScoringOptions {
@@ -69,12 +86,22 @@ pub(crate) fn reason(max_tokens: usize) -> ScoringOptions {
     options
 }
 
-/// Documents of these relevances.
+/// Returns documents with these relevances, as the engine reads them.
 pub(crate) fn documents(relevances: impl IntoIterator<Item = u32>) -> Vec<String> {
     relevances.into_iter().enumerate().map(|(n, r)| format!("[{n}] relevance {r}.")).collect()
 }
 
-/// The default settings but for `change`.
+/// Returns whether a request belongs to the document with this index.
+pub(crate) fn is_about(request: &Request, document: usize) -> bool {
+    request.prompt().contains(&format!("[{document}] "))
+}
+
+/// Starts a server for an engine.
+pub(crate) fn serve(engine: Engine) -> Server {
+    Server::start(move |request| engine.react(request))
+}
+
+/// Returns the default settings with a change.
 pub(crate) fn settings(change: impl FnOnce(&mut OpenAiSettings)) -> OpenAiSettings {
     changed(OpenAiSettings::default(), change)
 }
@@ -91,39 +118,39 @@ pub(crate) fn backend(url: &str, settings: OpenAiSettings) -> OpenAiBackend {
     OpenAiBackend::new([url], settings).expect("settings")
 }
 
-/// Scores documents and checks that each was reported as often as it should.
+/// Scores documents, and checks that every sample of each was reported exactly once.
 pub(crate) fn score(
     backend: &dyn ScoringBackend,
     documents: &[String],
     options: ScoringOptions,
 ) -> Result<Outcomes, BackendError> {
-    let outcomes = score_until(backend, documents, options, &CancellationToken::new());
-    if let (Ok(()), outcomes) = &outcomes {
-        for (index, reports) in outcomes.documents.iter().enumerate() {
-            assert_eq!(reports.len(), options.samples, "document {index}");
-        }
+    let token = CancellationToken::new();
+    let (result, outcomes) = score_with_cancellation(backend, documents, options, &token);
+    result?;
+    for (index, reports) in outcomes.documents.iter().enumerate() {
+        assert_eq!(reports.len(), options.samples, "document {index}");
     }
-    let (result, outcomes) = outcomes;
-    result.map(|()| outcomes)
+    Ok(outcomes)
 }
 
-pub(crate) fn score_until(
+pub(crate) fn score_with_cancellation(
     backend: &dyn ScoringBackend,
     documents: &[String],
     options: ScoringOptions,
-    stop: &CancellationToken,
+    cancellation: &CancellationToken,
 ) -> (Result<(), BackendError>, Outcomes) {
     let template = PromptTemplate::erank();
     let texts: Vec<&str> = documents.iter().map(String::as_str).collect();
     let prompt = template.bind("the goal", "the query");
-    let job = Job::new(prompt, &texts).with_options(options).with_cancellation(stop.clone());
+    let job = Job::new(prompt, &texts).with_options(options);
+    let job = job.with_cancellation(cancellation.clone());
     let mut outcomes = Outcomes::default();
     outcomes.documents.resize_with(texts.len(), Vec::new);
     let result = backend.score(&job, &mut outcomes);
     (result, outcomes)
 }
 
-/// An error with its causes, as a log shows it.
+/// Returns an error with its causes as text, in `Display` and `Debug` format.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(format!("{error} {error:?}"), |text, cause| format!("{text}: {cause}"))

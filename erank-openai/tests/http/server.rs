@@ -1,4 +1,4 @@
-//! An HTTP server that does what a test says: it replies, hangs, cuts the line, or talks nonsense.
+//! A scriptable HTTP server: it responds, hangs, closes the connection, or sends raw bytes.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,40 +9,42 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// A request as it arrived.
+/// A request that arrived.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) authorization: Option<String>,
-    /// Null if there is none.
+    /// The body as JSON, or null.
     pub(crate) body: Value,
 }
 
 impl Request {
-    /// The prompt of a completion.
+    /// Returns the prompt of a completion.
     pub(crate) fn prompt(&self) -> &str {
         self.body["prompt"].as_str().unwrap_or_default()
     }
 }
 
-/// What the server does with a request.
+/// The server's reaction to a request.
 #[derive(Debug, Clone)]
 pub(crate) enum Reaction {
-    /// Replies with this status, `Retry-After`, and body.
+    /// Sends a response with this status, `Retry-After`, and body.
     Reply { status: u16, retry_after: Option<String>, body: String },
-    /// Sends this as it is, and closes.
+    /// Sends these bytes, and closes the connection.
     Raw(String),
-    /// Waits, and then does this.
+    /// Waits before another reaction.
     After(Duration, Box<Reaction>),
-    /// Says nothing until the client or the server goes away.
+    /// Sends nothing until the client closes the connection or the server is dropped.
     Hang,
 }
 
 impl Reaction {
+    /// A response with status 200.
     pub(crate) fn ok(body: Value) -> Self {
         Self::status(200, body)
     }
 
+    /// A response with this status.
     pub(crate) fn status(status: u16, body: Value) -> Self {
         Self::Reply { status, retry_after: None, body: body.to_string() }
     }
@@ -56,21 +58,23 @@ struct Shared {
     open: Mutex<Vec<TcpStream>>,
     connections: AtomicUsize,
     in_flight: AtomicUsize,
-    most_in_flight: AtomicUsize,
+    max_in_flight: AtomicUsize,
     stopped: AtomicBool,
 }
 
-/// The server, on a port of its own until it is dropped.
+/// A server on its own port. Dropping it closes all connections.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Server {
+    /// Starts a server on a free port.
     pub(crate) fn start(handler: impl Fn(&Request) -> Reaction + Send + Sync + 'static) -> Self {
         Self::start_at("127.0.0.1:0".parse().expect("an address"), handler)
     }
 
+    /// Starts a server at this address.
     pub(crate) fn start_at(
         address: SocketAddr,
         handler: impl Fn(&Request) -> Reaction + Send + Sync + 'static,
@@ -83,7 +87,7 @@ impl Server {
             open: Mutex::default(),
             connections: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
-            most_in_flight: AtomicUsize::new(0),
+            max_in_flight: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -107,27 +111,29 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// All requests so far, in order of arrival.
+    /// Returns all requests so far, in order of arrival.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.shared.requests.lock().expect("requests").clone()
     }
 
-    /// The completions among them.
+    /// Returns all requests for completions so far.
     pub(crate) fn completions(&self) -> Vec<Request> {
         let mut requests = self.requests();
         requests.retain(|request| request.path == "/v1/completions");
         requests
     }
 
+    /// Returns the number of connections that clients have opened.
     pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn most_in_flight(&self) -> usize {
-        self.shared.most_in_flight.load(Ordering::SeqCst)
+    /// Returns the maximum number of concurrent requests so far.
+    pub(crate) fn max_in_flight(&self) -> usize {
+        self.shared.max_in_flight.load(Ordering::SeqCst)
     }
 
-    /// Whether a client has closed or every request is answered.
+    /// Returns whether no request is open.
     pub(crate) fn is_idle(&self) -> bool {
         self.shared.in_flight.load(Ordering::SeqCst) == 0
     }
@@ -139,28 +145,32 @@ impl Drop for Server {
         for stream in self.shared.open.lock().expect("open").drain(..) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
-        // Wakes the listener, which then closes.
+        // Wakes the listener, which then ends.
         let _ = TcpStream::connect(self.address);
     }
 }
 
+/// Handles the requests of one connection.
 fn serve(shared: &Shared, mut stream: TcpStream) {
     let Ok(clone) = stream.try_clone() else { return };
     let mut reader = BufReader::new(clone);
     while let Some(request) = read(&mut reader) {
         shared.requests.lock().expect("requests").push(request.clone());
         let now = shared.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
-        shared.most_in_flight.fetch_max(now, Ordering::SeqCst);
+        shared.max_in_flight.fetch_max(now, Ordering::SeqCst);
         let reaction = (shared.handler)(&request);
-        let goes_on = react(shared, &mut stream, reaction);
-        if !goes_on {
+        let is_open = react(shared, &mut stream, reaction);
+        if !is_open {
             let _ = stream.shutdown(std::net::Shutdown::Both);
             return;
         }
     }
 }
 
-/// Ends the request before the client can know, so that it is never counted with the client's next.
+/// Carries out a reaction. Returns whether the connection stays open.
+///
+/// The request counts as ended before the client receives the response, so that it is never counted
+/// together with the client's next request.
 fn react(shared: &Shared, stream: &mut TcpStream, reaction: Reaction) -> bool {
     match reaction {
         Reaction::Reply { status, retry_after, body } => {
@@ -183,7 +193,7 @@ fn react(shared: &Shared, stream: &mut TcpStream, reaction: Reaction) -> bool {
             react(shared, stream, *reaction)
         }
         Reaction::Hang => {
-            // Ends when the client hangs up.
+            // A read ends when the client closes the connection.
             let _ = stream.set_read_timeout(Some(Duration::from_millis(10)));
             let is_waiting =
                 |error: &Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
@@ -197,6 +207,7 @@ fn react(shared: &Shared, stream: &mut TcpStream, reaction: Reaction) -> bool {
     }
 }
 
+/// Reads one request. `None` at the end of the stream, or for anything but HTTP.
 pub(crate) fn read(reader: &mut impl BufRead) -> Option<Request> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;

@@ -1,7 +1,7 @@
-//! TLS: a private authority is trusted when it is given, and a stranger never is.
+//! TLS with a private certificate authority.
 //!
-//! `tls/` holds an authority and a certificate for localhost, made with openssl for this test alone
-//! and valid for a hundred years.
+//! `tls/` holds the certificate of an authority, and a certificate for localhost with its key. They were
+//! made with openssl for this test alone, and are valid for a hundred years.
 
 use std::io::{BufReader, Write};
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::engine::{Engine, Shape};
 use crate::server::{Reaction, read};
 use crate::{answer_only, chain, documents, score, settings};
 
-/// A server with the certificate; its port.
+/// Starts a server with the certificate, and returns its port.
 fn serve() -> u16 {
     let certificate = CertificateDer::from(include_bytes!("tls/leaf.der").as_slice());
     let key = PrivatePkcs8KeyDer::from(include_bytes!("tls/leaf.key.der").as_slice());
@@ -57,7 +57,7 @@ fn backend(settings: OpenAiSettings) -> OpenAiBackend {
 }
 
 #[test]
-fn a_private_authority_is_trusted_when_it_is_given() {
+fn private_authority_in_settings_is_trusted() {
     let settings = settings(|s| {
         s.root_certificates = Some(include_str!("tls/ca.pem").into());
         s.api_key = Some(ApiKey::new("s3cret"));
@@ -67,8 +67,8 @@ fn a_private_authority_is_trusted_when_it_is_given() {
 }
 
 #[test]
-fn a_stranger_is_not_trusted() {
-    let backend = backend(settings(|s| s.attempts = 1));
+fn unknown_authority_is_not_trusted() {
+    let backend = backend(settings(|s| s.max_attempts = 1));
     let error = score(&backend, &documents([7]), answer_only()).err().expect("refused");
     assert!(matches!(error, BackendError::Unavailable(_)));
     assert!(chain(&error).contains("certificate"), "{}", chain(&error));
