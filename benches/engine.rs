@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
 use erank_benches::words::Words;
 use erank_benches::{median, memory};
-use erank_candle::kv_cache::BLOCK_TOKENS;
-use erank_candle::measure::matrix_peak;
+use erank_candle::internals::BLOCK_TOKENS;
+use erank_candle::internals::measure::matrix_peak;
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics};
 use erank_core::{
     BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,

@@ -17,10 +17,11 @@ use std::time::Instant;
 
 use erank_benches::ceilings::{Work, compare};
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
-use erank_candle::Checkpoint;
-use erank_candle::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
-use erank_candle::measure::Memory;
-use erank_candle::model::{Qwen3, Row};
+use erank_candle::internals::measure::Memory;
+use erank_candle::internals::{
+    BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, LoadedModel, Row, load,
+};
+use erank_candle::{CandleSettings, Checkpoint};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -41,7 +42,7 @@ fn measure() -> Result<()> {
     let folder = shape.folder(Behaviour::Random);
     shape.write(&folder, Behaviour::Random)?;
     let begin = Instant::now();
-    let model = Qwen3::load(&Checkpoint::open(folder)?, None, None)?;
+    let model = load(&Checkpoint::open(folder)?, &CandleSettings::default())?;
     let seconds = begin.elapsed().as_secs_f64();
     println!("{}", json!({"shape": shape.name, "name": "loading", "value": seconds, "unit": "s"}));
     let bench = Bench { shape, model, memory: Memory::new(1 << 30)? };
@@ -61,7 +62,7 @@ fn measure() -> Result<()> {
 
 struct Bench {
     shape: Shape,
-    model: Qwen3,
+    model: LoadedModel,
     memory: Memory,
 }
 
@@ -79,7 +80,9 @@ impl Bench {
         let (cache, blocks) = self.cache(rows)?;
         for (i, blocks) in blocks.iter().enumerate() {
             let ids: Vec<u32> = (0..PROMPT).map(|token| ((token * 7 + i) % 1000) as u32).collect();
-            self.model.forward(&[Row { tokens: &ids, position: 0, blocks, logits: 0 }], &cache)?;
+            self.model
+                .model
+                .forward(&[Row { tokens: &ids, position: 0, blocks, logits: 0 }], &cache)?;
         }
         let rows: Vec<Row<'_>> = blocks
             .iter()
@@ -95,13 +98,13 @@ impl Bench {
         let operations = self.shape.operations(tokens, rows.len());
         let work = Work { bytes: bytes as f64, operations };
 
-        let expected = self.model.forward(rows, cache)?.to_vec2::<f32>()?;
+        let expected = self.model.model.forward(rows, cache)?;
         let reached = compare(RUNS, &self.memory, &work, || {
             let begin = Instant::now();
-            let logits = self.model.forward(rows, cache)?;
+            let logits = self.model.model.forward(rows, cache)?;
             let time = begin.elapsed();
             // What is timed is the right answer, every time.
-            assert_eq!(logits.to_vec2::<f32>()?, expected);
+            assert_eq!(logits, expected);
             Ok(time)
         })?;
         println!(
@@ -109,7 +112,7 @@ impl Bench {
             json!({
                 "shape": self.shape.name,
                 "name": name,
-                "kernels": self.model.instruction_set(),
+                "kernels": self.model.kernels,
                 "value": tokens as f64 / reached.seconds,
                 "unit": "tokens/s",
                 "floor": tokens as f64 / reached.floor,
@@ -125,8 +128,9 @@ impl Bench {
     /// A cache with room for `rows` sequences, and each one's blocks.
     fn cache(&self, rows: usize) -> Result<(KvCache, Vec<Vec<BlockId>>)> {
         let each = (PROMPT + 1).div_ceil(BLOCK_TOKENS);
-        let mut cache = self.model.new_cache(rows * each)?;
-        let all: Vec<BlockId> = std::iter::from_fn(|| cache.take()).collect();
+        let cache = self.model.model.new_cache(rows * each)?;
+        let mut allocator = BlockAllocator::new(cache.blocks());
+        let all: Vec<BlockId> = std::iter::from_fn(|| allocator.allocate()).collect();
         Ok((cache, all.chunks(each).map(<[BlockId]>::to_vec).collect()))
     }
 }

@@ -11,7 +11,7 @@
 
 use erank_benches::ceilings::{Work, compare};
 use erank_benches::checkpoint::{SHAPES, Shape};
-use erank_candle::measure::{Memory, Projections};
+use erank_candle::internals::measure::{Memory, Projections};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

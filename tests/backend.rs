@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use erank_candle::{CandleBackend, CandleSettings, Checkpoint, DeviceLocation};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Device, WeightFormat};
 use erank_core::testing::conformance;
 use erank_core::{
     AnswerFormat, CancellationToken, FinishReason, Mode, PromptTemplate, Request, Reranker,
@@ -238,14 +238,10 @@ fn settings_that_cannot_be_are_named() {
     let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("too small");
     assert!(error.to_string().contains("kv_cache_memory_bytes"), "{error}");
     let mut settings = CandleSettings::default();
-    settings.dtype = Some(candle_core::DType::I64);
-    let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("no such weights");
-    assert!(error.to_string().contains("I64"), "{error}");
-    let mut settings = CandleSettings::default();
-    settings.device = DeviceLocation::Cuda { gpu_id: 77 };
+    settings.device = Device::Cuda { ordinal: 77 };
     let error = CandleBackend::load(&Checkpoint::tiny(), &settings).expect_err("no such device");
     assert!(
-        error.to_string().contains("gpu_id: 77") && error.to_string().contains("`cuda`"),
+        error.to_string().contains("ordinal: 77") && error.to_string().contains("`cuda`"),
         "{error}"
     );
     settings.instruction_set = Some("avx2".into());
@@ -270,7 +266,7 @@ fn it_keeps_the_contract_of_backends() {
 /// shapes, an answer's last bits depend on the company.
 #[test]
 fn it_keeps_the_contract_without_kernels() {
-    let backend = tiny_with(|settings| settings.instruction_set = Some("candle".into()));
+    let backend = tiny_with(|settings| settings.device = Device::CpuCandle);
     let mut options = conformance::Options::default();
     options.many = 100;
     options.deterministic = false;
@@ -282,17 +278,17 @@ fn it_keeps_the_contract_without_kernels() {
 /// Also those of sequences that had to give their blocks back. In F32: in BF16, rounding turns near ties.
 #[test]
 fn without_kernels_the_answers_are_the_same() {
-    let f32 = |set: Option<&str>, blocks: usize| {
+    let f32 = |device: Device, blocks: usize| {
         let backend = tiny_with(|settings| {
-            settings.dtype = Some(candle_core::DType::F32);
-            settings.instruction_set = set.map(str::to_owned);
+            settings.weights = Some(WeightFormat::F32);
+            settings.device = device;
             settings.kv_cache_memory_bytes = Some(blocks * 2 * BLOCK_BYTES);
         });
         completions(&backend, &DOCUMENTS, REASON)
     };
-    let expected = f32(None, 1000);
+    let expected = f32(Device::Cpu, 1000);
     for blocks in [26, 1000] {
-        for (found, expected) in f32(Some("candle"), blocks).iter().zip(&expected) {
+        for (found, expected) in f32(Device::CpuCandle, blocks).iter().zip(&expected) {
             assert_eq!(found.text, expected.text);
             for (found, expected) in found.tokens.iter().zip(&expected.tokens) {
                 let error = (found.log_prob - expected.log_prob).abs();

@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use erank_candle::model::Qwen3;
+use erank_candle::internals::instruction_sets;
 use erank_candle::{CandleBackend, CandleSettings};
 use erank_core::{
     AsyncReranker, CancellationToken, Cascade, FinishReason, Mode, PromptTemplate, Request,
@@ -49,7 +49,7 @@ fn references() -> &'static [(&'static str, CandleBackend)] {
         let with = |set: &'static str| {
             (set, tiny_with(|settings| settings.instruction_set = Some(set.to_owned())))
         };
-        Qwen3::instruction_sets().into_iter().map(with).collect()
+        instruction_sets().into_iter().map(with).collect()
     })
 }
 

@@ -5,13 +5,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::qwen3 as theirs;
-use erank_candle::Checkpoint;
-use erank_candle::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
-use erank_candle::model::{Qwen3, Row};
+use erank_candle::internals::{
+    BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, Model, Row, instruction_sets, load,
+};
+use erank_candle::{CandleSettings, Checkpoint, Device, WeightFormat};
 use erank_tests::random_model::{Layout, RandomModel, checksum};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -85,19 +87,23 @@ impl Golden {
     }
 
     /// Our model, loaded from a checkpoint folder, with the best instruction set.
-    fn load(&self, dtype: DType) -> Qwen3 {
-        self.load_for(dtype, None)
+    fn load(&self, weights: WeightFormat) -> Arc<dyn Model> {
+        self.load_for(weights, None)
     }
 
-    fn load_for(&self, dtype: DType, instruction_set: Option<&str>) -> Qwen3 {
-        let model = Qwen3::load(&self.checkpoint(), Some(dtype), instruction_set);
-        model.expect("a whole checkpoint")
+    fn load_for(&self, weights: WeightFormat, instruction_set: Option<&str>) -> Arc<dyn Model> {
+        let mut settings = CandleSettings::default();
+        settings.weights = Some(weights);
+        settings.instruction_set = instruction_set.map(str::to_owned);
+        load(&self.checkpoint(), &settings).expect("a whole checkpoint").model
     }
 
-    /// Through candle's own operations, as other devices run it.
-    fn load_without_kernels(&self, dtype: DType) -> Qwen3 {
-        let model = Qwen3::load_on(&Device::Cpu, &self.checkpoint(), Some(dtype));
-        model.expect("a whole checkpoint")
+    /// Loads the model for candle's own operations, which other devices run.
+    fn load_without_kernels(&self, weights: WeightFormat) -> Arc<dyn Model> {
+        let mut settings = CandleSettings::default();
+        settings.weights = Some(weights);
+        settings.device = Device::CpuCandle;
+        load(&self.checkpoint(), &settings).expect("a whole checkpoint").model
     }
 
     fn checkpoint(&self) -> Checkpoint {
@@ -126,7 +132,7 @@ fn read_rows(path: &Path, vocab_size: usize) -> Vec<Logits> {
 type Part = (usize, usize);
 
 /// Runs `sequences` as `plan` spreads them over steps; returns every token's logits by sequence.
-fn run(model: &Qwen3, sequences: &[Vec<u32>], plan: &[Vec<Part>]) -> Vec<Vec<Logits>> {
+fn run(model: &dyn Model, sequences: &[Vec<u32>], plan: &[Vec<Part>]) -> Vec<Vec<Logits>> {
     let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
     let (cache, blocks) = cache_for(model, &lengths);
     let mut logits = vec![Vec::new(); sequences.len()];
@@ -149,19 +155,20 @@ fn run(model: &Qwen3, sequences: &[Vec<u32>], plan: &[Vec<Part>]) -> Vec<Vec<Log
     logits
 }
 
-fn forward(model: &Qwen3, rows: &[Row<'_>], cache: &KvCache) -> Vec<Logits> {
+fn forward(model: &dyn Model, rows: &[Row<'_>], cache: &KvCache) -> Vec<Logits> {
     let logits = model.forward(rows, cache).expect("a forward pass");
-    logits.to_vec2().expect("F32 logits, [wanted tokens, vocab_size]")
+    logits.chunks_exact(model.shape().logits).map(<[f32]>::to_vec).collect()
 }
 
 /// A cache with room for sequences of these lengths, and their blocks: in descending order and with
 /// other sequences' between, as blocks lie after some use.
-fn cache_for(model: &Qwen3, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>>) {
+fn cache_for(model: &dyn Model, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>>) {
     let needed: Vec<usize> = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).collect();
     let total = needed.iter().sum();
-    let mut cache = model.new_cache(total).expect("a cache");
+    let cache = model.new_cache(total).expect("a cache");
+    let mut allocator = BlockAllocator::new(total);
     let mut free: Vec<BlockId> =
-        (0..total).map(|_| cache.take().expect("as many as asked for")).collect();
+        (0..total).map(|_| allocator.allocate().expect("as many as asked for")).collect();
     let mut blocks = vec![Vec::new(); lengths.len()];
     while !free.is_empty() {
         for (blocks, needed) in blocks.iter_mut().zip(&needed) {
@@ -312,7 +319,7 @@ fn generator_agrees_with_python() {
 fn table_of_errors_against_transformers() {
     println!("errors relative to the largest logit: the largest / the root of the mean square");
     println!("{:18} length  F32      BF16               transformers' BF16", "model");
-    for set in Qwen3::instruction_sets() {
+    for set in instruction_sets() {
         println!("kernels: {set}");
         for golden in Golden::all() {
             check_errors(&golden, set, one_by_one, |dtype| golden.load_for(dtype, Some(set)));
@@ -332,10 +339,15 @@ fn table_of_errors_without_kernels() {
     }
 }
 
-fn check_errors(golden: &Golden, what: &str, plan: Plan, load: impl Fn(DType) -> Qwen3) {
+fn check_errors(
+    golden: &Golden,
+    what: &str,
+    plan: Plan,
+    load: impl Fn(WeightFormat) -> Arc<dyn Model>,
+) {
     let prompts = golden.prompts();
-    let run = |dtype| run(&load(dtype), &prompts, &plan(&prompts));
-    let (f32, bf16) = (run(DType::F32), run(DType::BF16));
+    let run = |dtype| run(&*load(dtype), &prompts, &plan(&prompts));
+    let (f32, bf16) = (run(WeightFormat::F32), run(WeightFormat::Bf16));
     let mut rows = Vec::new();
     for (case, (f32, bf16)) in golden.cases.iter().zip(f32.iter().zip(&bf16)) {
         let f32 = Errors::of(&at_positions(f32, case), &case.logits);
@@ -359,13 +371,13 @@ fn print_row(name: &str, length: &str, f32: Errors, bf16: Errors, theirs: Errors
 
 #[test]
 fn steps_and_company_do_not_change_a_bit() {
-    let sets = Qwen3::instruction_sets();
+    let sets = instruction_sets();
     for golden in Golden::all() {
-        let bf16 = sets.iter().map(|set| (DType::BF16, *set));
-        for (dtype, set) in bf16.chain([(DType::F32, sets[0])]) {
+        let bf16 = sets.iter().map(|set| (WeightFormat::Bf16, *set));
+        for (dtype, set) in bf16.chain([(WeightFormat::F32, sets[0])]) {
             let model = golden.load_for(dtype, Some(set));
             let prompts = golden.prompts();
-            let whole = run(&model, &prompts, &one_by_one(&prompts));
+            let whole = run(&*model, &prompts, &one_by_one(&prompts));
             for (way, plan) in [
                 ("token by token", token_by_token(&prompts)),
                 ("chunks, then decoding", chunked(&prompts)),
@@ -373,7 +385,7 @@ fn steps_and_company_do_not_change_a_bit() {
                 ("continuous batching", continuous(&prompts)),
             ] {
                 let what = format!("{} in {dtype:?}, {set}, {way}", golden.name);
-                assert_same_bits(&run(&model, &prompts, &plan), &whole, &what);
+                assert_same_bits(&run(&*model, &prompts, &plan), &whole, &what);
             }
         }
     }
@@ -382,11 +394,11 @@ fn steps_and_company_do_not_change_a_bit() {
 #[test]
 fn threads_do_not_change_a_bit() {
     for golden in Golden::all() {
-        let model = golden.load(DType::BF16);
+        let model = golden.load(WeightFormat::Bf16);
         let prompts = golden.prompts();
         let with = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.expect("threads").install(|| run(&model, &prompts, &ragged(&prompts)))
+            pool.expect("threads").install(|| run(&*model, &prompts, &ragged(&prompts)))
         };
         assert_same_bits(&with(3), &with(1), &golden.name);
     }
@@ -396,13 +408,14 @@ fn threads_do_not_change_a_bit() {
 #[test]
 fn a_shared_prefix_does_not_change_a_bit() {
     for golden in Golden::all() {
-        for dtype in [DType::F32, DType::BF16] {
+        for dtype in [WeightFormat::F32, WeightFormat::Bf16] {
             let model = golden.load(dtype);
-            let (together, alone) = with_a_shared_prefix(&golden, &model, &model);
+            let (together, alone) = with_a_shared_prefix(&golden, &*model, &*model);
             assert_same_bits(&[together], &[alone], &format!("{} in {dtype:?}", golden.name));
         }
-        let (model, kernels) = (golden.load_without_kernels(DType::F32), golden.load(DType::F32));
-        let (together, alone) = with_a_shared_prefix(&golden, &model, &kernels);
+        let (model, kernels) =
+            (golden.load_without_kernels(WeightFormat::F32), golden.load(WeightFormat::F32));
+        let (together, alone) = with_a_shared_prefix(&golden, &*model, &*kernels);
         let errors = Errors::of(&together, &alone);
         assert!(errors.largest <= F32_BOUND, "{}: {:e}", golden.name, errors.largest);
     }
@@ -412,8 +425,8 @@ fn a_shared_prefix_does_not_change_a_bit() {
 /// each prompt is given whole.
 fn with_a_shared_prefix(
     golden: &Golden,
-    model: &Qwen3,
-    other: &Qwen3,
+    model: &dyn Model,
+    other: &dyn Model,
 ) -> (Vec<Logits>, Vec<Logits>) {
     const PREFIX: usize = 3 * BLOCK_TOKENS;
     let prefix = golden.model.tokens(300)[..PREFIX].to_vec();
@@ -445,11 +458,11 @@ fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
     let prompts = golden.prompts()[1..4].to_vec();
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let wanted = [prompts[0].len(), 0, 2];
-    let expected_of = |model: &Qwen3| {
+    let expected_of = |model: &dyn Model| {
         let whole = run(model, &prompts, &one_by_one(&prompts));
         [&whole[0][..], &whole[2][whole[2].len() - 2..]].concat()
     };
-    let wanted_of = |model: &Qwen3| {
+    let wanted_of = |model: &dyn Model| {
         let (cache, blocks) = cache_for(model, &lengths);
         let rows: Vec<Row<'_>> = prompts
             .iter()
@@ -459,12 +472,12 @@ fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
             .collect();
         forward(model, &rows, &cache)
     };
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in [WeightFormat::F32, WeightFormat::Bf16] {
         let model = golden.load(dtype);
-        assert_eq!(wanted_of(&model), expected_of(&model), "{dtype:?}");
+        assert_eq!(wanted_of(&*model), expected_of(&*model), "{dtype:?}");
     }
-    let candles = wanted_of(&golden.load_without_kernels(DType::F32));
-    let errors = Errors::of(&candles, &expected_of(&golden.load(DType::F32)));
+    let candles = wanted_of(&*golden.load_without_kernels(WeightFormat::F32));
+    let errors = Errors::of(&candles, &expected_of(&*golden.load(WeightFormat::F32)));
     assert!(errors.largest <= F32_BOUND, "{:e}", errors.largest);
 }
 
@@ -473,11 +486,12 @@ fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
 fn candle_transformers_agrees_in_f32() {
     for golden in Golden::all() {
         let prompts = golden.prompts();
-        let ours = run(&golden.load(DType::F32), &prompts, &one_by_one(&prompts));
+        let ours = run(&*golden.load(WeightFormat::F32), &prompts, &one_by_one(&prompts));
         let mut theirs = candles_model(&golden.model);
         for (prompt, ours) in prompts.iter().zip(&ours) {
             theirs.clear_kv_cache();
-            let ids = Tensor::new(vec![prompt.clone()], &Device::Cpu).expect("token ids");
+            let ids =
+                Tensor::new(vec![prompt.clone()], &candle_core::Device::Cpu).expect("token ids");
             let logits = theirs.forward(&ids, 0).expect("a forward pass");
             let logits = logits.squeeze(1).and_then(|l| l.to_vec2()).expect("[1, 1, vocab_size]");
             let errors = Errors::of(&ours[prompt.len() - 1..], &logits);
@@ -489,9 +503,10 @@ fn candle_transformers_agrees_in_f32() {
 fn candles_model(model: &RandomModel) -> theirs::ModelForCausalLM {
     let config = serde_json::from_value(model.config().clone()).expect("candle's configuration");
     let tensors = model.weights().into_iter().map(|(name, weight)| {
-        let tensor = Tensor::from_vec(weight.values, weight.shape, &Device::Cpu);
+        let tensor = Tensor::from_vec(weight.values, weight.shape, &candle_core::Device::Cpu);
         (name, tensor.and_then(|tensor| tensor.to_dtype(DType::F32)).expect("a weight"))
     });
-    let weights = VarBuilder::from_tensors(tensors.collect(), DType::F32, &Device::Cpu);
+    let weights =
+        VarBuilder::from_tensors(tensors.collect(), DType::F32, &candle_core::Device::Cpu);
     theirs::ModelForCausalLM::new(&config, weights).expect("candle's model")
 }

@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use erank_candle::measure::{Memory, matrix_peak};
+use erank_candle::internals::measure::{Memory, matrix_peak};
 
 use crate::median;
 

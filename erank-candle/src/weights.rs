@@ -11,19 +11,23 @@ use safetensors::{Dtype, SafeTensors};
 use crate::checkpoint::Shard;
 use crate::error::LoadError;
 use crate::kernels::{Element, InstructionSet, PackedMatrix, PackedWeights};
+use crate::settings::WeightFormat;
 
 /// The tensors of all shards.
 pub(crate) struct Weights<'a> {
     shards: &'a [Shard],
     tensors: HashMap<String, TensorView<'a>>,
     /// The type that matrices are kept in.
-    dtype: DType,
+    format: WeightFormat,
 }
 
 impl<'a> Weights<'a> {
-    /// Reads the shards' headers. Without a `dtype`, matrices keep the type of the checkpoint's
+    /// Reads the shards' headers. Without a `format`, matrices keep the type of the checkpoint's
     /// embedding, BF16 or else F32.
-    pub(crate) fn new(shards: &'a [Shard], dtype: Option<DType>) -> Result<Self, LoadError> {
+    pub(crate) fn new(
+        shards: &'a [Shard],
+        format: Option<WeightFormat>,
+    ) -> Result<Self, LoadError> {
         let mut tensors = HashMap::new();
         for shard in shards {
             let file = SafeTensors::deserialize(shard.bytes()).map_err(|source| {
@@ -36,26 +40,12 @@ impl<'a> Weights<'a> {
             }
         }
         let stored = tensors.get(EMBEDDING).map(TensorView::dtype);
-        let default = if stored == Some(Dtype::BF16) { DType::BF16 } else { DType::F32 };
-        match dtype.unwrap_or(default) {
-            dtype @ (DType::F32 | DType::BF16) => Ok(Self { shards, tensors, dtype }),
-            other => Err(LoadError::Setting(format!("weights as {other:?}; use F32 or BF16"))),
-        }
+        let own = if stored == Some(Dtype::BF16) { WeightFormat::Bf16 } else { WeightFormat::F32 };
+        Ok(Self { shards, tensors, format: format.unwrap_or(own) })
     }
 
-    pub(crate) fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// The matrix `name`, `outputs × inputs`, packed for an instruction set.
-    pub(crate) fn matrix(
-        &self,
-        name: &str,
-        outputs: usize,
-        inputs: usize,
-        set: InstructionSet,
-    ) -> Result<PackedWeights, LoadError> {
-        self.stacked(&[(name, outputs)], inputs, set)
+    pub(crate) fn format(&self) -> WeightFormat {
+        self.format
     }
 
     /// Matrices with the same inputs, one above the other as a single one.
@@ -80,12 +70,12 @@ impl<'a> Weights<'a> {
             views[part].get(row * inputs + input)
         };
         let no_room = |error| LoadError::tensor(parts[0].0, format!("no memory for it: {error}"));
-        let packed = match self.dtype {
-            DType::BF16 => PackedWeights::bf16(set, rows.len(), inputs, |output, input| {
+        let packed = match self.format {
+            WeightFormat::Bf16 => PackedWeights::bf16(set, rows.len(), inputs, |output, input| {
                 bf16::round(element(output, input))
             })
             .map_err(no_room)?,
-            _ => PackedWeights::F32(
+            WeightFormat::F32 => PackedWeights::F32(
                 PackedMatrix::pack(rows.len(), inputs, element).map_err(no_room)?,
             ),
         };
@@ -100,11 +90,15 @@ impl<'a> Weights<'a> {
         inputs: usize,
         device: &Device,
     ) -> Result<Tensor, LoadError> {
+        let dtype = match self.format {
+            WeightFormat::F32 => DType::F32,
+            WeightFormat::Bf16 => DType::BF16,
+        };
         let mut tensors = Vec::with_capacity(parts.len());
         for (name, outputs) in parts {
             let view = self.tensor(name, &[*outputs, inputs])?;
             Numbers::of(name, view)?;
-            tensors.push(view.load(&Device::Cpu).and_then(|tensor| tensor.to_dtype(self.dtype)));
+            tensors.push(view.load(&Device::Cpu).and_then(|tensor| tensor.to_dtype(dtype)));
         }
         let stacked = tensors
             .into_iter()

@@ -18,7 +18,6 @@ mod vllm;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::DType;
 use erank_candle::{CandleBackend, Checkpoint, PromptTokenizer};
 use erank_core::prompt::BoundPrompt;
 use erank_core::{Cause, DocumentError};
@@ -108,7 +107,7 @@ fn settings(tokenizer: &CandleBackend) -> OpenAiSettings {
 /// The bundled model in the arithmetic that llama.cpp is given: all F32.
 fn exact() -> CandleBackend {
     let mut settings = erank_candle::CandleSettings::default();
-    settings.dtype = Some(DType::F32);
+    settings.weights = Some(erank_candle::WeightFormat::F32);
     CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
 }
 

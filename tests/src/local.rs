@@ -45,7 +45,7 @@ pub fn idle(backend: &CandleBackend) -> Statistics {
     let started = Instant::now();
     loop {
         let statistics = backend.statistics();
-        if (statistics.calls, statistics.running, statistics.used_blocks) == (0, 0, 0) {
+        if (statistics.callers, statistics.running, statistics.used_blocks) == (0, 0, 0) {
             return statistics;
         }
         assert!(started.elapsed() < Duration::from_secs(10), "{statistics:?}");

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::kv_cache::{BLOCK_TOKENS, BlockId};
+use crate::model::step::{BLOCK_TOKENS, BlockId};
 
 /// A node of the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,11 +37,11 @@ struct Node {
 
 /// What [`PrefixCache::find`] found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct PrefixMatch {
     /// The nodes that hold the first blocks of the prompt.
     pub(super) path: Vec<NodeId>,
     /// Whether the block after them is being computed by somebody else right now.
-    pub(super) more_to_come: bool,
+    pub(super) next_is_computing: bool,
 }
 
 #[derive(Debug, Default)]
@@ -58,16 +58,16 @@ pub(super) struct PrefixCache {
 
 impl PrefixCache {
     /// The longest beginning of `tokens` that is here, in whole blocks.
-    pub(super) fn find(&self, tokens: &[u32]) -> Found {
+    pub(super) fn find(&self, tokens: &[u32]) -> PrefixMatch {
         let mut path: Vec<NodeId> = Vec::new();
         for block in tokens.as_chunks().0 {
             match self.children.get(&(path.last().copied(), *block)) {
                 Some(node) if self.nodes[node].computed => path.push(*node),
-                Some(_) => return Found { path, more_to_come: true },
+                Some(_) => return PrefixMatch { path, next_is_computing: true },
                 None => break,
             }
         }
-        Found { path, more_to_come: false }
+        PrefixMatch { path, next_is_computing: false }
     }
 
     pub(super) fn block(&self, node: NodeId) -> BlockId {
@@ -184,7 +184,7 @@ mod tests {
 
     /// Inserts what is missing of a prompt, as the engine does, and says what it uses.
     fn begin(cache: &mut PrefixCache, prompt: &[u32], next_block: &mut u32) -> Vec<NodeId> {
-        let Found { mut path, .. } = cache.find(prompt);
+        let PrefixMatch { mut path, .. } = cache.find(prompt);
         cache.acquire(&path);
         for block in &prompt.as_chunks().0[path.len()..] {
             let parent = path.last().copied();
@@ -199,16 +199,19 @@ mod tests {
     fn what_is_being_computed_is_waited_for_and_then_found() {
         let (mut cache, mut next_block) = (PrefixCache::default(), 0);
         let prompt = tokens(&[1, 2, 3]);
-        assert_eq!(cache.find(&prompt), Found { path: vec![], more_to_come: false });
+        assert_eq!(cache.find(&prompt), PrefixMatch { path: vec![], next_is_computing: false });
         let path = begin(&mut cache, &prompt, &mut next_block);
-        assert_eq!(cache.find(&prompt), Found { path: vec![], more_to_come: true });
+        assert_eq!(cache.find(&prompt), PrefixMatch { path: vec![], next_is_computing: true });
         cache.set_computed(path[0]);
         let found = cache.find(&tokens(&[1, 9]));
-        assert_eq!(found, Found { path: path[..1].to_vec(), more_to_come: false });
-        assert!(cache.find(&prompt).more_to_come);
+        assert_eq!(found, PrefixMatch { path: path[..1].to_vec(), next_is_computing: false });
+        assert!(cache.find(&prompt).next_is_computing);
         // Whoever gives up takes back what is not there.
         assert_eq!(cache.release(&path), [BlockId(2), BlockId(1)]);
-        assert_eq!(cache.find(&prompt), Found { path: path[..1].to_vec(), more_to_come: false });
+        assert_eq!(
+            cache.find(&prompt),
+            PrefixMatch { path: path[..1].to_vec(), next_is_computing: false }
+        );
         // A part of a block is nothing.
         assert!(cache.find(&prompt[..BLOCK_TOKENS - 1]).path.is_empty());
     }

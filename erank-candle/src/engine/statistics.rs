@@ -22,7 +22,7 @@ pub struct Statistics {
     /// Sequences sent back to wait because the cache was full or another caller had none running.
     pub preemptions: u64,
     /// Callers now.
-    pub calls: usize,
+    pub callers: usize,
     /// Sequences in the running batch now.
     pub running: usize,
     /// Sequences that wait for room now: those that their callers have tokenized, a few ahead of what

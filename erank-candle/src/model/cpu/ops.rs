@@ -10,25 +10,24 @@
 //! its time.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, bail};
 use rayon::prelude::*;
 
+use super::ordered_step::OrderedStep;
 use crate::kernels::attention::{BlockLayout, attend};
 use crate::kernels::linear::{multiply, multiply_both};
 use crate::kernels::norm::{Norm, rotate, silu};
 use crate::kernels::products::{Pairs, Products, Singles};
 use crate::kernels::{InstructionSet, PackedWeights};
-use crate::model::Step;
 use half::bf16;
 
 /// Token ids `[tokens]` → their embeddings `[tokens, hidden]`.
-pub(crate) struct Embed {
-    pub(crate) table: Arc<PackedWeights>,
+pub(crate) struct Embed<'a> {
+    pub(crate) table: &'a PackedWeights,
 }
 
-impl CustomOp1 for Embed {
+impl CustomOp1 for Embed<'_> {
     fn name(&self) -> &'static str {
         "embed"
     }
@@ -48,13 +47,13 @@ impl CustomOp1 for Embed {
 
 /// RMSNorm, then a projection: `out = norm(x) · Wᵀ`, with `x` as `[tokens, hidden]` and `out` as
 /// `[tokens, outputs]`.
-pub(crate) struct NormLinear {
-    pub(crate) norm: Norm,
-    pub(crate) weights: Arc<PackedWeights>,
+pub(crate) struct NormLinear<'a> {
+    pub(crate) norm: &'a Norm,
+    pub(crate) weights: &'a PackedWeights,
     pub(crate) set: InstructionSet,
 }
 
-impl InplaceOp2 for NormLinear {
+impl InplaceOp2 for NormLinear<'_> {
     fn name(&self) -> &'static str {
         "norm-linear"
     }
@@ -71,8 +70,8 @@ impl InplaceOp2 for NormLinear {
         multiply(
             self.set,
             x,
-            Some(&self.norm),
-            &self.weights,
+            Some(self.norm),
+            self.weights,
             out,
             #[inline(always)]
             |y, product| *y = product,
@@ -83,14 +82,14 @@ impl InplaceOp2 for NormLinear {
 
 /// RMSNorm, then the two halves of SwiGLU: `out = silu(gate(norm(x))) · up(norm(x))`, with `x` as
 /// `[tokens, hidden]` and `out` as `[tokens, intermediate]`.
-pub(crate) struct NormGateUp {
-    pub(crate) norm: Norm,
-    pub(crate) gate: PackedWeights,
-    pub(crate) up: PackedWeights,
+pub(crate) struct NormGateUp<'a> {
+    pub(crate) norm: &'a Norm,
+    pub(crate) gate: &'a PackedWeights,
+    pub(crate) up: &'a PackedWeights,
     pub(crate) set: InstructionSet,
 }
 
-impl InplaceOp2 for NormGateUp {
+impl InplaceOp2 for NormGateUp<'_> {
     fn name(&self) -> &'static str {
         "norm-gate-up"
     }
@@ -104,11 +103,11 @@ impl InplaceOp2 for NormGateUp {
     ) -> Result<()> {
         let (out, x) = (contiguous_mut(out, out_layout)?, contiguous(x, layout)?);
         same_rows(x, self.gate.inputs(), out, self.gate.outputs())?;
-        let halves = [&self.gate, &self.up];
+        let halves = [self.gate, self.up];
         multiply_both(
             self.set,
             x,
-            Some(&self.norm),
+            Some(self.norm),
             halves,
             out,
             #[inline(always)]
@@ -122,12 +121,12 @@ impl InplaceOp2 for NormGateUp {
 
 /// A projection added to the residual stream in place: `residual += x · Wᵀ`, with `x` as
 /// `[tokens, inputs]` and the residual as `[tokens, hidden]`.
-pub(crate) struct LinearAdd {
-    pub(crate) weights: PackedWeights,
+pub(crate) struct LinearAdd<'a> {
+    pub(crate) weights: &'a PackedWeights,
     pub(crate) set: InstructionSet,
 }
 
-impl InplaceOp2 for LinearAdd {
+impl InplaceOp2 for LinearAdd<'_> {
     fn name(&self) -> &'static str {
         "linear-add"
     }
@@ -145,7 +144,7 @@ impl InplaceOp2 for LinearAdd {
             self.set,
             x,
             None,
-            &self.weights,
+            self.weights,
             residual,
             #[inline(always)]
             |residual, product| {
@@ -158,15 +157,15 @@ impl InplaceOp2 for LinearAdd {
 
 /// What the attention operations of one layer share.
 #[derive(Debug)]
-pub(crate) struct Heads {
+pub(crate) struct Heads<'a> {
     pub(crate) query_heads: usize,
     pub(crate) layout: BlockLayout,
-    pub(crate) query_norm: Norm,
-    pub(crate) key_norm: Norm,
+    pub(crate) query_norm: &'a Norm,
+    pub(crate) key_norm: &'a Norm,
     pub(crate) set: InstructionSet,
 }
 
-impl Heads {
+impl Heads<'_> {
     fn width(&self) -> usize {
         (self.query_heads + 2 * self.layout.kv_heads) * self.layout.head_dim
     }
@@ -179,30 +178,30 @@ impl Heads {
     }
 
     /// Checks `[tokens, heads]` against the step, so that the operations below need not.
-    fn check(&self, qkv: &[f32], cache_length: usize, step: &Step) -> Result<()> {
+    fn check(&self, qkv: &[f32], step: &OrderedStep<'_>) -> Result<()> {
         if row_count(qkv, self.width())? != step.len() {
             bail!("queries, keys and values of another number of tokens than the step's");
         }
-        step.check_blocks(cache_length / self.layout.block_size())
+        Ok(())
     }
 }
 
 /// Writes a step's keys (normalised and rotated) and values, from `[tokens, query, key and value
 /// heads × head_dim]`, to their places in a layer's cache.
 pub(crate) struct WriteKv<'a> {
-    pub(crate) heads: &'a Heads,
-    pub(crate) step: &'a Step,
+    pub(crate) heads: &'a Heads<'a>,
+    pub(crate) step: &'a OrderedStep<'a>,
 }
 
 impl WriteKv<'_> {
     fn write<P: Products>(&self, cache: &mut [P::Right], qkv: &[f32]) -> Result<()> {
         let Heads { layout, key_norm, set, .. } = self.heads;
-        self.heads.check(qkv, cache.len(), self.step)?;
+        self.heads.check(qkv, self.step)?;
         let (width, head_dim) = (self.heads.width(), layout.head_dim);
         let (mut rest, mut passed) = (cache, 0);
         let mut blocks: Vec<(&mut [P::Right], &[usize])> = Vec::new();
         for tokens in self.step.by_block() {
-            let start = self.step.cache_place(tokens[0]).0 * layout.block_size();
+            let start = self.step.cache_slot(tokens[0]).0 * layout.block_size();
             let (_, behind) = rest.split_at_mut(start - passed);
             let (block, behind) = behind.split_at_mut(layout.block_size());
             (rest, passed) = (behind, start + layout.block_size());
@@ -213,7 +212,7 @@ impl WriteKv<'_> {
             for token in tokens {
                 let (_, keys, values) = self.heads.split(&qkv[token * width..][..width]);
                 let (cos, sin) = self.step.rotation(*token);
-                let (_, slot) = self.step.cache_place(*token);
+                let (_, slot) = self.step.cache_slot(*token);
                 let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
                 for (kv_head, (key, value)) in heads.enumerate() {
                     set.run(
@@ -259,8 +258,8 @@ impl InplaceOp2 for WriteKv<'_> {
 /// Attention of a step's queries (normalised and rotated here) over a layer's cache:
 /// `[tokens, query, key and value heads × head_dim]` → `[tokens, query heads × head_dim]`.
 pub(crate) struct Attention<'a> {
-    pub(crate) heads: &'a Heads,
-    pub(crate) step: &'a Step,
+    pub(crate) heads: &'a Heads<'a>,
+    pub(crate) step: &'a OrderedStep<'a>,
 }
 
 impl Attention<'_> {
@@ -271,7 +270,7 @@ impl Attention<'_> {
 
     fn attend<P: Products>(&self, qkv: &[f32], cache: &[P::Right], out: &mut [f32]) -> Result<()> {
         let Heads { layout, query_heads, query_norm, set, .. } = self.heads;
-        self.heads.check(qkv, cache.len(), self.step)?;
+        self.heads.check(qkv, self.step)?;
         let (head_dim, width) = (layout.head_dim, query_heads * layout.head_dim);
         let group_width = width / layout.kv_heads;
         if row_count(out, width)? != self.step.len() {
@@ -323,7 +322,7 @@ impl Attention<'_> {
         // By piece, KV head and token of the bunch; put together again by token.
         let pieces_of_bunch = layout.kv_heads.div_ceil(heads);
         out.par_chunks_exact_mut(width).with_min_len(8).enumerate().for_each(|(token, out)| {
-            let place = self.step.attention_place(token);
+            let place = self.step.attention_index(token);
             let (bunch, index) = (place / tokens, place % tokens);
             let pieces = &attended[bunch * pieces_of_bunch..][..pieces_of_bunch];
             for (piece, out) in pieces.iter().zip(out.chunks_mut(heads * group_width)) {
@@ -366,7 +365,7 @@ impl InplaceOp3 for Attention<'_> {
 }
 
 /// The numbers of a tensor that lie in one piece.
-pub(crate) fn contiguous<'a, T: candle_core::WithDType>(
+fn contiguous<'a, T: candle_core::WithDType>(
     storage: &'a CpuStorage,
     layout: &Layout,
 ) -> Result<&'a [T]> {
@@ -378,7 +377,7 @@ fn contiguous_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'
     Ok(&mut numbers[contiguous_range(layout)?])
 }
 
-fn contiguous_range(layout: &Layout) -> Result<std::ops::Range<usize>> {
+pub(crate) fn contiguous_range(layout: &Layout) -> Result<Range<usize>> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(start..end),
         None => bail!("a tensor that does not lie in one piece"),
