@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_ends_with_what_any_file_says() {
+    fn eos_token_ids_come_from_every_file() {
         let mut checkpoint = Checkpoint::tiny();
         let id = |token: &str| {
             CandleBackend::tiny().expect("bundled").tokenizer().token_to_id(token).expect("a token")
