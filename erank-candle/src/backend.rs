@@ -9,7 +9,7 @@ use erank_core::{
 };
 
 use crate::checkpoint::Checkpoint;
-use crate::config::Config;
+use crate::checkpoint::config::Config;
 use crate::engine::Engine;
 use crate::engine::answer_trie::AnswerTrie;
 use crate::engine::block_allocator::BlockAllocator;

@@ -49,13 +49,9 @@
 //!   driver to run, `metal` needs macOS.
 
 mod backend;
-mod chat_template;
 mod checkpoint;
-mod config;
 mod engine;
 mod error;
-#[cfg(feature = "hub")]
-mod hub;
 mod kernels;
 mod logits;
 mod memory;
@@ -71,7 +67,7 @@ pub struct Readme;
 
 pub use backend::CandleBackend;
 pub use checkpoint::Checkpoint;
-pub use config::Config;
+pub use checkpoint::config::Config;
 pub use engine::statistics::Statistics;
 pub use error::LoadError;
 pub use logits::TokenLogProb;

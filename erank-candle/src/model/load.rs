@@ -10,7 +10,7 @@ use super::cpu::CpuOperations;
 use super::operations::Operations;
 use super::qwen3::Qwen3;
 use crate::checkpoint::Checkpoint;
-use crate::config::Config;
+use crate::checkpoint::config::Config;
 use crate::error::LoadError;
 use crate::kernels::InstructionSet;
 use crate::settings::{CandleSettings, Device, KvCacheFormat, WeightFormat};

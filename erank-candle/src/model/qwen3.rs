@@ -7,7 +7,7 @@ use super::kv_cache::KvCache;
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::{Row, Step, StepLimits};
 use super::{Model, ModelShape};
-use crate::config::Config;
+use crate::checkpoint::config::Config;
 use crate::error::LoadError;
 use crate::weights::{EMBEDDING, Weights};
 

@@ -1,4 +1,4 @@
-//! `config.json` and `generation_config.json`, validated.
+//! Validation of `config.json` and `generation_config.json`.
 
 use serde::Deserialize;
 
@@ -7,44 +7,46 @@ use crate::error::LoadError;
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
-/// The shape of a Qwen3 model. Every number comes from the checkpoint.
+/// The architecture of a Qwen3 model, as its checkpoint states it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Rows of the embedding; token ids are smaller.
+    /// Number of rows of the embedding. Token ids are smaller than this.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the feed-forward layer.
     pub intermediate_size: usize,
-    /// Transformer layers.
+    /// Number of transformer layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; each serves the same number of query heads.
+    /// Number of KV heads. Each serves the same number of query heads.
     pub num_key_value_heads: usize,
-    /// Width of a head.
+    /// Width of a query, key or value head.
     pub head_dim: usize,
-    /// Positions that the model was made for.
+    /// Number of positions that the model was trained for.
     pub max_position_embeddings: usize,
-    /// Epsilon of every RMSNorm.
+    /// Epsilon of all RMSNorm layers.
     pub rms_norm_eps: f32,
-    /// Base of the rotary embedding's wavelengths.
+    /// Base of the wavelengths of the rotary position embedding (RoPE).
     pub rope_theta: f64,
-    /// Whether the output projection is the embedding.
+    /// Whether the output projection shares the weights of the embedding.
     pub tie_word_embeddings: bool,
-    /// Tokens that end the model's turn, as both files name them.
+    /// Tokens that end the model's turn: `eos_token_id` of both files.
     pub eos_token_ids: Vec<u32>,
 }
 
 impl Config {
-    /// Reads `config.json` and, for the tokens that end a turn, `generation_config.json` if the
-    /// checkpoint has one. The tokens of both count: Qwen3's base models name `<|endoftext|>` in one
-    /// and may have been trained to end a turn with the other's `<|im_end|>`.
+    /// Parses `config.json` and, if the checkpoint has one, `generation_config.json`.
+    ///
+    /// The tokens that end a turn are the `eos_token_id`s of both files. The files of Qwen3's base
+    /// models differ: one names `<|endoftext|>`, the other `<|im_end|>`, and a model that was
+    /// fine-tuned from them may generate either.
     ///
     /// # Errors
-    /// [`LoadError::Invalid`] names the file and the setting that is missing, impossible, or asks
-    /// for something this implementation does not have.
+    /// Returns [`LoadError::Invalid`] with the file and the key, if a value is missing or out of
+    /// range, or if it asks for a variant of the architecture that is not implemented.
     pub fn from_json(config: &[u8], generation_config: Option<&[u8]>) -> Result<Self, LoadError> {
         let file: ConfigFile = parse(CONFIG, config)?;
         let generation: GenerationConfigFile = match generation_config {
@@ -52,20 +54,6 @@ impl Config {
             None => GenerationConfigFile::default(),
         };
         file.check_architecture()?;
-        let mut eos_token_ids = Vec::new();
-        for (name, ids) in
-            [(GENERATION_CONFIG, generation.eos_token_id), (CONFIG, file.eos_token_id.clone())]
-        {
-            for id in ids.unwrap_or_default().ids() {
-                if id as usize >= file.vocab_size {
-                    let reason = format!("eos_token_id {id} is not below vocab_size");
-                    return Err(LoadError::invalid(name, reason));
-                }
-                if !eos_token_ids.contains(&id) {
-                    eos_token_ids.push(id);
-                }
-            }
-        }
         let config = Self {
             vocab_size: file.vocab_size,
             hidden_size: file.hidden_size,
@@ -78,19 +66,21 @@ impl Config {
             rms_norm_eps: file.rms_norm_eps,
             rope_theta: file.rope_theta()?,
             tie_word_embeddings: file.tie_word_embeddings,
-            eos_token_ids,
+            eos_token_ids: file.eos_token_ids(generation)?,
         };
         config.check()?;
         Ok(config)
     }
 
-    /// Query heads served by one key and value head.
+    /// Returns the number of query heads that share a KV head.
     pub fn group_size(&self) -> usize {
         self.num_attention_heads / self.num_key_value_heads
     }
 
+    /// Checks the values that later arithmetic relies on.
     fn check(&self) -> Result<(), LoadError> {
-        // Far above any real model; keeps products of two of them from overflowing.
+        // Far above the sizes of existing models, and small enough that products of two sizes do
+        // not overflow.
         const LARGEST: usize = 1 << 24;
         for (name, value) in [
             ("vocab_size", self.vocab_size),
@@ -103,7 +93,7 @@ impl Config {
             ("max_position_embeddings", self.max_position_embeddings),
         ] {
             if !(1..=LARGEST).contains(&value) {
-                return invalid(format!("{name} is {value}; it must be from 1 to {LARGEST}"));
+                return invalid(format!("{name} is {value}; it must be between 1 and {LARGEST}"));
             }
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
@@ -113,22 +103,28 @@ impl Config {
             ));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return invalid(format!("head_dim ({}) is odd", self.head_dim));
+            return invalid(format!("head_dim ({}) must be even", self.head_dim));
         }
         if self.num_attention_heads * self.head_dim > LARGEST {
-            return invalid("num_attention_heads × head_dim is too large");
+            return invalid(format!("num_attention_heads × head_dim must be at most {LARGEST}"));
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return invalid(format!("rms_norm_eps ({}) is not a small number", self.rms_norm_eps));
+            return invalid(format!(
+                "rms_norm_eps ({}) must be between 0 and 1",
+                self.rms_norm_eps
+            ));
         }
         if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
-            return invalid(format!("rope_theta ({}) must be above 1", self.rope_theta));
+            return invalid(format!(
+                "rope_theta ({}) must be a finite number above 1",
+                self.rope_theta
+            ));
         }
         Ok(())
     }
 }
 
-/// `config.json` as transformers writes it, what matters of it.
+/// The keys of `config.json` that matter here, as transformers writes them.
 #[derive(Debug, Deserialize)]
 struct ConfigFile {
     model_type: String,
@@ -141,10 +137,10 @@ struct ConfigFile {
     head_dim: Option<usize>,
     max_position_embeddings: usize,
     rms_norm_eps: f32,
-    /// Before transformers 5.
+    /// Written by transformers before version 5.
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeFile>,
-    /// From transformers 5 on.
+    /// Written by transformers from version 5 on.
     rope_parameters: Option<RopeFile>,
     #[serde(default)]
     tie_word_embeddings: bool,
@@ -173,7 +169,7 @@ struct GenerationConfigFile {
     eos_token_id: Option<TokenIds>,
 }
 
-/// One id or a list of them.
+/// One token id, or a list of token ids.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum TokenIds {
@@ -197,7 +193,7 @@ impl Default for TokenIds {
 }
 
 impl ConfigFile {
-    /// Refuses what would run but compute something else.
+    /// Rejects variants of the architecture that this implementation would compute wrongly.
     fn check_architecture(&self) -> Result<(), LoadError> {
         if self.model_type != "qwen3" {
             return invalid(format!(
@@ -206,13 +202,16 @@ impl ConfigFile {
             ));
         }
         if self.hidden_act != "silu" {
-            return invalid(format!("hidden_act is {:?}; only \"silu\" is", self.hidden_act));
+            return invalid(format!(
+                "hidden_act is {:?}; only \"silu\" is implemented",
+                self.hidden_act
+            ));
         }
         if self.attention_bias {
-            return invalid("attention_bias is set; biases are not implemented");
+            return invalid("attention_bias is true; biases are not implemented");
         }
         if self.use_sliding_window {
-            return invalid("use_sliding_window is set; sliding windows are not implemented");
+            return invalid("use_sliding_window is true; sliding windows are not implemented");
         }
         for rope in [&self.rope_scaling, &self.rope_parameters].into_iter().flatten() {
             if let Some(kind) = rope.rope_type.as_deref().filter(|kind| *kind != "default") {
@@ -220,6 +219,25 @@ impl ConfigFile {
             }
         }
         Ok(())
+    }
+
+    /// Returns the tokens that end a turn, without duplicates; `generation_config.json`'s come first.
+    fn eos_token_ids(&self, generation: GenerationConfigFile) -> Result<Vec<u32>, LoadError> {
+        let mut eos_token_ids = Vec::new();
+        for (file, ids) in
+            [(GENERATION_CONFIG, generation.eos_token_id), (CONFIG, self.eos_token_id.clone())]
+        {
+            for id in ids.unwrap_or_default().ids() {
+                if id as usize >= self.vocab_size {
+                    let reason = format!("eos_token_id {id} must be below vocab_size");
+                    return Err(LoadError::invalid(file, reason));
+                }
+                if !eos_token_ids.contains(&id) {
+                    eos_token_ids.push(id);
+                }
+            }
+        }
+        Ok(eos_token_ids)
     }
 
     fn rope_theta(&self) -> Result<f64, LoadError> {
@@ -230,7 +248,7 @@ impl ConfigFile {
 
 fn parse<'a, T: Deserialize<'a>>(file: &str, bytes: &'a [u8]) -> Result<T, LoadError> {
     serde_json::from_slice(bytes)
-        .map_err(|source| LoadError::unparsable(file, "not the expected JSON", source))
+        .map_err(|source| LoadError::unparsable(file, "cannot be parsed", source))
 }
 
 fn invalid<T>(reason: impl Into<String>) -> Result<T, LoadError> {
@@ -242,7 +260,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// Qwen3-4B's, as Qwen ships it.
+    /// The `config.json` of Qwen3-4B.
     fn qwen3_4b() -> Value {
         json!({
             "architectures": ["Qwen3ForCausalLM"], "attention_bias": false,
@@ -262,22 +280,22 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_real_shape_in_both_spellings() {
-        let old = read(&qwen3_4b(), None).expect("Qwen3-4B's");
+    fn from_json_reads_rope_theta_of_old_and_new_transformers() {
+        let old = read(&qwen3_4b(), None).expect("valid");
         assert_eq!((old.group_size(), old.head_dim), (4, 128));
         assert_eq!((old.rope_theta, &old.eos_token_ids[..]), (1e6, &[151645][..]));
 
         let mut new = qwen3_4b();
         new.as_object_mut().expect("an object").remove("rope_theta");
         new["rope_parameters"] = json!({"rope_theta": 1e6, "rope_type": "default"});
-        assert_eq!(read(&new, None).expect("transformers 5's"), old);
+        assert_eq!(read(&new, None).expect("valid"), old);
     }
 
     #[test]
-    fn what_either_file_names_ends_a_turn() {
+    fn from_json_collects_eos_tokens_of_both_files() {
         for (generation, expected) in [
             (json!({"eos_token_id": [151645, 151643]}), vec![151645, 151643]),
-            // ERank's own.
+            // As in ERank's checkpoints.
             (json!({"eos_token_id": 151643}), vec![151643, 151645]),
             (json!({}), vec![151645]),
         ] {
@@ -285,12 +303,12 @@ mod tests {
             assert_eq!(config.eos_token_ids, expected);
         }
         let beyond = read(&qwen3_4b(), Some(&json!({"eos_token_id": 151936})));
-        let error = beyond.expect_err("no such token").to_string();
+        let error = beyond.expect_err("id outside the vocabulary").to_string();
         assert!(error.contains("generation_config.json"), "{error}");
     }
 
     #[test]
-    fn what_is_not_implemented_or_impossible_is_named() {
+    fn from_json_reports_unsupported_and_invalid_values() {
         for (setting, value) in [
             ("model_type", json!("qwen3_moe")),
             ("hidden_act", json!("gelu")),

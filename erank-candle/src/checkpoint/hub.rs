@@ -1,4 +1,4 @@
-//! Checkpoints from the model hub.
+//! Checkpoints from the Hugging Face hub.
 
 use std::collections::HashSet;
 
@@ -9,16 +9,16 @@ use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 
 impl Checkpoint {
-    /// Gets a model by its name on the hub, such as `Alibaba-NLP/ERank-4B`; `revision` is a branch,
-    /// tag or commit, `main` if none is given.
+    /// Opens a model of the Hugging Face hub, such as `Alibaba-NLP/ERank-4B`.
     ///
-    /// Files that are not in the hub's usual cache yet are downloaded to it, with a progress bar on
-    /// standard error. The usual environment variables (`HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`) and the
-    /// token that was saved by logging in are respected. Without a network, files that are in the
-    /// cache suffice.
+    /// `revision` is a branch, a tag or a commit; `None` is `main`. Files that the hub's local cache
+    /// lacks are downloaded into it, with a progress bar on standard error. Cached files are used
+    /// without a network. The environment variables `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` and the
+    /// token that the hub's login command saved have their usual meaning.
     ///
     /// # Errors
-    /// [`LoadError::Hub`] names the file that could not be had.
+    /// Returns [`LoadError::Hub`] with the file that cannot be downloaded, and the errors of
+    /// [`open`](Self::open).
     pub fn from_hub(name: &str, revision: Option<&str>) -> Result<Self, LoadError> {
         let mut client = ApiBuilder::from_env();
         if let Ok(token) = std::env::var("HF_TOKEN") {
@@ -34,28 +34,28 @@ fn fetch(
     name: &str,
     revision: &str,
 ) -> Result<Checkpoint, LoadError> {
-    let fail = |file: &str, source: ApiError| LoadError::Hub {
+    let hub_error = |file: &str, source: ApiError| LoadError::Hub {
         model: name.to_owned(),
         file: file.to_owned(),
         source: source.into(),
     };
     let repo = Repo::with_revision(name.to_owned(), RepoType::Model, revision.to_owned());
     let cache = cache.repo(repo.clone());
-    let client = client.build().map_err(|error| fail("any file", error))?.repo(repo);
+    let client = client.build().map_err(|error| hub_error("any file", error))?.repo(repo);
 
-    // Without a network, what was downloaded before is all there is.
+    // If the hub cannot be reached, use the files in the cache.
     let listed: Option<HashSet<String>> = match client.info() {
         Ok(listing) => Some(listing.siblings.into_iter().map(|file| file.rfilename).collect()),
         Err(_) if cache.get("config.json").is_some() => None,
-        Err(error) => return Err(fail("the list of files", error)),
+        Err(error) => return Err(hub_error("the list of files", error)),
     };
-    let is_there = |file: &str| match &listed {
+    let exists = |file: &str| match &listed {
         Some(names) => names.contains(file),
         None => cache.get(file).is_some(),
     };
-    Checkpoint::from_source(name, &mut |file| match is_there(file) {
-        true => client.get(file).map_err(|error| fail(file, error)),
-        // A path where nothing is: the file is missing, as it may be in a folder.
+    Checkpoint::from_source(name, &mut |file| match exists(file) {
+        true => client.get(file).map_err(|error| hub_error(file, error)),
+        // This path does not exist, so the file is reported as missing if it is required.
         false => Ok(format!("{name}@{revision}/{file}").into()),
     })
 }
@@ -69,20 +69,20 @@ mod tests {
     use std::path::{Path, PathBuf};
     use tempfile::tempdir;
 
-    /// Serves a folder as the hub serves a model; gives the server's address.
+    /// Serves a folder over HTTP as the hub serves a model. Returns the address of the server.
     fn serve(folder: PathBuf) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = format!("http://{}", listener.local_addr().expect("an address"));
-        // Far more requests than a test makes; the thread ends with the test's process.
+        let listener = TcpListener::bind("127.0.0.1:0").expect("free port");
+        let address = format!("http://{}", listener.local_addr().expect("local address"));
+        // A test makes far fewer than 100 requests. The thread ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming().take(100) {
-                answer(stream.expect("a connection"), &folder).expect("an answer");
+                respond(stream.expect("connection"), &folder).expect("response sent");
             }
         });
         address
     }
 
-    fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
+    fn respond(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
         let mut lines = BufReader::new(stream.try_clone()?).lines();
         let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
         let range = lines
@@ -130,33 +130,33 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_downloaded_once_and_then_needs_no_network() {
+    fn fetch_uses_cached_files_without_network() {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny-model");
-        let cache = tempdir().expect("a folder");
+        let cache = tempdir().expect("temporary folder");
         let hub_cache = Cache::new(cache.path().to_owned());
         let address = serve(model);
         let downloaded = fetch(client(&address, cache.path()), &hub_cache, "team/model", "v1")
-            .expect("the model");
+            .expect("model downloaded");
         let bundled = Checkpoint::tiny();
         assert_eq!(downloaded.config, bundled.config);
         assert_eq!(downloaded.tokenizer, bundled.tokenizer);
         assert_eq!(downloaded.shards[0].bytes(), bundled.shards[0].bytes());
 
-        // Nobody listens here.
-        let nowhere = "http://127.0.0.1:9";
-        let again = fetch(client(nowhere, cache.path()), &hub_cache, "team/model", "v1");
-        assert_eq!(again.expect("the cached model").config, bundled.config);
+        // No server listens on this port.
+        let unreachable = "http://127.0.0.1:9";
+        let again = fetch(client(unreachable, cache.path()), &hub_cache, "team/model", "v1");
+        assert_eq!(again.expect("cached model").config, bundled.config);
     }
 
     #[test]
-    fn what_the_hub_does_not_have_is_named() {
-        let cache = tempdir().expect("a folder");
+    fn fetch_reports_missing_file_and_missing_model() {
+        let cache = tempdir().expect("temporary folder");
         let hub_cache = Cache::new(cache.path().to_owned());
-        let empty = tempdir().expect("a folder");
+        let empty = tempdir().expect("temporary folder");
         let address = serve(empty.path().to_owned());
         let error = |name, revision| {
             let fetched = fetch(client(&address, cache.path()), &hub_cache, name, revision);
-            fetched.expect_err("nothing is there").to_string()
+            fetched.expect_err("missing on the server").to_string()
         };
         assert!(error("team/model", "v1").contains("config.json"));
         assert!(error("team/other", "v1").contains("team/other"));

@@ -18,6 +18,7 @@
 //! are put in afterwards, so that the template never sees them. A template that decides by what
 //! the message says (Qwen3's asks whether it begins with `<tool_response>`) sees the marks.
 
+mod chat_template;
 mod decoder;
 mod file;
 #[cfg(test)]
@@ -30,10 +31,10 @@ use erank_core::prompt::{BoundPrompt, PromptTemplate, Segment};
 use erank_core::{BackendError, DocumentError, ScoringOptions};
 use thiserror::Error;
 
+use chat_template::ChatTemplate;
 pub use decoder::TokenDecoder;
 use vocabulary::{MarkedText, Vocabulary};
 
-use crate::chat_template::ChatTemplate;
 use crate::error::{Cause, LoadError};
 
 /// A checkpoint's tokenizer and chat template.
