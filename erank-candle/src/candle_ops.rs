@@ -46,18 +46,19 @@ impl CandleOps {
     pub(crate) fn load(
         weights: &Weights<'_>,
         config: &Config,
+        dtype: DType,
         device: &Device,
     ) -> std::result::Result<Self, LoadError> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = weights.on_device(&[(EMBEDDING, vocab)], hidden, device)?;
+        let embedding = weights.on_device(&[(EMBEDDING, vocab)], hidden, dtype, device)?;
         Ok(Self {
             output: match config.tie_word_embeddings {
                 true => embedding.clone(),
-                false => weights.on_device(&[("lm_head.weight", vocab)], hidden, device)?,
+                false => weights.on_device(&[("lm_head.weight", vocab)], hidden, dtype, device)?,
             },
             embedding,
             layers: (0..config.num_hidden_layers)
-                .map(|index| Layer::load(weights, config, index, device))
+                .map(|index| Layer::load(weights, config, index, dtype, device))
                 .collect::<std::result::Result<_, _>>()?,
             norm: vector(weights, "model.norm.weight", hidden, device)?,
             device: device.clone(),
@@ -107,6 +108,7 @@ impl Layer {
         weights: &Weights<'_>,
         config: &Config,
         index: usize,
+        dtype: DType,
         device: &Device,
     ) -> std::result::Result<Self, LoadError> {
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
@@ -119,7 +121,7 @@ impl Layer {
             let names: Vec<_> =
                 parts.iter().map(|(part, outputs)| (name(part), *outputs)).collect();
             let parts: Vec<_> = names.iter().map(|(name, outputs)| (&name[..], *outputs)).collect();
-            weights.on_device(&parts, inputs, device)
+            weights.on_device(&parts, inputs, dtype, device)
         };
         Ok(Self {
             attention_norm: norm("input_layernorm", hidden)?,

@@ -8,9 +8,9 @@ use crate::candle_ops::CandleOps;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::LoadError;
-use crate::kernels::InstructionSet;
 use crate::kernels::attention::Visible;
 use crate::kernels::norm::Norm;
+use crate::kernels::{InstructionSet, WeightFormat};
 use crate::kv_cache::{self, BLOCK_TOKENS, BlockId, KvCache};
 use crate::ops::{Attention, Embed, Heads, LinearAdd, NormGateUp, NormLinear, WriteKv};
 use crate::weights::{EMBEDDING, Weights};
@@ -53,6 +53,7 @@ struct Kernels {
     embed: Embed,
     layers: Vec<Layer>,
     output: NormLinear,
+    set: InstructionSet,
 }
 
 /// One transformer layer, as the operations it is made of.
@@ -83,22 +84,25 @@ impl Qwen3 {
         let set = InstructionSet::choose(instruction_set)?;
         let config =
             Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
-        let weights = Weights::new(&checkpoint.shards, dtype)?;
+        let weights = Weights::new(&checkpoint.shards)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let table = Arc::new(weights.matrix(EMBEDDING, vocab, hidden, set)?);
+        let format = weights.format(dtype)?;
+        let packed = |name| weights.packed(&[(name, vocab)], hidden, format, set).map(Arc::new);
+        let table = packed(EMBEDDING)?;
         let output = match config.tie_word_embeddings {
             true => table.clone(),
-            false => Arc::new(weights.matrix("lm_head.weight", vocab, hidden, set)?),
+            false => packed("lm_head.weight")?,
         };
         let norm = norm(&weights, &config, "model.norm.weight", hidden)?;
         let kernels = Kernels {
             embed: Embed { table },
             layers: (0..config.num_hidden_layers)
-                .map(|index| Layer::load(&weights, &config, index, set))
+                .map(|index| Layer::load(&weights, &config, index, format, set))
                 .collect::<std::result::Result<_, _>>()?,
-            output: NormLinear { norm, weights: output, set },
+            output: NormLinear { norm, weights: output },
+            set,
         };
-        Ok(Self::new(config, weights.dtype(), Operations::Kernels(kernels)))
+        Ok(Self::new(config, format.into(), Operations::Kernels(kernels)))
     }
 
     /// Loads for `device`, to run through candle's own operations. On the CPU that is much slower than
@@ -114,9 +118,10 @@ impl Qwen3 {
     ) -> std::result::Result<Self, LoadError> {
         let config =
             Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
-        let weights = Weights::new(&checkpoint.shards, dtype)?;
-        let candle = CandleOps::load(&weights, &config, device)?;
-        Ok(Self::new(config, weights.dtype(), Operations::Candle(candle)))
+        let weights = Weights::new(&checkpoint.shards)?;
+        let dtype = weights.format(dtype)?.into();
+        let candle = CandleOps::load(&weights, &config, dtype, device)?;
+        Ok(Self::new(config, dtype, Operations::Candle(candle)))
     }
 
     fn new(config: Config, dtype: DType, operations: Operations) -> Self {
@@ -142,7 +147,7 @@ impl Qwen3 {
     /// The instruction set that the kernels use, or `"candle"` if candle's own operations are used.
     pub fn instruction_set(&self) -> &'static str {
         match &self.operations {
-            Operations::Kernels(kernels) => kernels.output.set.name(),
+            Operations::Kernels(kernels) => kernels.set.name(),
             Operations::Candle(_) => CANDLE,
         }
     }
@@ -225,6 +230,7 @@ impl Layer {
         weights: &Weights<'_>,
         config: &Config,
         index: usize,
+        format: WeightFormat,
         set: InstructionSet,
     ) -> std::result::Result<Self, LoadError> {
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
@@ -233,20 +239,22 @@ impl Layer {
         let kv_width = config.num_key_value_heads * head_dim;
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         let norm = |part: &str, width| norm(weights, config, &name(part), width);
-        let matrix =
-            |part: &str, outputs, inputs| weights.matrix(&name(part), outputs, inputs, set);
+        let matrix = |part: &str, outputs, inputs| {
+            weights.packed(&[(&name(part), outputs)], inputs, format, set)
+        };
 
-        let qkv = weights.stacked(
+        let qkv = weights.packed(
             &[
                 (&name("self_attn.q_proj"), query_width),
                 (&name("self_attn.k_proj"), kv_width),
                 (&name("self_attn.v_proj"), kv_width),
             ],
             hidden,
+            format,
             set,
         )?;
         Ok(Self {
-            qkv: NormLinear { norm: norm("input_layernorm", hidden)?, weights: Arc::new(qkv), set },
+            qkv: NormLinear { norm: norm("input_layernorm", hidden)?, weights: Arc::new(qkv) },
             heads: Heads {
                 query_heads: config.num_attention_heads,
                 layout: kv_cache::layout(config),
@@ -256,15 +264,13 @@ impl Layer {
             },
             attention_output: LinearAdd {
                 weights: matrix("self_attn.o_proj", hidden, query_width)?,
-                set,
             },
             gate_up: NormGateUp {
                 norm: norm("post_attention_layernorm", hidden)?,
                 gate: matrix("mlp.gate_proj", intermediate, hidden)?,
                 up: matrix("mlp.up_proj", intermediate, hidden)?,
-                set,
             },
-            down: LinearAdd { weights: matrix("mlp.down_proj", hidden, intermediate)?, set },
+            down: LinearAdd { weights: matrix("mlp.down_proj", hidden, intermediate)? },
         })
     }
 }
