@@ -1,13 +1,13 @@
-//! Measures the projections alone, at the shapes of a model's layers, beside what the machine can do
-//! at most.
+//! Measures the projections alone, at the shapes of a model's layers, and compares them with the limits of the
+//! machine.
 //!
 //! ```sh
 //! cargo run --release -p erank-benches --bin kernels -- [0.6B|4B]
 //! ```
 //!
-//! Prints a line of JSON per shape and number of rows: the floor is the longer of two times, reading
-//! the matrix at the bandwidth or multiplying at the peak, both measured between the runs.
-//! `ERANK_INSTRUCTION_SET` chooses other kernels.
+//! Prints a line of JSON per shape and number of rows. `floor` is the shortest possible time, the longer of two:
+//! reading the matrix at the bandwidth of memory, or multiplying at the peak of the micro-kernel. Both are
+//! measured between the runs. `ERANK_INSTRUCTION_SET` forces an instruction set.
 
 use erank_benches::ceilings::{Work, compare};
 use erank_benches::checkpoint::{SHAPES, Shape};
@@ -17,7 +17,7 @@ use serde_json::json;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const RUNS: usize = 7;
-/// More than any cache holds.
+/// Bytes of weights, more than any cache holds.
 const BYTES: usize = 512 << 20;
 
 fn main() -> Result<()> {
@@ -32,7 +32,7 @@ fn measure() -> Result<()> {
     let memory = Memory::new(1 << 30)?;
     for (name, inputs, outputs) in shape.projections() {
         for rows in [1, 8, 32, 512] {
-            // With many rows, one matrix is enough to take its time.
+            // With many rows, one matrix takes long enough to measure.
             let bytes = if rows < 512 { BYTES } else { 0 };
             let mut projections = Projections::new(None, rows, (inputs, outputs), bytes)?;
             projections.run();
