@@ -124,7 +124,7 @@ impl Engine {
                 break;
             }
             match events.recv().map_err(|_| ended())? {
-                Event::Advanced(counts) => sink.advanced(counts),
+                Event::Advanced(counts) => sink.tokens_processed(counts),
                 Event::Completed(index, result) => {
                     under_way -= 1;
                     sink.completed(index, result);

@@ -90,7 +90,7 @@ impl Sequence {
         if task.options.mode == Mode::AnswerOnly {
             let lead = match task.opens_thought {
                 true => sequence.forced_lead(),
-                false => task.format.answer_only_lead(),
+                false => task.format.answer_only_prefix(),
             };
             sequence.force(lead)?;
             sequence.prompt_length = sequence.tokens.len();
@@ -235,7 +235,7 @@ impl Sequence {
     /// What the turn lacks for the answer to come next.
     fn forced_lead(&self) -> &'static str {
         // Any thought that is open lacks the same.
-        self.task.format.forced_lead(self.behind_thought().unwrap_or(THOUGHT_OPEN))
+        self.task.format.forced_answer_prefix(self.behind_thought().unwrap_or(THOUGHT_OPEN))
     }
 
     /// What the model said behind its thought, which may hold an answer; `None` while it thinks. If
