@@ -38,12 +38,12 @@ fn steps() -> (Steps, Guide) {
 impl Guide {
     /// Waits until the backend reaches a document. Returns the query and the document's index.
     fn wait(&self) -> (String, usize) {
-        self.at.recv_timeout(Duration::from_secs(60)).expect("the backend gets there")
+        self.at.recv_timeout(Duration::from_secs(60)).expect("the backend reaches a document")
     }
 
     /// Permits this number of documents.
     fn let_go(&self, steps: usize) {
-        (0..steps).for_each(|_| self.go.send(()).expect("the backend listens"));
+        (0..steps).for_each(|_| self.go.send(()).expect("the backend waits for permission"));
     }
 }
 
