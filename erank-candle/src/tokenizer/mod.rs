@@ -279,7 +279,7 @@ impl PromptFrame {
     /// Whether the prompt ends with a `<think>` of the chat template's own, so that what the model
     /// generates begins inside the thought.
     pub fn opens_thought(&self) -> bool {
-        self.after.trusted_end().trim_end().ends_with("<think>")
+        self.after.trusted_end().trim_end().ends_with(erank_core::tags::THINK_OPEN)
     }
 
     fn truncate<'a>(&self, document: &'a str) -> Result<&'a str, PromptError> {
