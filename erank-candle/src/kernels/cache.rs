@@ -8,7 +8,7 @@ use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
 use super::arch::x86_64::avx512_bf16::Avx512Bf16;
-use super::arch::{InstructionSet, Isa, with_isa};
+use super::arch::{InstructionSet, Isa, WideningIsa, with_isa};
 use super::element::Element;
 #[cfg(target_arch = "x86_64")]
 use super::pack::pack_pairs;
@@ -81,7 +81,7 @@ pub(crate) trait CacheElement: Element {
 
 impl CacheElement for f32 {
     fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
-        with_isa!(set, isa => visitor.visit(Widened::new(isa)))
+        with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))
     }
 
     #[cfg(test)]
@@ -99,7 +99,7 @@ impl CacheElement for bf16 {
         if let Some(isa) = set.token::<Avx512Bf16>() {
             return visitor.visit(Pairs(isa));
         }
-        with_isa!(set, isa => visitor.visit(Widened::new(isa)))
+        with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))
     }
 
     #[cfg(test)]
@@ -107,7 +107,7 @@ impl CacheElement for bf16 {
         set: InstructionSet,
         visitor: V,
     ) -> Vec<V::Output> {
-        let mut outputs = vec![with_isa!(set, isa => visitor.visit(Widened::new(isa)))];
+        let mut outputs = vec![with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))];
         #[cfg(target_arch = "x86_64")]
         outputs.extend(set.token::<Avx512Bf16>().map(|isa| visitor.visit(Pairs(isa))));
         outputs
@@ -124,13 +124,13 @@ struct Widened<I, E> {
 /// The prefetch of [`Widened`]: measured on Zen 3, see docs/kernels.md.
 const PREFETCH: Prefetch = Prefetch { distance: 4096, stride: 64 };
 
-impl<I: Isa, E: Element> Widened<I, E> {
+impl<I: WideningIsa, E: Element> Widened<I, E> {
     fn new(isa: I) -> Self {
         Self { isa, element: PhantomData }
     }
 }
 
-impl<I: Isa, E: Element> CacheKernel for Widened<I, E> {
+impl<I: WideningIsa, E: Element> CacheKernel for Widened<I, E> {
     type Isa = I;
     type Element = E;
     type Query = E::Lhs;

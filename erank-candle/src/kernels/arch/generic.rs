@@ -16,7 +16,7 @@
 
 use super::super::element::Element;
 use super::super::tile::{Mr, NR, Prefetch};
-use super::isa::Isa;
+use super::isa::{Isa, WideningIsa};
 
 /// The instructions that the compiler targets without further features. Every machine has this set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,7 @@ impl Isa for Portable {
     const NAME: &'static str = "portable";
     const MAX_MR: Mr = Mr::Two;
     type Base = Self;
+    type Widening = Self;
 
     fn detect() -> Option<Self> {
         Some(Self)
@@ -35,11 +36,17 @@ impl Isa for Portable {
         None
     }
 
+    fn widening(self) -> Self {
+        self
+    }
+
     #[inline]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {
         work()
     }
+}
 
+impl WideningIsa for Portable {
     #[inline]
     fn multiply_widened<E: Element>(
         self,
@@ -53,7 +60,7 @@ impl Isa for Portable {
     }
 }
 
-/// Computes [`Isa::multiply_widened`]. `FUSED` multiplies and adds in one rounding; without the instruction
+/// Computes [`WideningIsa::multiply_widened`]. `FUSED` multiplies and adds in one rounding; without the instruction
 /// for it, that would be a slow call. `PANELS` panels of one row are multiplied at once. `prefetch` is called
 /// with each panel and the number of each step.
 #[inline(always)]

@@ -15,7 +15,7 @@ pub(super) mod x86_64;
 
 use std::sync::LazyLock;
 
-pub(crate) use isa::Isa;
+pub(crate) use isa::{Isa, WideningIsa};
 
 use crate::error::LoadError;
 
@@ -162,15 +162,15 @@ mod tests {
             for mr in Mr::ALL {
                 for k in [0, 1, 2, 3, 15, 16, 17, 64, 129, 1000] {
                     with_isa!(set, isa => {
-                        check::<_, f32>(isa, *mr, k);
-                        check::<_, bf16>(isa, *mr, k);
+                        check::<_, f32>(isa.widening(), *mr, k);
+                        check::<_, bf16>(isa.widening(), *mr, k);
                     });
                 }
             }
         }
     }
 
-    fn check<I: Isa, E: Element>(isa: I, mr: Mr, k: usize) {
+    fn check<I: WideningIsa, E: Element>(isa: I, mr: Mr, k: usize) {
         const PANELS: usize = 5;
         let rows = mr.rows();
         let padded = k.next_multiple_of(E::DEPTH);

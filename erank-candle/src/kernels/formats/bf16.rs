@@ -25,7 +25,7 @@ pub(super) fn with_kernel<V: KernelVisitor>(set: InstructionSet, visitor: V) -> 
     } else if let Some(isa) = set.token::<Avx512Bf16>() {
         return visitor.visit(Pairs(isa));
     }
-    with_isa!(set, isa => visitor.visit(Widened::<_, bf16>::new(isa)))
+    with_isa!(set, isa => visitor.visit(Widened::<_, bf16>::new(isa.widening())))
 }
 
 /// Calls the visitor with every micro-kernel of an instruction set.
@@ -34,7 +34,8 @@ pub(super) fn with_every_kernel<V: KernelVisitor + Copy>(
     set: InstructionSet,
     visitor: V,
 ) -> Vec<V::Output> {
-    let mut outputs = vec![with_isa!(set, isa => visitor.visit(Widened::<_, bf16>::new(isa)))];
+    let mut outputs =
+        vec![with_isa!(set, isa => visitor.visit(Widened::<_, bf16>::new(isa.widening())))];
     #[cfg(target_arch = "x86_64")]
     {
         outputs.extend(set.token::<Avx512Bf16>().map(|isa| visitor.visit(Pairs(isa))));

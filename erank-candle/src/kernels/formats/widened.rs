@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use super::super::arch::Isa;
+use super::super::arch::WideningIsa;
 use super::super::element::Element;
 use super::super::micro_kernel::MicroKernel;
 use super::super::pack::{pack_panel, pack_widened, unpack_row};
@@ -17,13 +17,13 @@ pub(super) struct Widened<I, E> {
     element: PhantomData<E>,
 }
 
-impl<I: Isa, E: Element> Widened<I, E> {
+impl<I: WideningIsa, E: Element> Widened<I, E> {
     pub(super) fn new(isa: I) -> Self {
         Self { isa, element: PhantomData }
     }
 }
 
-impl<I: Isa, E: Element + 'static> MicroKernel for Widened<I, E> {
+impl<I: WideningIsa, E: Element + 'static> MicroKernel for Widened<I, E> {
     type Isa = I;
     type Rows = Mr;
     type Lhs = E::Lhs;

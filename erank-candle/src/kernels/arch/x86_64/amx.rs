@@ -23,9 +23,9 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::super::super::element::Element;
 use super::super::super::tile::{Mr, NR, Prefetch, TileRows};
 use super::super::isa::Isa;
+use super::avx512::Avx512;
 use super::avx512_bf16::Avx512Bf16;
 
 /// Pairs of inputs in a row of a tile.
@@ -67,6 +67,7 @@ impl Isa for Amx {
     const NAME: &'static str = "amx";
     const MAX_MR: Mr = Mr::Eight;
     type Base = Avx512Bf16;
+    type Widening = Avx512;
 
     fn detect() -> Option<Self> {
         static GRANTED: OnceLock<bool> = OnceLock::new();
@@ -78,21 +79,13 @@ impl Isa for Amx {
         Some(self.0)
     }
 
-    #[inline]
-    fn run<R>(self, work: impl FnOnce() -> R) -> R {
-        self.0.run(work)
+    fn widening(self) -> Avx512 {
+        self.0.widening()
     }
 
     #[inline]
-    fn multiply_widened<E: Element>(
-        self,
-        lhs: &[E::Lhs],
-        panels: &[&[E::Block]],
-        mr: Mr,
-        sums: &mut [[f32; NR]],
-        prefetch: Prefetch,
-    ) {
-        self.0.multiply_widened::<E>(lhs, panels, mr, sums, prefetch);
+    fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        self.0.run(work)
     }
 }
 

@@ -6,7 +6,7 @@ use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use super::super::super::element::Element;
 use super::super::super::tile::{Mr, NR, Prefetch};
 use super::super::generic::{self, Portable};
-use super::super::isa::Isa;
+use super::super::isa::{Isa, WideningIsa};
 
 /// AVX2 with FMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,7 @@ impl Isa for Avx2 {
     const NAME: &'static str = "avx2";
     const MAX_MR: Mr = Mr::Four;
     type Base = Portable;
+    type Widening = Self;
 
     fn detect() -> Option<Self> {
         let detected = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -26,5 +27,13 @@ impl Isa for Avx2 {
         Some(self.0)
     }
 
-    compile_with_features!("avx2,fma");
+    fn widening(self) -> Self {
+        self
+    }
+
+    run_with_features!("avx2,fma");
+}
+
+impl WideningIsa for Avx2 {
+    multiply_with_features!("avx2,fma");
 }

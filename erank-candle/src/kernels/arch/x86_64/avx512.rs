@@ -6,7 +6,7 @@ use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use super::super::super::element::Element;
 use super::super::super::tile::{Mr, NR, Prefetch};
 use super::super::generic;
-use super::super::isa::Isa;
+use super::super::isa::{Isa, WideningIsa};
 use super::avx2::Avx2;
 
 /// AVX-512 as every server processor with it has it: F, BW, DQ and VL.
@@ -17,6 +17,7 @@ impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
     const MAX_MR: Mr = Mr::Eight;
     type Base = Avx2;
+    type Widening = Self;
 
     fn detect() -> Option<Self> {
         let detected = is_x86_feature_detected!("avx512f")
@@ -30,5 +31,13 @@ impl Isa for Avx512 {
         Some(self.0)
     }
 
-    compile_with_features!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+    fn widening(self) -> Self {
+        self
+    }
+
+    run_with_features!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+}
+
+impl WideningIsa for Avx512 {
+    multiply_with_features!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }

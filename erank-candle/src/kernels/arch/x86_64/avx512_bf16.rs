@@ -20,7 +20,6 @@ use std::arch::x86_64::{
 
 use half::bf16;
 
-use super::super::super::element::Element;
 use super::super::super::tile::{Mr, NR, Prefetch};
 use super::super::isa::Isa;
 use super::avx512::Avx512;
@@ -36,6 +35,7 @@ impl Isa for Avx512Bf16 {
     const NAME: &'static str = "avx512bf16";
     const MAX_MR: Mr = Mr::Eight;
     type Base = Avx512;
+    type Widening = Avx512;
 
     fn detect() -> Option<Self> {
         Avx512::detect().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Self)
@@ -45,23 +45,15 @@ impl Isa for Avx512Bf16 {
         Some(self.0)
     }
 
+    fn widening(self) -> Avx512 {
+        self.0
+    }
+
     #[inline]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {
         // SAFETY: the machine must have the features. `self` exists, and `detect`, the only way to make
         // it, checked all of them.
         unsafe { run(work) }
-    }
-
-    #[inline]
-    fn multiply_widened<E: Element>(
-        self,
-        lhs: &[E::Lhs],
-        panels: &[&[E::Block]],
-        mr: Mr,
-        sums: &mut [[f32; NR]],
-        prefetch: Prefetch,
-    ) {
-        self.0.multiply_widened::<E>(lhs, panels, mr, sums, prefetch);
     }
 }
 

@@ -1,8 +1,8 @@
 //! Instruction sets of x86-64 processors.
 
-/// Implements `run` and `multiply_widened` of [`Isa`](super::isa::Isa) by compiling the generic loop with
-/// these features enabled. The token's `detect` must check every one of them.
-macro_rules! compile_with_features {
+/// Implements [`Isa::run`](super::isa::Isa::run) with these features enabled. The token's `detect` must check
+/// every one of them.
+macro_rules! run_with_features {
     ($features:literal) => {
         #[inline]
         fn run<R>(self, work: impl FnOnce() -> R) -> R {
@@ -14,7 +14,13 @@ macro_rules! compile_with_features {
             // make it, checked all of them.
             unsafe { compiled(work) }
         }
+    };
+}
 
+/// Implements [`WideningIsa`](super::isa::WideningIsa) by compiling the generic loop with these features enabled.
+/// The token's `detect` must check every one of them.
+macro_rules! multiply_with_features {
+    ($features:literal) => {
         #[inline]
         fn multiply_widened<E: Element>(
             self,
