@@ -1,9 +1,10 @@
-//! Our prompts against Python's, with Qwen3's own tokenizer and with the bundled model's.
+//! Token ids of prompts, compared with those of transformers, for the tokenizers of Qwen3 and of the
+//! bundled model.
 //!
-//! `golden/tokenizer.py` made the goldens. Qwen3's tokenizer is not in the repository:
-//! `fetch_qwen3_tokenizer.sh` puts it into `.cache/qwen3-tokenizer`, or `ERANK_QWEN3_TOKENIZER`
-//! names its folder. Without it the tests that need it say so and pass; with `ERANK_REQUIRE_ALL`
-//! set they fail.
+//! `golden/tokenizer.py` created the golden data. Qwen3's tokenizer is not part of the repository:
+//! `fetch_qwen3_tokenizer.sh` downloads it to `.cache/qwen3-tokenizer`, and `ERANK_QWEN3_TOKENIZER`
+//! can name another folder. If it is missing, the tests that need it print a warning and pass; if
+//! `ERANK_REQUIRE_ALL` is set, they fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,11 +24,12 @@ struct GoldenFile {
 
 #[derive(Deserialize)]
 struct Forms {
-    /// ERank's prompt in the tokenizer's own chat template.
+    /// ERank's prompt in the chat template of the tokenizer.
     chatml: Form,
     /// ERank's prompt in LLaMA-Factory's `Human:`/`Assistant:` template.
     human: Form,
-    /// A prompt that touches the query and the document, in the tokenizer's own chat template.
+    /// A prompt without white space around the query and the document, in the chat template of the
+    /// tokenizer.
     tight: Form,
 }
 
@@ -35,9 +37,9 @@ struct Forms {
 struct Form {
     chat_template: Option<String>,
     prompt: String,
-    /// The ids that all cases begin with.
+    /// The ids at the beginning of all cases.
     before: Vec<u32>,
-    /// The ids that all cases end with.
+    /// The ids at the end of all cases.
     after: Vec<u32>,
 }
 
@@ -47,14 +49,14 @@ struct Case {
     query: String,
     document: String,
     truncation: Option<Truncation>,
-    /// In the forms `chatml` and `human`, between what all cases begin and end with.
+    /// The ids between `before` and `after`, in the forms `chatml` and `human`.
     ids: Vec<u32>,
     tight: Option<Vec<u32>>,
 }
 
 #[derive(Deserialize)]
 struct Truncation {
-    /// Of the query and of the document.
+    /// The limits of the query and of the document, in tokens.
     limits: [usize; 2],
     truncated: [bool; 2],
 }
@@ -71,11 +73,12 @@ impl Case {
 
 fn golden() -> GoldenFile {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tokenizer.json");
-    let json = fs::read(path).expect("the goldens are in the repository");
-    serde_json::from_slice(&json).expect("the goldens are JSON")
+    let json = fs::read(path).expect("golden data in the repository");
+    serde_json::from_slice(&json).expect("golden data in JSON")
 }
 
-/// Qwen3's tokenizer with its own chat template or another one; `None` if it is not here.
+/// Returns Qwen3's tokenizer with its own or the given chat template, or `None` if it was not
+/// downloaded.
 fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
     let folder = std::env::var_os("ERANK_QWEN3_TOKENIZER").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/qwen3-tokenizer"),
@@ -90,13 +93,14 @@ fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
         eprintln!("\n*** SKIPPED: {missing} ***\n");
         return None;
     }
-    let read = |name: &str| fs::read(folder.join(name)).expect("the file can be read");
+    let read = |name: &str| fs::read(folder.join(name)).expect("readable file");
     let (tokenizer, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
     let template = chat_template.map(str::as_bytes);
-    Some(PromptTokenizer::new(&tokenizer, Some(&config), template).expect("a usable tokenizer"))
+    Some(PromptTokenizer::new(&tokenizer, Some(&config), template).expect("usable tokenizer"))
 }
 
-/// Compares every case that has ids for `form`; returns how many were compared.
+/// Compares all cases for which `ids` returns ids. Returns the number of cases, or `None` without a
+/// tokenizer.
 fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> {
     let golden = golden();
     let tokenizer = qwen3(form.chat_template.as_deref())?;
@@ -106,8 +110,8 @@ fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> 
         let Some(ids) = ids(case) else { continue };
         let expected = [&form.before, ids, &form.after].concat();
         let bound = prompt.bind(&golden.instruction, &case.query);
-        let frame = tokenizer.bind(&bound, &case.options()).expect("the template takes it");
-        let encoded = frame.encode(&case.document).expect("it can be encoded");
+        let frame = tokenizer.bind(&bound, &case.options()).expect("rendered");
+        let encoded = frame.encode(&case.document).expect("encodable text");
         let texts = (&case.kind, &case.query, &case.document);
         assert_eq!(encoded.ids, expected, "{texts:?}");
         let truncated = case.truncation.as_ref().map_or([false; 2], |cut| cut.truncated);
@@ -118,7 +122,7 @@ fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> 
 }
 
 #[test]
-fn chatml_prompts_equal_pythons() {
+fn encode_with_chatml_equals_transformers() {
     let golden = golden();
     if let Some(compared) = compare(&golden.forms.chatml, |case| Some(&case.ids)) {
         println!("{compared} prompts in ChatML");
@@ -127,7 +131,7 @@ fn chatml_prompts_equal_pythons() {
 }
 
 #[test]
-fn human_and_assistant_prompts_equal_pythons() {
+fn encode_with_human_assistant_template_equals_transformers() {
     if let Some(compared) = compare(&golden().forms.human, |case| Some(&case.ids)) {
         println!("{compared} prompts in the Human/Assistant form");
         assert!(compared >= 500);
@@ -135,20 +139,20 @@ fn human_and_assistant_prompts_equal_pythons() {
 }
 
 #[test]
-fn prompts_that_touch_their_data_equal_pythons() {
+fn encode_without_white_space_around_data_equals_transformers() {
     if let Some(compared) = compare(&golden().forms.tight, |case| case.tight.as_deref()) {
-        println!("{compared} prompts that touch their data");
+        println!("{compared} prompts without white space around the data");
         assert!(compared >= 150);
     }
 }
 
-/// Not exact to the millisecond: a machine under load must not fail it, quadratic work must.
+/// The limit is generous, so that the test passes on a busy machine. Quadratic work exceeds it.
 #[test]
-fn a_document_of_a_megabyte_is_cut_in_time() {
+fn encode_truncates_one_megabyte_within_ten_seconds() {
     let Some(tokenizer) = qwen3(None) else { return };
     let prompt = PromptTemplate::erank();
     let frame = tokenizer.bind(&prompt.bind("", "jets"), &ScoringOptions::default());
-    let frame = frame.expect("the template takes it");
+    let frame = frame.expect("rendered");
     for (name, unit) in [
         ("prose", "The quick brown fox, jumps over 12 dogs. "),
         ("one letter", "a"),
@@ -164,7 +168,7 @@ fn a_document_of_a_megabyte_is_cut_in_time() {
     ] {
         let document = unit.repeat((1 << 20) / unit.len());
         let start = Instant::now();
-        let encoded = frame.encode(&document).expect("it can be encoded");
+        let encoded = frame.encode(&document).expect("encodable text");
         let elapsed = start.elapsed();
         println!("{name}: {} tokens of 1 MB in {elapsed:.2?}", encoded.ids.len());
         assert!(encoded.document_truncated && encoded.ids.len() < 2048 + 200, "{name}");
@@ -172,23 +176,23 @@ fn a_document_of_a_megabyte_is_cut_in_time() {
     }
 }
 
-/// The bundled model's tokenizer: lower-cases, drops punctuation, and has whole parts of the
-/// prompt as added tokens.
+/// Returns the tokenizer of the bundled model. It converts text to lower case, removes punctuation,
+/// and has added tokens for the constant parts of the prompt.
 fn tiny() -> PromptTokenizer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
-    let read = |name: &str| fs::read(folder.join(name)).expect("the file is in the repository");
+    let read = |name: &str| fs::read(folder.join(name)).expect("file in the repository");
     let (tokenizer, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
-    PromptTokenizer::new(&tokenizer, Some(&config), None).expect("a usable tokenizer")
+    PromptTokenizer::new(&tokenizer, Some(&config), None).expect("usable tokenizer")
 }
 
 #[test]
-fn the_bundled_models_prompt_parts_are_tokens_but_not_in_data() {
+fn encode_with_bundled_tokenizer_finds_added_tokens_outside_data_only() {
     let tokenizer = tiny();
     let prompt = PromptTemplate::erank();
     let ids = |document: &str| {
         let bound = prompt.bind("", "jet noise");
-        let frame = tokenizer.bind(&bound, &ScoringOptions::default()).expect("it takes it");
-        frame.encode(document).expect("it can be encoded").ids
+        let frame = tokenizer.bind(&bound, &ScoringOptions::default()).expect("rendered");
+        frame.encode(document).expect("encodable text").ids
     };
     let is_added = |id: &&u32| tokenizer.is_added(**id);
     let added_in = |document: &str| ids(document).iter().filter(is_added).count();
@@ -202,10 +206,10 @@ fn the_bundled_models_prompt_parts_are_tokens_but_not_in_data() {
 }
 
 #[test]
-fn the_bundled_models_forced_text_comes_back() {
+fn encode_trusted_with_bundled_tokenizer_round_trips() {
     let tokenizer = tiny();
     let text = "<think>\n\n</think>\n\n<answer>";
-    let ids = tokenizer.encode_trusted(text).expect("it can be encoded");
+    let ids = tokenizer.encode_trusted(text).expect("encodable text");
     let mut decoder = tokenizer.decoder();
     let decoded: String = ids.iter().map(|id| decoder.push(*id)).collect();
     assert_eq!(decoded + &decoder.finish(), "<think></think><answer>");
