@@ -1,4 +1,5 @@
-//! Broken checkpoints. Loading one returns an error that names the file or the tensor, and never panics.
+//! A model folder is untrusted: whatever is wrong with it is an error that names the file or the
+//! tensor, never a panic.
 
 use std::fs;
 use std::path::Path;
@@ -8,27 +9,27 @@ use erank_core::{Request, Reranker};
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
 
-/// Copies the bundled model to a temporary folder.
+/// The bundled model's folder, copied.
 fn folder() -> TempDir {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
-    let folder = tempfile::tempdir().expect("temporary folder");
-    for file in fs::read_dir(source).expect("bundled model") {
-        let file = file.expect("bundled model");
-        fs::copy(file.path(), folder.path().join(file.file_name())).expect("file copied");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for file in fs::read_dir(source).expect("the bundled model") {
+        let file = file.expect("the bundled model");
+        fs::copy(file.path(), folder.path().join(file.file_name())).expect("a copy");
     }
     folder
 }
 
-/// Loads a folder, with a small KV cache because the tests load many.
+/// Small cache: many are loaded.
 fn load(folder: &Path) -> Result<CandleBackend, LoadError> {
     let mut settings = CandleSettings::default();
     settings.kv_cache_memory_bytes = Some(4 << 20);
     CandleBackend::load(&Checkpoint::open(folder)?, &settings)
 }
 
-/// Loads a folder that must be rejected. Returns the message of the error and its sources.
 fn error(folder: &Path, what: &str) -> String {
     let error = load(folder).expect_err(what);
+    // The message with all its causes, as a program would print it.
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
@@ -39,25 +40,25 @@ fn error(folder: &Path, what: &str) -> String {
 }
 
 #[test]
-fn open_of_copied_folder_ranks_as_bundled_model() {
+fn the_copied_folder_ranks_as_the_bundled_model() {
     let folder = folder();
     let request = Request::new("jet noise", ["bread", "The noise of jets.", "noise"]);
     let rank = |backend: CandleBackend| {
         let reranker = Reranker::builder(backend).build().expect("valid");
-        reranker.rerank(&request).expect("ranking").documents
+        reranker.rerank(&request).expect("a ranking").documents
     };
-    let bundled = rank(CandleBackend::tiny().expect("bundled model"));
-    assert_eq!(rank(load(folder.path()).expect("complete folder")), bundled);
+    let bundled = rank(CandleBackend::tiny().expect("the bundled model"));
+    assert_eq!(rank(load(folder.path()).expect("a whole folder")), bundled);
 }
 
 #[test]
-fn load_reports_missing_empty_truncated_and_garbled_files() {
+fn missing_empty_truncated_and_garbled_files_are_named() {
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
         let folder = folder();
         let path = folder.path().join(file);
-        let whole = fs::read(&path).expect("readable file");
+        let whole = fs::read(&path).expect("the file");
 
-        fs::remove_file(&path).expect("file removed");
+        fs::remove_file(&path).expect("removed");
         let message = error(folder.path(), file);
         assert!(message.contains(file), "missing {file}: {message}");
 
@@ -65,47 +66,46 @@ fn load_reports_missing_empty_truncated_and_garbled_files() {
         let beginning = &whole[..whole.len().min(3)];
         let garbled: Vec<u8> = whole.iter().map(|byte| byte ^ 0x5a).collect();
         for bytes in [&[], beginning, half, &garbled, b"null", b"[]", b"{}"] {
-            fs::write(&path, bytes).expect("file written");
+            fs::write(&path, bytes).expect("written");
             let message = error(folder.path(), file);
-            // A weight file without tensors is valid; then the error names the first missing tensor.
+            // `{}` is a file of weights without tensors; then the first one is missing.
             let named = message.contains(file) || message.contains("tensor");
             assert!(named, "{file}: {message}");
         }
     }
     let folder = folder();
     let path = folder.path().join("generation_config.json");
-    fs::write(&path, "{\"eos_token_id\": \"x\"}").expect("file written");
+    fs::write(&path, "{\"eos_token_id\": \"x\"}").expect("written");
     assert!(error(folder.path(), "eos").contains("generation_config.json"));
 }
 
 #[test]
-fn load_rejects_weights_with_wrong_lengths() {
+fn a_header_that_lies_is_refused() {
     let folder = folder();
     let path = folder.path().join("model.safetensors");
-    let whole = fs::read(&path).expect("readable weights");
+    let whole = fs::read(&path).expect("the weights");
     for (what, bytes) in [
         ("a header longer than the file", [&u64::MAX.to_le_bytes(), &whole[8..]].concat()),
         ("data cut by one byte", whole[..whole.len() - 1].to_vec()),
         ("data too long by one byte", [&whole[..], b"x"].concat()),
     ] {
-        fs::write(&path, bytes).expect("file written");
+        fs::write(&path, bytes).expect("written");
         let message = error(folder.path(), what);
         assert!(message.contains("model.safetensors"), "{what}: {message}");
     }
 }
 
-/// Type, shape and bytes of a tensor.
+/// A tensor's type, shape and bytes.
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
 
-/// Rewrites the weights of a folder. `change` is called with each tensor; if it returns `None`, the
-/// tensor is removed.
+/// Writes the bundled weights anew, changed tensor by tensor; `None` leaves one out.
 fn rewrite(
     folder: &Path,
     mut change: impl FnMut(&str, Dtype, Vec<usize>, Vec<u8>) -> Option<Tensor>,
 ) {
     let path = folder.join("model.safetensors");
-    let bytes = fs::read(&path).expect("readable weights");
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("valid weights");
+    let bytes = fs::read(&path).expect("the weights");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
     let changed: Vec<(String, Tensor)> = tensors
         .tensors()
         .into_iter()
@@ -115,14 +115,14 @@ fn rewrite(
         })
         .collect();
     let views = changed.iter().map(|(name, (dtype, shape, data))| {
-        (name, TensorView::new(*dtype, shape.clone(), data).expect("valid tensor"))
+        (name, TensorView::new(*dtype, shape.clone(), data).expect("a tensor"))
     });
-    let bytes = safetensors::serialize(views, None).expect("serializable weights");
-    fs::write(path, bytes).expect("file written");
+    let bytes = safetensors::serialize(views, None).expect("a file");
+    fs::write(path, bytes).expect("written");
 }
 
 #[test]
-fn load_reports_missing_and_mismatching_tensors() {
+fn missing_and_mismatching_tensors_are_named() {
     const NAME: &str = "model.layers.2.mlp.down_proj.weight";
 
     let missing = folder();
@@ -150,8 +150,9 @@ fn load_reports_missing_and_mismatching_tensors() {
     assert!(message.contains(NAME) && message.contains("I16"), "{message}");
 }
 
+/// Weights that are no numbers give errors by document, not scores.
 #[test]
-fn rerank_with_nan_weights_leaves_documents_unscored() {
+fn nan_weights_give_no_score() {
     let folder = folder();
     rewrite(folder.path(), |name, dtype, shape, mut data| {
         if name == "model.norm.weight" {
@@ -159,20 +160,20 @@ fn rerank_with_nan_weights_leaves_documents_unscored() {
         }
         Some((dtype, shape, data))
     });
-    let backend = load(folder.path()).expect("valid shapes");
+    let backend = load(folder.path()).expect("the shapes are right");
     for answer_only in [false, true] {
         let builder = Reranker::builder(&backend).max_tokens(20);
         let builder = if answer_only { builder.answer_only() } else { builder };
         let reranker = builder.build().expect("valid");
-        let ranking = reranker.rerank(&Request::new("jet", ["a jet", "bread"])).expect("ranking");
+        let ranking = reranker.rerank(&Request::new("jet", ["a jet", "bread"])).expect("a ranking");
         assert!(ranking.documents.is_empty());
         assert_eq!(ranking.unscored.len(), 2);
     }
 }
 
-/// A file with random changes is either rejected or loaded.
+/// Any bytes in the place of any file are refused or load, but never panic.
 #[test]
-fn load_of_randomly_changed_files_never_panics() {
+fn bytes_changed_at_random_never_panic() {
     let mut state = 7u64;
     let mut random = move |below: usize| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -181,15 +182,15 @@ fn load_of_randomly_changed_files_never_panics() {
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
         let folder = folder();
         let path = folder.path().join(file);
-        let whole = fs::read(&path).expect("readable file");
+        let whole = fs::read(&path).expect("the file");
         for _ in 0..25 {
             let mut bytes = whole.clone();
-            // Changes only the header of the weights, but all parts of the other files.
+            // The header of the weights, or anywhere in a small file.
             let reach = if file == "model.safetensors" { 4000 } else { bytes.len() };
             for _ in 0..=random(3) {
                 bytes[random(reach)] = random(256) as u8;
             }
-            fs::write(&path, bytes).expect("file written");
+            fs::write(&path, bytes).expect("written");
             let _ = load(folder.path());
         }
     }

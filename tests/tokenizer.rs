@@ -1,10 +1,9 @@
-//! Token ids of prompts, compared with those of transformers, for the tokenizers of Qwen3 and of the
-//! bundled model.
+//! Our prompts against Python's, with Qwen3's own tokenizer and with the bundled model's.
 //!
-//! `golden/tokenizer.py` created the golden data. Qwen3's tokenizer is not part of the repository:
-//! `fetch_qwen3_tokenizer.sh` downloads it to `.cache/qwen3-tokenizer`, and `ERANK_QWEN3_TOKENIZER`
-//! can name another folder. If it is missing, the tests that need it print a warning and pass; if
-//! `ERANK_REQUIRE_ALL` is set, they fail.
+//! `golden/tokenizer.py` made the goldens. Qwen3's tokenizer is not in the repository:
+//! `fetch_qwen3_tokenizer.sh` puts it into `.cache/qwen3-tokenizer`, or `ERANK_QWEN3_TOKENIZER`
+//! names its folder. Without it the tests that need it say so and pass; with `ERANK_REQUIRE_ALL`
+//! set they fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,12 +23,11 @@ struct GoldenFile {
 
 #[derive(Deserialize)]
 struct Forms {
-    /// ERank's prompt in the chat template of the tokenizer.
+    /// ERank's prompt in the tokenizer's own chat template.
     chatml: Form,
     /// ERank's prompt in LLaMA-Factory's `Human:`/`Assistant:` template.
     human: Form,
-    /// A prompt without white space around the query and the document, in the chat template of the
-    /// tokenizer.
+    /// A prompt that touches the query and the document, in the tokenizer's own chat template.
     tight: Form,
 }
 
@@ -37,9 +35,9 @@ struct Forms {
 struct Form {
     chat_template: Option<String>,
     prompt: String,
-    /// The ids at the beginning of all cases.
+    /// The ids that all cases begin with.
     before: Vec<u32>,
-    /// The ids at the end of all cases.
+    /// The ids that all cases end with.
     after: Vec<u32>,
 }
 
@@ -49,14 +47,14 @@ struct Case {
     query: String,
     document: String,
     truncation: Option<Truncation>,
-    /// The ids between `before` and `after`, in the forms `chatml` and `human`.
+    /// In the forms `chatml` and `human`, between what all cases begin and end with.
     ids: Vec<u32>,
     tight: Option<Vec<u32>>,
 }
 
 #[derive(Deserialize)]
 struct Truncation {
-    /// The limits of the query and of the document, in tokens.
+    /// Of the query and of the document.
     limits: [usize; 2],
     truncated: [bool; 2],
 }
@@ -73,12 +71,11 @@ impl Case {
 
 fn golden() -> GoldenFile {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tokenizer.json");
-    let json = fs::read(path).expect("golden data in the repository");
-    serde_json::from_slice(&json).expect("golden data in JSON")
+    let json = fs::read(path).expect("the goldens are in the repository");
+    serde_json::from_slice(&json).expect("the goldens are JSON")
 }
 
-/// Returns Qwen3's tokenizer with its own or the given chat template, or `None` if it was not
-/// downloaded.
+/// Qwen3's tokenizer with its own chat template or another one; `None` if it is not here.
 fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
     let folder = std::env::var_os("ERANK_QWEN3_TOKENIZER").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/qwen3-tokenizer"),
@@ -93,14 +90,13 @@ fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
         eprintln!("\n*** SKIPPED: {missing} ***\n");
         return None;
     }
-    let read = |name: &str| fs::read(folder.join(name)).expect("readable file");
+    let read = |name: &str| fs::read(folder.join(name)).expect("the file can be read");
     let (tokenizer, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
     let template = chat_template.map(str::as_bytes);
-    Some(PromptTokenizer::new(&tokenizer, Some(&config), template).expect("usable tokenizer"))
+    Some(PromptTokenizer::new(&tokenizer, Some(&config), template).expect("a usable tokenizer"))
 }
 
-/// Compares all cases for which `ids` returns ids. Returns the number of cases, or `None` without a
-/// tokenizer.
+/// Compares every case that has ids for `form`; returns how many were compared.
 fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> {
     let golden = golden();
     let tokenizer = qwen3(form.chat_template.as_deref())?;
@@ -110,8 +106,8 @@ fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> 
         let Some(ids) = ids(case) else { continue };
         let expected = [&form.before, ids, &form.after].concat();
         let bound = prompt.bind(&golden.instruction, &case.query);
-        let frame = tokenizer.bind(&bound, &case.options()).expect("rendered");
-        let encoded = frame.encode(&case.document).expect("encodable text");
+        let frame = tokenizer.bind(&bound, &case.options()).expect("the template takes it");
+        let encoded = frame.encode(&case.document).expect("it can be encoded");
         let texts = (&case.kind, &case.query, &case.document);
         assert_eq!(encoded.ids, expected, "{texts:?}");
         let truncated = case.truncation.as_ref().map_or([false; 2], |cut| cut.truncated);
@@ -122,7 +118,7 @@ fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> 
 }
 
 #[test]
-fn encode_with_chatml_equals_transformers() {
+fn chatml_prompts_equal_pythons() {
     let golden = golden();
     if let Some(compared) = compare(&golden.forms.chatml, |case| Some(&case.ids)) {
         println!("{compared} prompts in ChatML");
@@ -131,7 +127,7 @@ fn encode_with_chatml_equals_transformers() {
 }
 
 #[test]
-fn encode_with_human_assistant_template_equals_transformers() {
+fn human_and_assistant_prompts_equal_pythons() {
     if let Some(compared) = compare(&golden().forms.human, |case| Some(&case.ids)) {
         println!("{compared} prompts in the Human/Assistant form");
         assert!(compared >= 500);
@@ -139,20 +135,20 @@ fn encode_with_human_assistant_template_equals_transformers() {
 }
 
 #[test]
-fn encode_without_white_space_around_data_equals_transformers() {
+fn prompts_that_touch_their_data_equal_pythons() {
     if let Some(compared) = compare(&golden().forms.tight, |case| case.tight.as_deref()) {
-        println!("{compared} prompts without white space around the data");
+        println!("{compared} prompts that touch their data");
         assert!(compared >= 150);
     }
 }
 
-/// The limit is generous, so that the test passes on a busy machine. Quadratic work exceeds it.
+/// Not exact to the millisecond: a machine under load must not fail it, quadratic work must.
 #[test]
-fn encode_truncates_one_megabyte_within_ten_seconds() {
+fn a_document_of_a_megabyte_is_cut_in_time() {
     let Some(tokenizer) = qwen3(None) else { return };
     let prompt = PromptTemplate::erank();
     let frame = tokenizer.bind(&prompt.bind("", "jets"), &ScoringOptions::default());
-    let frame = frame.expect("rendered");
+    let frame = frame.expect("the template takes it");
     for (name, unit) in [
         ("prose", "The quick brown fox, jumps over 12 dogs. "),
         ("one letter", "a"),
@@ -168,7 +164,7 @@ fn encode_truncates_one_megabyte_within_ten_seconds() {
     ] {
         let document = unit.repeat((1 << 20) / unit.len());
         let start = Instant::now();
-        let encoded = frame.encode(&document).expect("encodable text");
+        let encoded = frame.encode(&document).expect("it can be encoded");
         let elapsed = start.elapsed();
         println!("{name}: {} tokens of 1 MB in {elapsed:.2?}", encoded.ids.len());
         assert!(encoded.document_truncated && encoded.ids.len() < 2048 + 200, "{name}");
@@ -176,23 +172,23 @@ fn encode_truncates_one_megabyte_within_ten_seconds() {
     }
 }
 
-/// Returns the tokenizer of the bundled model. It converts text to lower case, removes punctuation,
-/// and has added tokens for the constant parts of the prompt.
+/// The bundled model's tokenizer: lower-cases, drops punctuation, and has whole parts of the
+/// prompt as added tokens.
 fn tiny() -> PromptTokenizer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
-    let read = |name: &str| fs::read(folder.join(name)).expect("file in the repository");
+    let read = |name: &str| fs::read(folder.join(name)).expect("the file is in the repository");
     let (tokenizer, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
-    PromptTokenizer::new(&tokenizer, Some(&config), None).expect("usable tokenizer")
+    PromptTokenizer::new(&tokenizer, Some(&config), None).expect("a usable tokenizer")
 }
 
 #[test]
-fn encode_with_bundled_tokenizer_finds_added_tokens_outside_data_only() {
+fn the_bundled_models_prompt_parts_are_tokens_but_not_in_data() {
     let tokenizer = tiny();
     let prompt = PromptTemplate::erank();
     let ids = |document: &str| {
         let bound = prompt.bind("", "jet noise");
-        let frame = tokenizer.bind(&bound, &ScoringOptions::default()).expect("rendered");
-        frame.encode(document).expect("encodable text").ids
+        let frame = tokenizer.bind(&bound, &ScoringOptions::default()).expect("it takes it");
+        frame.encode(document).expect("it can be encoded").ids
     };
     let is_added = |id: &&u32| tokenizer.is_added(**id);
     let added_in = |document: &str| ids(document).iter().filter(is_added).count();
@@ -206,10 +202,10 @@ fn encode_with_bundled_tokenizer_finds_added_tokens_outside_data_only() {
 }
 
 #[test]
-fn encode_trusted_with_bundled_tokenizer_round_trips() {
+fn the_bundled_models_forced_text_comes_back() {
     let tokenizer = tiny();
     let text = "<think>\n\n</think>\n\n<answer>";
-    let ids = tokenizer.encode_trusted(text).expect("encodable text");
+    let ids = tokenizer.encode_trusted(text).expect("it can be encoded");
     let mut decoder = tokenizer.decoder();
     let decoded: String = ids.iter().map(|id| decoder.push(*id)).collect();
     assert_eq!(decoded + &decoder.finish(), "<think></think><answer>");
