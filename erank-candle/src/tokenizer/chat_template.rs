@@ -111,7 +111,7 @@ impl ChatTemplate {
 
 /// The contents of `tokenizer_config.json`.
 #[derive(Default)]
-struct Config(serde_json::Map<String, serde_json::Value>);
+struct TokenizerConfig(serde_json::Map<String, serde_json::Value>);
 
 /// The value of `chat_template`: one template, or several named templates.
 #[derive(Deserialize)]
@@ -149,7 +149,7 @@ enum TokenText {
     Described { content: String },
 }
 
-impl Config {
+impl TokenizerConfig {
     fn chat_template(&self) -> Result<String, LoadError> {
         let templates: Templates = self.get("chat_template")?.ok_or_else(|| {
             LoadError::invalid(
@@ -191,8 +191,8 @@ impl Config {
     }
 }
 
-fn parse_config(bytes: &[u8]) -> Result<Config, LoadError> {
-    let parsed = serde_json::from_slice(bytes).map(Config);
+fn parse_config(bytes: &[u8]) -> Result<TokenizerConfig, LoadError> {
+    let parsed = serde_json::from_slice(bytes).map(TokenizerConfig);
     parsed.map_err(|error| LoadError::unparsable(CONFIG_FILE, "it is not a JSON object", error))
 }
 

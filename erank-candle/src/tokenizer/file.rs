@@ -247,7 +247,7 @@ fn check_component(name: &str, component: &Value, known: &[&str]) -> Result<(), 
     if component.is_null() && name != "decoder" {
         return Ok(());
     }
-    let kind = component.get("type").and_then(Value::as_str).unwrap_or("unknown type");
+    let kind = component.get("type").and_then(Value::as_str).unwrap_or("(none)");
     if !known.contains(&kind) {
         let reason = format!(
             "a {name} of type {kind} is not supported; supported types: {}",

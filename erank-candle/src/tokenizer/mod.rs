@@ -21,9 +21,9 @@
 //! # Placeholders
 //!
 //! The chat template is rendered once per query, with placeholders for the query and the document,
-//! which are inserted afterwards. So the template never sees them: a condition on the message in a
-//! template sees the placeholders. For example, Qwen3's template checks whether the message begins
-//! with `<tool_response>`.
+//! which are inserted afterwards. So the template never sees the query and the document. Conditions
+//! on the message test the placeholders instead, for example Qwen3's condition that the message
+//! begins with `<tool_response>`.
 
 mod chat_template;
 mod decoder;

@@ -41,10 +41,10 @@ impl MarkedText {
     /// Appends another marked text.
     pub(super) fn append(&mut self, other: &Self) {
         let mut done = 0;
-        for run in &other.trusted {
-            self.push_data(&other.text[done..run.start]);
-            self.push_trusted(&other.text[run.clone()]);
-            done = run.end;
+        for range in &other.trusted {
+            self.push_data(&other.text[done..range.start]);
+            self.push_trusted(&other.text[range.clone()]);
+            done = range.end;
         }
         self.push_data(&other.text[done..]);
     }
@@ -56,7 +56,7 @@ impl MarkedText {
     /// Returns the trusted range at the end of the text, or an empty text if the text ends with data.
     pub(super) fn trusted_end(&self) -> &str {
         match self.trusted.last() {
-            Some(run) if run.end == self.text.len() => &self.text[run.clone()],
+            Some(range) if range.end == self.text.len() => &self.text[range.clone()],
             _ => "",
         }
     }
@@ -271,13 +271,14 @@ impl AddedTokens {
     /// Finds the added tokens in trusted ranges. Returns their ranges in the normalized text of `piece`.
     fn find(&self, piece: &NormalizedString, trusted: &[Range<usize>]) -> Vec<(Range<usize>, u32)> {
         let (start, end) = piece.offsets_original();
-        let runs = trusted.iter().map(|run| run.start.max(start)..run.end.min(end));
-        runs.filter(|run| run.start < run.end)
-            .filter_map(|run| {
+        let ranges = trusted.iter().map(|range| range.start.max(start)..range.end.min(end));
+        ranges
+            .filter(|range| range.start < range.end)
+            .filter_map(|range| {
                 // Excludes characters that normalization combined from trusted text and data.
-                piece.convert_offsets(OffsetRange::Original(run.start - start..run.end - start))
+                piece.convert_offsets(OffsetRange::Original(range.start - start..range.end - start))
             })
-            .flat_map(|run| self.patterns.find_iter(Input::new(piece.get()).range(run)))
+            .flat_map(|range| self.patterns.find_iter(Input::new(piece.get()).range(range)))
             .map(|found| (found.range(), self.ids[found.pattern().as_usize()]))
             .collect()
     }
