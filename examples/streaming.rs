@@ -46,8 +46,8 @@ impl Sink for PrintingSink<'_> {
         self.sink.completed(index, outcome);
     }
 
-    fn advanced(&mut self, tokens: TokenCounts) {
-        self.sink.advanced(tokens);
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
+        self.sink.tokens_processed(tokens);
     }
 }
 
@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cancellation = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
     let reranker = Reranker::builder(&backend).build()?;
     let ranking = reranker.rerank_with_cancellation(&request, &cancellation)?;
-    println!("in time: {}, too late: {}", ranking.scored, ranking.unscored.len());
+    println!("in time: {}, too late: {}", ranking.scored_count, ranking.unscored.len());
 
     // The progress callback can cancel the request as well, here after three documents.
     let reranker = Reranker::builder(&backend)
@@ -79,7 +79,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build()?;
     let many = Request::new("how do bees make honey", DOCUMENTS.repeat(100));
     let ranking = reranker.rerank(&many)?;
-    println!("enough: {} of {} documents", ranking.scored, many.documents.len());
+    println!("enough: {} of {} documents", ranking.scored_count, many.documents.len());
     Ok(())
 }
 

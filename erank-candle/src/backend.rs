@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use erank_core::tags::THINK_CLOSE;
 use erank_core::{
     BackendError, BoundPrompt, Cause, DocumentError, Job, ScoringBackend, ScoringOptions, Sink,
 };
@@ -14,7 +15,7 @@ use crate::engine::Engine;
 use crate::engine::answer_trie::AnswerTrie;
 use crate::engine::block_allocator::BlockAllocator;
 use crate::engine::limits::Limits;
-use crate::engine::sequence::{JobContext, THOUGHT_CLOSE};
+use crate::engine::sequence::JobContext;
 use crate::engine::statistics::Statistics;
 use crate::error::LoadError;
 use crate::logits::{Logits, TokenLogProb};
@@ -306,7 +307,7 @@ impl ScoringBackend for CandleBackend {
             eos_token_ids: self.eos_token_ids(),
             thought_end_id: self
                 .tokenizer
-                .token_to_id(THOUGHT_CLOSE)
+                .token_to_id(THINK_CLOSE)
                 .filter(|id| self.tokenizer.is_added(*id)),
             prompt_opens_thought: frame.opens_thought(),
             max_tokens: self.engine.max_tokens(),

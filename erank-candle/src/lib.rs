@@ -70,8 +70,9 @@ pub use checkpoint::Checkpoint;
 pub use checkpoint::config::Config;
 pub use engine::statistics::Statistics;
 pub use error::LoadError;
+pub use kernels::WeightFormat;
 pub use logits::TokenLogProb;
-pub use settings::{CandleSettings, Device, KvCacheFormat, WeightFormat};
+pub use settings::{CandleSettings, Device, KvCacheFormat};
 pub use tokenizer::{EncodedPrompt, PromptError, PromptFrame, PromptTokenizer, TokenDecoder};
 
 /// The model below the engine, for this workspace's tests and benchmarks alone: not covered by semantic

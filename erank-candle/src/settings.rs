@@ -2,6 +2,8 @@
 
 use std::num::NonZeroUsize;
 
+use crate::kernels::WeightFormat;
+
 /// How a model is loaded and run.
 ///
 /// ```
@@ -61,26 +63,6 @@ impl Default for CandleSettings {
             max_num_batched_tokens: NonZeroUsize::MIN.saturating_add(511),
             max_num_seqs: NonZeroUsize::MIN.saturating_add(63),
             speculative_tokens: 8,
-        }
-    }
-}
-
-/// The format that weights are kept in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum WeightFormat {
-    /// 32-bit floating point.
-    F32,
-    /// Brain floating point: the upper 16 bits of F32.
-    Bf16,
-}
-
-impl WeightFormat {
-    /// Returns the format's name, such as `"BF16"`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::Bf16 => "BF16",
         }
     }
 }

@@ -70,7 +70,7 @@ async fn rerank(
     // If the client disconnects, axum drops this function's future, which cancels the request.
     let ranking = service
         .reranker
-        .try_rerank_until(work, &cancellation)
+        .try_rerank_with_cancellation(work, &cancellation)
         .map_err(|_| Problem::queue_full())?
         .await
         .map_err(|error| Problem::of_backend(&error))?;

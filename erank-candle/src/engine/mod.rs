@@ -31,13 +31,13 @@ pub(crate) mod sequence;
 pub(crate) mod statistics;
 mod step_plan;
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use erank_core::error::panic_message;
 use erank_core::{BackendError, CancellationToken, Cause, DocumentError, Sink};
 
 use crate::model::Model;
@@ -137,7 +137,7 @@ impl Engine {
                 break;
             }
             match events.recv().map_err(|_| thread_ended())? {
-                Event::Advanced(counts) => sink.advanced(counts),
+                Event::Advanced(counts) => sink.tokens_processed(counts),
                 Event::Completed(index, result) => {
                     in_flight -= 1;
                     sink.completed(index, result);
@@ -249,10 +249,4 @@ fn serve(mut scheduler: Scheduler, messages: &Receiver<Message>) {
             return;
         }
     }
-}
-
-/// Returns a panic's message.
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

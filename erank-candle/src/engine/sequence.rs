@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use erank_core::tags::{ANSWER_CLOSE, FORCED_ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN};
 use erank_core::{AnswerFormat, Completion, DocumentError, FinishReason, Mode, ScoringOptions};
 
 use super::answer_trie::{AnswerTrie, TrieWalk};
@@ -10,11 +11,8 @@ use super::sampler::sample;
 use crate::logits::{Logits, TokenLogProb};
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer, TokenDecoder};
 
-const THOUGHT_OPEN: &str = "<think>";
-pub(crate) const THOUGHT_CLOSE: &str = "</think>";
-
 /// Tokens reserved to close the thought and open the answer: no tokenizer makes more tokens than bytes.
-const LEAD_RESERVE: usize = "</think><answer>".len();
+const PREFIX_RESERVE: usize = FORCED_ANSWER_PREFIX.len();
 
 /// The state that all sequences of a job share.
 pub(crate) struct JobContext {
@@ -76,7 +74,7 @@ impl Sequence {
         context: Arc<JobContext>,
     ) -> Result<Self, DocumentError> {
         let prompt_length = prompt.ids.len();
-        let opening = if context.prompt_opens_thought { THOUGHT_OPEN } else { "" };
+        let opening = if context.prompt_opens_thought { THINK_OPEN } else { "" };
         let mut completion = Completion::new(opening);
         completion.usage.prompt = prompt_length;
         completion.query_truncated = prompt.query_truncated;
@@ -95,16 +93,16 @@ impl Sequence {
         };
         let context = Arc::clone(&sequence.context);
         if context.options.mode == Mode::AnswerOnly {
-            let lead = match context.prompt_opens_thought {
-                true => sequence.forced_lead(),
-                false => context.format.answer_only_lead(),
+            let prefix = match context.prompt_opens_thought {
+                true => sequence.forced_prefix(),
+                false => context.format.answer_only_prefix(),
             };
-            sequence.force(lead)?;
+            sequence.force(prefix)?;
             sequence.prompt_length = sequence.tokens.len();
             sequence.completion.finish_reason = FinishReason::Answered;
         }
 
-        let needed = sequence.tokens.len() + LEAD_RESERVE + context.answers.longest();
+        let needed = sequence.tokens.len() + PREFIX_RESERVE + context.answers.longest();
         if needed > context.max_tokens {
             return Err(DocumentError::PromptTooLong { tokens: needed, limit: context.max_tokens });
         }
@@ -237,20 +235,20 @@ impl Sequence {
 
     /// Returns whether the answer's first token comes next: nothing would have to be forced before it.
     fn is_at_answer(&self) -> bool {
-        self.forced_lead().is_empty()
+        self.forced_prefix().is_empty()
     }
 
     /// Returns the text that must follow so that the answer comes next.
-    fn forced_lead(&self) -> &'static str {
+    fn forced_prefix(&self) -> &'static str {
         // Every open thought needs the same text.
-        self.context.format.forced_lead(self.after_thought().unwrap_or(THOUGHT_OPEN))
+        self.context.format.forced_answer_prefix(self.after_thought().unwrap_or(THINK_OPEN))
     }
 
     /// Returns the text after the thought, which may hold an answer; `None` during the thought. If no single token
     /// ends a thought, returns the whole turn, in which the format looks for the end.
     fn after_thought(&self) -> Option<&str> {
         let after = &self.completion.text[self.completion.thought_end.unwrap_or(0)..];
-        let is_thinking = after.trim_start().starts_with(THOUGHT_OPEN);
+        let is_thinking = after.trim_start().starts_with(THINK_OPEN);
         (!is_thinking || self.context.thought_end_id.is_none()).then_some(after)
     }
 
@@ -285,7 +283,7 @@ impl Sequence {
         for (id, log_prob) in context.answers.tokens(answer).iter().zip(log_probs) {
             self.push(TokenLogProb { id: *id, log_prob: *log_prob as f32 });
         }
-        self.completion.text.push_str("</answer>");
+        self.completion.text.push_str(ANSWER_CLOSE);
         Ok(self.complete())
     }
 
@@ -324,21 +322,21 @@ impl Sequence {
     fn force_answer(&mut self) -> Result<(), DocumentError> {
         let rest = self.decoder.finish();
         self.completion.text.push_str(&rest);
-        self.force(self.forced_lead())
+        self.force(self.forced_prefix())
     }
 
     /// Appends forced text to the assistant turn; the answer comes next.
-    fn force(&mut self, lead: &str) -> Result<(), DocumentError> {
-        if let Some(start) = lead.find(THOUGHT_CLOSE) {
-            let end = self.completion.text.len() + start + THOUGHT_CLOSE.len();
+    fn force(&mut self, prefix: &str) -> Result<(), DocumentError> {
+        if let Some(start) = prefix.find(THINK_CLOSE) {
+            let end = self.completion.text.len() + start + THINK_CLOSE.len();
             self.completion.thought_end = Some(end);
         }
-        self.completion.text.push_str(lead);
+        self.completion.text.push_str(prefix);
         self.completion.finish_reason = FinishReason::Forced;
-        self.tokens.extend(self.context.tokenizer.encode_trusted(lead)?);
+        self.tokens.extend(self.context.tokenizer.encode_trusted(prefix)?);
         self.state = State::ForcedAnswer;
         if self.pending().is_empty() {
-            // The lead was empty: the last token is computed again for its logits.
+            // The prefix was empty: the last token is computed again for its logits.
             self.computed -= 1;
         }
         Ok(())

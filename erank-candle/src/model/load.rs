@@ -12,8 +12,8 @@ use super::qwen3::Qwen3;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::Config;
 use crate::error::LoadError;
-use crate::kernels::InstructionSet;
-use crate::settings::{CandleSettings, Device, KvCacheFormat, WeightFormat};
+use crate::kernels::{InstructionSet, WeightFormat};
+use crate::settings::{CandleSettings, Device, KvCacheFormat};
 use crate::weights::Weights;
 
 /// A model with what was read and chosen while loading it.
@@ -34,10 +34,14 @@ pub struct LoadedModel {
 /// Returns an error that names the file or tensor that is missing or not as `config.json` says, or the setting
 /// that this machine or build cannot serve.
 pub fn load(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<LoadedModel, LoadError> {
+    let config = Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
+    let weights = Weights::new(&checkpoint.shards)?;
+    let format = settings.weights.unwrap_or(weights.own_format());
+    let source = Source { config, weights, format, kv_cache: settings.kv_cache };
     match settings.device {
         Device::Cpu => {
             let set = InstructionSet::choose(settings.instruction_set.as_deref())?;
-            load_with(checkpoint, settings, CpuOperations::new(set))
+            source.load(CpuOperations::new(set, format))
         }
         device => {
             if let Some(set) = &settings.instruction_set {
@@ -46,7 +50,7 @@ pub fn load(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<Loaded
                      instruction_set out"
                 )));
             }
-            load_with(checkpoint, settings, CandleOperations::new(open(device)?))
+            source.load(CandleOperations::new(open(device)?, format))
         }
     }
 }
@@ -56,21 +60,25 @@ pub fn instruction_sets() -> Vec<&'static str> {
     InstructionSet::available().into_iter().map(InstructionSet::name).collect()
 }
 
-fn load_with<O: Operations + 'static>(
-    checkpoint: &Checkpoint,
-    settings: &CandleSettings,
-    operations: O,
-) -> Result<LoadedModel, LoadError> {
-    let config = Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
-    let weights = Weights::new(&checkpoint.shards, settings.weights)?;
-    let format = weights.format();
-    let kv_cache_type = match (settings.kv_cache, format) {
-        (Some(KvCacheFormat::F32), _) | (None, WeightFormat::F32) => DType::F32,
-        (Some(KvCacheFormat::Bf16), _) | (None, _) => DType::BF16,
-    };
-    let kernels = operations.name();
-    let model = Qwen3::load(config.clone(), &weights, operations, kv_cache_type)?;
-    Ok(LoadedModel { model: Arc::new(model), config, weights: format, kernels })
+/// What a model is loaded from.
+struct Source<'a> {
+    config: Config,
+    weights: Weights<'a>,
+    format: WeightFormat,
+    kv_cache: Option<KvCacheFormat>,
+}
+
+impl Source<'_> {
+    fn load<O: Operations + 'static>(self, operations: O) -> Result<LoadedModel, LoadError> {
+        let Self { config, weights, format, kv_cache } = self;
+        let kv_cache_type = match (kv_cache, format) {
+            (Some(KvCacheFormat::F32), _) | (None, WeightFormat::F32) => DType::F32,
+            (Some(KvCacheFormat::Bf16), _) | (None, _) => DType::BF16,
+        };
+        let kernels = operations.name();
+        let model = Qwen3::load(config.clone(), &weights, operations, kv_cache_type)?;
+        Ok(LoadedModel { model: Arc::new(model), config, weights: format, kernels })
+    }
 }
 
 /// Opens a device of candle's.

@@ -6,7 +6,8 @@ use super::load::load;
 use super::step::{BLOCK_TOKENS, BlockId, Row};
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::settings::{CandleSettings, Device, KvCacheFormat, WeightFormat};
+use crate::kernels::WeightFormat;
+use crate::settings::{CandleSettings, Device, KvCacheFormat};
 
 fn tiny(change: impl FnOnce(&mut CandleSettings)) -> std::sync::Arc<dyn Model> {
     let mut settings = CandleSettings::default();

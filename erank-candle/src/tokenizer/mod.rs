@@ -304,7 +304,7 @@ impl PromptFrame {
     /// Returns whether the prompt ends with `<think>`, written by the chat template. The generated
     /// text then begins inside the thought.
     pub fn opens_thought(&self) -> bool {
-        self.after.trusted_end().trim_end().ends_with("<think>")
+        self.after.trusted_end().trim_end().ends_with(erank_core::tags::THINK_OPEN)
     }
 
     fn truncate<'a>(&self, document: &'a str) -> Result<&'a str, PromptError> {

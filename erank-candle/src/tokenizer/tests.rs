@@ -1,6 +1,6 @@
 //! Tests with a small byte-level tokenizer. The workspace's `tests/tokenizer.rs` tests Qwen3's.
 
-use erank_core::answer::AnswerFormat;
+use erank_core::AnswerFormat;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;

@@ -13,6 +13,7 @@ use candle_nn::rotary_emb::rope_thd;
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::{BLOCK_TOKENS, Step};
 use crate::error::LoadError;
+use crate::kernels::WeightFormat;
 use crate::weights::Weights;
 use attention::RowGroup;
 
@@ -22,6 +23,8 @@ const NAME: &str = "candle";
 /// candle's operations on one device.
 pub(crate) struct CandleOperations {
     device: Device,
+    /// The type that matrices are kept in.
+    weight_type: DType,
 }
 
 /// The weight of an RMSNorm, `[width]`.
@@ -44,8 +47,8 @@ pub(crate) struct CandlePass<'a> {
 }
 
 impl CandleOperations {
-    pub(crate) fn new(device: Device) -> Self {
-        Self { device }
+    pub(crate) fn new(device: Device, format: WeightFormat) -> Self {
+        Self { device, weight_type: format.into() }
     }
 }
 
@@ -94,7 +97,7 @@ impl Operations for CandleOperations {
         parts: &[(&str, usize)],
         inputs: usize,
     ) -> std::result::Result<Tensor, LoadError> {
-        weights.on_device(parts, inputs, &self.device)
+        weights.on_device(parts, inputs, self.weight_type, &self.device)
     }
 
     fn load_gate_up(

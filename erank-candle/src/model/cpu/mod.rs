@@ -9,9 +9,8 @@ use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::Step;
 use crate::error::LoadError;
 use crate::kernels::attention::BlockLayout;
-use crate::kernels::linear::multiply;
 use crate::kernels::norm::Norm;
-use crate::kernels::{InstructionSet, PackedWeights};
+use crate::kernels::{InstructionSet, Projection, WeightFormat};
 use crate::weights::Weights;
 use ops::{Attention, Embed, Heads, LinearAdd, NormGateUp, NormLinear, WriteKv};
 use ordered_step::OrderedStep;
@@ -19,6 +18,8 @@ use ordered_step::OrderedStep;
 /// The CPU kernels of one instruction set.
 pub(crate) struct CpuOperations {
     set: InstructionSet,
+    /// The format that matrices are packed into.
+    format: WeightFormat,
 }
 
 /// The state of a forward pass on the CPU.
@@ -33,15 +34,15 @@ pub(crate) struct CpuPass<'a> {
 }
 
 impl CpuOperations {
-    pub(crate) fn new(set: InstructionSet) -> Self {
-        Self { set }
+    pub(crate) fn new(set: InstructionSet, format: WeightFormat) -> Self {
+        Self { set, format }
     }
 }
 
 impl Operations for CpuOperations {
     type Norm = Norm;
-    type Matrix = PackedWeights;
-    type GateUp = [PackedWeights; 2];
+    type Matrix = Projection;
+    type GateUp = [Projection; 2];
     type Pass<'a> = CpuPass<'a>;
 
     fn device(&self) -> &Device {
@@ -71,8 +72,8 @@ impl Operations for CpuOperations {
         weights: &Weights<'_>,
         parts: &[(&str, usize)],
         inputs: usize,
-    ) -> std::result::Result<PackedWeights, LoadError> {
-        weights.stacked(parts, inputs, self.set)
+    ) -> std::result::Result<Projection, LoadError> {
+        weights.packed(parts, inputs, self.format, self.set)
     }
 
     fn load_gate_up(
@@ -81,7 +82,7 @@ impl Operations for CpuOperations {
         [gate, up]: [&str; 2],
         outputs: usize,
         inputs: usize,
-    ) -> std::result::Result<[PackedWeights; 2], LoadError> {
+    ) -> std::result::Result<[Projection; 2], LoadError> {
         let matrix = |name| self.load_matrix(weights, &[(name, outputs)], inputs);
         Ok([matrix(gate)?, matrix(up)?])
     }
@@ -98,18 +99,18 @@ impl Operations for CpuOperations {
         })
     }
 
-    fn embed(&self, table: &PackedWeights, pass: &CpuPass<'_>) -> Result<Tensor> {
+    fn embed(&self, table: &Projection, pass: &CpuPass<'_>) -> Result<Tensor> {
         Tensor::new(pass.step.tokens(), &Device::Cpu)?.apply_op1_no_bwd(&Embed { table })
     }
 
     fn project_qkv(
         &self,
         norm: &Norm,
-        weights: &PackedWeights,
+        weights: &Projection,
         x: &Tensor,
         pass: &CpuPass<'_>,
     ) -> Result<Tensor> {
-        pass.qkv.inplace_op2(x, &NormLinear { norm, weights, set: self.set })?;
+        pass.qkv.inplace_op2(x, &NormLinear { norm, weights })?;
         Ok(pass.qkv.clone())
     }
 
@@ -132,23 +133,23 @@ impl Operations for CpuOperations {
         Ok(pass.attended.clone())
     }
 
-    fn project_add(&self, weights: &PackedWeights, x: &Tensor, residual: Tensor) -> Result<Tensor> {
-        residual.inplace_op2(x, &LinearAdd { weights, set: self.set })?;
+    fn project_add(&self, weights: &Projection, x: &Tensor, residual: Tensor) -> Result<Tensor> {
+        residual.inplace_op2(x, &LinearAdd { weights })?;
         Ok(residual)
     }
 
     fn gate_up(
         &self,
         norm: &Norm,
-        [gate, up]: &[PackedWeights; 2],
+        [gate, up]: &[Projection; 2],
         x: &Tensor,
         pass: &CpuPass<'_>,
     ) -> Result<Tensor> {
-        pass.gated.inplace_op2(x, &NormGateUp { norm, gate, up, set: self.set })?;
+        pass.gated.inplace_op2(x, &NormGateUp { norm, gate, up })?;
         Ok(pass.gated.clone())
     }
 
-    fn project_logits(&self, norm: &Norm, weights: &PackedWeights, x: &Tensor) -> Result<Vec<f32>> {
+    fn project_logits(&self, norm: &Norm, weights: &Projection, x: &Tensor) -> Result<Vec<f32>> {
         let (storage, layout) = x.storage_and_layout();
         let Storage::Cpu(CpuStorage::F32(numbers)) = &*storage else {
             bail!("the activations are not F32 on the CPU")
@@ -156,7 +157,7 @@ impl Operations for CpuOperations {
         let x = &numbers[ops::contiguous_range(layout)?];
         // The only result that leaves as plain numbers: written once, not copied out of a tensor.
         let mut logits = vec![0.0; x.len() / weights.inputs() * weights.outputs()];
-        multiply(self.set, x, Some(norm), weights, &mut logits, |y, product| *y = product);
+        weights.project(x, Some(norm), &mut logits);
         Ok(logits)
     }
 }

@@ -1,30 +1,27 @@
-//! The steps of the forward pass as candle custom operations.
+//! The steps of the forward pass as candle custom operations, on the CPU.
 //!
-//! Each holds its weights packed for the kernels and stands for one fusion: what happens inside is
-//! [`kernels`](crate::kernels)' affair, what goes in and out are candle tensors. They run on the CPU;
-//! kernels for a GPU would be their `cuda_fwd` or `metal_fwd`, which now are errors. Until there are some,
-//! a GPU runs [`candle_ops`](crate::candle_ops).
+//! Each operation is one fusion and holds its weights packed for the [`kernels`](crate::kernels). Its inputs
+//! and outputs are candle tensors. Other devices run [`candle`](crate::model::candle).
 //!
 //! Activations are F32 tensors; a projection rounds its input to the type of its weights. Results are
-//! written to tensors that the layers have in common: new memory for each would cost prefill a tenth of
-//! its time.
+//! written to tensors that the layers share: allocating each would cost prefill a tenth of its time.
 
 use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape, bail};
+use half::bf16;
 use rayon::prelude::*;
 
-use super::ordered_step::OrderedStep;
+use crate::kernels::arch::Isa;
 use crate::kernels::attention::{BlockLayout, attend};
-use crate::kernels::linear::{multiply, multiply_both};
-use crate::kernels::norm::{Norm, rotate, silu};
-use crate::kernels::products::{Pairs, Products, Singles};
-use crate::kernels::{InstructionSet, PackedWeights};
-use half::bf16;
+use crate::kernels::cache::{CacheElement, CacheKernel, CacheVisitor};
+use crate::kernels::norm::{Norm, rotate};
+use crate::kernels::{InstructionSet, Projection};
+use crate::model::cpu::ordered_step::OrderedStep;
 
 /// Token ids `[tokens]` → their embeddings `[tokens, hidden]`.
 pub(crate) struct Embed<'a> {
-    pub(crate) table: &'a PackedWeights,
+    pub(crate) table: &'a Projection,
 }
 
 impl CustomOp1 for Embed<'_> {
@@ -49,8 +46,7 @@ impl CustomOp1 for Embed<'_> {
 /// `[tokens, outputs]`.
 pub(crate) struct NormLinear<'a> {
     pub(crate) norm: &'a Norm,
-    pub(crate) weights: &'a PackedWeights,
-    pub(crate) set: InstructionSet,
+    pub(crate) weights: &'a Projection,
 }
 
 impl InplaceOp2 for NormLinear<'_> {
@@ -67,15 +63,7 @@ impl InplaceOp2 for NormLinear<'_> {
     ) -> Result<()> {
         let (out, x) = (contiguous_mut(out, out_layout)?, contiguous(x, layout)?);
         same_rows(x, self.weights.inputs(), out, self.weights.outputs())?;
-        multiply(
-            self.set,
-            x,
-            Some(self.norm),
-            self.weights,
-            out,
-            #[inline(always)]
-            |y, product| *y = product,
-        );
+        self.weights.project(x, Some(self.norm), out);
         Ok(())
     }
 }
@@ -84,9 +72,8 @@ impl InplaceOp2 for NormLinear<'_> {
 /// `[tokens, hidden]` and `out` as `[tokens, intermediate]`.
 pub(crate) struct NormGateUp<'a> {
     pub(crate) norm: &'a Norm,
-    pub(crate) gate: &'a PackedWeights,
-    pub(crate) up: &'a PackedWeights,
-    pub(crate) set: InstructionSet,
+    pub(crate) gate: &'a Projection,
+    pub(crate) up: &'a Projection,
 }
 
 impl InplaceOp2 for NormGateUp<'_> {
@@ -103,18 +90,7 @@ impl InplaceOp2 for NormGateUp<'_> {
     ) -> Result<()> {
         let (out, x) = (contiguous_mut(out, out_layout)?, contiguous(x, layout)?);
         same_rows(x, self.gate.inputs(), out, self.gate.outputs())?;
-        let halves = [self.gate, self.up];
-        multiply_both(
-            self.set,
-            x,
-            Some(self.norm),
-            halves,
-            out,
-            #[inline(always)]
-            |y, [gate, up]| {
-                *y = silu(gate) * up;
-            },
-        );
+        self.gate.gate_up(self.up, x, self.norm, out);
         Ok(())
     }
 }
@@ -122,8 +98,7 @@ impl InplaceOp2 for NormGateUp<'_> {
 /// A projection added to the residual stream in place: `residual += x · Wᵀ`, with `x` as
 /// `[tokens, inputs]` and the residual as `[tokens, hidden]`.
 pub(crate) struct LinearAdd<'a> {
-    pub(crate) weights: &'a PackedWeights,
-    pub(crate) set: InstructionSet,
+    pub(crate) weights: &'a Projection,
 }
 
 impl InplaceOp2 for LinearAdd<'_> {
@@ -140,28 +115,19 @@ impl InplaceOp2 for LinearAdd<'_> {
     ) -> Result<()> {
         let (residual, x) = (contiguous_mut(residual, residual_layout)?, contiguous(x, layout)?);
         same_rows(x, self.weights.inputs(), residual, self.weights.outputs())?;
-        multiply(
-            self.set,
-            x,
-            None,
-            self.weights,
-            residual,
-            #[inline(always)]
-            |residual, product| {
-                *residual += product;
-            },
-        );
+        self.weights.project_add(x, residual);
         Ok(())
     }
 }
 
-/// What the attention operations of one layer share.
+/// The parameters that the attention operations of one layer share.
 #[derive(Debug)]
 pub(crate) struct Heads<'a> {
     pub(crate) query_heads: usize,
     pub(crate) layout: BlockLayout,
     pub(crate) query_norm: &'a Norm,
     pub(crate) key_norm: &'a Norm,
+    /// The instruction set of the kernels for the cache.
     pub(crate) set: InstructionSet,
 }
 
@@ -170,41 +136,46 @@ impl Heads<'_> {
         (self.query_heads + 2 * self.layout.kv_heads) * self.layout.head_dim
     }
 
-    /// The queries, keys and values of one token.
+    /// Splits the row of one token into its queries, keys and values.
     fn split<'a>(&self, qkv: &'a [f32]) -> (&'a [f32], &'a [f32], &'a [f32]) {
         let (queries, rest) = qkv.split_at(self.query_heads * self.layout.head_dim);
         let (keys, values) = rest.split_at(self.layout.kv_heads * self.layout.head_dim);
         (queries, keys, values)
     }
 
-    /// Checks `[tokens, heads]` against the step, so that the operations below need not.
+    /// Checks that `qkv` has a row for each of the step's tokens.
     fn check(&self, qkv: &[f32], step: &OrderedStep<'_>) -> Result<()> {
         if row_count(qkv, self.width())? != step.len() {
-            bail!("queries, keys and values of another number of tokens than the step's");
+            bail!("the queries, keys and values are not those of {} tokens", step.len());
         }
         Ok(())
     }
 }
 
 /// Writes a step's keys (normalised and rotated) and values, from `[tokens, query, key and value
-/// heads × head_dim]`, to their places in a layer's cache.
+/// heads × head_dim]`, to a layer's cache.
 pub(crate) struct WriteKv<'a> {
     pub(crate) heads: &'a Heads<'a>,
     pub(crate) step: &'a OrderedStep<'a>,
 }
 
 impl WriteKv<'_> {
-    fn write<P: Products>(&self, cache: &mut [P::Right], qkv: &[f32]) -> Result<()> {
-        let Heads { layout, key_norm, set, .. } = self.heads;
+    fn write<K: CacheKernel>(
+        &self,
+        kernel: K,
+        cache: &mut [K::Element],
+        qkv: &[f32],
+    ) -> Result<()> {
+        let Heads { layout, key_norm, .. } = self.heads;
         self.heads.check(qkv, self.step)?;
         let (width, head_dim) = (self.heads.width(), layout.head_dim);
-        let (mut rest, mut passed) = (cache, 0);
-        let mut blocks: Vec<(&mut [P::Right], &[usize])> = Vec::new();
+        let (mut rest, mut rest_start) = (cache, 0);
+        let mut blocks: Vec<(&mut [K::Element], &[usize])> = Vec::new();
         for tokens in self.step.by_block() {
             let start = self.step.cache_slot(tokens[0]).0 * layout.block_size();
-            let (_, behind) = rest.split_at_mut(start - passed);
-            let (block, behind) = behind.split_at_mut(layout.block_size());
-            (rest, passed) = (behind, start + layout.block_size());
+            let (_, from_block) = rest.split_at_mut(start - rest_start);
+            let (block, after) = from_block.split_at_mut(layout.block_size());
+            (rest, rest_start) = (after, start + layout.block_size());
             blocks.push((block, tokens));
         }
         blocks.into_par_iter().for_each(|(block, tokens)| {
@@ -215,18 +186,33 @@ impl WriteKv<'_> {
                 let (_, slot) = self.step.cache_slot(*token);
                 let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
                 for (kv_head, (key, value)) in heads.enumerate() {
-                    set.run(
+                    kernel.isa().run(
                         #[inline(always)]
                         || {
                             key_norm.apply(key, &mut rotated);
                             rotate(&mut rotated, cos, sin);
-                            layout.write::<P>(block, slot, kv_head, (&rotated, value));
+                            layout.write(block, slot, kv_head, (&rotated, value));
                         },
                     );
                 }
             }
         });
         Ok(())
+    }
+}
+
+/// The write to a cache of one type.
+struct Write<'a, E> {
+    op: &'a WriteKv<'a>,
+    cache: &'a mut [E],
+    qkv: &'a [f32],
+}
+
+impl<E: CacheElement> CacheVisitor<E> for Write<'_, E> {
+    type Output = Result<()>;
+
+    fn visit<K: CacheKernel<Element = E>>(self, kernel: K) -> Result<()> {
+        self.op.write(kernel, self.cache, self.qkv)
     }
 }
 
@@ -243,14 +229,15 @@ impl InplaceOp2 for WriteKv<'_> {
         layout: &Layout,
     ) -> Result<()> {
         let qkv = contiguous(qkv, layout)?;
-        let range = contiguous_range(cache_layout)?;
+        let (range, set) = (contiguous_range(cache_layout)?, self.heads.set);
         match cache {
-            CpuStorage::F32(cache) => self.write::<Singles<f32>>(&mut cache[range], qkv),
-            CpuStorage::BF16(cache) if self.heads.set.multiplies_pairs() => {
-                self.write::<Pairs>(&mut cache[range], qkv)
+            CpuStorage::F32(cache) => {
+                f32::with_kernel(set, Write { op: self, cache: &mut cache[range], qkv })
             }
-            CpuStorage::BF16(cache) => self.write::<Singles<bf16>>(&mut cache[range], qkv),
-            _ => bail!("write-kv: a cache in F32 or BF16"),
+            CpuStorage::BF16(cache) => {
+                bf16::with_kernel(set, Write { op: self, cache: &mut cache[range], qkv })
+            }
+            _ => bail!("write-kv: the cache is neither F32 nor BF16"),
         }
     }
 }
@@ -263,46 +250,52 @@ pub(crate) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// The most tokens in a bunch.
-    const MOST_TOKENS: usize = 64;
-    /// So many tokens of a row stay in one bunch.
-    const MOST_TOGETHER: usize = 16;
+    /// Maximum number of tokens in a chunk.
+    const MAX_CHUNK_TOKENS: usize = 64;
+    /// Tokens of a row, up to this number, stay in one chunk.
+    const MAX_ROW_TOKENS: usize = 16;
 
-    fn attend<P: Products>(&self, qkv: &[f32], cache: &[P::Right], out: &mut [f32]) -> Result<()> {
-        let Heads { layout, query_heads, query_norm, set, .. } = self.heads;
+    fn attend<K: CacheKernel>(
+        &self,
+        kernel: K,
+        qkv: &[f32],
+        cache: &[K::Element],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let Heads { layout, query_heads, query_norm, .. } = self.heads;
         self.heads.check(qkv, self.step)?;
         let (head_dim, width) = (layout.head_dim, query_heads * layout.head_dim);
         let group_width = width / layout.kv_heads;
         if row_count(out, width)? != self.step.len() {
-            bail!("attention: room for another number of tokens than the step's");
+            bail!("attention: the output is not of {} tokens", self.step.len());
         }
-        // Several pieces of work for each thread: bunches of tokens, and if those are few, of KV heads.
-        // A row's tokens share what they read, and so do a token's KV heads, whose blocks lie next to
-        // each other. Results do not depend on it.
+        // Several pieces of work for each thread: chunks of tokens and, if those are few, of KV heads.
+        // The tokens of a row read the same blocks, and the KV heads of a token lie next to each other.
+        // Results do not depend on the division.
         let threads = rayon::current_num_threads();
-        let together = self.step.longest_row().min(Self::MOST_TOGETHER);
-        let tokens = (self.step.len() / (8 * threads)).clamp(together, Self::MOST_TOKENS);
-        let bunches: Vec<&[usize]> = self.step.attention_order().chunks(tokens).collect();
-        let heads = (layout.kv_heads * bunches.len() / (2 * threads)).clamp(1, layout.kv_heads);
-        let pieces: Vec<(&[usize], Range<usize>)> = bunches
+        let together = self.step.longest_row().min(Self::MAX_ROW_TOKENS);
+        let tokens = (self.step.len() / (8 * threads)).clamp(together, Self::MAX_CHUNK_TOKENS);
+        let chunks: Vec<&[usize]> = self.step.attention_order().chunks(tokens).collect();
+        let heads = (layout.kv_heads * chunks.len() / (2 * threads)).clamp(1, layout.kv_heads);
+        let pieces: Vec<(&[usize], Range<usize>)> = chunks
             .into_iter()
-            .flat_map(|bunch| {
+            .flat_map(|chunk| {
                 let starts = (0..layout.kv_heads).step_by(heads);
-                starts.map(move |start| (bunch, start..layout.kv_heads.min(start + heads)))
+                starts.map(move |start| (chunk, start..layout.kv_heads.min(start + heads)))
             })
             .collect();
         let attended: Vec<Vec<f32>> = pieces
             .par_iter()
             .with_max_len(1)
-            .map(|(bunch, kv_heads)| {
-                let mut queries = vec![0.0; kv_heads.len() * bunch.len() * group_width];
+            .map(|(chunk, kv_heads)| {
+                let mut queries = vec![0.0; kv_heads.len() * chunk.len() * group_width];
                 for (index, rotated) in queries.chunks_exact_mut(group_width).enumerate() {
-                    let kv_head = kv_heads.start + index / bunch.len();
-                    let token = bunch[index % bunch.len()];
+                    let kv_head = kv_heads.start + index / chunk.len();
+                    let token = chunk[index % chunk.len()];
                     let (own, _, _) = self.heads.split(&qkv[token * self.heads.width()..]);
                     let own = own[kv_head * group_width..].chunks_exact(head_dim);
                     let (cos, sin) = self.step.rotation(token);
-                    set.run(
+                    kernel.isa().run(
                         #[inline(always)]
                         || {
                             for (rotated, query) in rotated.chunks_exact_mut(head_dim).zip(own) {
@@ -312,19 +305,19 @@ impl Attention<'_> {
                         },
                     );
                 }
-                let tokens: Vec<_> = bunch.iter().map(|token| self.step.visible(*token)).collect();
+                let tokens: Vec<_> = chunk.iter().map(|token| self.step.visible(*token)).collect();
                 let mut out = vec![0.0; queries.len()];
-                attend::<P>(*set, *layout, cache, &tokens, kv_heads.clone(), &queries, &mut out);
+                attend(kernel, *layout, cache, &tokens, kv_heads.clone(), &queries, &mut out);
                 out
             })
             .collect();
 
-        // By piece, KV head and token of the bunch; put together again by token.
-        let pieces_of_bunch = layout.kv_heads.div_ceil(heads);
+        // `attended` is by piece, KV head and token of the chunk; the output is by token.
+        let pieces_of_chunk = layout.kv_heads.div_ceil(heads);
         out.par_chunks_exact_mut(width).with_min_len(8).enumerate().for_each(|(token, out)| {
             let place = self.step.attention_index(token);
-            let (bunch, index) = (place / tokens, place % tokens);
-            let pieces = &attended[bunch * pieces_of_bunch..][..pieces_of_bunch];
+            let (chunk, index) = (place / tokens, place % tokens);
+            let pieces = &attended[chunk * pieces_of_chunk..][..pieces_of_chunk];
             for (piece, out) in pieces.iter().zip(out.chunks_mut(heads * group_width)) {
                 let rows = piece.len() / out.len();
                 let rows = piece.chunks_exact(group_width).skip(index).step_by(rows);
@@ -334,6 +327,22 @@ impl Attention<'_> {
             }
         });
         Ok(())
+    }
+}
+
+/// Attention over a cache of one type.
+struct Attend<'a, E> {
+    op: &'a Attention<'a>,
+    qkv: &'a [f32],
+    cache: &'a [E],
+    out: &'a mut [f32],
+}
+
+impl<E: CacheElement> CacheVisitor<E> for Attend<'_, E> {
+    type Output = Result<()>;
+
+    fn visit<K: CacheKernel<Element = E>>(self, kernel: K) -> Result<()> {
+        self.op.attend(kernel, self.qkv, self.cache, self.out)
     }
 }
 
@@ -352,19 +361,20 @@ impl InplaceOp3 for Attention<'_> {
         cache_layout: &Layout,
     ) -> Result<()> {
         let (out, qkv) = (contiguous_mut(out, out_layout)?, contiguous(qkv, layout)?);
-        let range = contiguous_range(cache_layout)?;
+        let (range, set) = (contiguous_range(cache_layout)?, self.heads.set);
         match cache {
-            CpuStorage::F32(cache) => self.attend::<Singles<f32>>(qkv, &cache[range], out),
-            CpuStorage::BF16(cache) if self.heads.set.multiplies_pairs() => {
-                self.attend::<Pairs>(qkv, &cache[range], out)
+            CpuStorage::F32(cache) => {
+                f32::with_kernel(set, Attend { op: self, qkv, cache: &cache[range], out })
             }
-            CpuStorage::BF16(cache) => self.attend::<Singles<bf16>>(qkv, &cache[range], out),
-            _ => bail!("attention: a cache in F32 or BF16"),
+            CpuStorage::BF16(cache) => {
+                bf16::with_kernel(set, Attend { op: self, qkv, cache: &cache[range], out })
+            }
+            _ => bail!("attention: the cache is neither F32 nor BF16"),
         }
     }
 }
 
-/// The numbers of a tensor that lie in one piece.
+/// Returns the numbers of a contiguous tensor.
 fn contiguous<'a, T: candle_core::WithDType>(
     storage: &'a CpuStorage,
     layout: &Layout,
@@ -373,30 +383,30 @@ fn contiguous<'a, T: candle_core::WithDType>(
 }
 
 fn contiguous_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    let CpuStorage::F32(numbers) = storage else { bail!("the numbers of a step are F32") };
+    let CpuStorage::F32(numbers) = storage else { bail!("the output of an operation is F32") };
     Ok(&mut numbers[contiguous_range(layout)?])
 }
 
-pub(crate) fn contiguous_range(layout: &Layout) -> Result<Range<usize>> {
+pub(crate) fn contiguous_range(layout: &Layout) -> Result<std::ops::Range<usize>> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(start..end),
-        None => bail!("a tensor that does not lie in one piece"),
+        None => bail!("a tensor is not contiguous"),
     }
 }
 
-/// Fails unless there are as many rows on both sides.
+/// Fails unless the input and the output have the same number of rows.
 fn same_rows(x: &[f32], inputs: usize, out: &[f32], outputs: usize) -> Result<()> {
     let (rows, out_rows) = (row_count(x, inputs)?, row_count(out, outputs)?);
     if rows != out_rows {
-        bail!("{rows} rows in, {out_rows} out");
+        bail!("the input has {rows} rows, the output {out_rows}");
     }
     Ok(())
 }
 
-/// Rows of this width; an error if the numbers do not make whole rows.
+/// Returns the number of rows of this width. Fails unless all rows are whole.
 fn row_count(x: &[f32], width: usize) -> Result<usize> {
     if !x.len().is_multiple_of(width) {
-        bail!("{} numbers are no rows of {width}", x.len());
+        bail!("{} numbers do not divide into rows of {width}", x.len());
     }
     Ok(x.len() / width)
 }
