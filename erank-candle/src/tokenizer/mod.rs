@@ -1,26 +1,34 @@
-//! A prompt becomes token ids, and generated ids become text.
+//! Prompts to token ids, and generated ids to text.
 //!
 //! ```text
 //! BoundPrompt ─chat template─▶ PromptFrame ─+ document─▶ EncodedPrompt        ids ─TokenDecoder─▶ text
 //! ```
 //!
-//! **Control tokens count in trusted text alone.** Trusted are the chat template, the prompt
-//! template and the instruction. In the query and the document, what looks like a control token
-//! (`<|im_end|>`, `<think>`, …) becomes the tokens of its characters, also where it begins or ends
-//! in trusted text, or comes about by normalization.
+//! # Added tokens in data
 //!
-//! **Everything else is token for token what Python gives** for the whole prompt, with
-//! transformers' `apply_chat_template`: normalization, pre-tokenization and merges run across the
-//! borders between the template's text and the data. One difference is known: after a run of a
-//! million white-space characters, the regular expressions here give up and stop splitting words.
+//! Added tokens (`<|im_end|>`, `<think>`, …) count only in trusted text: the chat template, the
+//! prompt template and the instruction. In the query and the document, a text that looks like an
+//! added token is encoded as plain text. The same holds if the text begins or ends in trusted text,
+//! or if normalization produces it.
 //!
-//! The template is rendered once per query, with marks where the query and the document go; they
-//! are put in afterwards, so that the template never sees them. A template that decides by what
-//! the message says (Qwen3's asks whether it begins with `<tool_response>`) sees the marks.
+//! # Equality with transformers
+//!
+//! All other text gets the ids of transformers' `apply_chat_template` for the whole prompt:
+//! normalization, pre-tokenization and merges run across the boundaries between trusted text and
+//! data. One difference is known: after a run of a million white-space characters, the regular
+//! expressions used here fail and stop splitting words.
+//!
+//! # Placeholders
+//!
+//! The chat template is rendered once per query, with placeholders for the query and the document,
+//! which are inserted afterwards. So the template never sees the query and the document. Conditions
+//! on the message test the placeholders instead, for example Qwen3's condition that the message
+//! begins with `<tool_response>`.
 
 mod chat_template;
 mod decoder;
 mod file;
+mod strftime;
 #[cfg(test)]
 pub(crate) mod tests;
 mod vocabulary;
@@ -39,7 +47,7 @@ use crate::error::{Cause, LoadError};
 
 /// A checkpoint's tokenizer and chat template.
 ///
-/// Cheap to clone: clones share everything.
+/// Clones share all data and are cheap.
 #[derive(Clone)]
 pub struct PromptTokenizer {
     vocabulary: Arc<Vocabulary>,
@@ -47,31 +55,32 @@ pub struct PromptTokenizer {
 }
 
 impl PromptTokenizer {
-    /// From the contents of a checkpoint's files `tokenizer.json`, `tokenizer_config.json` and
-    /// `chat_template.jinja`. As in transformers, the last one has precedence over the template in
-    /// the second; one of the two must have a template.
+    /// Creates a tokenizer from the contents of `tokenizer.json`, `tokenizer_config.json` and
+    /// `chat_template.jinja`.
     ///
-    /// The tokenizer must be a BPE that cannot make an added token (`<|im_end|>`, …) of plain text.
+    /// One of the last two files must contain a chat template. If both do, `chat_template.jinja` is
+    /// used, as in transformers. The tokenizer's model must be BPE, and must not be able to produce
+    /// an added token, such as `<|im_end|>`, from plain text.
     ///
     /// # Errors
-    /// [`LoadError::Invalid`] names the file and says what is wrong with it.
+    /// Returns [`LoadError::Invalid`] with the file and the reason.
     pub fn new(
         tokenizer_json: &[u8],
         tokenizer_config_json: Option<&[u8]>,
         chat_template_jinja: Option<&[u8]>,
     ) -> Result<Self, LoadError> {
-        let template = ChatTemplate::read(tokenizer_config_json, chat_template_jinja)?;
+        let template = ChatTemplate::new(tokenizer_config_json, chat_template_jinja)?;
         let vocabulary = Vocabulary::from_json(tokenizer_json)?;
         let tokenizer = Self { vocabulary: Arc::new(vocabulary), template: Arc::new(template) };
-        tokenizer.try_template()?;
+        tokenizer.check_template()?;
         Ok(tokenizer)
     }
 
-    /// Renders the chat template around `prompt`, and cuts the query to its limit.
+    /// Renders the chat template for `prompt`, and truncates the query to its limit.
     ///
     /// # Errors
-    /// [`PromptError`] if the chat template fails on this prompt or does not write its query and
-    /// its document exactly once.
+    /// Returns a [`PromptError`] if the chat template fails on this prompt, or if it does not output
+    /// the query and the document exactly once.
     pub fn bind(
         &self,
         prompt: &BoundPrompt<'_>,
@@ -89,50 +98,51 @@ impl PromptTokenizer {
         })
     }
 
-    /// The ids of trusted text, in which control tokens count: text that is forced upon the model,
-    /// such as `</think><answer>`, or an answer's label.
+    /// Encodes trusted text, in which added tokens count. Examples are forced text, such as
+    /// `</think><answer>`, and the labels of answers.
     ///
     /// # Errors
-    /// [`PromptError::Tokenizer`] if the tokenizer has no tokens for the text.
+    /// Returns [`PromptError::Tokenizer`] if the tokenizer cannot encode the text.
     pub fn encode_trusted(&self, text: &str) -> Result<Vec<u32>, PromptError> {
         let mut trusted = MarkedText::default();
         trusted.push_trusted(text);
         self.vocabulary.encode(&trusted).map_err(PromptError::Tokenizer)
     }
 
-    /// Decodes generated ids one by one.
+    /// Returns a streaming decoder for generated ids.
     pub fn decoder(&self) -> TokenDecoder {
         TokenDecoder::new(Arc::clone(&self.vocabulary))
     }
 
-    /// One more than the largest token id: the rows that the model's embedding needs at least.
+    /// Returns one more than the largest token id: the minimum number of rows of the embedding.
     pub fn vocab_size(&self) -> usize {
         self.vocabulary.size()
     }
 
-    /// The token that ends a turn, by `tokenizer_config.json`, if it names one of the vocabulary.
+    /// Returns the id of the `eos_token` of `tokenizer_config.json`, if the vocabulary contains it.
     pub fn eos_token_id(&self) -> Option<u32> {
         self.template.eos_token().and_then(|token| self.token_to_id(token))
     }
 
-    /// The id of the token that is written `token` in the vocabulary.
+    /// Returns the id of a token, given as it is written in the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.vocabulary.id(token)
     }
 
-    /// Whether `id` is an added token, such as `<|im_end|>` or `<think>`: one that plain text never
-    /// becomes.
+    /// Returns whether `id` is an added token, such as `<|im_end|>` or `<think>`. Plain text is never
+    /// encoded as an added token.
     pub fn is_added(&self, id: u32) -> bool {
         self.vocabulary.added(id).is_some()
     }
 
-    /// Whether `id` is an added token that decoding leaves out, such as `<|im_end|>`.
+    /// Returns whether `id` is a special token, such as `<|im_end|>`: an added token that decoding
+    /// skips.
     pub fn is_special(&self, id: u32) -> bool {
         self.vocabulary.added(id).is_some_and(|token| token.special)
     }
 
-    /// What `id` stands for, for people to read: U+FFFD for parts of characters, nothing for an
-    /// unknown id.
+    /// Returns the text of a token for display. Parts of characters become U+FFFD. The text of an
+    /// unknown id is empty.
     pub fn token_text(&self, id: u32) -> String {
         match self.vocabulary.added(id) {
             Some(token) => token.content.clone(),
@@ -143,12 +153,17 @@ impl PromptTokenizer {
         }
     }
 
-    /// A template that cannot be used with any prompt is an error when the model is loaded.
-    fn try_template(&self) -> Result<(), LoadError> {
+    /// Renders a prompt to detect chat templates that fail on all prompts.
+    fn check_template(&self) -> Result<(), LoadError> {
         let prompt = PromptTemplate::erank();
         let rendered = self.render(&prompt.bind("", ""), "");
-        let unusable =
-            |cause| LoadError::unparsable(self.template.file(), "no prompt from it", cause);
+        let unusable = |cause| {
+            LoadError::unparsable(
+                self.template.file(),
+                "the chat template cannot be rendered",
+                cause,
+            )
+        };
         match rendered {
             Ok(_) => Ok(()),
             Err(PromptError::Template(cause)) => Err(unusable(cause)),
@@ -156,25 +171,29 @@ impl PromptTokenizer {
         }
     }
 
-    /// The rendered prompt before and after the document.
+    /// Renders the chat template. Returns the text before the document and the text after it.
     fn render(
         &self,
         prompt: &BoundPrompt<'_>,
         query: &str,
     ) -> Result<(MarkedText, MarkedText), PromptError> {
-        let marks = Marks::new(prompt, &self.template);
-        let message: String = prompt.segments("").map(|segment| marks.text(segment)).collect();
+        let placeholders = Placeholders::new(prompt, &self.template);
+        let message: String =
+            prompt.segments("").map(|segment| placeholders.text(segment)).collect();
         let rendered = self.template.render(&message);
         let rendered = rendered.map_err(|error| PromptError::Template(error.into()))?;
-        for (field, mark) in [("query", &marks.query), ("document", &marks.document)] {
-            match rendered.matches(mark.as_str()).count() {
-                0 => return Err(PromptError::Lost(field)),
+        for (field, placeholder) in
+            [("query", &placeholders.query), ("document", &placeholders.document)]
+        {
+            match rendered.matches(placeholder.as_str()).count() {
+                0 => return Err(PromptError::MissingField(field)),
                 1 => {}
-                _ => return Err(PromptError::Repeated(field)),
+                _ => return Err(PromptError::RepeatedField(field)),
             }
         }
-        let (before, after) = rendered.split_once(&marks.document).unwrap_or((&rendered, ""));
-        Ok((marks.fill_in(before, query), marks.fill_in(after, query)))
+        let (before, after) =
+            rendered.split_once(&placeholders.document).unwrap_or((&rendered, ""));
+        Ok((placeholders.insert_query(before, query), placeholders.insert_query(after, query)))
     }
 }
 
@@ -187,27 +206,30 @@ impl std::fmt::Debug for PromptTokenizer {
     }
 }
 
-/// What stands for the query and the document while the chat template runs.
-struct Marks {
+/// The texts that stand for the query and the document while the chat template runs.
+struct Placeholders {
     query: String,
     document: String,
 }
 
-impl Marks {
-    /// Marks that occur in neither the template nor the trusted text of the prompt.
+impl Placeholders {
+    /// Chooses placeholders that occur neither in the chat template nor in the prompt's trusted text.
     fn new(prompt: &BoundPrompt<'_>, template: &ChatTemplate) -> Self {
-        let is_free = |mark: &String| {
-            !template.contains(mark) && !prompt.segments("").any(|part| part.text().contains(mark))
+        let is_unused = |placeholder: &String| {
+            !template.contains(placeholder)
+                && !prompt.segments("").any(|part| part.text().contains(placeholder))
         };
         Self {
-            query: Self::candidates("query").find(is_free).unwrap_or_default(),
-            document: Self::candidates("document").find(is_free).unwrap_or_default(),
+            query: Self::candidates("query").find(is_unused).unwrap_or_default(),
+            document: Self::candidates("document").find(is_unused).unwrap_or_default(),
         }
     }
 
-    /// Each holds what a template could change in data: white space at its ends that it could
-    /// trim, characters that it could escape, letters whose case it could change. Such a template
-    /// loses the mark, which is an error and not a silent difference.
+    /// Returns the possible placeholders for a field.
+    ///
+    /// Each contains characters that a template may change in data: white space at the ends
+    /// (trimming), special characters (escaping) and letters (case). If a template changes them, the
+    /// placeholder is missing from its output, which is reported as an error.
     fn candidates(field: &str) -> impl Iterator<Item = String> {
         (0_u64..).map(move |number| format!("\n <{field} É&\"'\\ {number}> \n"))
     }
@@ -220,8 +242,9 @@ impl Marks {
         }
     }
 
-    /// A part of the rendered prompt without the document, with the query in its place.
-    fn fill_in(&self, rendered: &str, query: &str) -> MarkedText {
+    /// Replaces the query's placeholder by the query, in a part of the rendered prompt that does not
+    /// contain the document.
+    fn insert_query(&self, rendered: &str, query: &str) -> MarkedText {
         let mut text = MarkedText::default();
         match rendered.split_once(&self.query) {
             None => text.push_trusted(rendered),
@@ -235,7 +258,7 @@ impl Marks {
     }
 }
 
-/// A rendered prompt that lacks only its document. May be shared by threads.
+/// A rendered prompt without its document. Threads may share it.
 #[derive(Clone)]
 pub struct PromptFrame {
     vocabulary: Arc<Vocabulary>,
@@ -246,19 +269,21 @@ pub struct PromptFrame {
 }
 
 impl PromptFrame {
-    /// The ids of the prompt for `document`.
+    /// Encodes the prompt for `document`.
     ///
-    /// The query and the document are cut to the tokens that [`ScoringOptions`] allows: tokenized
-    /// alone, and kept up to the end of the last token that fits. In Python that is
-    /// `tokenizer.decode(ids[:n])`, but that a character of which only a part fits is left out here,
-    /// where Python keeps U+FFFD for it (or, if normalization took the character apart, the part).
-    /// Tokenized within the prompt, the end of a cut text may merge with what follows.
+    /// The query and the document are truncated to the limits of [`ScoringOptions`]. Each text is
+    /// tokenized alone and kept up to the end of the last token that fits, as
+    /// `tokenizer.decode(ids[:n])` does in Python. There is one difference: a character of which only
+    /// a part fits is removed here, while Python keeps U+FFFD for it (or, if normalization decomposed
+    /// the character, the part). Afterwards the whole prompt is tokenized, so the end of a truncated
+    /// text may merge with the text that follows it.
     ///
     /// # Errors
-    /// [`DocumentError::Backend`] if the tokenizer has no tokens for the text.
+    /// Returns [`DocumentError::Backend`] if the tokenizer cannot encode the text.
     pub fn encode(&self, document: &str) -> Result<EncodedPrompt, DocumentError> {
         let kept = self.truncate(document)?;
-        let ids = self.vocabulary.encode(&self.fill_in(kept)).map_err(PromptError::Tokenizer)?;
+        let ids =
+            self.vocabulary.encode(&self.insert_document(kept)).map_err(PromptError::Tokenizer)?;
         Ok(EncodedPrompt {
             ids,
             query_truncated: self.query_truncated,
@@ -266,18 +291,18 @@ impl PromptFrame {
         })
     }
 
-    /// The text that [`encode`](Self::encode) tokenizes: the rendered prompt with the query and
-    /// the document cut to their limits.
+    /// Returns the text that [`encode`](Self::encode) tokenizes: the rendered prompt with the query
+    /// and the document truncated to their limits.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode).
+    /// Returns the same errors as [`encode`](Self::encode).
     pub fn text(&self, document: &str) -> Result<String, DocumentError> {
         let kept = self.truncate(document)?;
-        Ok(self.fill_in(kept).as_str().to_owned())
+        Ok(self.insert_document(kept).as_str().to_owned())
     }
 
-    /// Whether the prompt ends with a `<think>` of the chat template's own, so that what the model
-    /// generates begins inside the thought.
+    /// Returns whether the prompt ends with `<think>`, written by the chat template. The generated
+    /// text then begins inside the thought.
     pub fn opens_thought(&self) -> bool {
         self.after.trusted_end().trim_end().ends_with(erank_core::tags::THINK_OPEN)
     }
@@ -286,7 +311,7 @@ impl PromptFrame {
         self.vocabulary.truncate(document, self.max_document_tokens).map_err(PromptError::Tokenizer)
     }
 
-    fn fill_in(&self, document: &str) -> MarkedText {
+    fn insert_document(&self, document: &str) -> MarkedText {
         let mut text = self.before.clone();
         text.push_data(document);
         text.append(&self.after);
@@ -303,34 +328,34 @@ impl std::fmt::Debug for PromptFrame {
     }
 }
 
-/// A prompt as the model reads it.
+/// An encoded prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EncodedPrompt {
     /// The token ids.
     pub ids: Vec<u32>,
-    /// Whether the query was cut to its limit.
+    /// Whether the query was truncated to its limit.
     pub query_truncated: bool,
-    /// Whether the document was cut to its limit.
+    /// Whether the document was truncated to its limit.
     pub document_truncated: bool,
 }
 
-/// Why a prompt cannot be brought into the model's form.
+/// An error of rendering or encoding a prompt.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PromptError {
-    /// The chat template failed, or refused the prompt.
-    #[error("the chat template fails on this prompt")]
+    /// The chat template failed, or raised an exception.
+    #[error("cannot render the chat template for this prompt")]
     Template(#[source] Cause),
-    /// The rendered prompt lacks the query or the document.
+    /// The rendered prompt does not contain the query or the document unchanged.
     #[error(
-        "the chat template drops or changes the {0}; if it trims messages, let the prompt template \
-         begin and end with text of its own"
+        "the chat template drops or changes the {0}; if it trims messages, begin and end the prompt \
+         template with fixed text"
     )]
-    Lost(&'static str),
-    /// The rendered prompt has the query or the document more than once.
-    #[error("the chat template writes the {0} more than once")]
-    Repeated(&'static str),
+    MissingField(&'static str),
+    /// The rendered prompt contains the query or the document more than once.
+    #[error("the chat template outputs the {0} more than once")]
+    RepeatedField(&'static str),
     /// The tokenizer cannot encode the text.
     #[error("the tokenizer cannot encode the text")]
     Tokenizer(#[source] Cause),
