@@ -58,7 +58,6 @@ mod memory;
 mod model;
 mod settings;
 mod tokenizer;
-mod weights;
 
 /// The README's example, compiled and run.
 #[cfg(all(doctest, feature = "tiny-model"))]

@@ -3,6 +3,7 @@
 pub(crate) mod config;
 #[cfg(feature = "hub")]
 mod hub;
+pub(crate) mod safetensors;
 mod shard;
 
 use std::collections::BTreeMap;

@@ -11,10 +11,10 @@ use super::operations::Operations;
 use super::qwen3::Qwen3;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::Config;
+use crate::checkpoint::safetensors::Weights;
 use crate::error::LoadError;
 use crate::kernels::{InstructionSet, WeightFormat};
 use crate::settings::{CandleSettings, Device, KvCacheFormat};
-use crate::weights::Weights;
 
 /// A model with what was read and chosen while loading it.
 pub struct LoadedModel {

@@ -10,8 +10,8 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::step::Step;
+use crate::checkpoint::safetensors::Weights;
 use crate::error::LoadError;
-use crate::weights::Weights;
 
 /// The sizes of an attention layer.
 #[derive(Debug, Clone, Copy)]

@@ -8,8 +8,8 @@ use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::{Row, Step, StepLimits};
 use super::{Model, ModelShape};
 use crate::checkpoint::config::Config;
+use crate::checkpoint::safetensors::{EMBEDDING, Weights};
 use crate::error::LoadError;
-use crate::weights::{EMBEDDING, Weights};
 
 /// A Qwen3 model whose weights are laid out for the operations `O`.
 pub(crate) struct Qwen3<O: Operations> {

@@ -12,9 +12,9 @@ use candle_nn::rotary_emb::rope_thd;
 
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::{BLOCK_TOKENS, Step};
+use crate::checkpoint::safetensors::Weights;
 use crate::error::LoadError;
 use crate::kernels::WeightFormat;
-use crate::weights::Weights;
 use attention::RowGroup;
 
 /// The name of candle's own operations where kernels have that of their instruction set.

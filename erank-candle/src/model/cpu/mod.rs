@@ -7,11 +7,11 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::Step;
+use crate::checkpoint::safetensors::Weights;
 use crate::error::LoadError;
 use crate::kernels::attention::BlockLayout;
 use crate::kernels::norm::Norm;
 use crate::kernels::{InstructionSet, Projection, WeightFormat};
-use crate::weights::Weights;
 use ops::{Attention, Embed, Heads, LinearAdd, NormGateUp, NormLinear, WriteKv};
 use ordered_step::OrderedStep;
 

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::checkpoint::Shard;
+use super::shard::Shard;
 use crate::error::LoadError;
 use crate::kernels::stored::{StoredMatrix, StoredRow};
 use crate::kernels::{InstructionSet, Projection, WeightFormat};
