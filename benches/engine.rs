@@ -1,23 +1,28 @@
-//! Measures the engine on a model of a true shape with random weights.
+//! Measures the engine on a model of a real shape with random weights.
 //!
 //! ```sh
 //! cargo run --release -p erank-benches --bin engine -- [0.6B|4B] [NAME…] [cache=MIB]
 //! ```
 //!
-//! Names choose among the measurements: `job`, `cold`, `threads`, `budget`, `alone`, `growth`, by default
-//! all of them, and `long` (or `long=COUNT`, of 1,000 otherwise), which takes half an hour to an hour on two cores.
-//! `cache` is the budget of the KV cache, 4096 otherwise. The checkpoint (1.2 or 8 GB) is written once to the
-//! folder for temporary files.
+//! Each NAME selects a measurement. Without one, all of them run except `long`.
 //!
-//! The job: 32 prompts with a common beginning of 150 tokens and 350 tokens each of their own, 64
-//! tokens of thought each, then the forced answer. `long` is as many prompts of that kind in one call as
-//! it is told; `budget` reads prompts until the cache is full; `growth` makes calls with more and fewer
-//! documents, tokens of them and of thought, and threads.
+//! - `job`: seconds of a call with 32 documents. The prompts share a prefix of 150 tokens and have 350 more
+//!   tokens each; the model thinks for 64 tokens about each document, then the answer is forced.
+//! - `cold`: seconds of the same work with a different query for every document, so no prefix is shared.
+//! - `threads`: seconds of the job, split into eight calls at the same time.
+//! - `budget`: seconds to read prompts until the KV cache is full.
+//! - `alone`: tokens per second of decoding one document, with 0, 4 and 8 speculative tokens.
+//! - `growth`: seconds of a call with more or fewer documents, document tokens, thought tokens and threads.
+//! - `long` or `long=COUNT`: seconds of a call with COUNT (1,000 by default) of the job's documents, and the
+//!   peak memory of every tenth of it. 1,000 documents take half an hour to an hour on two cores.
 //!
-//! Each prints one line of JSON on standard output: shape, name, value, unit, and what else it saw. A
-//! floor is the time that the multiplications of all computed tokens take at the peak, measured just before
-//! and after. A measurement fails if the process had more in memory than weights × 1.15 + the cache's
-//! budget + 300 MB.
+//! `cache` sets the budget of the KV cache in MiB, 4096 by default. The checkpoint (1.2 or 8 GB) is written
+//! once to the folder for temporary files.
+//!
+//! Each measurement prints lines of JSON on standard output: shape, name, value, unit, and details. `limit`
+//! is the time that the multiplications of all computed tokens take at the arithmetic peak, which is measured
+//! just before and just after the run; `fraction` is the limit divided by the value. A measurement fails if
+//! the process had more in memory than weights × 1.15 + the cache's budget + 300 MB.
 
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -26,8 +31,8 @@ use std::time::{Duration, Instant};
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
 use erank_benches::words::Words;
 use erank_benches::{median, memory};
-use erank_candle::kv_cache::BLOCK_TOKENS;
-use erank_candle::measure::matrix_peak;
+use erank_candle::internals::BLOCK_TOKENS;
+use erank_candle::internals::measure::matrix_peak;
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics};
 use erank_core::{
     BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,
@@ -42,16 +47,16 @@ const SHARED_TOKENS: usize = 150;
 const OWN_TOKENS: usize = 350;
 const NEW_TOKENS: usize = 64;
 const RUNS: usize = 3;
-/// What is measured unless something is named.
+/// The measurements that run by default.
 const ALL: [&str; 6] = ["job", "cold", "threads", "budget", "alone", "growth"];
-/// What the peak of memory may grow by in the second half of a long call.
-const GROWTH: u64 = 32 << 20;
+/// Bytes by which the peak memory of a long call's second half may exceed that of its first half.
+const MEMORY_TOLERANCE: u64 = 32 << 20;
 
 fn main() -> Result<()> {
     let Arguments { shape, kv_cache_memory_bytes, names, long } = Arguments::read()?;
-    let (own, with_others): (Vec<_>, Vec<_>) =
+    let (with_own_settings, with_defaults): (Vec<_>, Vec<_>) =
         names.iter().partition(|name| ["alone", "growth"].contains(&name.as_str()));
-    if !with_others.is_empty() {
+    if !with_defaults.is_empty() {
         let begin = Instant::now();
         memory::reset_peak()?;
         let mut bench = Bench::load(
@@ -62,10 +67,10 @@ fn main() -> Result<()> {
         )?;
         let seconds = begin.elapsed().as_secs_f64();
         bench.print("loading", memory::peak()?, json!({"value": seconds, "unit": "s"}))?;
-        // Once to have everything in memory.
+        // Reads all weights into memory.
         let warm_up = bench.texts(2, OWN_TOKENS)?;
         bench.score(&warm_up, 2, |_| ())?;
-        for name in with_others {
+        for name in with_defaults {
             match name.as_str() {
                 "job" => bench.job()?,
                 "cold" => bench.cold()?,
@@ -75,11 +80,11 @@ fn main() -> Result<()> {
             }
         }
     }
-    // Those that load with settings of their own.
-    for name in own {
+    // These load the model again, with other settings.
+    for name in with_own_settings {
         match name.as_str() {
-            "alone" => measure_alone(shape, kv_cache_memory_bytes)?,
-            _ => measure_growth(shape, kv_cache_memory_bytes)?,
+            "alone" => measure_speculation(shape, kv_cache_memory_bytes)?,
+            _ => measure_call_sizes(shape, kv_cache_memory_bytes)?,
         }
     }
     Ok(())
@@ -89,7 +94,7 @@ struct Arguments {
     shape: Shape,
     kv_cache_memory_bytes: usize,
     names: Vec<String>,
-    /// Documents of `long`.
+    /// Number of documents of `long`.
     long: usize,
 }
 
@@ -100,7 +105,7 @@ impl Arguments {
         for argument in std::env::args().skip(1) {
             let (name, number) = match argument.split_once('=') {
                 Some((name, number)) => {
-                    let number = number.parse().map_err(|_| format!("{argument}: no number"))?;
+                    let number = number.parse().map_err(|_| format!("{argument}: not a number"))?;
                     (name, Some(number))
                 }
                 None => (argument.as_str(), None),
@@ -127,7 +132,7 @@ impl Arguments {
     }
 }
 
-/// Counts completions, and makes sure that each is what was asked for.
+/// Counts completions, and asserts that each one ends with a forced answer.
 struct Count<F> {
     done: usize,
     each: F,
@@ -142,19 +147,20 @@ impl<F: FnMut(usize)> Sink for Count<F> {
     }
 }
 
-/// A query with documents such that prompts have the job's number of tokens.
+/// A query and documents whose prompts have an exact number of tokens.
 struct Texts {
     query: String,
     documents: Vec<String>,
 }
 
-/// How long something took, and what the engine computed for it.
+/// The duration of a run, and the tokens that the engine computed in it.
 struct Run {
     seconds: f64,
+    /// Prompt tokens that were not in the cache, and generated tokens.
     tokens: u64,
     generated_tokens: u64,
-    /// Floating-point operations per second that the kernels reach with all they read in the nearest
-    /// cache, just before and after.
+    /// Operations per second of the kernels with all operands in the nearest cache, measured just before
+    /// and just after the run.
     peak_operations: f64,
 }
 
@@ -189,12 +195,12 @@ impl Bench {
         self.repeat("job", |bench| Ok(vec![bench.texts(PROMPTS, OWN_TOKENS)?]))
     }
 
-    /// Every prompt with a query of its own: nothing to share.
+    /// Measures one call per document, each with a different query, so that no prefix is shared.
     fn cold(&mut self) -> Result<()> {
         self.repeat("cold", |bench| (0..PROMPTS).map(|_| bench.texts(1, OWN_TOKENS)).collect())
     }
 
-    /// The job from eight threads at once.
+    /// Measures the job as eight calls at the same time.
     fn threads(&mut self) -> Result<()> {
         self.repeat("threads", |bench| {
             let Texts { query, documents } = bench.texts(PROMPTS, OWN_TOKENS)?;
@@ -203,7 +209,7 @@ impl Bench {
         })
     }
 
-    /// Measures calls that are made at once, each on a thread of its own.
+    /// Measures calls that run at the same time, each on its own thread, and reports the median run.
     fn repeat(
         &mut self,
         name: &str,
@@ -232,7 +238,7 @@ impl Bench {
         self.report(name, &runs[RUNS / 2], memory::peak()?, more)
     }
 
-    /// Reads more prompts than the cache has room for.
+    /// Measures reading more prompts than the cache can hold.
     fn budget(&mut self) -> Result<()> {
         memory::reset_peak()?;
         let texts = self.texts(self.documents_to_fill() + 1, OWN_TOKENS)?;
@@ -240,15 +246,16 @@ impl Bench {
         let Statistics { prefix_blocks, total_blocks, .. } = self.backend.statistics();
         let more = json!({"prefix_blocks": prefix_blocks, "total_blocks": total_blocks});
         self.report("budget", &run, memory::peak()?, more)?;
-        // All but what thoughts had, which nobody asks for again.
+        // Prompts fill the cache. Only blocks of thoughts were freed, as no later prompt can share them.
         assert!(prefix_blocks * 10 > total_blocks * 9, "the cache is not full");
         Ok(())
     }
 
-    /// Many prompts in one call: as fast as the job, and in the same memory all the time.
+    /// Measures many documents in one call, compares their throughput with the job's, and asserts that
+    /// memory stays constant.
     fn long(&mut self, count: usize) -> Result<()> {
-        // By the middle, the cache has to be full, or its growth would be taken for a leak. The job
-        // before has its part in it.
+        // The cache must be full by the middle of the call; otherwise its filling would look like a leak.
+        // The job that runs first fills a part of it.
         let fewest = (2 * self.documents_to_fill().saturating_sub(PROMPTS)).max(10);
         if count < fewest {
             return Err(format!("long needs {fewest} documents with a cache of this size").into());
@@ -275,16 +282,20 @@ impl Bench {
             "peak_bytes_by_tenth": peaks,
         });
         self.report("long", &run, first.max(second), more)?;
-        assert!(second <= first + GROWTH, "memory grows: {first} bytes, then {second}");
+        assert!(
+            second <= first + MEMORY_TOLERANCE,
+            "the second half took {second} bytes, the first {first}"
+        );
         Ok(())
     }
 
-    /// So many documents' own blocks are more than the cache has.
+    /// Returns a number of documents that need more blocks than the cache has.
     fn documents_to_fill(&self) -> usize {
         self.backend.statistics().total_blocks / (OWN_TOKENS / BLOCK_TOKENS) + 1
     }
 
-    /// So many documents that have as many tokens each.
+    /// Returns a query and `count` documents. Each prompt shares [`SHARED_TOKENS`] tokens with the others
+    /// and has `own_tokens` more.
     fn texts(&mut self, count: usize, own_tokens: usize) -> Result<Texts> {
         let template = PromptTemplate::erank();
         let tokens = |bench: &Self, query: &str, document: &str| -> Result<usize> {
@@ -301,7 +312,7 @@ impl Bench {
         Ok(texts)
     }
 
-    /// Scores all documents in one call, and calls `each` with how many are done.
+    /// Scores all documents in one call, and calls `each` with the number of documents done.
     fn score(&self, texts: &Texts, new_tokens: usize, each: impl FnMut(usize)) -> Result<()> {
         let template = PromptTemplate::erank();
         let prompt: BoundPrompt<'_> = template.bind("", &texts.query);
@@ -332,12 +343,12 @@ impl Bench {
     fn report(&self, name: &str, run: &Run, peak_bytes: u64, more: Value) -> Result<()> {
         let logits = run.generated_tokens as usize;
         let operations = self.shape.operations(run.tokens as usize, logits);
-        let floor = operations / run.peak_operations;
+        let limit = operations / run.peak_operations;
         let mut line = json!({
             "value": run.seconds,
             "unit": "s",
-            "floor": floor,
-            "fraction": floor / run.seconds,
+            "limit": limit,
+            "fraction": limit / run.seconds,
             "tokens_per_second": run.tokens_per_second(),
             "peak_gflops": run.peak_operations / 1e9,
         });
@@ -345,7 +356,7 @@ impl Bench {
         self.print(name, peak_bytes, line)
     }
 
-    /// Prints a line, and fails if more memory was taken than may be.
+    /// Prints a line of JSON, and asserts that the peak memory is within the limit.
     fn print(&self, name: &str, peak_bytes: u64, more: Value) -> Result<()> {
         let weights = self.shape.weight_bytes() as f64;
         let limit = (weights * 1.15 + self.kv_cache_memory_bytes as f64 + 300e6) as u64;
@@ -358,10 +369,7 @@ impl Bench {
         });
         extend(&mut line, more);
         println!("{line}");
-        assert!(
-            peak_bytes <= limit,
-            "{name}: {peak_bytes} bytes in memory, where {limit} are allowed"
-        );
+        assert!(peak_bytes <= limit, "{name}: {peak_bytes} bytes in memory, the limit is {limit}");
         Ok(())
     }
 }
@@ -372,8 +380,9 @@ fn extend(line: &mut Value, more: Value) {
     }
 }
 
-/// One document alone, with and without guesses: where every guess is right, and where none is.
-fn measure_alone(shape: Shape, kv_cache_memory_bytes: usize) -> Result<()> {
+/// Measures decoding of one document with several numbers of speculative tokens, on weights that make every
+/// guess right and on random weights.
+fn measure_speculation(shape: Shape, kv_cache_memory_bytes: usize) -> Result<()> {
     for behaviour in [Behaviour::Random, Behaviour::Repeats] {
         for speculative_tokens in [0, 4, 8] {
             memory::reset_peak()?;
@@ -383,7 +392,7 @@ fn measure_alone(shape: Shape, kv_cache_memory_bytes: usize) -> Result<()> {
             let mut times = Vec::new();
             for _ in 0..RUNS {
                 let texts = bench.texts(1, OWN_TOKENS)?;
-                // Once for the cache, so that what is timed is nearly all decoding.
+                // Reads the prompt into the cache, so that nearly all of the measured time is decoding.
                 bench.score(&texts, 1, |_| ())?;
                 let begin = Instant::now();
                 bench.score(&texts, NEW_TOKENS, |_| ())?;
@@ -404,7 +413,7 @@ fn measure_alone(shape: Shape, kv_cache_memory_bytes: usize) -> Result<()> {
     Ok(())
 }
 
-/// A call whose time is measured: what it has to do, and with how many threads.
+/// The size of a measured call.
 #[derive(Clone, Copy)]
 struct Call {
     documents: usize,
@@ -413,8 +422,8 @@ struct Call {
     threads: NonZeroUsize,
 }
 
-/// How the time of a call grows: with its documents, their tokens, those of a thought, and threads.
-fn measure_growth(shape: Shape, kv_cache_memory_bytes: usize) -> Result<()> {
+/// Measures calls that differ from one usual call in documents, document tokens, thought tokens or threads.
+fn measure_call_sizes(shape: Shape, kv_cache_memory_bytes: usize) -> Result<()> {
     let threads = std::thread::available_parallelism()?;
     let usual = Call { documents: 8, own_tokens: OWN_TOKENS, new_tokens: NEW_TOKENS, threads };
     let mut calls: Vec<Call> =

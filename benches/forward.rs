@@ -1,26 +1,28 @@
-//! Measures the forward pass on models of true shapes with random weights, beside what the machine
-//! can do at most.
+//! Measures the forward pass on models of real shapes with random weights, and compares it with the
+//! machine's roofline.
 //!
 //! ```sh
 //! cargo run --release -p erank-benches --bin forward -- [0.6B|4B [FIGURE…]]
 //! ```
 //!
-//! Figures are `prefill`, `decode-1`, `decode-8` and `decode-32`; by default all.
+//! FIGURE is `prefill` (one prompt of 512 tokens) or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8
+//! or 32 rows after 512 tokens each). By default all four are measured.
 //!
-//! Prints a line of JSON per figure: shape, name, value in tokens per second, floor, and the floor's
-//! fraction reached. A floor is the longer of two times: reading the weights and the cache once at the
-//! bandwidth, or doing the multiplications at the peak, both measured between the runs.
-//! `ERANK_INSTRUCTION_SET` chooses other kernels.
+//! Prints a line of JSON per figure: shape, name, value in tokens per second, `limit` and `fraction`. The
+//! limit is the throughput at the longer of two times: reading the weights and the cache once at the memory
+//! bandwidth, or doing all multiplications at the arithmetic peak; `bound` says which of them it is. Bandwidth
+//! and peak are measured between the runs. `ERANK_INSTRUCTION_SET` forces other kernels.
 
 use std::error::Error;
 use std::time::Instant;
 
-use erank_benches::ceilings::{Work, compare};
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
-use erank_candle::Checkpoint;
-use erank_candle::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
-use erank_candle::measure::Memory;
-use erank_candle::model::{Qwen3, Row};
+use erank_benches::roofline::{Work, compare};
+use erank_candle::internals::measure::Memory;
+use erank_candle::internals::{
+    BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, LoadedModel, Row, load,
+};
+use erank_candle::{CandleSettings, Checkpoint};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -29,7 +31,7 @@ const PROMPT: usize = 512;
 const RUNS: usize = 7;
 
 fn main() -> Result<()> {
-    // As the engine does: one visit to the threads for a whole step.
+    // The whole measurement runs in the thread pool, as a step of the engine does.
     rayon::ThreadPoolBuilder::new().build()?.install(measure)
 }
 
@@ -41,7 +43,7 @@ fn measure() -> Result<()> {
     let folder = shape.folder(Behaviour::Random);
     shape.write(&folder, Behaviour::Random)?;
     let begin = Instant::now();
-    let model = Qwen3::load(&Checkpoint::open(folder)?, None, None)?;
+    let model = load(&Checkpoint::open(folder)?, &CandleSettings::default())?;
     let seconds = begin.elapsed().as_secs_f64();
     println!("{}", json!({"shape": shape.name, "name": "loading", "value": seconds, "unit": "s"}));
     let bench = Bench { shape, model, memory: Memory::new(1 << 30)? };
@@ -61,12 +63,12 @@ fn measure() -> Result<()> {
 
 struct Bench {
     shape: Shape,
-    model: Qwen3,
+    model: LoadedModel,
     memory: Memory,
 }
 
 impl Bench {
-    /// One prompt is read.
+    /// Measures reading one prompt.
     fn prefill(&self) -> Result<()> {
         let (cache, blocks) = self.cache(1)?;
         let ids: Vec<u32> = (0..PROMPT as u32).map(|i| i * 7 % 1000).collect();
@@ -74,12 +76,14 @@ impl Bench {
         self.report(&format!("prefill {PROMPT}"), &cache, &[row])
     }
 
-    /// Each of some sequences takes one token.
+    /// Measures one decoding step of several sequences.
     fn decode(&self, rows: usize) -> Result<()> {
         let (cache, blocks) = self.cache(rows)?;
         for (i, blocks) in blocks.iter().enumerate() {
             let ids: Vec<u32> = (0..PROMPT).map(|token| ((token * 7 + i) % 1000) as u32).collect();
-            self.model.forward(&[Row { tokens: &ids, position: 0, blocks, logits: 0 }], &cache)?;
+            self.model
+                .model
+                .forward(&[Row { tokens: &ids, position: 0, blocks, logits: 0 }], &cache)?;
         }
         let rows: Vec<Row<'_>> = blocks
             .iter()
@@ -95,13 +99,13 @@ impl Bench {
         let operations = self.shape.operations(tokens, rows.len());
         let work = Work { bytes: bytes as f64, operations };
 
-        let expected = self.model.forward(rows, cache)?.to_vec2::<f32>()?;
+        let expected = self.model.model.forward(rows, cache)?;
         let reached = compare(RUNS, &self.memory, &work, || {
             let begin = Instant::now();
-            let logits = self.model.forward(rows, cache)?;
+            let logits = self.model.model.forward(rows, cache)?;
             let time = begin.elapsed();
-            // What is timed is the right answer, every time.
-            assert_eq!(logits.to_vec2::<f32>()?, expected);
+            // Every timed run must compute the same logits.
+            assert_eq!(logits, expected);
             Ok(time)
         })?;
         println!(
@@ -109,12 +113,12 @@ impl Bench {
             json!({
                 "shape": self.shape.name,
                 "name": name,
-                "kernels": self.model.instruction_set(),
+                "kernels": self.model.kernels,
                 "value": tokens as f64 / reached.seconds,
                 "unit": "tokens/s",
-                "floor": tokens as f64 / reached.floor,
+                "limit": tokens as f64 / reached.limit_seconds,
                 "fraction": reached.fraction,
-                "limit": reached.limit,
+                "bound": reached.bound,
                 "peak_gflops": reached.peak / 1e9,
                 "bandwidth_gbytes": reached.bandwidth / 1e9,
             })
@@ -122,11 +126,12 @@ impl Bench {
         Ok(())
     }
 
-    /// A cache with room for `rows` sequences, and each one's blocks.
+    /// Returns a cache for `rows` sequences, and the blocks of each sequence.
     fn cache(&self, rows: usize) -> Result<(KvCache, Vec<Vec<BlockId>>)> {
         let each = (PROMPT + 1).div_ceil(BLOCK_TOKENS);
-        let mut cache = self.model.new_cache(rows * each)?;
-        let all: Vec<BlockId> = std::iter::from_fn(|| cache.take()).collect();
+        let cache = self.model.model.new_cache(rows * each)?;
+        let mut allocator = BlockAllocator::new(cache.blocks());
+        let all: Vec<BlockId> = std::iter::from_fn(|| allocator.allocate()).collect();
         Ok((cache, all.chunks(each).map(<[BlockId]>::to_vec).collect()))
     }
 }

@@ -5,13 +5,13 @@
 //! cargo run --release -p erank-benches --bin kernels -- [0.6B|4B]
 //! ```
 //!
-//! Prints a line of JSON per shape and number of rows: the floor is the longer of two times, reading
+//! Prints a line of JSON per shape and number of rows: the limit is the longer of two times, reading
 //! the matrix at the bandwidth or multiplying at the peak, both measured between the runs.
 //! `ERANK_INSTRUCTION_SET` chooses other kernels.
 
-use erank_benches::ceilings::{Work, compare};
 use erank_benches::checkpoint::{SHAPES, Shape};
-use erank_candle::measure::{Memory, Projections};
+use erank_benches::roofline::{Work, compare};
+use erank_candle::internals::measure::{Memory, Projections};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -50,9 +50,9 @@ fn measure() -> Result<()> {
                     "rows": rows,
                     "value": seconds * 1e6,
                     "unit": "µs",
-                    "floor": reached.floor / count * 1e6,
+                    "limit": reached.limit_seconds / count * 1e6,
                     "fraction": reached.fraction,
-                    "limit": reached.limit,
+                    "bound": reached.bound,
                     "gflops": 2.0 * size * rows as f64 / seconds / 1e9,
                     "gbytes": 2.0 * size / seconds / 1e9,
                     "peak_gflops": reached.peak / 1e9,

@@ -1,19 +1,20 @@
-"""Draws docs/performance.svg: erank's figures between other engines' and the machine's floor.
+"""Draws docs/performance.svg: throughputs of erank and other engines, and the machine's roofline limit.
 
     python3 benches/picture.py OURS.jsonl PEERS.jsonl > docs/performance.svg
 
-OURS.jsonl holds the lines of `forward` for the shape 0.6B, PEERS.jsonl those of benches/peers.
+OURS.jsonl holds the output of `forward` for the shape 0.6B, PEERS.jsonl that of the scripts in benches/peers.
 """
 
 import json
 import sys
 from html import escape
 
+# By the figure's name in PEERS.jsonl: its name in OURS.jsonl and its title.
 FIGURES = {
-    "prefill_512": "prefill 512",
-    "decode_1": "decode 1",
-    "decode_8": "decode 8",
-    "decode_32": "decode 32",
+    "prefill_512": ("prefill 512", "prefill, 512 tokens"),
+    "decode_1": ("decode 1", "decode, 1 row"),
+    "decode_8": ("decode 8", "decode, 8 rows"),
+    "decode_32": ("decode 32", "decode, 32 rows"),
 }
 WIDTH, LABEL, BAR, GAP = 760, 150, 18, 34
 
@@ -24,23 +25,23 @@ def read(path):
 
 
 def groups(ours, peers):
-    """By figure: (engine, tokens/s), the fastest last, and the floor."""
-    for name, our_name in FIGURES.items():
+    """Yields each figure's title, its (engine, tokens/s) with the fastest last, and its limit."""
+    for name, (our_name, title) in FIGURES.items():
         own = next(line for line in ours if line["name"] == our_name)
         best = {}
         for line in peers:
             if line["shape"] == "0.6B" and line["figure"] == name:
                 best[line["engine"]] = max(line["value"], best.get(line["engine"], 0.0))
         bars = sorted([*best.items(), ("erank", own["value"])], key=lambda bar: bar[1])
-        yield our_name, bars, own["floor"]
+        yield title, bars, own["limit"]
 
 
 def main():
     ours, peers = (read(path) for path in sys.argv[1:3])
     body, y = [], 30
-    for name, bars, floor in groups(ours, peers):
-        scale = (WIDTH - LABEL - 90) / max(floor, bars[-1][1])
-        body.append(f'<text x="10" y="{y}" font-weight="bold">{name} tokens, tokens/s</text>')
+    for title, bars, limit in groups(ours, peers):
+        scale = (WIDTH - LABEL - 90) / max(limit, bars[-1][1])
+        body.append(f'<text x="10" y="{y}" font-weight="bold">{title}: tokens/s</text>')
         top = y + 8
         y = top
         for engine, value in bars:
@@ -50,9 +51,9 @@ def main():
             body.append(f'<rect x="{LABEL}" y="{y}" width="{length:.1f}" height="{BAR - 3}" fill="{fill}"/>')
             body.append(f'<text x="{LABEL + length + 5:.1f}" y="{y + 13}">{value:.4g}</text>')
             y += BAR
-        x = LABEL + floor * scale
+        x = LABEL + limit * scale
         body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 3}" y2="{y}" stroke="#c00000" stroke-dasharray="4 3"/>')
-        body.append(f'<text x="{x:.1f}" y="{y + 12}" text-anchor="middle" fill="#c00000">floor {floor:.4g}</text>')
+        body.append(f'<text x="{x:.1f}" y="{y + 12}" text-anchor="middle" fill="#c00000">limit {limit:.4g}</text>')
         y += GAP + 12
     print(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" '

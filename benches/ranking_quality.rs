@@ -4,11 +4,11 @@
 //! cargo run --release -p erank-benches --bin ranking-quality -- [--model FOLDER] FILE…
 //! ```
 //!
-//! A file has one query per line, as `training/evaluation_sets.py` writes it:
-//! `{"query", "documents": [{"id", "text", "score", "grade"}, …], "grades": […]}` with the first
-//! stage's candidates, best first, and all judged grades of the query. Without `--model` the bundled
-//! model is measured. For each file the figures come as one line of JSON on standard output and as
-//! a table on standard error.
+//! FILE has one query per line, as `training/evaluation_sets.py` writes it:
+//! `{"query", "documents": [{"id", "text", "score", "grade"}, …], "grades": […]}`. `documents` are the first
+//! stage's candidates, best first; `grades` are all judged grades of the query. Without `--model`, the bundled
+//! model is measured. Each file's figures are printed as one line of JSON on standard output and as a table
+//! on standard error.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -35,21 +35,22 @@ struct Candidate {
     grade: i32,
 }
 
-/// What a model said of one candidate.
+/// A model's answer about one candidate.
 struct Judged {
-    official: f64,
-    expected: f64,
-    /// `None` if there was no usable answer.
+    probability_weighted: f64,
+    expected_value: f64,
+    /// `None` if the document has no score.
     integer: Option<u32>,
+    /// Whether the model ended its answer itself.
     well_formed: bool,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let backend = match arguments.iter().position(|argument| argument == "--model") {
-        Some(place) => {
-            let folder = arguments.get(place + 1).ok_or("--model needs a folder")?.clone();
-            arguments.drain(place..place + 2);
+        Some(index) => {
+            let folder = arguments.get(index + 1).ok_or("--model needs a folder")?.clone();
+            arguments.drain(index..index + 2);
             CandleBackend::open(folder)?
         }
         None => CandleBackend::tiny()?,
@@ -68,14 +69,14 @@ fn measure(backend: &CandleBackend, file: &str) -> Result<(), Box<dyn Error>> {
         .lines()
         .map(serde_json::from_str)
         .collect::<Result<Vec<Query>, _>>()?;
-    // A query without a relevant document says nothing about an order.
+    // Without a relevant document, nDCG is the same for every order.
     let queries: Vec<Query> =
         queries.into_iter().filter(|query| query.grades.iter().any(|grade| *grade > 0)).collect();
 
     let started = Instant::now();
     let think = rerank_all(&queries, Reranker::builder(backend).build()?)?;
     let seconds = started.elapsed().as_secs_f64();
-    let at_once = rerank_all(&queries, Reranker::builder(backend).answer_only().build()?)?;
+    let answer_only = rerank_all(&queries, Reranker::builder(backend).answer_only().build()?)?;
 
     let mut integers = BTreeMap::new();
     for integer in think.iter().flatten().filter_map(|judged| judged.integer) {
@@ -83,18 +84,18 @@ fn measure(backend: &CandleBackend, file: &str) -> Result<(), Box<dyn Error>> {
     }
     let documents = think.iter().map(Vec::len).sum::<usize>();
     let well_formed = think.iter().flatten().filter(|judged| judged.well_formed).count();
-    let official = |judged: &[Judged]| judged.iter().map(|j| j.official).collect();
-    let expected = |judged: &[Judged]| judged.iter().map(|j| j.expected).collect();
+    let probability_weighted =
+        |judged: &[Judged]| -> Vec<f64> { judged.iter().map(|j| j.probability_weighted).collect() };
+    let expected_value = |judged: &[Judged]| judged.iter().map(|j| j.expected_value).collect();
     let hybrid = |judged: &[Judged], query: &Query| {
         let first_stage: Vec<f64> = query.documents.iter().map(|d| d.score).collect();
-        let official: Vec<f64> = judged.iter().map(|j| j.official).collect();
-        Fusion::hybrid().fuse(&first_stage, &official)
+        Fusion::hybrid().fuse(&first_stage, &probability_weighted(judged))
     };
     let by = |score: &dyn Fn(usize, &Query) -> Vec<f64>| mean_ndcg(&queries, score);
 
     let random = by(&|_, query| vec![0.0; query.documents.len()]);
     let first_stage = by(&|_, query| query.documents.iter().map(|d| d.score).collect());
-    let reranked = by(&|i, _| official(&think[i]));
+    let reranked = by(&|i, _| probability_weighted(&think[i]));
     let figures = json!({
         "file": file,
         "queries": queries.len(),
@@ -103,9 +104,9 @@ fn measure(backend: &CandleBackend, file: &str) -> Result<(), Box<dyn Error>> {
         "ndcg@10 random order": random,
         "ndcg@10 first stage": first_stage,
         "ndcg@10 reranked (N × P(N))": reranked,
-        "ndcg@10 reranked (expected value)": by(&|i, _| expected(&think[i])),
+        "ndcg@10 reranked (expected value)": by(&|i, _| expected_value(&think[i])),
         "ndcg@10 hybrid (0.2 first stage)": by(&|i, query| hybrid(&think[i], query)),
-        "ndcg@10 answer only (expected value)": by(&|i, _| expected(&at_once[i])),
+        "ndcg@10 answer only (expected value)": by(&|i, _| expected_value(&answer_only[i])),
         "share of the way from random to first stage": (reranked - random) / (first_stage - random),
         "well-formed": well_formed as f64 / documents as f64,
         "integers": integers,
@@ -118,7 +119,7 @@ fn measure(backend: &CandleBackend, file: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What the model says of every candidate of every query, in order.
+/// Returns the model's answers about all candidates of all queries, in their order.
 fn rerank_all(
     queries: &[Query],
     reranker: Reranker<&CandleBackend>,
@@ -132,17 +133,21 @@ fn rerank_all(
     Ok(all)
 }
 
-/// By candidate; one without an answer ranks last.
+/// Returns the answers in the order of the request. A document without a score gets -1, to rank last.
 fn in_request_order(ranking: Ranking) -> Result<Vec<Judged>, Box<dyn Error>> {
-    let unanswered =
-        |_| Judged { official: -1.0, expected: -1.0, integer: None, well_formed: false };
+    let unscored = |_| Judged {
+        probability_weighted: -1.0,
+        expected_value: -1.0,
+        integer: None,
+        well_formed: false,
+    };
     let mut all: Vec<Judged> =
-        (0..ranking.documents.len() + ranking.unscored.len()).map(unanswered).collect();
+        (0..ranking.documents.len() + ranking.unscored.len()).map(unscored).collect();
     for document in &ranking.documents {
         let missing = "the backend gave no distribution over the answers";
         all[document.index] = Judged {
-            official: document.answer.probability_weighted().ok_or(missing)?,
-            expected: document.answer.expected_value.ok_or(missing)?,
+            probability_weighted: document.answer.probability_weighted().ok_or(missing)?,
+            expected_value: document.answer.expected_value.ok_or(missing)?,
             integer: Some(document.answer.integer),
             well_formed: document.finish_reason == FinishReason::Answered,
         };
@@ -150,7 +155,7 @@ fn in_request_order(ranking: Ranking) -> Result<Vec<Judged>, Box<dyn Error>> {
     Ok(all)
 }
 
-/// Mean nDCG@10 over the queries, and over orders in which ties are shuffled.
+/// Returns the mean nDCG@10 over the queries and over 50 orders of each, in which ties are shuffled.
 fn mean_ndcg(queries: &[Query], score: &dyn Fn(usize, &Query) -> Vec<f64>) -> f64 {
     const SHUFFLES: u64 = 50;
     let mut sum = 0.0;
@@ -169,7 +174,7 @@ fn mean_ndcg(queries: &[Query], score: &dyn Fn(usize, &Query) -> Vec<f64>) -> f6
     sum / (queries.len() as u64 * SHUFFLES) as f64
 }
 
-/// The finaliser of SplitMix64, to break ties by.
+/// Returns a pseudo-random number to break ties by: SplitMix64's finaliser.
 fn hash(number: u64) -> u64 {
     let x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

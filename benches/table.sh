@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The table of docs/performance.md, a line of JSON per figure: prefill and decoding, the same forced to
-# AVX2, and the job, for both shapes or those that are named.
+# Measures the figures of docs/performance.md and prints a line of JSON for each: prefill and decoding, the
+# same with AVX2 forced, and the job. Measures the named shapes, or both without arguments.
 #
 # usage: benches/table.sh [0.6B] [4B] > FIGURES.jsonl
 set -euo pipefail
@@ -13,7 +13,7 @@ for shape in "$@"; do
     if grep -qw avx2 /proc/cpuinfo; then
         ERANK_INSTRUCTION_SET=avx2 bench forward -- "$shape"
     else
-        echo "left out: this processor has no AVX2" >&2
+        echo "skipped: this processor has no AVX2" >&2
     fi
     bench engine -- "$shape" job
 done

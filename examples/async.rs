@@ -1,4 +1,4 @@
-//! Reranking from asynchronous code, on any runtime; here on a plain `block_on`.
+//! Reranks from asynchronous code. The futures run on any runtime; here `pollster::block_on` polls them.
 //!
 //! ```sh
 //! cargo run -p erank-examples --example async
@@ -7,35 +7,35 @@
 use std::time::{Duration, Instant};
 
 use erank_candle::CandleBackend;
-use erank_core::{AsyncReranker, CancellationToken, Request, Reranker, Workers};
+use erank_core::{AsyncReranker, AsyncSettings, CancellationToken, Request, Reranker};
 
 async fn search(reranker: &AsyncReranker) -> Result<(), Box<dyn std::error::Error>> {
-    // A future waits for room if many others ask. What it asks for is its own, not borrowed.
+    // `rerank` waits while the queue is full. The future owns its request.
     let honey = reranker.rerank(Request::new("how do bees make honey", DOCUMENTS));
     let ranking = honey.await?;
     println!("{}", DOCUMENTS[ranking.documents[0].index]);
 
-    // A service would rather say that it is busy. Both requests are under way at once, and the model
-    // computes them together.
-    let stop = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
+    // `try_rerank` and its variants return an error instead if the queue is full, as a service wants.
+    // Both requests start at once, and the model computes them in one batch.
+    let cancellation = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
     let syrup = Request::new("syrup from trees", DOCUMENTS);
     let cakes = Request::new("known for cakes", DOCUMENTS);
-    let syrup = reranker.try_rerank_until(syrup, &stop)?;
-    let cakes = reranker.try_rerank_until(cakes, &stop)?;
+    let syrup = reranker.try_rerank_with_cancellation(syrup, &cancellation)?;
+    let cakes = reranker.try_rerank_with_cancellation(cakes, &cancellation)?;
     for ranking in [syrup.await?, cakes.await?] {
         println!("{}", DOCUMENTS[ranking.documents[0].index]);
     }
 
-    // A future that is dropped, as by a timeout or a client that went away, stops its work.
+    // Dropping a future, as a timeout or a disconnected client does, cancels its request.
     drop(reranker.try_rerank(Request::new("never mind", DOCUMENTS.repeat(1000)))?);
     Ok(())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut workers = Workers::default();
-    workers.queue = 100.try_into()?;
+    let mut settings = AsyncSettings::default();
+    settings.queue_capacity = 100.try_into()?;
     let reranker = Reranker::builder(CandleBackend::tiny()?).build()?;
-    pollster::block_on(search(&AsyncReranker::with_workers(reranker, workers)?))
+    pollster::block_on(search(&AsyncReranker::with_settings(reranker, settings)?))
 }
 
 const DOCUMENTS: [&str; 3] = [

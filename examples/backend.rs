@@ -1,5 +1,4 @@
-//! A backend of one's own: the share of the query's words that a document has, for when no model is
-//! at hand. `docs/backends.md` says what each line is for.
+//! A backend without a model: it counts the query's words in a document. `docs/backends.md` explains it.
 
 use erank_core::{AnswerDistribution, Request, Reranker, ScoreKind, ScoringBackend};
 use erank_core::{BackendError, Completion, DocumentError, Job, Sink};
@@ -16,23 +15,23 @@ impl ScoringBackend for Words {
             return Err(BackendError::Unsupported("words are counted, not sampled".into()));
         }
         for (index, document) in job.documents.iter().enumerate() {
-            let stopped = job.cancellation.is_cancelled();
-            let outcome =
-                if stopped { Err(DocumentError::Cancelled) } else { judge(job, document) };
-            sink.completed(index, outcome);
+            sink.completed(index, judge(job, document));
         }
         Ok(())
     }
 }
 
 fn judge(job: &Job<'_>, document: &str) -> Result<Completion, DocumentError> {
+    if job.cancellation.is_cancelled() {
+        return Err(DocumentError::Cancelled);
+    }
     let (query, query_cut) = words(job.prompt.query(), job.options.max_query_tokens);
     let (document, document_cut) = words(document, job.options.max_document_tokens);
     let found = query.iter().filter(|word| document.contains(word)).count();
-    // A share of 0.63 is 6 with probability 0.7 and 7 with probability 0.3.
     let labels: Vec<&str> = job.prompt.answers().answers().map(|(label, _)| label).collect();
-    let place = (labels.len() - 1) as f64 * found as f64 / query.len().max(1) as f64;
-    let probability = |answer: usize| (1.0 - (answer as f64 - place).abs()).max(0.0);
+    let expected = (labels.len() - 1) as f64 * found as f64 / query.len().max(1) as f64;
+    // An expected value of 6.3 is the answer 6 with probability 0.7 and 7 with probability 0.3.
+    let probability = |answer: usize| (1.0 - (answer as f64 - expected).abs()).max(0.0);
     let answers = AnswerDistribution::new((0..labels.len()).map(|n| probability(n).ln()))?;
     let best = answers.most_probable();
     let mut completion = Completion::new(format!("<think>{found} words</think><answer>"));
@@ -43,10 +42,10 @@ fn judge(job: &Job<'_>, document: &str) -> Result<Completion, DocumentError> {
     Ok(completion)
 }
 
-/// The first words of a text, and whether there are more.
-fn words(text: &str, most: usize) -> (Vec<String>, bool) {
+/// Returns the first `limit` words of a text in lower case, and whether more words follow.
+fn words(text: &str, limit: usize) -> (Vec<String>, bool) {
     let mut words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    let first = words.by_ref().take(most).map(str::to_lowercase).collect();
+    let first = words.by_ref().take(limit).map(str::to_lowercase).collect();
     (first, words.next().is_some())
 }
 

@@ -1,5 +1,5 @@
-//! How good a run is, whether another is better, and whether by more than chance. Runs and qrels are
-//! TREC's; the values are trec_eval's.
+//! Compares two runs by several measures and tests whether the difference is significant. Runs and
+//! relevance judgements (qrels) are TREC files; the measures equal trec_eval's.
 //!
 //! ```sh
 //! cargo run -p erank-examples --example evaluate -- QRELS BEFORE.run AFTER.run [MEASURE…]
@@ -27,11 +27,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     println!("{:<10} {:>8} {:>8} {:>8} {:>7}", "", "before", "after", "gain", "p");
     for measure in measures {
-        // Every query of the qrels counts; one that a run has nothing for is 0.
+        // The mean is over every query of the qrels; a query without results has the value 0.
         let (before, after) = (measure.evaluate(&qrels, &before), measure.evaluate(&qrels, &after));
         let gain = Comparison::between(&before, &after)?;
         let mean = |mean: Option<f64>| mean.map_or("-".into(), |mean| format!("{mean:.4}"));
-        // The paired t-test is the field's usual one; `randomisation_test` assumes less.
+        // The paired t-test is usual in this field; `randomisation_test` does not assume normality.
         let p = gain.t_test().map_or("-".into(), |test| format!("{:.4}", test.p_value));
         println!(
             "{:<10} {:>8} {:>8} {:>8} {p:>7}",

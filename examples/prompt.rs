@@ -1,4 +1,4 @@
-//! What the model is asked: an instruction of one's own, and a prompt of one's own.
+//! Replaces the instruction in ERank's prompt, and then the whole prompt.
 //!
 //! ```sh
 //! cargo run -p erank-examples --example prompt
@@ -12,18 +12,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let backend = CandleBackend::tiny()?;
     let request = Request::new("how do bees make honey", DOCUMENTS);
 
-    // ERank's prompt has a place for what "relevant" is to mean. `instructions` has those that ERank
-    // was evaluated with. Control tokens in an instruction count, so take none from strangers.
-    let own = "A document is relevant if it says how honey is made, not merely that it is liked.";
-    for instruction in [instructions::BRIGHT, own] {
+    // The instruction defines what "relevant" means. The module `instructions` holds those that ERank was
+    // evaluated with. The tokenizer recognises control tokens in an instruction, so never take one from
+    // an untrusted source.
+    let custom =
+        "A document is relevant if it says how honey is made, not merely that it is liked.";
+    for instruction in [instructions::BRIGHT, custom] {
         let reranker = Reranker::builder(&backend).instruction(instruction).build()?;
         let best = &reranker.rerank(&request)?.documents[0];
         println!("{:.2}  {}", best.score, DOCUMENTS[best.index]);
     }
 
-    // Another prompt, with a coarser scale; there is one of yes and no, too. What stands before the
-    // document is computed once for all documents. A model does best with the prompt that it was
-    // trained with: an answer that is none of the scale's is an error of its document.
+    // A custom prompt with the scale 0 to 3; `AnswerFormat` has one of yes and no as well. The text before
+    // `{doc}` is computed once for all documents. A model answers best with the prompt that it was
+    // trained on. If an answer is not on the scale, its document is unscored.
     let template = PromptTemplate::custom(
         "How well does the document answer the query?\nQuery: {query}\nDocument: {doc}\n\
          Answer as <think>your thoughts</think><answer>0, 1, 2 or 3</answer>.",

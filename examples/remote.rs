@@ -1,4 +1,4 @@
-//! ERank on a server with an OpenAI-compatible API, such as vLLM or llama.cpp, or on several.
+//! Runs ERank on one or several servers with an OpenAI-compatible API, such as vLLM or llama.cpp.
 //!
 //! ```sh
 //! vllm serve Alibaba-NLP/ERank-4B --max-model-len 8192     # on a machine with a GPU
@@ -18,14 +18,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut settings = OpenAiSettings::default();
     settings.api_key = std::env::var("ERANK_API_KEY").ok().map(ApiKey::new);
     settings.request_timeout = Duration::from_secs(120);
-    // From here on, all is as with a model in this process.
+    // From here on, the code is the same as with a local model.
     let backend = OpenAiBackend::new(servers, settings)?;
     let reranker = Reranker::builder(backend).max_tokens(512).build()?;
 
     let request = Request::new("how do bees make honey", DOCUMENTS);
     let ranking = match reranker.rerank(&request) {
         Ok(ranking) => ranking,
-        // Servers go away; what was scored before is here all the same.
+        // If no server is reachable any more, the documents scored until then are still returned.
         Err(error) if matches!(error.source, BackendError::Unavailable(_)) => {
             eprintln!("{}", error.source);
             *error.partial

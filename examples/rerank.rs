@@ -1,4 +1,4 @@
-//! Ten strings, best first.
+//! Reranks ten strings and prints them, best first.
 //!
 //! ```sh
 //! cargo run -p erank-examples --example rerank
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let text = &request.documents[document.index].text;
         println!("{:6.3}  {:2}  {text}", document.score, document.answer.integer);
     }
-    // A document without an answer has an error, never a score of 0.
+    // A document without an answer has an error instead of a score.
     for document in &ranking.unscored {
         println!("     -   -  document {}: {}", document.index, document.error);
     }

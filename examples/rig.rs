@@ -1,5 +1,5 @@
-//! ERank as a reranking model of [rig](https://docs.rs/rig-core): what takes a `DynModel<Rerank>`
-//! takes this one.
+//! Makes ERank a reranking model of [rig](https://docs.rs/rig-core), for code that takes a
+//! `DynModel<Rerank>`.
 //!
 //! ```sh
 //! cargo run -p erank-examples --features adapters --example rig
@@ -15,7 +15,7 @@ use rig_core::operation::{Rerank, RerankRequest};
 use rig_core::rerank::{RerankResponse, RerankResult};
 use rig_core::{DynModel, serde_json, wire::Capabilities};
 
-/// A transport, as rig calls what answers a model's requests; this one answers them in this process.
+/// A transport of rig, which answers a model's requests; this one answers them in this process.
 #[derive(Clone)]
 struct ERank(Arc<Reranker<CandleBackend>>);
 
@@ -23,11 +23,11 @@ impl Transport<Local<Rerank>> for ERank {
     fn send(&self, request: RerankRequest, _: Exchange) -> Opening<Step<Rerank>> {
         let reranker = Arc::clone(&self.0);
         Opening::new(async move {
-            // A model blocks the thread it is called on, which must not be one of the runtime's. A
-            // caller that waits no longer stops it.
-            let stop = StopOnDrop(CancellationToken::new());
-            let handle = stop.0.clone();
-            let work = move || rerank(&reranker, request, &handle);
+            // Reranking blocks its thread, so it must not run on one of the runtime's own threads. If
+            // the caller drops this future, the guard cancels the request.
+            let guard = CancelOnDrop(CancellationToken::new());
+            let cancellation = guard.0.clone();
+            let work = move || rerank(&reranker, request, &cancellation);
             let reply = tokio::task::spawn_blocking(work).await;
             let (response, document) = reply
                 .map_err(|error| ProviderError::Provider(error.to_string()))?
@@ -38,23 +38,23 @@ impl Transport<Local<Rerank>> for ERank {
     }
 }
 
-struct StopOnDrop(CancellationToken);
+struct CancelOnDrop(CancellationToken);
 
-impl Drop for StopOnDrop {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.cancel();
     }
 }
 
-/// The response, and all that is known about the documents for its field `raw`: their answers,
-/// probabilities and reasons, and why a document is not among the results.
+/// Returns the response, and for its field `raw` the whole ranking: answers, probabilities and reasons,
+/// and the errors of documents without a score.
 fn rerank(
     reranker: &Reranker<CandleBackend>,
     request: RerankRequest,
-    stop: &CancellationToken,
+    cancellation: &CancellationToken,
 ) -> Result<(RerankResponse, serde_json::Value), RerankError> {
     let request = Request::new(request.query, request.documents);
-    let ranking = reranker.rerank_with_cancellation(&request, stop)?;
+    let ranking = reranker.rerank_with_cancellation(&request, cancellation)?;
     let results = ranking.documents.iter().map(|document| RerankResult {
         index: document.index,
         document: Some(request.documents[document.index].text.to_string()),

@@ -1,4 +1,4 @@
-//! Runs the examples as their users do, and looks at what they print.
+//! Runs every example as its users do, and checks what it prints.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,45 +6,38 @@ use std::process::Command;
 use erank_core::testing::conformance::{Options, check};
 
 #[path = "backend.rs"]
-#[expect(dead_code, reason = "its main function")]
+#[expect(dead_code, reason = "the example's `main`")]
 mod backend;
 
+mod built;
+
 #[path = "../tests/remote/llama_cpp.rs"]
-#[expect(dead_code, reason = "what the tests of the remote backend need besides")]
+#[expect(dead_code, reason = "functions that only the remote backend's tests call")]
 mod llama_cpp;
 
-/// What an example prints; it must succeed.
-fn output_of(example: &str, features: &[&str]) -> String {
-    output_with(example, features, &[])
-}
-
-fn output_with(example: &str, features: &[&str], arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--locked", "--package", "erank-examples", "--example", example])
-        .args(features.iter().flat_map(|feature| ["--features", feature]))
-        .arg("--")
-        .args(arguments)
-        .output()
-        .expect("cargo runs");
+/// Runs an example, asserts that it succeeds, and returns what it printed.
+fn output_of(example: &str, arguments: &[&str]) -> String {
+    let output =
+        Command::new(built::example(example)).args(arguments).output().expect("the example starts");
     assert!(output.status.success(), "{example}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("examples print UTF-8")
 }
 
+/// Returns the lines of a table without its heading.
+fn rows(output: &str) -> Vec<&str> {
+    output.lines().skip(1).collect()
+}
+
 #[test]
-fn rerank_puts_honey_first() {
+fn rerank_ranks_honey_first() {
     let output = output_of("rerank", &[]);
     assert_eq!(output.lines().count(), 10, "{output}");
     let first = output.lines().next().expect("a line");
     assert!(first.contains("Nectar becomes honey") || first.contains("Honey is made"), "{output}");
 }
 
-/// Its lines without the heading.
-fn rows(output: &str) -> Vec<&str> {
-    output.lines().skip(1).collect()
-}
-
 #[test]
-fn tantivy_finds_and_erank_orders() {
+fn tantivy_ranks_honey_first() {
     let output = output_of("tantivy", &[]);
     let rows = rows(&output);
     assert!((3..=5).contains(&rows.len()), "{output}");
@@ -52,11 +45,11 @@ fn tantivy_finds_and_erank_orders() {
 }
 
 #[test]
-fn answers_are_shown_as_they_come_and_work_ends_early() {
+fn streaming_prints_every_answer_and_cancels_the_last_request() {
     let output = output_of("streaming", &[]);
     let lines: Vec<&str> = output.lines().collect();
     assert_eq!(lines.len(), 7, "{output}");
-    // Each document once, in any order.
+    // The model answers in any order.
     for word in ["Beeston", "Nectar", "Maple", "bears"] {
         assert_eq!(lines[..4].iter().filter(|line| line.contains(word)).count(), 1, "{output}");
     }
@@ -67,31 +60,31 @@ fn answers_are_shown_as_they_come_and_work_ends_early() {
     assert!((3..400).contains(&done), "{output}");
 }
 
-/// The rows of the example: name, tokens, and the documents with score and spread.
+/// A row has the setting's name, the generated tokens, and the documents with score and standard deviation.
 #[test]
-fn thinking_costs_tokens_and_a_cascade_saves_them() {
+fn thinking_costs_fewer_tokens_with_a_cascade() {
     let output = output_of("thinking", &[]);
     let rows = &rows(&output)[..5];
     let tokens: Vec<usize> = rows
         .iter()
         .map(|row| row[15..22].trim().parse().unwrap_or_else(|_| panic!("{output}")))
         .collect();
-    let [each, briefly, not, best, five] = tokens[..] else { panic!("{output}") };
-    assert!(not < briefly && briefly < each && each < five, "{output}");
-    assert!(not < best && best < each, "{output}");
+    let [full, brief, none, cascade, samples] = tokens[..] else { panic!("{output}") };
+    assert!(none < brief && brief < full && full < samples, "{output}");
+    assert!(none < cascade && cascade < full, "{output}");
     for row in rows {
         assert!(row[22..].starts_with("  Nectar"), "{output}");
     }
-    // Without a thought: all, and in the cascade all but two.
+    // A star marks an answer without a thought: all four, or all but the two best of the cascade.
     let stars: Vec<usize> = rows.iter().map(|row| row.matches('*').count()).collect();
     assert_eq!(stars, [0, 0, 4, 2, 0], "{output}");
-    // Only samples can differ from one another.
+    // Only several samples of one document can have a standard deviation other than 0.
     let differ = |row: &&str| row.split("± ").skip(1).any(|rest| !rest.starts_with("0.00"));
     assert_eq!(rows.iter().map(differ).collect::<Vec<_>>(), [false, false, false, false, true]);
 }
 
 #[test]
-fn instructions_and_prompts_are_exchanged() {
+fn prompt_accepts_custom_instruction_and_template() {
     let output = output_of("prompt", &[]);
     let lines: Vec<&str> = output.lines().collect();
     assert_eq!(lines.len(), 5, "{output}");
@@ -102,20 +95,19 @@ fn instructions_and_prompts_are_exchanged() {
     }
 }
 
-/// With the files of erank-core's own tests, which trec_eval and scipy were asked about.
+/// Reads the files of erank-core's own tests, for which trec_eval and scipy made the expected values.
 #[test]
-fn runs_are_evaluated() {
+fn evaluate_prints_the_values_of_trec_eval_and_scipy() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-core/tests/trec");
     let file = |name: &str| folder.join(name).to_str().expect("UTF-8").to_owned();
-    let output = output_with(
+    let output = output_of(
         "evaluate",
-        &[],
         &[&file("qrels.txt"), &file("before.run"), &file("after.run"), "nDCG@10", "AP"],
     );
-    // The last column of the line that begins so.
-    let expected = |name: &str, begins: &str| {
+    // The last column of the first line with this prefix.
+    let expected = |name: &str, prefix: &str| {
         let lines = std::fs::read_to_string(file(name)).expect("a file");
-        let line = lines.lines().find(|line| line.starts_with(begins)).expect("a line");
+        let line = lines.lines().find(|line| line.starts_with(prefix)).expect("a line");
         let value = line.rsplit('\t').next().expect("a column");
         format!("{:.4}", value.parse::<f64>().expect("a number"))
     };
@@ -134,20 +126,20 @@ fn runs_are_evaluated() {
 }
 
 #[test]
-fn futures_are_waited_for() {
+fn async_prints_the_best_document_of_each_query() {
     let output = output_of("async", &[]);
     let lines: Vec<&str> = output.lines().collect();
     assert!(lines[0].contains("Nectar") && lines[1].contains("Maple"), "{output}");
     assert!(lines[2].contains("Beeston") && lines.len() == 3, "{output}");
 }
 
-/// A real server, with a language model that is no reranker: each document has a score or a reason.
+/// The server runs a language model that was not trained to rerank, so any document may fail.
 #[test]
-fn a_server_is_asked() {
+fn remote_reports_every_document_of_a_real_server() {
     let Some(python) = llama_cpp::python() else { return };
     let model = llama_cpp::small_language_model(&python);
     let server = llama_cpp::LlamaCpp::start(&python, &model, 2, 1024);
-    let output = output_with("remote", &[], &[&server.url()]);
+    let output = output_of("remote", &[&server.url()]);
     for word in ["Beeston", "Nectar", "Maple"] {
         assert_eq!(output.matches(word).count(), 1, "{output}");
     }
@@ -155,8 +147,8 @@ fn a_server_is_asked() {
 
 #[test]
 #[cfg(feature = "vector-store")]
-fn usearch_finds_and_erank_orders() {
-    let output = output_of("vector_store", &["vector-store"]);
+fn vector_store_ranks_nectar_first() {
+    let output = output_of("vector_store", &[]);
     let rows = rows(&output);
     assert_eq!(rows.len(), 4, "{output}");
     assert!(rows[0].contains("nectar"), "{output}");
@@ -164,40 +156,40 @@ fn usearch_finds_and_erank_orders() {
 
 #[test]
 #[cfg(feature = "adapters")]
-fn rig_calls_erank() {
-    let output = output_of("rig", &["adapters"]);
+fn rig_ranks_nectar_first_and_reports_the_blank_document() {
+    let output = output_of("rig", &[]);
     let lines: Vec<&str> = output.lines().collect();
     assert_eq!(lines.len(), 4, "{output}");
     assert!(lines[0].contains("Nectar becomes honey"), "{output}");
-    // The blank document is told of, and has no score.
+    // The blank document has an error instead of a score.
     assert!(lines[3].contains(r#""index":2"#) && lines[3].contains("empty"), "{output}");
 }
 
 #[test]
 #[cfg(feature = "adapters")]
-fn a_swiftide_pipeline_answers_from_what_erank_puts_first() {
-    let output = output_of("swiftide", &["adapters"]);
+fn swiftide_answers_from_the_best_documents() {
+    let output = output_of("swiftide", &[]);
     let lines: Vec<&str> = output.lines().collect();
     assert_eq!(lines.len(), 3, "{output}");
     assert!(lines[..2].iter().all(|line| line.to_lowercase().contains("nectar")), "{output}");
 }
 
-/// The test that a backend's author writes.
+/// The one test that the author of a backend writes.
 #[test]
-fn the_backend_of_ones_own_keeps_the_contract() {
+fn custom_backend_passes_the_conformance_suite() {
     let report = check(&backend::Words, &Options::default());
     assert!(report.is_conformant(), "{report}");
 }
 
 #[test]
-fn the_backend_of_ones_own_finds_words() {
+fn custom_backend_ranks_by_shared_words() {
     let output = output_of("backend", &[]);
     let expected = " 7.50  Bees make honey.\n 2.50  Do bears like honey?\n";
     assert_eq!(output, expected);
 }
 
 #[test]
-fn what_the_documents_quote_stands_in_the_examples() {
+fn backends_page_quotes_the_examples_verbatim() {
     let sources = [include_str!("backend.rs"), include_str!("run.rs")];
     let page = include_str!("../docs/backends.md");
     let quotes: Vec<&str> = page
@@ -210,5 +202,5 @@ fn what_the_documents_quote_stands_in_the_examples() {
         assert!(sources.iter().any(|source| source.contains(quote)), "{quote}");
     }
     let lines = sources[0].lines().count();
-    assert!(page.contains(&format!("one in {lines} lines")), "it has {lines}");
+    assert!(page.contains(&format!("one in {lines} lines")), "backend.rs has {lines} lines");
 }

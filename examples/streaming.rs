@@ -1,4 +1,4 @@
-//! Answers as they come, progress, and an end to the work: by hand, or at a deadline.
+//! Prints each answer as soon as the model gives it, sets a deadline, and cancels a request.
 //!
 //! ```sh
 //! cargo run -p erank-examples --example streaming
@@ -11,25 +11,26 @@ use erank_candle::CandleBackend;
 use erank_core::{AnswerProbability, CancellationToken, Request, Reranker, ScoringBackend, Sink};
 use erank_core::{BackendError, Completion, DocumentError, Job, TokenCounts};
 
-/// A backend that shows what another one answers, as it comes, on the way to the ranking.
-struct Shown<B>(B);
+/// A backend that prints the answers of another backend and passes them on.
+struct Printing<B>(B);
 
-impl<B: ScoringBackend> ScoringBackend for Shown<B> {
+impl<B: ScoringBackend> ScoringBackend for Printing<B> {
     fn name(&self) -> &str {
         self.0.name()
     }
 
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
-        self.0.score(job, &mut Show { job, sink })
+        self.0.score(job, &mut PrintingSink { job, sink })
     }
 }
 
-struct Show<'a> {
+/// Receives a job's results from the inner backend.
+struct PrintingSink<'a> {
     job: &'a Job<'a>,
     sink: &'a mut dyn Sink,
 }
 
-impl Sink for Show<'_> {
+impl Sink for PrintingSink<'_> {
     fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
         let document = self.job.documents[index];
         match &outcome {
@@ -45,8 +46,8 @@ impl Sink for Show<'_> {
         self.sink.completed(index, outcome);
     }
 
-    fn advanced(&mut self, tokens: TokenCounts) {
-        self.sink.advanced(tokens);
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
+        self.sink.tokens_processed(tokens);
     }
 }
 
@@ -54,16 +55,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let backend = CandleBackend::tiny()?;
     let request = Request::new("how do bees make honey", DOCUMENTS);
 
-    let reranker = Reranker::builder(Shown(&backend)).build()?;
+    // The answers come in any order; the ranking follows when all have come.
+    let reranker = Reranker::builder(Printing(&backend)).build()?;
     let ranking = reranker.rerank(&request)?;
     println!("best: {}", DOCUMENTS[ranking.documents[0].index]);
 
-    // What is not done within a minute is not lost, but listed as stopped.
-    let stop = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
-    let ranking = Reranker::builder(&backend).build()?.rerank_with_cancellation(&request, &stop)?;
-    println!("in time: {}, too late: {}", ranking.scored, ranking.unscored.len());
+    // At the deadline the ranking is returned as it is: documents without an answer are listed as
+    // cancelled. Any thread can end the work earlier with `cancellation.cancel()`.
+    let cancellation = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
+    let reranker = Reranker::builder(&backend).build()?;
+    let ranking = reranker.rerank_with_cancellation(&request, &cancellation)?;
+    println!("in time: {}, too late: {}", ranking.scored_count, ranking.unscored.len());
 
-    // Any thread can call `stop.cancel()`; so can the work itself, here after three documents.
+    // The progress callback can cancel the request as well, here after three documents.
     let reranker = Reranker::builder(&backend)
         .on_progress(|progress| {
             eprint!("\r{} of {} documents", progress.documents_done, progress.documents);
@@ -75,7 +79,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build()?;
     let many = Request::new("how do bees make honey", DOCUMENTS.repeat(100));
     let ranking = reranker.rerank(&many)?;
-    println!("enough: {} of {} documents", ranking.scored, many.documents.len());
+    println!("enough: {} of {} documents", ranking.scored_count, many.documents.len());
     Ok(())
 }
 

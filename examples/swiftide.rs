@@ -1,5 +1,5 @@
-//! ERank in a query pipeline of [swiftide](https://docs.rs/swiftide), between what retrieves
-//! documents and what answers from them.
+//! Adds ERank to a query pipeline of [swiftide](https://docs.rs/swiftide), between the retriever and the
+//! model that answers.
 //!
 //! ```sh
 //! cargo run -p erank-examples --features adapters --example swiftide
@@ -18,7 +18,7 @@ use swiftide::traits::TransformResponse;
 #[derive(Clone)]
 struct ERank {
     reranker: Arc<Reranker<CandleBackend>>,
-    /// Documents that go on to the answer.
+    /// Number of documents passed on to the model that answers.
     keep: usize,
 }
 
@@ -29,11 +29,11 @@ impl TransformResponse for ERank {
         mut query: Query<states::Retrieved>,
     ) -> Result<Query<states::Retrieved>> {
         let Self { reranker, keep } = self.clone();
-        // A model blocks the thread it is called on, which must not be one of the runtime's.
+        // Reranking blocks its thread, so it must not run on one of the runtime's own threads.
         let work = move || {
             let texts = query.documents().iter().map(|document| document.content());
             let ranking = reranker.rerank(&Request::new(query.original(), texts))?;
-            // Documents without a score come last, in the order in which they were retrieved.
+            // Documents without a score come last, in the retriever's order.
             let scored = ranking.documents.iter().map(|document| document.index);
             let unscored = ranking.unscored.iter().map(|document| document.index);
             let order = scored.chain(unscored).take(keep);
@@ -49,12 +49,12 @@ impl TransformResponse for ERank {
 async fn main() -> Result<()> {
     let reranker = Arc::new(Reranker::builder(CandleBackend::tiny()?).build()?);
     let pipeline = Pipeline::default()
-        // Stands in for your store, which finds all that it has.
+        // Replace this with your retriever; it returns the whole collection.
         .then_retrieve(|_: &SimilaritySingleEmbedding, query: Query<states::Pending>| {
             Ok(query.retrieved_documents(COLLECTION.map(Into::into).into()))
         })
         .then_transform_response(ERank { reranker, keep: 3 })
-        // Stands in for your model: it answers with what it was given.
+        // Replace this with your language model; it answers with the documents themselves.
         .then_answer(|query: Query<states::Retrieved>| {
             let texts: Vec<&str> = query.documents().iter().map(|d| d.content()).collect();
             let answer = texts.join("\n");

@@ -1,5 +1,5 @@
-//! Reranks what tantivy finds: BM25 chooses the candidates, ERank orders them, and the score joins
-//! both.
+//! Reranks the hits of a tantivy index: BM25 selects the candidates, ERank scores them, and the ranking
+//! combines both scores.
 //!
 //! ```sh
 //! cargo run -p erank-examples --example tantivy -- "how do bees make honey"
@@ -12,13 +12,15 @@ use tantivy::query::QueryParser;
 use tantivy::schema::{STORED, STRING, Schema, TEXT, Value};
 use tantivy::{Index, TantivyDocument, doc};
 
-const CANDIDATES: usize = 20; // what ERank reads
+/// Hits that ERank reads.
+const CANDIDATES: usize = 20;
+/// Documents to print.
 const SHOWN: usize = 5;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let query = std::env::args().nth(1).unwrap_or_else(|| "how do bees make honey".into());
 
-    // An index as any: an id to find the document by, and its text.
+    // An ordinary index: each document has an id and a text.
     let mut schema = Schema::builder();
     let id = schema.add_text_field("id", STRING | STORED);
     let text = schema.add_text_field("text", TEXT | STORED);
@@ -29,12 +31,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     writer.commit()?;
 
-    // The first stage. People's questions are no query syntax, so what does not parse is passed over.
+    // The first stage. A question in natural language may not be valid query syntax, so the lenient
+    // parser ignores the parts that it cannot parse.
     let searcher = index.reader()?.searcher();
     let (bm25, _) = QueryParser::for_index(&index, vec![text]).parse_query_lenient(&query);
     let hits = searcher.search(&bm25, &TopDocs::with_limit(CANDIDATES).order_by_score())?;
 
-    // The second stage.
+    // The second stage: ERank reads the candidates.
     let mut documents = Vec::new();
     for (score, address) in hits {
         let hit: TantivyDocument = searcher.doc(address)?;
@@ -47,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
     }
     let reranker = Reranker::builder(CandleBackend::tiny()?)
-        .fusion(Fusion::hybrid()) // z-scores: 0.2 of BM25, 0.8 of ERank
+        .fusion(Fusion::hybrid()) // z-scores, weighted 0.2 (BM25) and 0.8 (ERank)
         .top_k(SHOWN)
         .build()?;
     let ranking = reranker.rerank(&Request::new(query, documents))?;

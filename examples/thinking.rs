@@ -1,4 +1,5 @@
-//! How much to think: about each document, not at all, about the best, or several times.
+//! Compares how much the model thinks: about every document, not at all, about the best documents only,
+//! or several times about each.
 //!
 //! ```sh
 //! cargo run -p erank-examples --example thinking
@@ -11,21 +12,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let backend = CandleBackend::tiny()?;
     type Choose<'a> = fn(RerankerBuilder<&'a CandleBackend>) -> RerankerBuilder<&'a CandleBackend>;
     let choices: [(&str, Choose<'_>); 5] = [
-        // Greedily, as ERank's authors do. A thought of 4,096 tokens is closed and answered.
+        // Greedy decoding, as ERank's authors do. A thought ends after 4,096 tokens; then the answer is
+        // forced.
         ("about each", |builder| builder),
         ("briefly", |builder| builder.max_tokens(4)),
-        // One pass over the prompt; the score is what the model would answer at once.
+        // One pass over the prompt, without a thought.
         ("not at all", |builder| builder.answer_only()),
-        // At once for all, then thoughts about two. `Cascade::uncertain` chooses where the
-        // distributions over the answers overlap.
+        // Answers without a thought for all documents, then a thought about the best two.
+        // `Cascade::uncertain` selects the documents whose answer distributions overlap instead.
         ("about the best", |builder| builder.cascade(Cascade::best(2))),
-        // The mean of five thoughts that differ by chance, and how far they are apart.
+        // The mean score of five sampled thoughts, and its standard deviation.
         ("five times", |builder| builder.sampling(Sampling::with_temperature(0.8)).samples(5)),
     ];
 
-    println!("{:<15} {:>6}  best to worst, with score and spread", "", "tokens");
+    println!("{:<15} {:>6}  best to worst, with score ± standard deviation", "", "tokens");
     for (name, choose) in choices {
-        // Without a thought, the expected value tells more than the most probable integer.
+        // Without a thought, the expected value is a finer score than the most probable integer.
         let builder = Reranker::builder(&backend).score(ScoreKind::ExpectedValue);
         let reranker = choose(builder).build()?;
         let ranking = reranker.rerank(&Request::new("how do bees make honey", DOCUMENTS))?;

@@ -1,5 +1,6 @@
-//! Reranks what a vector store finds: nearest neighbours are the candidates, and their similarity
-//! joins the score. The store is [USearch](https://docs.rs/usearch), in this process.
+//! Reranks the hits of a vector store: the nearest neighbours are the candidates, and the ranking combines
+//! their cosine similarity with ERank's score. The store is [USearch](https://docs.rs/usearch), which
+//! runs in this process.
 //!
 //! ```sh
 //! cargo run -p erank-examples --features vector-store --example vector_store
@@ -12,12 +13,13 @@ use erank_core::{Document, Fusion, Request, Reranker};
 use usearch::{Index, IndexOptions, MetricKind, ScalarKind};
 
 const DIMENSIONS: usize = 256;
+/// Neighbours that ERank reads.
 const CANDIDATES: usize = 4;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let query = "how do bees make honey";
 
-    // The first stage: an index of vectors, with keys that lead to the texts.
+    // The first stage: an index of vectors, whose keys are indices into `COLLECTION`.
     let options = IndexOptions {
         dimensions: DIMENSIONS,
         metric: MetricKind::Cos,
@@ -31,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let hits = index.search(&embed(query), CANDIDATES)?;
 
-    // The second stage.
+    // The second stage: ERank reads the candidates.
     let candidates = hits.keys.iter().zip(&hits.distances).filter_map(|(key, distance)| {
         let text = COLLECTION.get(usize::try_from(*key).ok()?)?;
         let similarity = 1.0 - f64::from(*distance);
@@ -49,13 +51,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Stands in for your embedding model: counts of the text's three-letter pieces, hashed.
+/// Embeds a text as hashed counts of its three-letter substrings; replace it with your embedding model.
 fn embed(text: &str) -> Vec<f32> {
     let mut vector = vec![0.0; DIMENSIONS];
     let letters: Vec<char> = text.to_lowercase().chars().collect();
-    for piece in letters.windows(3) {
+    for trigram in letters.windows(3) {
         let mut hasher = DefaultHasher::new();
-        piece.hash(&mut hasher);
+        trigram.hash(&mut hasher);
         vector[hasher.finish() as usize % DIMENSIONS] += 1.0;
     }
     vector

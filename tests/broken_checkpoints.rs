@@ -1,5 +1,5 @@
-//! A model folder is untrusted: whatever is wrong with it is an error that names the file or the
-//! tensor, never a panic.
+//! Broken model folders. Model folders are untrusted: each defect must give an error that names the
+//! file or the tensor, and never a panic.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use erank_core::{Request, Reranker};
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
 
-/// The bundled model's folder, copied.
+/// Copies the bundled model's folder to a temporary folder.
 fn folder() -> TempDir {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -20,16 +20,16 @@ fn folder() -> TempDir {
     folder
 }
 
-/// Small cache: many are loaded.
+/// Loads a model with a small KV cache, because the tests load many models.
 fn load(folder: &Path) -> Result<CandleBackend, LoadError> {
     let mut settings = CandleSettings::default();
     settings.kv_cache_memory_bytes = Some(4 << 20);
     CandleBackend::load(&Checkpoint::open(folder)?, &settings)
 }
 
+/// Returns the load error's message with all its causes, as a program would print it.
 fn error(folder: &Path, what: &str) -> String {
     let error = load(folder).expect_err(what);
-    // The message with all its causes, as a program would print it.
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
@@ -40,7 +40,7 @@ fn error(folder: &Path, what: &str) -> String {
 }
 
 #[test]
-fn the_copied_folder_ranks_as_the_bundled_model() {
+fn load_copied_folder_ranks_like_the_bundled_model() {
     let folder = folder();
     let request = Request::new("jet noise", ["bread", "The noise of jets.", "noise"]);
     let rank = |backend: CandleBackend| {
@@ -52,7 +52,7 @@ fn the_copied_folder_ranks_as_the_bundled_model() {
 }
 
 #[test]
-fn missing_empty_truncated_and_garbled_files_are_named() {
+fn load_names_missing_empty_truncated_and_garbled_files() {
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
         let folder = folder();
         let path = folder.path().join(file);
@@ -68,7 +68,7 @@ fn missing_empty_truncated_and_garbled_files_are_named() {
         for bytes in [&[], beginning, half, &garbled, b"null", b"[]", b"{}"] {
             fs::write(&path, bytes).expect("written");
             let message = error(folder.path(), file);
-            // `{}` is a file of weights without tensors; then the first one is missing.
+            // `{}` is read as a header without tensors; the error then names the first tensor.
             let named = message.contains(file) || message.contains("tensor");
             assert!(named, "{file}: {message}");
         }
@@ -80,7 +80,7 @@ fn missing_empty_truncated_and_garbled_files_are_named() {
 }
 
 #[test]
-fn a_header_that_lies_is_refused() {
+fn load_rejects_header_that_contradicts_the_file_size() {
     let folder = folder();
     let path = folder.path().join("model.safetensors");
     let whole = fs::read(&path).expect("the weights");
@@ -95,10 +95,11 @@ fn a_header_that_lies_is_refused() {
     }
 }
 
-/// A tensor's type, shape and bytes.
+/// A tensor's dtype, shape and bytes.
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
 
-/// Writes the bundled weights anew, changed tensor by tensor; `None` leaves one out.
+/// Rewrites the folder's weights. `change` maps each tensor to its new contents, or to `None` to
+/// remove it.
 fn rewrite(
     folder: &Path,
     mut change: impl FnMut(&str, Dtype, Vec<usize>, Vec<u8>) -> Option<Tensor>,
@@ -122,7 +123,7 @@ fn rewrite(
 }
 
 #[test]
-fn missing_and_mismatching_tensors_are_named() {
+fn load_names_missing_and_mismatched_tensors() {
     const NAME: &str = "model.layers.2.mlp.down_proj.weight";
 
     let missing = folder();
@@ -146,13 +147,13 @@ fn missing_and_mismatching_tensors_are_named() {
     rewrite(retyped.path(), |name, dtype, shape, data| {
         Some((if name == NAME { Dtype::I16 } else { dtype }, shape, data))
     });
-    let message = error(retyped.path(), "another type");
+    let message = error(retyped.path(), "another dtype");
     assert!(message.contains(NAME) && message.contains("I16"), "{message}");
 }
 
-/// Weights that are no numbers give errors by document, not scores.
+/// NaN weights give each document an error instead of a score.
 #[test]
-fn nan_weights_give_no_score() {
+fn rerank_with_nan_weights_gives_no_score() {
     let folder = folder();
     rewrite(folder.path(), |name, dtype, shape, mut data| {
         if name == "model.norm.weight" {
@@ -171,9 +172,9 @@ fn nan_weights_give_no_score() {
     }
 }
 
-/// Any bytes in the place of any file are refused or load, but never panic.
+/// A file with random changes either loads or gives an error. It never causes a panic.
 #[test]
-fn bytes_changed_at_random_never_panic() {
+fn load_never_panics_on_random_byte_changes() {
     let mut state = 7u64;
     let mut random = move |below: usize| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -185,7 +186,7 @@ fn bytes_changed_at_random_never_panic() {
         let whole = fs::read(&path).expect("the file");
         for _ in 0..25 {
             let mut bytes = whole.clone();
-            // The header of the weights, or anywhere in a small file.
+            // For the weights, only the header is changed.
             let reach = if file == "model.safetensors" { 4000 } else { bytes.len() };
             for _ in 0..=random(3) {
                 bytes[random(reach)] = random(256) as u8;

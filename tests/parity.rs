@@ -1,17 +1,20 @@
-//! Our forward pass against Python's transformers, on small random Qwen3 models.
+//! Compares the forward pass with Python's transformers, on small random Qwen3 models.
 //!
-//! `golden/parity.py` made the goldens; `erank_tests::random_model` makes the same weights. The
-//! table of errors: `cargo test -p erank-tests --test parity -- --nocapture table`.
+//! `golden/parity.py` made the golden files; `erank_tests::random_model` makes the same weights. This prints
+//! the table of errors: `cargo test -p erank-tests --test parity -- --nocapture table`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use std::sync::{Arc, LazyLock};
+use std::{fs, io};
+
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::qwen3 as theirs;
-use erank_candle::Checkpoint;
-use erank_candle::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
-use erank_candle::model::{Qwen3, Row};
+use erank_candle::internals::{
+    BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, Model, Row, instruction_sets, load,
+};
+use erank_candle::{CandleSettings, Checkpoint, Device, WeightFormat};
 use erank_tests::random_model::{Layout, RandomModel, checksum};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -19,15 +22,15 @@ use serde::Deserialize;
 /// Largest error of an F32 logit, relative to the largest logit.
 const F32_BOUND: f64 = 1e-4;
 
-/// The model whose checkpoint is written as two files.
+/// The one model whose checkpoint is written as two files.
 const SHARDED: &str = "g8_d128_l3_tied";
 
-/// One token's logits.
+/// The logits of one token, `[vocab_size]`.
 type Logits = Vec<f32>;
 
-// The goldens
+// Golden files
 
-/// What `golden/parity.py` writes about one model.
+/// A JSON file that `golden/parity.py` writes for one model.
 #[derive(Deserialize)]
 struct GoldenFile {
     weights_checksum: String,
@@ -35,15 +38,15 @@ struct GoldenFile {
     cases: Vec<Case>,
 }
 
-/// One prompt, and transformers' F32 logits at some of its positions.
+/// One prompt, with transformers' F32 logits at some of its positions.
 #[derive(Deserialize)]
 struct Case {
     length: usize,
     last_token: u32,
     positions: Vec<usize>,
-    /// Of transformers' own BF16 run at these positions, with sdpa, its default attention.
+    /// Errors of transformers' own BF16 run at these positions, with sdpa, its default attention.
     bf16_sdpa: Errors,
-    /// In the order of `positions`.
+    /// F32 logits in the order of `positions`.
     #[serde(skip)]
     logits: Vec<Logits>,
 }
@@ -51,13 +54,17 @@ struct Case {
 struct Golden {
     name: String,
     model: RandomModel,
+    /// A folder with the model's weights.
+    checkpoint: PathBuf,
     weights_checksum: String,
     cases: Vec<Case>,
 }
 
+/// All golden files, in the order of their names. All tests share the checkpoints, which are written once.
+static GOLDENS: LazyLock<Vec<Golden>> = LazyLock::new(Golden::read_all);
+
 impl Golden {
-    /// Every golden, in the order of the names.
-    fn all() -> Vec<Self> {
+    fn read_all() -> Vec<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/parity");
         let mut paths: Vec<PathBuf> = fs::read_dir(folder)
             .expect("golden/parity is readable")
@@ -81,35 +88,53 @@ impl Golden {
             case.logits = rows.drain(..case.positions.len()).collect();
         }
         assert!(rows.is_empty(), "{name}: more logits than the cases name");
-        Self { name, model, weights_checksum: file.weights_checksum, cases }
+
+        let layout = if name == SHARDED { Layout::TwoShards } else { Layout::OneFile };
+        let checkpoint = Path::new(env!("CARGO_TARGET_TMPDIR")).join("parity").join(&name);
+        write_checkpoint(&model, layout, &checkpoint).expect("the checkpoint fits on disk");
+        Self { name, model, checkpoint, weights_checksum: file.weights_checksum, cases }
     }
 
-    /// Our model, loaded from a checkpoint folder, with the best instruction set.
-    fn load(&self, dtype: DType) -> Qwen3 {
-        self.load_for(dtype, None)
+    /// Loads the model from a checkpoint folder, with the best instruction set.
+    fn load(&self, weights: WeightFormat) -> Arc<dyn Model> {
+        self.load_for(weights, None)
     }
 
-    fn load_for(&self, dtype: DType, instruction_set: Option<&str>) -> Qwen3 {
-        let model = Qwen3::load(&self.checkpoint(), Some(dtype), instruction_set);
-        model.expect("a whole checkpoint")
+    fn load_for(&self, weights: WeightFormat, instruction_set: Option<&str>) -> Arc<dyn Model> {
+        let mut settings = CandleSettings::default();
+        settings.weights = Some(weights);
+        settings.instruction_set = instruction_set.map(str::to_owned);
+        load(&self.checkpoint(), &settings).expect("a whole checkpoint").model
     }
 
-    /// Through candle's own operations, as other devices run it.
-    fn load_without_kernels(&self, dtype: DType) -> Qwen3 {
-        let model = Qwen3::load_on(&Device::Cpu, &self.checkpoint(), Some(dtype));
-        model.expect("a whole checkpoint")
+    /// Loads the model for candle's own operations, which other devices run.
+    fn load_without_kernels(&self, weights: WeightFormat) -> Arc<dyn Model> {
+        let mut settings = CandleSettings::default();
+        settings.weights = Some(weights);
+        settings.device = Device::CpuCandle;
+        load(&self.checkpoint(), &settings).expect("a whole checkpoint").model
     }
 
     fn checkpoint(&self) -> Checkpoint {
-        let layout = if self.name == SHARDED { Layout::TwoShards } else { Layout::OneFile };
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        self.model.write(folder.path(), layout).expect("the checkpoint fits on disk");
-        Checkpoint::open(folder.path()).expect("a checkpoint")
+        Checkpoint::open(&self.checkpoint).expect("a checkpoint")
     }
 
     fn prompts(&self) -> Vec<Vec<u32>> {
         self.cases.iter().map(|case| self.model.tokens(case.length)).collect()
     }
+}
+
+/// Writes a checkpoint and then moves its files to `folder`, where another test process may have mapped the same
+/// files.
+fn write_checkpoint(model: &RandomModel, layout: Layout, folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let written = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    model.write(written.path(), layout)?;
+    for file in fs::read_dir(written.path())? {
+        let file = file?;
+        fs::rename(file.path(), folder.join(file.file_name()))?;
+    }
+    Ok(())
 }
 
 fn read_rows(path: &Path, vocab_size: usize) -> Vec<Logits> {
@@ -120,13 +145,13 @@ fn read_rows(path: &Path, vocab_size: usize) -> Vec<Logits> {
     numbers.chunks_exact(vocab_size).map(<[f32]>::to_vec).collect()
 }
 
-// Running our model
+// Forward passes
 
-/// Some tokens of one sequence: which sequence, and how many more of its tokens.
+/// A part of a step: the index of a sequence, and the number of its next tokens to compute.
 type Part = (usize, usize);
 
-/// Runs `sequences` as `plan` spreads them over steps; returns every token's logits by sequence.
-fn run(model: &Qwen3, sequences: &[Vec<u32>], plan: &[Vec<Part>]) -> Vec<Vec<Logits>> {
+/// Runs `sequences` in the steps of `plan`, and returns the logits of every token by sequence.
+fn run(model: &dyn Model, sequences: &[Vec<u32>], plan: &[Vec<Part>]) -> Vec<Vec<Logits>> {
     let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
     let (cache, blocks) = cache_for(model, &lengths);
     let mut logits = vec![Vec::new(); sequences.len()];
@@ -149,19 +174,20 @@ fn run(model: &Qwen3, sequences: &[Vec<u32>], plan: &[Vec<Part>]) -> Vec<Vec<Log
     logits
 }
 
-fn forward(model: &Qwen3, rows: &[Row<'_>], cache: &KvCache) -> Vec<Logits> {
+fn forward(model: &dyn Model, rows: &[Row<'_>], cache: &KvCache) -> Vec<Logits> {
     let logits = model.forward(rows, cache).expect("a forward pass");
-    logits.to_vec2().expect("F32 logits, [wanted tokens, vocab_size]")
+    logits.chunks_exact(model.shape().logits).map(<[f32]>::to_vec).collect()
 }
 
-/// A cache with room for sequences of these lengths, and their blocks: in descending order and with
-/// other sequences' between, as blocks lie after some use.
-fn cache_for(model: &Qwen3, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>>) {
+/// Returns a cache for sequences of these lengths, and the blocks of each sequence. A sequence's blocks are in
+/// descending order and interleaved with those of other sequences, as in a cache after some use.
+fn cache_for(model: &dyn Model, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>>) {
     let needed: Vec<usize> = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).collect();
     let total = needed.iter().sum();
-    let mut cache = model.new_cache(total).expect("a cache");
+    let cache = model.new_cache(total).expect("a cache");
+    let mut allocator = BlockAllocator::new(total);
     let mut free: Vec<BlockId> =
-        (0..total).map(|_| cache.take().expect("as many as asked for")).collect();
+        (0..total).map(|_| allocator.allocate().expect("as many as requested")).collect();
     let mut blocks = vec![Vec::new(); lengths.len()];
     while !free.is_empty() {
         for (blocks, needed) in blocks.iter_mut().zip(&needed) {
@@ -173,20 +199,20 @@ fn cache_for(model: &Qwen3, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>>) {
     (cache, blocks)
 }
 
-/// How sequences are spread over steps.
+/// Distributes sequences over steps.
 type Plan = fn(&[Vec<u32>]) -> Vec<Vec<Part>>;
 
-/// Each sequence by itself, in one step.
+/// One step for each sequence.
 fn one_by_one(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     sequences.iter().enumerate().map(|(index, tokens)| vec![(index, tokens.len())]).collect()
 }
 
-/// All sequences in one step.
+/// One step for all sequences.
 fn ragged(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     vec![one_by_one(sequences).concat()]
 }
 
-/// Each sequence by itself: one by one until past the fourth block, then the rest at once.
+/// Each sequence by itself: one token per step until past the fourth block, then the rest in one step.
 fn token_by_token(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     const SINGLE: usize = 4 * BLOCK_TOKENS + 1;
     let of = |(index, tokens): (usize, &Vec<u32>)| {
@@ -205,8 +231,8 @@ fn chunked(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     sequences.iter().enumerate().flat_map(of).collect()
 }
 
-/// All sequences at once, each two steps behind the one before: most steps hold prefill chunks and
-/// decodes, and sequences come and go.
+/// All sequences together, each starting two steps after the previous one. Most steps hold prefill chunks and
+/// decodes, and sequences start and end at different steps.
 fn continuous(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     let mut steps = Vec::new();
     for (index, tokens) in sequences.iter().enumerate() {
@@ -219,7 +245,8 @@ fn continuous(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     steps
 }
 
-/// Two thirds of a prompt in chunks that cross the cache's blocks in every way, the rest by ones.
+/// Divides two thirds of a prompt into chunks that cross block boundaries in different ways, and the rest into
+/// single tokens.
 fn chunks(length: usize) -> Vec<usize> {
     let mut counts = Vec::new();
     let mut left = length;
@@ -234,9 +261,9 @@ fn chunks(length: usize) -> Vec<usize> {
     counts
 }
 
-// Comparing
+// Errors of logits
 
-/// Relative to the largest logit of the reference.
+/// Errors relative to the largest logit of the reference: the largest, and the root mean square.
 #[derive(Clone, Copy, Deserialize)]
 struct Errors {
     largest: f64,
@@ -254,14 +281,14 @@ impl Errors {
             .zip(reference.iter().flatten())
             .map(|(a, r)| (f64::from(*a) - f64::from(*r)).abs() / f64::from(scale))
             .collect();
-        assert!(errors.iter().all(|error| error.is_finite()), "a logit that is no number");
+        assert!(errors.iter().all(|error| error.is_finite()), "a logit is not finite");
         Self {
             largest: errors.iter().copied().fold(0.0, f64::max),
             rms: root_mean_square(errors.iter().map(|error| (*error, 1))),
         }
     }
 
-    /// The errors of several cases, each with its number of rows, as one.
+    /// Combines the errors of several cases, each given with its number of rows.
     fn together(cases: &[(Self, usize)]) -> Self {
         Self {
             largest: cases.iter().map(|(errors, _)| errors.largest).fold(0.0, f64::max),
@@ -270,7 +297,7 @@ impl Errors {
     }
 }
 
-/// Of numbers with their multiplicity.
+/// Returns the root mean square of numbers, each given with its multiplicity.
 fn root_mean_square(numbers: impl Iterator<Item = (f64, usize)>) -> f64 {
     let sum = numbers.fold((0.0, 0), |(sum, count), (number, times)| {
         (sum + number * number * times as f64, count + times)
@@ -295,8 +322,8 @@ fn assert_same_bits(actual: &[Vec<Logits>], expected: &[Vec<Logits>], what: &str
 // The tests
 
 #[test]
-fn generator_agrees_with_python() {
-    for golden in Golden::all() {
+fn random_model_equals_the_weights_and_tokens_of_python() {
+    for golden in GOLDENS.iter() {
         assert_eq!(checksum(&golden.model.weights()), golden.weights_checksum, "{}", golden.name);
         for case in &golden.cases {
             let tokens = golden.model.tokens(case.length);
@@ -305,37 +332,43 @@ fn generator_agrees_with_python() {
     }
 }
 
-/// F32 within the bound for every prompt; BF16 no worse than transformers' BF16 over each model's
-/// prompts together, by the largest error and by the root of the mean square. (The largest of one
-/// prompt's few hundred logits is chance.)
+/// The F32 errors of every prompt are within the bound. The BF16 errors of each model's prompts together are at
+/// most those of transformers' BF16, by the largest error and by the root mean square. (The largest error of one
+/// prompt's few hundred logits is a matter of chance.)
 #[test]
-fn table_of_errors_against_transformers() {
-    println!("errors relative to the largest logit: the largest / the root of the mean square");
+fn table_of_errors_stays_within_the_bounds_with_kernels() {
+    println!("errors relative to the largest logit: the largest / the root mean square");
     println!("{:18} length  F32      BF16               transformers' BF16", "model");
-    for set in Qwen3::instruction_sets() {
+    for set in instruction_sets() {
         println!("kernels: {set}");
-        for golden in Golden::all() {
-            check_errors(&golden, set, one_by_one, |dtype| golden.load_for(dtype, Some(set)));
+        for golden in GOLDENS.iter() {
+            check_errors(golden, set, one_by_one, |dtype| golden.load_for(dtype, Some(set)));
         }
     }
 }
 
-/// The same of candle's own operations, whose bits depend on how the tokens are spread over steps.
+/// The bits of candle's own operations depend on the distribution of tokens over steps, so two plans are run.
 #[test]
-fn table_of_errors_without_kernels() {
-    let ways: [(&str, Plan); 2] = [("one by one", one_by_one), ("continuous batching", continuous)];
-    for (way, plan) in ways {
-        println!("candle's operations, {way}");
-        for golden in Golden::all() {
-            check_errors(&golden, way, plan, |dtype| golden.load_without_kernels(dtype));
+fn table_of_errors_stays_within_the_bounds_without_kernels() {
+    let plans: [(&str, Plan); 2] =
+        [("one by one", one_by_one), ("continuous batching", continuous)];
+    for (name, plan) in plans {
+        println!("candle's operations, {name}");
+        for golden in GOLDENS.iter() {
+            check_errors(golden, name, plan, |dtype| golden.load_without_kernels(dtype));
         }
     }
 }
 
-fn check_errors(golden: &Golden, what: &str, plan: Plan, load: impl Fn(DType) -> Qwen3) {
+fn check_errors(
+    golden: &Golden,
+    what: &str,
+    plan: Plan,
+    load: impl Fn(WeightFormat) -> Arc<dyn Model>,
+) {
     let prompts = golden.prompts();
-    let run = |dtype| run(&load(dtype), &prompts, &plan(&prompts));
-    let (f32, bf16) = (run(DType::F32), run(DType::BF16));
+    let run = |dtype| run(&*load(dtype), &prompts, &plan(&prompts));
+    let (f32, bf16) = (run(WeightFormat::F32), run(WeightFormat::Bf16));
     let mut rows = Vec::new();
     for (case, (f32, bf16)) in golden.cases.iter().zip(f32.iter().zip(&bf16)) {
         let f32 = Errors::of(&at_positions(f32, case), &case.logits);
@@ -349,7 +382,7 @@ fn check_errors(golden: &Golden, what: &str, plan: Plan, load: impl Fn(DType) ->
     print_row(&golden.name, "all", f32, bf16, theirs);
     assert!(f32.largest <= F32_BOUND, "{what}, {}: F32 error {:e}", golden.name, f32.largest);
     assert!(bf16.largest <= theirs.largest, "{what}, {}: largest BF16 error", golden.name);
-    assert!(bf16.rms <= theirs.rms, "{what}, {}: BF16 errors' root mean square", golden.name);
+    assert!(bf16.rms <= theirs.rms, "{what}, {}: root mean square of BF16 errors", golden.name);
 }
 
 fn print_row(name: &str, length: &str, f32: Errors, bf16: Errors, theirs: Errors) {
@@ -358,62 +391,63 @@ fn print_row(name: &str, length: &str, f32: Errors, bf16: Errors, theirs: Errors
 }
 
 #[test]
-fn steps_and_company_do_not_change_a_bit() {
-    let sets = Qwen3::instruction_sets();
-    for golden in Golden::all() {
-        let bf16 = sets.iter().map(|set| (DType::BF16, *set));
-        for (dtype, set) in bf16.chain([(DType::F32, sets[0])]) {
+fn logits_have_the_same_bits_with_any_plan() {
+    let sets = instruction_sets();
+    for golden in GOLDENS.iter() {
+        let bf16 = sets.iter().map(|set| (WeightFormat::Bf16, *set));
+        for (dtype, set) in bf16.chain([(WeightFormat::F32, sets[0])]) {
             let model = golden.load_for(dtype, Some(set));
             let prompts = golden.prompts();
-            let whole = run(&model, &prompts, &one_by_one(&prompts));
-            for (way, plan) in [
+            let whole = run(&*model, &prompts, &one_by_one(&prompts));
+            for (plan_name, plan) in [
                 ("token by token", token_by_token(&prompts)),
                 ("chunks, then decoding", chunked(&prompts)),
                 ("all in one step", ragged(&prompts)),
                 ("continuous batching", continuous(&prompts)),
             ] {
-                let what = format!("{} in {dtype:?}, {set}, {way}", golden.name);
-                assert_same_bits(&run(&model, &prompts, &plan), &whole, &what);
+                let what = format!("{} in {dtype:?}, {set}, {plan_name}", golden.name);
+                assert_same_bits(&run(&*model, &prompts, &plan), &whole, &what);
             }
         }
     }
 }
 
 #[test]
-fn threads_do_not_change_a_bit() {
-    for golden in Golden::all() {
-        let model = golden.load(DType::BF16);
+fn logits_have_the_same_bits_with_any_thread_count() {
+    for golden in GOLDENS.iter() {
+        let model = golden.load(WeightFormat::Bf16);
         let prompts = golden.prompts();
         let with = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.expect("threads").install(|| run(&model, &prompts, &ragged(&prompts)))
+            pool.expect("threads").install(|| run(&*model, &prompts, &ragged(&prompts)))
         };
         assert_same_bits(&with(3), &with(1), &golden.name);
     }
 }
 
-/// A prefix computed once and shared, as the documents of one query share theirs.
+/// The prefix is computed once, as for the documents of one query.
 #[test]
-fn a_shared_prefix_does_not_change_a_bit() {
-    for golden in Golden::all() {
-        for dtype in [DType::F32, DType::BF16] {
+fn logits_have_the_same_bits_after_a_shared_prefix() {
+    for golden in GOLDENS.iter() {
+        for dtype in [WeightFormat::F32, WeightFormat::Bf16] {
             let model = golden.load(dtype);
-            let (together, alone) = with_a_shared_prefix(&golden, &model, &model);
+            let (together, alone) = with_a_shared_prefix(golden, &*model, &*model);
             assert_same_bits(&[together], &[alone], &format!("{} in {dtype:?}", golden.name));
         }
-        let (model, kernels) = (golden.load_without_kernels(DType::F32), golden.load(DType::F32));
-        let (together, alone) = with_a_shared_prefix(&golden, &model, &kernels);
+        let (model, kernels) =
+            (golden.load_without_kernels(WeightFormat::F32), golden.load(WeightFormat::F32));
+        let (together, alone) = with_a_shared_prefix(golden, &*model, &*kernels);
         let errors = Errors::of(&together, &alone);
         assert!(errors.largest <= F32_BOUND, "{}: {:e}", golden.name, errors.largest);
     }
 }
 
-/// The logits behind a prefix of three blocks that prompts share, and those of another model to which
-/// each prompt is given whole.
+/// Returns the logits after a prefix of three blocks that the prompts share, and the logits at the same
+/// positions from another model that computes each prompt as a whole.
 fn with_a_shared_prefix(
     golden: &Golden,
-    model: &Qwen3,
-    other: &Qwen3,
+    model: &dyn Model,
+    other: &dyn Model,
 ) -> (Vec<Logits>, Vec<Logits>) {
     const PREFIX: usize = 3 * BLOCK_TOKENS;
     let prefix = golden.model.tokens(300)[..PREFIX].to_vec();
@@ -440,16 +474,16 @@ fn with_a_shared_prefix(
 }
 
 #[test]
-fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
-    let golden = &Golden::all()[0];
+fn forward_returns_the_requested_logits_in_the_order_of_the_rows() {
+    let golden = &GOLDENS[0];
     let prompts = golden.prompts()[1..4].to_vec();
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let wanted = [prompts[0].len(), 0, 2];
-    let expected_of = |model: &Qwen3| {
+    let expected_of = |model: &dyn Model| {
         let whole = run(model, &prompts, &one_by_one(&prompts));
         [&whole[0][..], &whole[2][whole[2].len() - 2..]].concat()
     };
-    let wanted_of = |model: &Qwen3| {
+    let wanted_of = |model: &dyn Model| {
         let (cache, blocks) = cache_for(model, &lengths);
         let rows: Vec<Row<'_>> = prompts
             .iter()
@@ -459,25 +493,26 @@ fn the_wanted_logits_come_back_in_the_order_of_the_rows() {
             .collect();
         forward(model, &rows, &cache)
     };
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in [WeightFormat::F32, WeightFormat::Bf16] {
         let model = golden.load(dtype);
-        assert_eq!(wanted_of(&model), expected_of(&model), "{dtype:?}");
+        assert_eq!(wanted_of(&*model), expected_of(&*model), "{dtype:?}");
     }
-    let candles = wanted_of(&golden.load_without_kernels(DType::F32));
-    let errors = Errors::of(&candles, &expected_of(&golden.load(DType::F32)));
+    let candles = wanted_of(&*golden.load_without_kernels(WeightFormat::F32));
+    let errors = Errors::of(&candles, &expected_of(&*golden.load(WeightFormat::F32)));
     assert!(errors.largest <= F32_BOUND, "{:e}", errors.largest);
 }
 
-/// A third implementation, which neither ours nor the goldens come from.
+/// candle-transformers is an implementation independent of erank and of the golden files.
 #[test]
-fn candle_transformers_agrees_in_f32() {
-    for golden in Golden::all() {
+fn logits_equal_candle_transformers_in_f32() {
+    for golden in GOLDENS.iter() {
         let prompts = golden.prompts();
-        let ours = run(&golden.load(DType::F32), &prompts, &one_by_one(&prompts));
+        let ours = run(&*golden.load(WeightFormat::F32), &prompts, &one_by_one(&prompts));
         let mut theirs = candles_model(&golden.model);
         for (prompt, ours) in prompts.iter().zip(&ours) {
             theirs.clear_kv_cache();
-            let ids = Tensor::new(vec![prompt.clone()], &Device::Cpu).expect("token ids");
+            let ids =
+                Tensor::new(vec![prompt.clone()], &candle_core::Device::Cpu).expect("token ids");
             let logits = theirs.forward(&ids, 0).expect("a forward pass");
             let logits = logits.squeeze(1).and_then(|l| l.to_vec2()).expect("[1, 1, vocab_size]");
             let errors = Errors::of(&ours[prompt.len() - 1..], &logits);
@@ -489,9 +524,10 @@ fn candle_transformers_agrees_in_f32() {
 fn candles_model(model: &RandomModel) -> theirs::ModelForCausalLM {
     let config = serde_json::from_value(model.config().clone()).expect("candle's configuration");
     let tensors = model.weights().into_iter().map(|(name, weight)| {
-        let tensor = Tensor::from_vec(weight.values, weight.shape, &Device::Cpu);
+        let tensor = Tensor::from_vec(weight.values, weight.shape, &candle_core::Device::Cpu);
         (name, tensor.and_then(|tensor| tensor.to_dtype(DType::F32)).expect("a weight"))
     });
-    let weights = VarBuilder::from_tensors(tensors.collect(), DType::F32, &Device::Cpu);
+    let weights =
+        VarBuilder::from_tensors(tensors.collect(), DType::F32, &candle_core::Device::Cpu);
     theirs::ModelForCausalLM::new(&config, weights).expect("candle's model")
 }

@@ -1,9 +1,9 @@
-//! Our prompts against Python's, with Qwen3's own tokenizer and with the bundled model's.
+//! Token ids of prompts compared with Python's, and the bundled model's tokenizer.
 //!
-//! `golden/tokenizer.py` made the goldens. Qwen3's tokenizer is not in the repository:
-//! `fetch_qwen3_tokenizer.sh` puts it into `.cache/qwen3-tokenizer`, or `ERANK_QWEN3_TOKENIZER`
-//! names its folder. Without it the tests that need it say so and pass; with `ERANK_REQUIRE_ALL`
-//! set they fail.
+//! `golden/tokenizer.py` made the golden ids with Qwen3's tokenizer, which is not in the repository.
+//! `fetch_qwen3_tokenizer.sh` downloads it to `.cache/qwen3-tokenizer`; `ERANK_QWEN3_TOKENIZER` can
+//! name another folder. Without the tokenizer, the tests that need it print a message and pass, or
+//! fail if `ERANK_REQUIRE_ALL` is set.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,11 +23,12 @@ struct GoldenFile {
 
 #[derive(Deserialize)]
 struct Forms {
-    /// ERank's prompt in the tokenizer's own chat template.
+    /// ERank's prompt with the tokenizer's own chat template.
     chatml: Form,
-    /// ERank's prompt in LLaMA-Factory's `Human:`/`Assistant:` template.
+    /// ERank's prompt with LLaMA-Factory's `Human:`/`Assistant:` template.
     human: Form,
-    /// A prompt that touches the query and the document, in the tokenizer's own chat template.
+    /// A prompt without white space around the query and the document, with the tokenizer's own chat
+    /// template.
     tight: Form,
 }
 
@@ -35,9 +36,9 @@ struct Forms {
 struct Form {
     chat_template: Option<String>,
     prompt: String,
-    /// The ids that all cases begin with.
+    /// The leading ids, which all cases share.
     before: Vec<u32>,
-    /// The ids that all cases end with.
+    /// The trailing ids, which all cases share.
     after: Vec<u32>,
 }
 
@@ -47,15 +48,16 @@ struct Case {
     query: String,
     document: String,
     truncation: Option<Truncation>,
-    /// In the forms `chatml` and `human`, between what all cases begin and end with.
+    /// The ids between `before` and `after` in the forms `chatml` and `human`.
     ids: Vec<u32>,
     tight: Option<Vec<u32>>,
 }
 
 #[derive(Deserialize)]
 struct Truncation {
-    /// Of the query and of the document.
+    /// Maximum tokens of the query and of the document.
     limits: [usize; 2],
+    /// Whether the query and the document are truncated.
     truncated: [bool; 2],
 }
 
@@ -71,11 +73,12 @@ impl Case {
 
 fn golden() -> GoldenFile {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tokenizer.json");
-    let json = fs::read(path).expect("the goldens are in the repository");
-    serde_json::from_slice(&json).expect("the goldens are JSON")
+    let json = fs::read(path).expect("the golden file is in the repository");
+    serde_json::from_slice(&json).expect("the golden file is valid JSON")
 }
 
-/// Qwen3's tokenizer with its own chat template or another one; `None` if it is not here.
+/// Loads Qwen3's tokenizer with the given chat template, by default its own. Returns `None` if the
+/// tokenizer is missing.
 fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
     let folder = std::env::var_os("ERANK_QWEN3_TOKENIZER").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/qwen3-tokenizer"),
@@ -83,7 +86,7 @@ fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
     );
     if !folder.join("tokenizer.json").exists() {
         let missing = format!(
-            "no Qwen3 tokenizer in {}; tests/fetch_qwen3_tokenizer.sh fetches it",
+            "no Qwen3 tokenizer in {}; run tests/fetch_qwen3_tokenizer.sh to download it",
             folder.display()
         );
         assert!(std::env::var_os("ERANK_REQUIRE_ALL").is_none(), "{missing}");
@@ -96,7 +99,8 @@ fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
     Some(PromptTokenizer::new(&tokenizer, Some(&config), template).expect("a usable tokenizer"))
 }
 
-/// Compares every case that has ids for `form`; returns how many were compared.
+/// Compares every case that has ids for `form`. Returns the number of compared cases, or `None`
+/// without Qwen3's tokenizer.
 fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> {
     let golden = golden();
     let tokenizer = qwen3(form.chat_template.as_deref())?;
@@ -106,8 +110,8 @@ fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> 
         let Some(ids) = ids(case) else { continue };
         let expected = [&form.before, ids, &form.after].concat();
         let bound = prompt.bind(&golden.instruction, &case.query);
-        let frame = tokenizer.bind(&bound, &case.options()).expect("the template takes it");
-        let encoded = frame.encode(&case.document).expect("it can be encoded");
+        let frame = tokenizer.bind(&bound, &case.options()).expect("renderable");
+        let encoded = frame.encode(&case.document).expect("encodable");
         let texts = (&case.kind, &case.query, &case.document);
         assert_eq!(encoded.ids, expected, "{texts:?}");
         let truncated = case.truncation.as_ref().map_or([false; 2], |cut| cut.truncated);
@@ -118,37 +122,37 @@ fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> 
 }
 
 #[test]
-fn chatml_prompts_equal_pythons() {
+fn chatml_prompt_ids_equal_transformers() {
     let golden = golden();
     if let Some(compared) = compare(&golden.forms.chatml, |case| Some(&case.ids)) {
-        println!("{compared} prompts in ChatML");
+        println!("{compared} prompts with the ChatML template");
         assert!(compared >= 500);
     }
 }
 
 #[test]
-fn human_and_assistant_prompts_equal_pythons() {
+fn human_assistant_prompt_ids_equal_transformers() {
     if let Some(compared) = compare(&golden().forms.human, |case| Some(&case.ids)) {
-        println!("{compared} prompts in the Human/Assistant form");
+        println!("{compared} prompts with the Human/Assistant template");
         assert!(compared >= 500);
     }
 }
 
 #[test]
-fn prompts_that_touch_their_data_equal_pythons() {
+fn tight_prompt_ids_equal_transformers() {
     if let Some(compared) = compare(&golden().forms.tight, |case| case.tight.as_deref()) {
-        println!("{compared} prompts that touch their data");
+        println!("{compared} prompts without white space around the data");
         assert!(compared >= 150);
     }
 }
 
-/// Not exact to the millisecond: a machine under load must not fail it, quadratic work must.
+/// The time limit is generous: a busy machine passes, but quadratic time does not.
 #[test]
-fn a_document_of_a_megabyte_is_cut_in_time() {
+fn encode_truncates_a_megabyte_in_linear_time() {
     let Some(tokenizer) = qwen3(None) else { return };
     let prompt = PromptTemplate::erank();
     let frame = tokenizer.bind(&prompt.bind("", "jets"), &ScoringOptions::default());
-    let frame = frame.expect("the template takes it");
+    let frame = frame.expect("renderable");
     for (name, unit) in [
         ("prose", "The quick brown fox, jumps over 12 dogs. "),
         ("one letter", "a"),
@@ -164,16 +168,16 @@ fn a_document_of_a_megabyte_is_cut_in_time() {
     ] {
         let document = unit.repeat((1 << 20) / unit.len());
         let start = Instant::now();
-        let encoded = frame.encode(&document).expect("it can be encoded");
+        let encoded = frame.encode(&document).expect("encodable");
         let elapsed = start.elapsed();
-        println!("{name}: {} tokens of 1 MB in {elapsed:.2?}", encoded.ids.len());
+        println!("{name}: 1 MB truncated to {} tokens in {elapsed:.2?}", encoded.ids.len());
         assert!(encoded.document_truncated && encoded.ids.len() < 2048 + 200, "{name}");
         assert!(elapsed < Duration::from_secs(10), "{name}: {elapsed:?}");
     }
 }
 
-/// The bundled model's tokenizer: lower-cases, drops punctuation, and has whole parts of the
-/// prompt as added tokens.
+/// Loads the bundled model's tokenizer. It lower-cases text and removes punctuation, and its added
+/// tokens include the constant parts of the prompt.
 fn tiny() -> PromptTokenizer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
     let read = |name: &str| fs::read(folder.join(name)).expect("the file is in the repository");
@@ -182,13 +186,13 @@ fn tiny() -> PromptTokenizer {
 }
 
 #[test]
-fn the_bundled_models_prompt_parts_are_tokens_but_not_in_data() {
+fn tiny_tokenizer_recognises_prompt_parts_in_trusted_text_only() {
     let tokenizer = tiny();
     let prompt = PromptTemplate::erank();
     let ids = |document: &str| {
         let bound = prompt.bind("", "jet noise");
-        let frame = tokenizer.bind(&bound, &ScoringOptions::default()).expect("it takes it");
-        frame.encode(document).expect("it can be encoded").ids
+        let frame = tokenizer.bind(&bound, &ScoringOptions::default()).expect("renderable");
+        frame.encode(document).expect("encodable").ids
     };
     let is_added = |id: &&u32| tokenizer.is_added(**id);
     let added_in = |document: &str| ids(document).iter().filter(is_added).count();
@@ -202,10 +206,10 @@ fn the_bundled_models_prompt_parts_are_tokens_but_not_in_data() {
 }
 
 #[test]
-fn the_bundled_models_forced_text_comes_back() {
+fn tiny_tokenizer_round_trips_forced_text() {
     let tokenizer = tiny();
     let text = "<think>\n\n</think>\n\n<answer>";
-    let ids = tokenizer.encode_trusted(text).expect("it can be encoded");
+    let ids = tokenizer.encode_trusted(text).expect("encodable");
     let mut decoder = tokenizer.decoder();
     let decoded: String = ids.iter().map(|id| decoder.push(*id)).collect();
     assert_eq!(decoded + &decoder.finish(), "<think></think><answer>");

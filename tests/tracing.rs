@@ -1,5 +1,5 @@
-//! What the engine tells whoever listens to its spans, and that a listener which panics in one does it
-//! no lasting harm. A subscriber is for the whole process, so both share one.
+//! Tests the engine's tracing spans, and that it recovers from a step that panics. A subscriber serves the
+//! whole process, so both tests share one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
@@ -14,16 +14,17 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// A span's fields, as far as they are numbers.
+/// The numeric fields of a span.
 type Numbers = Vec<(String, u64)>;
 
-/// The spans so far, by name.
+/// The spans so far, with their names.
 static SPANS: Mutex<Vec<(String, Numbers)>> = Mutex::new(Vec::new());
 /// Whether the next step panics.
 static PANIC: AtomicBool = AtomicBool::new(false);
-/// One test at a time.
+/// Serialises the tests.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Records spans in [`SPANS`], and panics at a step if [`PANIC`] is set.
 struct Collector;
 
 #[derive(Default)]
@@ -60,19 +61,20 @@ impl Subscriber for Collector {
     fn exit(&self, _: &Id) {}
 }
 
+/// Installs the [`Collector`].
 fn listen() {
     static LISTENING: Once = Once::new();
     LISTENING.call_once(|| tracing::subscriber::set_global_default(Collector).expect("the first"));
 }
 
-/// The spans of this name.
+/// Returns the fields of all spans with this name.
 fn spans(name: &str) -> Vec<Numbers> {
     let spans = SPANS.lock().unwrap_or_else(PoisonError::into_inner);
     spans.iter().filter(|(other, _)| other == name).map(|(_, fields)| fields.clone()).collect()
 }
 
 #[test]
-fn jobs_and_steps_are_spans() {
+fn spans_cover_jobs_and_steps() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     listen();
     SPANS.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -89,7 +91,7 @@ fn jobs_and_steps_are_spans() {
 }
 
 #[test]
-fn a_step_that_panics_fails_its_callers_and_no_later_ones() {
+fn panicking_step_fails_its_own_callers_only() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     listen();
     let backend: CandleBackend = tiny_with(|_| {});

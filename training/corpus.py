@@ -1,6 +1,7 @@
-"""Training text: Debian's package descriptions and WordNet's glosses.
+"""The training corpus: Debian's package descriptions and WordNet's glosses.
 
-Both come from the Debian archive through apt. Run as a script to fetch them ahead of time:
+Both are downloaded from the Debian archive with apt. Run this file as a script to download them in
+advance:
 
     python corpus.py CACHE_FOLDER
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 
 WORDNET_PARTS = ("noun", "verb", "adj", "adv")
 SHORTEST_DESCRIPTION = 12  # words
-OPENING = 25  # words that decide whether two descriptions are the same
+OPENING = 25  # leading words that identify duplicate descriptions
 
 
 def run(*command, **options):
@@ -21,7 +22,7 @@ def run(*command, **options):
 
 
 def fetch(cache):
-    """Download the translation files and the WordNet package below `cache`."""
+    """Downloads the translation files and the WordNet package to `cache`; returns the folder of the former."""
     lists = cache / "apt-lists"
     (lists / "partial").mkdir(parents=True, exist_ok=True)
     apt_options = ("-q", "-o", f"Dir::State::lists={lists.resolve()}", "-o", "Acquire::Languages=en")
@@ -32,7 +33,7 @@ def fetch(cache):
 
 
 def package_descriptions(lists):
-    """(short, long) descriptions, one per group of packages that share their opening."""
+    """Yields (short, long) descriptions. Packages with the same opening words yield one description."""
     translations = sorted(lists.glob("*_main_i18n_Translation-en*"))
     text = run("/usr/lib/apt/apt-helper", "cat-file", *translations, stdout=subprocess.PIPE).stdout
     seen = set()
@@ -48,10 +49,10 @@ def package_descriptions(lists):
 
 
 def wordnet_glosses(folder):
-    """(words, gloss) of every synset."""
+    """Yields (words, gloss) for every synset."""
     for part in WORDNET_PARTS:
         for line in (folder / "usr/share/wordnet" / f"data.{part}").read_text().splitlines():
-            if line.startswith(" "):  # the licence at the top of each file
+            if line.startswith(" "):  # the licence text at the top of each file
                 continue
             fields, _, gloss = line.partition(" | ")
             fields = fields.split()
@@ -60,7 +61,10 @@ def wordnet_glosses(folder):
 
 
 def load(cache):
-    """The corpus as two lists of (title, text), fetched into `cache` where it is not there yet."""
+    """Returns the corpus as two lists of (title, text): descriptions and glosses.
+
+    Downloads it to `cache` unless it is cached there.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / "corpus.json"
     if not path.exists():

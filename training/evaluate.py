@@ -1,10 +1,11 @@
-"""Measure an exported model by reranking the first stage's best 20 documents.
+"""Measures an exported model by reranking the first stage's top 20 documents.
 
     python evaluate.py MODEL_FOLDER SETS_FOLDER [--work WORK_FOLDER] [--queries N]
 
-SETS_FOLDER holds the files that `evaluation_sets.py` writes; with WORK_FOLDER (of `train.py`) the
-exact teacher is measured too. Scores are ERank's: N x P(N), P(N) being the joint probability of
-the digits of N. Ties are broken by chance, the mean of several shuffles is reported.
+SETS_FOLDER holds the files that `evaluation_sets.py` writes. If WORK_FOLDER (from `train.py`) is
+given, the teacher's rule is measured as well. Scores are computed as in ERank: N x P(N), where P(N)
+is the joint probability of the digits of N. Ties are shuffled, and the mean over several shuffles is
+reported.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import tokenizer as texts
 INSTRUCTION = "Given a query, retrieval relevant passage."
 SHUFFLES = 10
 CUT = 10
-FIRST_STAGE_SHARE = 0.2  # of the hybrid
+FIRST_STAGE_SHARE = 0.2  # weight of the first stage in the hybrid score
 MOST_NEW_TOKENS = 96
 BATCH_TOKENS = 24_000
 WELL_FORMED = re.compile(
@@ -45,7 +46,7 @@ def discounted_gain(grades):
 
 
 def mean_ndcg(queries, scores, shuffles=SHUFFLES):
-    """nDCG@10 as trec_eval counts it; queries without any relevant document are left out."""
+    """Returns the mean nDCG@10 as trec_eval computes it, over the queries that have a relevant document."""
     draw = random.Random(0)
     values = []
     for query, query_scores in zip(queries, scores):
@@ -82,7 +83,7 @@ class Answer:
     well_formed: bool
     number: int
     score: float  # N x P(N)
-    expected: float  # mean of the distribution over 0..10
+    expected: float  # expected value of the distribution over 0..10
 
 
 class Reranker:
@@ -115,7 +116,10 @@ class Reranker:
 
     @torch.no_grad()
     def generate(self, prompts):
-        """Greedy continuations: for each prompt its tokens and the distributions over the alphabet of answers."""
+        """Decodes greedily; yields each prompt's output tokens and probabilities.
+
+        Each output token comes with the probabilities of the ten digits and of `</answer>`.
+        """
         rows, longest = len(prompts), max(map(len, prompts))
         ids = torch.full((rows, longest), self.end)
         mask = torch.zeros((rows, longest), dtype=torch.long)
@@ -155,7 +159,7 @@ class Reranker:
         probability = first[int(str(number)[0])]
         if number == 10:
             probability *= second[0]
-        # "1" begins 1 and 10; which one is known where the model went on from it.
+        # "1" is the first token of both 1 and 10. The next position tells them apart, if the model chose "1".
         one = (second[10] * 1 + second[0] * 10) if str(number)[0] == "1" else 1
         expected = sum(chance * (one if digit == 1 else digit) for digit, chance in enumerate(first[:10]))
         return Answer(text, bool(pattern.fullmatch(text)), number, number * probability, expected)
@@ -170,7 +174,7 @@ def split(values, queries):
 
 
 def teacher_answers(work, queries, tokenizer):
-    """The rule's integers and their probabilities."""
+    """Returns the integer and its probability that the teacher's rule gives each document."""
     import corpus
     import evidence
     from samples import Corpus, Vocabulary
@@ -232,7 +236,7 @@ def main():
     arguments.add_argument("model", type=Path)
     arguments.add_argument("sets", type=Path)
     arguments.add_argument("--work", type=Path)
-    arguments.add_argument("--queries", type=int, help="only so many of each collection, evenly spread")
+    arguments.add_argument("--queries", type=int, help="about this many of each collection, evenly spaced")
     arguments.add_argument("--threads", type=int, default=2)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)

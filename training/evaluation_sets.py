@@ -1,17 +1,17 @@
-"""Write the two evaluation collections as JSON lines.
+"""Writes the two evaluation collections as JSON lines.
 
     python evaluation_sets.py CRANFIELD_FOLDER DL19_FOLDER OUTPUT_FOLDER
 
-Each line is one query with the first stage's best 20 documents:
+Each line is one query with the first stage's top 20 documents:
 
     {"query": ..., "documents": [{"id", "text", "score", "grade"}, ...], "grades": [...]}
 
-"score" is the first stage's, "grade" the judged relevance (0 where unjudged),
-and "grades" lists every judged grade of the query, which the ideal ranking of
-nDCG needs. Neither collection is ever used for training.
+"score" is the first stage's score. "grade" is the judged relevance, 0 if the document is unjudged.
+"grades" lists every judged grade of the query; nDCG's ideal ranking needs it. Neither collection is
+used for training.
 
-Cranfield (`cran.all.1400`, `cran.qry`, `cranqrel`) is searched here with BM25;
-TREC DL19 comes with its first stage (`bm25_top100_with_text.json`, `qrels.dl19-passage.txt`).
+This script searches Cranfield (`cran.all.1400`, `cran.qry`, `cranqrel`) with BM25. TREC DL19 includes
+its first stage (`bm25_top100_with_text.json`, `qrels.dl19-passage.txt`).
 """
 
 import argparse
@@ -27,7 +27,7 @@ DEPTH = 20
 BM25_K1 = 0.9
 BM25_B = 0.4
 
-# Cranfield's codes run from 1 (best) to 4; -1 means not relevant.
+# Cranfield's relevance codes are 1 (best) to 4, and -1 for not relevant.
 CRANFIELD_GRADES = {1: 4, 2: 3, 3: 2, 4: 1, -1: 0}
 
 
@@ -36,7 +36,7 @@ def search_words(text):
 
 
 def bm25_rankings(queries, documents):
-    """For each query the best `DEPTH` (document index, score) pairs."""
+    """Returns the top `DEPTH` (document index, score) pairs of each query."""
     postings = collections.defaultdict(list)
     lengths = []
     for index, document in enumerate(documents):
@@ -59,7 +59,7 @@ def bm25_rankings(queries, documents):
 
 
 def cranfield_field(record, field):
-    """The text of one field (".W", ".T", ...) of a Cranfield record."""
+    """Returns the text of a field (".W", ".T", ...) of a Cranfield record, or "" if it is missing."""
     match = re.search(rf"^\.{field}\n(.*?)(?=^\.[A-Z]|\Z)", record, flags=re.M | re.S)
     return " ".join(match.group(1).split()) if match else ""
 
@@ -74,7 +74,7 @@ def cranfield(folder):
         cranfield_field(record, "W")
         for record in re.split(r"^\.I ", (folder / "cran.qry").read_text(), flags=re.M)[1:]
     ]
-    # The judgements count the queries in file order and ignore the numbers of `cran.qry`.
+    # `cranqrel` numbers the queries by their order in `cran.qry`, not by the ids given there.
     judgements = collections.defaultdict(dict)
     for line in (folder / "cranqrel").read_text().splitlines():
         fields = line.split()

@@ -1,14 +1,15 @@
-"""The teacher: the evidence a thought states, and the score that follows from it.
+"""The teacher: the evidence that a thought states, and the score computed from it.
 
     <think> short: jet!+ noise++ flutt!!- =3.75</think><answer>4</answer>
 
-A thought says how long the document is and lists the query's first distinct content words (as
-stems), each with one mark: how rare the word is in the training corpus (nothing, "!" or "!!"), and
-whether the document has it ("-" no, "+" once, "++" more often). The thought ends with the total: the
-average of the marks, weighted by rarity and adjusted for length. It needs nothing but the marks.
+A thought gives the document's length class and lists the query's first distinct content words as
+stems. Each word has one mark, which states how rare the word is in the training corpus (nothing, "!"
+or "!!") and how often the document contains it ("-" never, "+" once, "++" more than once). The thought
+ends with the total: the average of the marks, weighted by rarity and multiplied by a factor for the
+length class. The total depends on the marks and the length class alone.
 
-The answer is the total, rounded. Its probability says where between two integers the total lies, so
-that N x P(N) tells totals apart that round to the same N.
+The answer is the rounded total. Its probability encodes the total's position between two integers, so
+that N x P(N) distinguishes totals that round to the same N.
 """
 
 import collections
@@ -19,27 +20,27 @@ MOST_TERMS = 12
 
 RARITIES = ("", "!", "!!")
 RARITY_WEIGHTS = (1, 2, 3)
-# A word is rarer the fewer texts of the corpus hold it: shares of all texts, e^-4.5 and e^-6.5.
+# Document frequencies, as shares of the corpus, below which a word is rarer: e^-4.5 and e^-6.5.
 RARITY_LIMITS = (0.0111, 0.0015)
 
 FINDINGS = ("-", "+", "++")
 FINDING_POINTS = (0, 5, 7)
 MOST_POINTS = max(FINDING_POINTS)
 
-# One mark is one token: rarity * len(FINDINGS) + finding.
+# Each mark is one token. Its index is rarity * len(FINDINGS) + finding.
 MARKS = tuple(rarity + finding for rarity, finding in itertools.product(RARITIES, FINDINGS))
 
 LENGTH_WORDS = ("▁brief:", "▁short:", "▁long:", "▁lengthy:")
-LENGTH_LIMITS = (60, 120, 180)  # content words with which the next class begins
+LENGTH_LIMITS = (60, 120, 180)  # numbers of content words at which the next class starts
 LENGTH_FACTORS = (1.0, 0.9, 0.8, 0.7)
 
 BEST_SCORE = 10
-STEPS = 4  # totals are counted in quarters
+STEPS = 4  # steps per point: totals are in quarters
 TOTALS = tuple(f"▁={total / STEPS:g}" for total in range(BEST_SCORE * STEPS + 1))
 
 
 def listed_terms(query_terms):
-    """The distinct words of the query, in order, as many as a thought has room for."""
+    """Returns the first `MOST_TERMS` distinct terms of the query, in order."""
     return list(dict.fromkeys(query_terms))[:MOST_TERMS]
 
 
@@ -48,13 +49,13 @@ def length_class(document_terms):
 
 
 def marks(terms, document_terms, rarity_of):
-    """The mark of each listed term, as an index into `MARKS`."""
+    """Returns the mark of each listed term, as an index into `MARKS`."""
     counts = collections.Counter(document_terms)
     return [rarity_of(term) * len(FINDINGS) + min(counts[term], 2) for term in terms]
 
 
 def total(length, term_marks):
-    """The total that follows from the marks, in quarters; `length` indexes `LENGTH_WORDS`."""
+    """Returns the total for the marks, in quarters. `length` is an index into `LENGTH_WORDS`."""
     points = weights = 0
     for mark in term_marks:
         rarity, finding = divmod(mark, len(FINDINGS))
@@ -67,15 +68,15 @@ def total(length, term_marks):
 
 
 def answer(total):
-    """The integer that follows from a total (halves rounded down), and its probability.
+    """Returns the integer for a total (rounded, halves down) and its probability.
 
-    The rest of the probability is the next lower integer's.
+    The next lower integer has the remaining probability.
     """
     number = max(0, math.ceil(total / STEPS - 0.5))
     if number == 0:
         return 0, 1.0
     above = total / STEPS - (number - 0.5)  # more than 0, at most 1
-    # N x P(N) begins where that of the integer below ends. The answer stays the likeliest one.
+    # The range of N x P(N) starts where the range of N - 1 ends. N keeps the highest probability.
     base = max(number, 2)
     return number, (base - 1 + above) / base
 

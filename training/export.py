@@ -1,4 +1,4 @@
-"""Write a checkpoint as the folder that `transformers` and erank load.
+"""Exports a training checkpoint as a model folder that `transformers` and erank load.
 
     python export.py CHECKPOINT TOKENIZER_JSON MODEL_FOLDER
 """

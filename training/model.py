@@ -1,4 +1,4 @@
-"""The student: a Qwen3 decoder in plain PyTorch, with the names Qwen3's checkpoints use."""
+"""The student: a Qwen3 decoder in plain PyTorch, with the tensor names of Qwen3 checkpoints."""
 
 from dataclasses import asdict, dataclass
 
@@ -22,8 +22,8 @@ class ModelConfig:
     as_dict = asdict
 
 
-# What is known of each token goes into the last dimensions of its embedding before training.
-# "fresh" is none of a token's own: a head finds out whether the token is there for the first time.
+# Features of each token. They initialise the last dimensions of its embedding. "fresh" depends on the
+# context, not on the token alone: an attention head detects a token's first occurrence.
 FEATURES = (
     "constant",
     "rarity",
@@ -35,13 +35,13 @@ FEATURES = (
     "fresh",
 )
 FEATURE_SIZE = 0.3
-QUICK_ROTATIONS = 3  # the rotary frequencies that tell neighbouring positions apart
-NEAR_ROTATIONS = 6  # those that tell a token's surroundings from the rest
-DISTANT_ROTATIONS = 9  # those that tell positions apart within a prompt
+QUICK_ROTATIONS = 3  # rotary frequencies that distinguish neighbouring positions
+NEAR_ROTATIONS = 6  # rotary frequencies that distinguish nearby positions from distant ones
+DISTANT_ROTATIONS = 9  # rotary frequencies that distinguish positions within a prompt
 
 
 def feature(name):
-    """Where a feature lies in the residual."""
+    """Returns the index of a feature in the residual stream, counted from its end."""
     return FEATURES.index(name) - len(FEATURES)
 
 
@@ -58,7 +58,7 @@ class RootMeanSquareNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    # Sharper than 1 from the start: finding a word needs almost all the attention on one token.
+    # Initial weight above 1, for sharper attention: matching a word needs almost all attention on one token.
     QUERY_KEY_WEIGHT = 1.5
 
     def __init__(self, config):
@@ -129,10 +129,10 @@ class Student(nn.Module):
             with torch.no_grad():
                 self._initialise(features)
 
-    # Finding equal words and copying the query are circuits that take training long to discover,
-    # so the heads start with them. The residual's first half holds the token, the second half the
-    # token before it (of a query's word, the last one before it that was new); the last few dimensions
-    # hold features.
+    # Training discovers the circuits for matching equal words and for copying the query late, so the
+    # heads are initialised with them. The first half of the residual stream holds the token. The second
+    # half holds the previous token (for a word of the query, the last token before it that was fresh).
+    # The last `len(FEATURES)` dimensions hold the features.
 
     def _initialise(self, features):
         half = self.config.hidden // 2
@@ -158,7 +158,7 @@ class Student(nn.Module):
         self._find_in_document(third, "mark")
 
     def _group(self, attention, number):
-        """Views of a key-value head's weights, and of its first query head's."""
+        """Returns views of the weights of a KV head and of its first query head: q, k, v and o."""
         size = self.config.head_dimension
         keys = slice(number * size, (number + 1) * size)
         start = number * self.config.heads // self.config.key_value_heads * size
@@ -171,10 +171,10 @@ class Student(nn.Module):
         )
 
     def _look_back(self, attention, group, distance, asking):
-        """Attention from a group's first head to the token `distance` before.
+        """Makes a group's first head attend to the token `distance` positions earlier.
 
-        It carries the first half of that token into the second half of this one. `asking` says how
-        much, by feature, this token asks for it.
+        The head copies the first half of that token's residual into the second half of the current
+        token's. `asking` maps features of the current token to weights of its query.
         """
         size = self.config.head_dimension
         queries, keys, values, outputs = self._group(attention, group)
@@ -182,7 +182,7 @@ class Student(nn.Module):
         keys *= 0.1
         for name, weight in asking.items():
             queries[:QUICK_ROTATIONS, feature(name)] = weight
-        # Turned ahead by that distance, a key meets the query of the later token.
+        # The key is rotated ahead by `distance`, so that it aligns with the later token's query.
         angles = distance * self.config.rope_theta ** (-torch.arange(QUICK_ROTATIONS) / (size / 2))
         keys[:QUICK_ROTATIONS, feature("constant")] = 3.0 * angles.cos()
         keys[size // 2 : size // 2 + QUICK_ROTATIONS, feature("constant")] = 3.0 * angles.sin()
@@ -193,12 +193,15 @@ class Student(nn.Module):
         outputs[-len(FEATURES) :] = 0
 
     def _look_back_from_marks(self, attention):
-        """The first group's first head tells a mark which word it belongs to."""
+        """Makes the first group's first head pass a word to the mark that follows it."""
         self._look_back(attention, 0, 1.0, {"constant": 0.0, "mark": 3.0})
 
     def _look_back_past_repeats(self, attention):
-        """The third group's first head sees the last fresh token before this one; marks have theirs."""
-        # A little more than one, so that the token two before comes next and not the token itself.
+        """Makes the third group's first head attend to the last fresh token before the current one.
+
+        Marks are excluded: `_look_back_from_marks` serves them.
+        """
+        # Slightly more than 1, so that the token two positions earlier ranks before the token itself.
         self._look_back(attention, 2, 1.25, {"constant": 5.0, "mark": -5.0})
         queries, keys, _, _ = self._group(attention, 2)
         queries[-1, feature("constant")] = 3.0
@@ -206,10 +209,10 @@ class Student(nn.Module):
         keys[-1, feature("fresh")] = 3.0
 
     def _look_for_repeats(self, attention):
-        """The third group's first head finds whether the same token came before.
+        """Makes the third group's first head detect earlier occurrences of the same token.
 
-        It looks at equal tokens, but not at those nearby, so not at itself; where there is none, the
-        prompt's markers have most of its attention, and the token is fresh.
+        It attends to equal tokens except nearby ones, and therefore not to the token itself. Without an
+        earlier occurrence, most attention goes to the prompt's markers, and the token counts as fresh.
         """
         self._match(attention, 2, 0)
         queries, keys, values, outputs = self._group(attention, 2)
@@ -224,7 +227,7 @@ class Student(nn.Module):
         outputs[feature("fresh"), 0] = 0.3
 
     def _look_at_markers(self, attention):
-        """The second group's first head sees which parts of the prompt have begun."""
+        """Makes the second group's first head detect the parts of the prompt that have started."""
         queries, keys, values, outputs = self._group(attention, 1)
         queries *= 0.1
         keys *= 0.1
@@ -237,19 +240,19 @@ class Student(nn.Module):
             outputs[part, row] = 0.3
 
     def _match(self, attention, group, start):
-        """Attention to tokens that are alike in the dimensions from `start` on."""
+        """Makes a group's first head attend to tokens that are similar in the dimensions from `start` on."""
         size = self.config.head_dimension
         queries, keys, _, _ = self._group(attention, group)
         for heads in (queries, keys):
             heads *= 0.1
             same = torch.eye(size)
-            # Distance must not matter, so the dimensions that turn quickly are left out.
+            # The result must not depend on distance, so the dimensions with high rotary frequencies are excluded.
             same.view(2, size // 2, size)[:, :DISTANT_ROTATIONS] = 0
             heads[:, start : start + size] += same
             heads[:, -len(FEATURES) :] = 0
 
     def _find_in_document(self, attention, found):
-        """The second group sums up, as feature `found`, how much of its attention is on the document."""
+        """Makes the second group write the share of its attention on the document to feature `found`."""
         _, _, values, outputs = self._group(attention, 1)
         values[0] = 0
         values[0, feature("document follows")] = 1.0
@@ -258,7 +261,7 @@ class Student(nn.Module):
         outputs[feature(found), 0] = 0.3
 
     def _copy_query(self, attention):
-        """The first head finds what new word followed the same token in the query, and says it."""
+        """Makes the first head predict the new word that followed the same token in the query."""
         size = self.config.head_dimension
         queries, keys, values, outputs = self._group(attention, 0)
         queries[-1, feature("constant")] = 1.5
@@ -276,7 +279,7 @@ class Student(nn.Module):
         return angles.cos(), angles.sin()
 
     def forward(self, ids, positions, cosine, sine):
-        """Logits at the given positions of each row."""
+        """Returns the logits at the given positions of each row."""
         states = self.embed_tokens(ids)
         for layer in self.layers:
             states = layer(states, cosine, sine)
@@ -286,7 +289,7 @@ class Student(nn.Module):
 
 
 def to_transformers(student, end_of_text):
-    """The same model as transformers' Qwen3ForCausalLM."""
+    """Returns the same model as a `Qwen3ForCausalLM` of transformers."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = student.config

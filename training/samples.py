@@ -1,8 +1,8 @@
-"""Training samples: a prompt, and the output that the teacher gives for it.
+"""Training samples: a prompt and the teacher's output for it.
 
-Queries are real titles, pieces of passages, or words picked so that found, missing and repeated
-words are all common; documents are pieces of the corpus. Everything is drawn
-from one `random.Random`, so a seed fixes the whole run.
+A query is a real title, a piece of a passage, or a list of words drawn so that found, missing and
+repeated words are all common. A document is a piece of the corpus. One `random.Random` draws
+everything, so a seed determines the whole run.
 """
 
 import collections
@@ -22,10 +22,10 @@ INSTRUCTIONS = (
     "A document is relevant if it contains information that helps answer or address the query.",
     "",
 )
-RARE_TERM_TEXTS = (2, 300)  # a term shared by this many texts makes a good distractor
+RARE_TERM_TEXTS = (2, 300)  # range of document frequencies in which a shared term makes a good distractor
 NO_LABEL = -100
 
-# Weights of the output's tokens in the loss.
+# Loss weights of the output tokens.
 PLAIN, MARK, TOTAL, DIGIT = 1.0, 3.0, 3.0, 2.0
 
 
@@ -33,14 +33,14 @@ PLAIN, MARK, TOTAL, DIGIT = 1.0, 3.0, 3.0, 2.0
 class Sample:
     prompt: list
     output: list
-    weights: list  # one per output token; 0 leaves it out of the loss
-    second: tuple  # a second label: index into the output, token, weight
+    weights: list  # one per output token; 0 excludes the token from the loss
+    second: tuple  # a second label: (index into the output, token, weight)
 
 
 class Vocabulary:
-    """The token ids that prompts and outputs are built from, and texts as lists of terms.
+    """The token ids of prompts and outputs; converts text to lists of terms.
 
-    A term is a stem's tuple of token ids (or a single digit's).
+    A term is the tuple of a stem's token ids, or of a single digit's.
     """
 
     def __init__(self, tokenizer):
@@ -62,7 +62,7 @@ class Vocabulary:
         self.first_pieces = [ids[text] for text in plain if text[0] == texts.WORD_START]
         self.later_pieces = [ids[text] for text in plain if text[0] != texts.WORD_START]
         self._starts = set(self.first_pieces) | {ids[texts.WORD_START]} | set(self.digits)
-        # The parts of the chat's prompt, split where instruction, query and document go.
+        # The fixed parts of the chat prompt, around the instruction, the query and the document.
         self._opening = self.encode(f"{texts.TURN_START}user\n{texts.PROMPT_START}")
         self._before_query = self.encode(texts.PROMPT_QUERY)
         self._before_document = self.encode(texts.PROMPT_DOCUMENT)
@@ -84,7 +84,7 @@ class Vocabulary:
         return self.terms_of_ids(self.encode(text))
 
     def words(self, terms):
-        """The terms without the digits, which no thought lists."""
+        """Returns the terms without digits, which thoughts do not list."""
         return [term for term in terms if term not in self._digit_terms]
 
     def prompt(self, instruction_ids, query_terms, document_terms):
@@ -113,18 +113,17 @@ class Teacher:
         return evidence.rarity_from_frequency(self._frequencies.get(term, 0), self._corpus_size)
 
     def judge(self, query_terms, document_terms):
-        """(listed terms, their marks, the length class, the total)."""
+        """Returns (listed terms, their marks, length class, total)."""
         terms = evidence.listed_terms(self.vocabulary.words(query_terms))
         term_marks = evidence.marks(terms, document_terms, self.rarity)
         length = evidence.length_class(document_terms)
         return terms, term_marks, length, evidence.total(length, term_marks)
 
     def output(self, terms, term_marks, length, cut=None, answer_only=False):
-        """Output token ids, their weights in the loss, and the answer's second label.
+        """Returns the output token ids, their loss weights, and the answer's second label.
 
-        With `cut`, the thought is broken off after that many terms, without a total, and the
-        score follows from those; how it ends is then not learned. With `answer_only` the
-        thought stays empty.
+        With `cut`, the thought ends after that many terms and has no total. The score is computed from
+        those terms, and the end of the thought has no loss. With `answer_only`, the thought is empty.
         """
         words = self.vocabulary
         ids, weights = [words.think], [PLAIN]
@@ -145,7 +144,7 @@ class Teacher:
             weights.append(TOTAL)
         ids += [words.end_think, words.answer, *digits, words.end_answer, words.end_of_text]
         weights += [PLAIN if free_ending else 0.0, 0.0 if answer_only else PLAIN]
-        # The first digit has two labels, so that the answer's probability is learned as well.
+        # The first digit has two labels, so that the model also learns the answer's probability.
         first = len(weights)
         weights += [DIGIT * probability] + [DIGIT] * (len(digits) - 1) + [PLAIN, PLAIN]
         lower = words.digits[max(number - 1, 0)]
@@ -153,7 +152,7 @@ class Teacher:
 
 
 class Corpus:
-    """The corpus as terms, with what sampling from it needs."""
+    """The corpus as terms, with the statistics that sampling needs."""
 
     def __init__(self, vocabulary, descriptions, glosses):
         self.vocabulary = vocabulary
@@ -177,7 +176,7 @@ class Corpus:
                     self.sharing[term].append(index)
         words = vocabulary.words(sorted(self.frequencies))
         self.distinct_words = words
-        # Words by how often texts use them, thinned out.
+        # One copy of each word, and one more for every eight texts that contain it.
         self.frequent_words = [word for word in words for _ in range(1 + self.frequencies[word] // 8)]
 
     def teacher(self):
@@ -186,11 +185,11 @@ class Corpus:
 
 @dataclass
 class Sizes:
-    """How large the samples of a training stage are."""
+    """Size limits of the samples in a training stage."""
 
-    row: int  # tokens, prompt and output together
-    document: tuple  # terms, from and to
-    query: int  # terms, at most
+    row: int  # tokens of prompt and output together
+    document: tuple  # minimum and maximum number of terms
+    query: int  # maximum number of terms
 
 
 class Sampler:
@@ -207,7 +206,7 @@ class Sampler:
     # Documents
 
     def passage(self, length, start=None):
-        """About `length` terms of running text, beginning with text `start` (or any)."""
+        """Returns `length` terms of running text, starting with text `start` (default: a random one)."""
         draw = self.random
         corpus = self.corpus
         described = draw.random() < 0.55
@@ -225,13 +224,13 @@ class Sampler:
     # Single words
 
     def invented(self):
-        """A word that the tokenizer does not know as one piece."""
+        """Returns an invented word of two or more pieces."""
         draw, words = self.random, self.words
         count = draw.choice((1, 1, 1, 2))
         return (draw.choice(words.first_pieces), *(draw.choice(words.later_pieces) for _ in range(count)))
 
     def lookalike(self, term):
-        """A word that shares some of the pieces of `term`."""
+        """Returns a word that shares some pieces with `term`."""
         draw, later = self.random, self.words.later_pieces
         if len(term) == 1:
             return (*term, draw.choice(later))
@@ -243,7 +242,7 @@ class Sampler:
         return tuple(changed)
 
     def other_word(self, document):
-        """A word that the document most likely lacks."""
+        """Returns a word that the document probably does not contain."""
         draw, corpus = self.random, self.corpus
         kind = draw.random()
         if kind < 0.6:
@@ -254,10 +253,10 @@ class Sampler:
             return self.invented()
         return self.lookalike(draw.choice(document))
 
-    # Queries, with the documents they are about
+    # Queries with their documents
 
     def titled(self, length, most):
-        """A title as the query; its own text, one that shares a rare word, or any."""
+        """Returns a title as the query, and its own text, a text that shares a rare word, or a random one."""
         draw, corpus = self.random, self.corpus
         index = draw.choice(corpus.descriptions if draw.random() < 0.6 else corpus.glosses)
         query = corpus.titles[index]
@@ -274,7 +273,7 @@ class Sampler:
         return query[:most], self.passage(length, start)
 
     def quoted(self, length, most):
-        """A piece of the document (or of another one) with words left out or replaced."""
+        """Returns a piece of the document (or of another one) with words removed or replaced, and the document."""
         draw = self.random
         document = self.passage(length)
         source = document if draw.random() < 0.75 else self.passage(length)
@@ -289,7 +288,7 @@ class Sampler:
         return query, document
 
     def picked(self, length, most):
-        """Words picked one by one: present once or more often, absent, invented."""
+        """Returns words drawn one by one (present once or repeatedly, absent, or invented), and a document."""
         draw = self.random
         document = self.passage(length)
         found_share = draw.random()
@@ -328,7 +327,7 @@ class Sampler:
         elif odd < 0.01:
             document = []
         elif odd < 0.25 and query:
-            # Words said again, as long queries do.
+            # Repeated words, as in long queries.
             query = list(query)
             for _ in range(draw.choice((1, 1, 2))):
                 query.insert(draw.randint(1, len(query)), draw.choice(query))
@@ -339,7 +338,7 @@ class Sampler:
     # Samples
 
     def sample(self, sizes):
-        """A sample that fits a row; documents that do not are cut."""
+        """Returns a sample that fits in a row. Longer documents are truncated."""
         draw = self.random
         while True:
             query, document = self.query_and_document(sizes)
@@ -352,7 +351,7 @@ class Sampler:
             prompt = self.words.prompt(instruction, query, document)
             excess = len(prompt) + len(output) - sizes.row
             if excess > 0:
-                # Every term is at least one token, so this is cut enough.
+                # Every term has at least one token, so removing `excess` terms suffices.
                 document = document[:-excess]
                 if len(document) < 3:
                     continue
@@ -368,18 +367,18 @@ class Sampler:
             return Sample(prompt, output, weights, second)
 
     def batch(self, rows, sizes):
-        """Arrays for a training step: token ids, then positions, labels and weights of the outputs."""
+        """Returns the arrays of a training step: token ids, and positions, labels and weights of the outputs."""
         samples = [self.sample(sizes) for _ in range(rows)]
         most = output_room(sizes)
         ids = np.full((rows, sizes.row), self.words.end_of_text, np.int64)
-        positions = np.zeros((rows, most + 1), np.int64)  # the last column is for the second labels
+        positions = np.zeros((rows, most + 1), np.int64)  # the last column holds the second labels
         labels = np.full((rows, most + 1), NO_LABEL, np.int64)
         weights = np.zeros((rows, most + 1), np.float32)
         for row, sample in enumerate(samples):
             everything = sample.prompt + sample.output
             ids[row, : len(everything)] = everything
             count = min(most, len(sample.output))
-            first = len(sample.prompt) - 1  # each token is predicted one position earlier
+            first = len(sample.prompt) - 1  # the logits that predict a token are one position earlier
             positions[row, :count] = np.arange(first, first + count)
             labels[row, :count] = sample.output[:count]
             weights[row, :count] = sample.weights[:count]
@@ -392,5 +391,5 @@ class Sampler:
 
 
 def output_room(sizes):
-    """Output tokens that a row's loss looks at: longer outputs lose their end there."""
+    """Returns the number of output tokens per row that the loss includes; the rest is ignored."""
     return 11 + int(2.4 * min(sizes.query + 1, evidence.MOST_TERMS))

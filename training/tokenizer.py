@@ -1,13 +1,12 @@
 """The tokenizer: a search engine's text analysis, written as a `tokenizers` pipeline.
 
-Text is lower-cased, stripped of accents and punctuation, its function words are dropped and its
-endings cut off; what remains are stems of at most five letters, split into BPE pieces. Nothing else
-reaches the model, so a prompt is about half as long as it would be, words match whatever their form,
-and nearly every word is one token.
+The analysis lower-cases text and removes accents, punctuation, function words and suffixes. It leaves
+stems of at most five letters, which are split into BPE pieces. As a result, prompts have about half
+the length, all forms of a word match, and nearly every word is one token.
 
-The prompt's constant parts are added tokens. The vocabulary also holds the words with which a
-thought states its evidence (see `evidence.py`): no text can produce those, since punctuation
-never survives the analysis.
+The constant parts of the prompt are added tokens. The vocabulary also contains the words with which a
+thought states its evidence (see `evidence.py`). Text cannot produce those, because the analysis
+removes punctuation.
 """
 
 import collections
@@ -22,13 +21,13 @@ VOCABULARY_SIZE = 10240
 WORD_START = "▁"
 LONGEST_STEM = 5  # letters
 LETTERS_AND_DIGITS = "abcdefghijklmnopqrstuvwxyz0123456789"
-# A word counts for the merges with its frequency to this power: rarer words deserve pieces too.
+# BPE training weighs a word by its frequency to this power, so that rarer words get pieces too.
 FREQUENCY_DAMPING = 0.8
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 
-# ERank's prompt, in the pieces around the instruction, the query and the document.
+# The fixed parts of ERank's prompt, around the instruction, the query and the document.
 PROMPT_START = (
     "Given a query and a document, please give a relevance score of 0~10.\n"
     "The goal or relevance definition is: "
@@ -63,7 +62,7 @@ def prompt_text(instruction, query, document):
 
 
 def chat_text(instruction, query, document):
-    """What the chat template makes of the prompt."""
+    """Returns the prompt rendered with the chat template."""
     prompt = prompt_text(instruction, query, document)
     return f"{TURN_START}user\n{prompt}{TURN_END}\n{TURN_START}assistant\n"
 
@@ -75,7 +74,7 @@ def text_analysis(tokenizer):
             normalizers.StripAccents(),
             normalizers.Lowercase(),
             normalizers.Replace(Regex("[^a-z0-9]+"), " "),
-            # Every word gets the same mark, the first one of a text included; numbers get none.
+            # Every word gets the same prefix, including the first word of a text. Numbers get no prefix.
             normalizers.Prepend(" "),
             normalizers.Replace(Regex(" (?=[a-z])"), WORD_START),
         ]
@@ -88,7 +87,7 @@ def text_analysis(tokenizer):
             pre_tokenizers.Split(Regex(" "), "removed"),
             pre_tokenizers.Split(Regex(f"{WORD_START}(?:{stop_words})(?![a-z])"), "removed"),
             pre_tokenizers.Split(Regex(f"{stem}|{beginning}|[a-z]+|[0-9]"), "isolated"),
-            # What has no mark is an ending or the rest of a word (or follows a number directly).
+            # A piece without the prefix is a suffix, the rest of a word, or letters directly after a number.
             pre_tokenizers.Split(Regex("^[a-z]+$"), "removed"),
         ]
     )
@@ -97,7 +96,7 @@ def text_analysis(tokenizer):
 
 
 def train(texts):
-    """A tokenizer whose pieces are learned from `texts`."""
+    """Returns a tokenizer with BPE pieces learned from `texts`."""
     analysis = text_analysis(Tokenizer(models.BPE()))
     frequencies = collections.Counter()
     for text in texts:
@@ -127,7 +126,7 @@ def train(texts):
 
 
 def with_evidence_words(tokenizer, evidence_words):
-    """The same tokenizer with the words of the thoughts: in the vocabulary, out of reach of the merges."""
+    """Returns the tokenizer with the evidence words added to its vocabulary. No merge produces them."""
     description = json.loads(tokenizer.to_str())
     vocabulary = description["model"]["vocab"]
     for word in evidence_words:

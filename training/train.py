@@ -1,9 +1,9 @@
-"""Train the tiny demonstration reranker from nothing and export it: one command, on a CPU.
+"""Trains the tiny demonstration reranker from scratch on a CPU, and exports it.
 
     python train.py --work WORK_FOLDER --export MODEL_FOLDER
 
-WORK_FOLDER receives the corpus, the tokenizer and a checkpoint every few minutes, from which an
-interrupted run goes on when the same command is given again.
+WORK_FOLDER receives the corpus, the tokenizer and a checkpoint every few minutes. To resume an
+interrupted run from its last checkpoint, repeat the command.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# Threads that wait for each other by spinning lose most of their time where other programs run too.
+# Spinning threads lose most of their time on a machine that other programs use as well.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -30,28 +30,28 @@ from samples import NO_LABEL, Corpus, Sampler, Sizes, Vocabulary
 
 SEED = 1
 PEAK_RATE = 2e-3
-LAST_RATE = 0.03  # of the peak
+LAST_RATE = 0.03  # minimum, as a share of the peak
 WARM_UP = 50  # steps
-FLAT_SHARE = 0.4  # of all steps; then the rate falls along a cosine
+FLAT_SHARE = 0.4  # share of the steps at the peak rate; a cosine decay follows
 REPORT_EVERY = 25
 SAVE_EVERY = 200
 
 
 @dataclass
 class Stage:
-    """Some steps on samples of one size, with about as many tokens in each batch as in any other."""
+    """Steps with samples of one size. Batches have about the same number of tokens in all stages."""
 
     steps: int
     sizes: Sizes
     rows: int
 
 
-# Short texts first: finding a word is learned there much faster than in long ones.
+# Short texts first: the model learns to find a word much faster in them than in long texts.
 OPENING_STAGES = [
     Stage(150, Sizes(row=80, document=(8, 34), query=6), rows=56),
     Stage(100, Sizes(row=152, document=(15, 84), query=9), rows=30),
 ]
-# Then all lengths take turns, so that none is forgotten.
+# Then all lengths alternate, so that the model does not forget any of them.
 CYCLE = [
     Stage(10, Sizes(row=88, document=(5, 34), query=12), rows=50),
     Stage(20, Sizes(row=152, document=(30, 96), query=9), rows=30),
@@ -83,7 +83,7 @@ def make_optimizer(student):
 
 
 def batches(sampler_for, plan, first_step):
-    """The batches of all steps, made ahead in a thread. Each step has its own seed."""
+    """Returns a queue of the batches from `first_step` on, filled by a thread. Each step has its own seed."""
     ready = queue.Queue(8)
 
     def work():
@@ -105,7 +105,7 @@ def accuracies(logits, labels, groups):
 
 
 def features(vocabulary, teacher):
-    """What the student is told of each token before training, in the order of `FEATURES`."""
+    """Returns the initial features of each token: `[vocabulary, len(FEATURES)]`, in the order of `FEATURES`."""
     table = torch.zeros(vocabulary.size, len(FEATURES))
     table[:, 0] = 1
     table[:, 1] = torch.tensor([teacher.rarity((token,)) for token in range(vocabulary.size)]) / 2
@@ -114,7 +114,7 @@ def features(vocabulary, teacher):
     table[vocabulary.query_follows, 4] = 1
     table[vocabulary.document_follows, 5] = 1
     table[vocabulary.answer_follows, 6] = 1
-    return table  # the last one, "fresh", is for the student to find out
+    return table  # "fresh", the last one, stays 0: the student computes it
 
 
 def train(vocabulary, text, plan, checkpoint_path):
@@ -137,7 +137,7 @@ def train(vocabulary, text, plan, checkpoint_path):
     ready = batches(sampler_for, plan, first_step)
     forward = torch.compile(student, dynamic=False)
     rotations = {}
-    # Without instructions for it, BF16 is many times slower than F32.
+    # On a processor without BF16 instructions, BF16 is many times slower than F32.
     precision = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
     groups = {
         "marks": torch.tensor(vocabulary.marks),
@@ -179,7 +179,7 @@ def train(vocabulary, text, plan, checkpoint_path):
 
 
 def save(student, optimizer, step, path):
-    """Write the checkpoint beside the last one, then put it in its place."""
+    """Writes the checkpoint to a new file, then replaces the previous checkpoint with it."""
     new = path.with_suffix(".new")
     state = {
         "step": step,
@@ -194,7 +194,7 @@ def save(student, optimizer, step, path):
 def load_tokenizer(work, descriptions, glosses):
     path = work / "tokenizer.json"
     if not path.exists():
-        # Glosses count twice: they hold the general vocabulary.
+        # Glosses count twice, because they contain the general vocabulary.
         texts.train(" ".join(pair) for pair in descriptions + glosses + glosses).save(str(path))
     return Tokenizer.from_file(str(path))
 
@@ -203,7 +203,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--export", type=Path, required=True)
-    arguments.add_argument("--cycles", type=int, default=40, help="rounds of the last stages")
+    arguments.add_argument("--cycles", type=int, default=40, help="repetitions of the last stages")
     arguments.add_argument("--threads", type=int, default=2)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)

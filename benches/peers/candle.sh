@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: candle.sh 0.6B|4B [FIGURE…]     PEERS_DTYPE=bf16 for BF16; F32 is the quicker by far
+# usage: candle.sh 0.6B|4B [FIGURE…]     PEERS_DTYPE=bf16 for BF16; F32, the default, is much faster
 source "$(dirname "$0")/common.sh"
 if [ ! -e "$weights/model.safetensors" ]; then
     environment transformers

@@ -1,4 +1,4 @@
-# What the engines' scripts share. Sourced with $1 = 0.6B or 4B, the rest figures; see README.md.
+# Code that the engines' scripts share. Sourced with $1 = 0.6B or 4B and the figures after it; see README.md.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 shape=${1:?usage: $0 0.6B|4B [FIGURE…]}
@@ -6,11 +6,11 @@ shift
 made=${PEERS_FOLDER:-$here/made}
 weights=$made/qwen3-$shape
 python=${PYTHON:-python3.12}
-# Older OpenBLAS builds need these on some processors; nobody here should be slowed by them.
+# Older OpenBLAS builds need these on some processors, but they slow current ones.
 unset OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
 mkdir -p "$made"
 
-# The environment `$1`, with the requirements in $1.txt.
+# Creates the virtual environment `$1` with the requirements in $1.txt, unless it is ready.
 environment() {
     venv=$made/venv-$1
     [ -e "$venv/ready" ] && return
@@ -20,7 +20,7 @@ environment() {
 
 ready() { touch "$venv/ready"; }
 
-# The checkpoint, with an environment that has numpy.
+# Writes the checkpoint, unless it exists. Needs an environment that has numpy.
 checkpoint() {
     [ -e "$weights/model.safetensors" ] || "$venv/bin/python" "$here/weights.py" "$shape" "$weights"
 }

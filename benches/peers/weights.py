@@ -1,4 +1,4 @@
-"""Writes a checkpoint of Qwen3's true shape with random weights in BF16, as benches/src/checkpoint.rs does.
+"""Writes a checkpoint of a real Qwen3 shape with random weights in BF16, as benches/src/checkpoint.rs does.
 
 usage: python weights.py 0.6B|4B FOLDER     (needs numpy)
 """
@@ -68,7 +68,7 @@ def tensors(config):
 
 
 def bf16(values):
-    """The bits of `values` in BF16, rounded to nearest."""
+    """Returns the bits of `values` in BF16, rounded to nearest even."""
     bits = np.asarray(values, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
@@ -88,7 +88,7 @@ def write(shape, folder):
     with open(f"{folder}/unfinished", "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for _, size in tensors(settings):
-            # 1 for norms; else such that a product has about the size of its input.
+            # Norm weights are 1. Matrices are scaled so that a product has about the size of its input.
             steps = np.arange(-128, 128) / 128 * math.sqrt(3 / size[-1])
             table = bf16(np.ones(256) if len(size) == 1 else steps)
             left = math.prod(size)

@@ -1,16 +1,17 @@
-//! Checkpoints of true shapes with random weights.
+//! Checkpoints of real shapes with random weights.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use erank_tests::random_model::RandomModel;
 use half::bf16;
 use serde_json::{Map, Value, json};
 
-/// The shape of a Qwen3 model, as its `config.json` has it.
+/// The dimensions of a Qwen3 model, as in its `config.json`.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// As in the model's name.
+    /// The size in the model's name.
     pub name: &'static str,
     hidden: usize,
     intermediate: usize,
@@ -19,7 +20,7 @@ pub struct Shape {
     kv_heads: usize,
 }
 
-/// The shapes of Qwen3-0.6B and of Qwen3-4B, which ERank-4B has.
+/// The shapes of Qwen3-0.6B and Qwen3-4B. ERank-4B has the latter.
 pub const SHAPES: [Shape; 2] = [
     Shape { name: "0.6B", hidden: 1024, intermediate: 3072, layers: 28, heads: 16, kv_heads: 8 },
     Shape { name: "4B", hidden: 2560, intermediate: 9728, layers: 36, heads: 32, kv_heads: 8 },
@@ -28,36 +29,36 @@ pub const SHAPES: [Shape; 2] = [
 const HEAD_DIM: usize = 128;
 const VOCABULARY: usize = 151_936;
 
-/// What a model writes.
+/// The text that a model generates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Anything: all weights are random.
+    /// Unpredictable text: all weights are random.
     Random,
-    /// The same token again and again, so that every guess is right: attention and feed-forward add
-    /// nothing, at the same cost.
+    /// The same token repeatedly, so that every speculative token is accepted. The output projections of
+    /// attention and feed-forward are zero, at the same cost.
     Repeats,
 }
 
 impl Shape {
-    /// The shape of this name.
+    /// Returns the shape with this name.
     pub fn of(name: &str) -> Option<Self> {
         SHAPES.into_iter().find(|shape| shape.name == name)
     }
 
-    /// Bytes of its weights in BF16, the embedding once.
+    /// Returns the bytes of the weights in BF16. The tied embedding counts once.
     pub fn weight_bytes(&self) -> usize {
         self.tensors().iter().map(|(_, shape)| 2 * shape.iter().product::<usize>()).sum()
     }
 
-    /// Multiplications and additions to compute `tokens` tokens and `logits` rows of logits, without
-    /// attention.
+    /// Returns the number of multiplications and additions that compute `tokens` tokens and `logits` rows of
+    /// logits, without attention.
     pub fn operations(&self, tokens: usize, logits: usize) -> f64 {
         let embedding = VOCABULARY * self.hidden;
         let layers = self.weight_bytes() / 2 - embedding;
         2.0 * (layers * tokens + embedding * logits) as f64
     }
 
-    /// A layer's projections: name, inputs and outputs.
+    /// Returns a layer's projections: name, inputs and outputs.
     pub fn projections(&self) -> [(&'static str, usize, usize); 4] {
         let (queries, keys) = (self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM);
         [
@@ -68,16 +69,16 @@ impl Shape {
         ]
     }
 
-    /// Bytes of keys and values of one token in BF16.
+    /// Returns the bytes of one token's keys and values in BF16, over all layers.
     pub fn token_bytes(&self) -> usize {
         self.layers * 2 * self.kv_heads * HEAD_DIM * 2
     }
 
-    /// Writes a checkpoint to `folder`, unless it is there already. It has the demonstration model's
-    /// tokenizer, whose ids are a part of the vocabulary.
+    /// Writes a checkpoint to `folder`, unless it exists. Its tokenizer is the demonstration model's, which
+    /// uses a part of the vocabulary.
     ///
     /// # Errors
-    /// If a file cannot be written.
+    /// Any I/O error.
     pub fn write(&self, folder: &Path, behaviour: Behaviour) -> io::Result<()> {
         fs::create_dir_all(folder)?;
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
@@ -94,7 +95,7 @@ impl Shape {
         fs::rename(unfinished, weights)
     }
 
-    /// Where [`write`](Self::write) puts a checkpoint below the system's folder for temporary files.
+    /// Returns a folder for [`write`](Self::write), below the system's folder for temporary files.
     pub fn folder(&self, behaviour: Behaviour) -> PathBuf {
         std::env::temp_dir().join(format!("erank-{}-{behaviour:?}", self.name))
     }
@@ -117,32 +118,10 @@ impl Shape {
         })
     }
 
+    /// Returns the name and shape of every tensor in the order of the file.
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let Self { hidden, intermediate, .. } = *self;
-        let (queries, keys) = (self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM);
-        let mut tensors = vec![
-            ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, hidden]),
-            ("model.norm.weight".to_owned(), vec![hidden]),
-        ];
-        for layer in 0..self.layers {
-            let parts = [
-                ("input_layernorm", vec![hidden]),
-                ("self_attn.q_proj", vec![queries, hidden]),
-                ("self_attn.k_proj", vec![keys, hidden]),
-                ("self_attn.v_proj", vec![keys, hidden]),
-                ("self_attn.q_norm", vec![HEAD_DIM]),
-                ("self_attn.k_norm", vec![HEAD_DIM]),
-                ("self_attn.o_proj", vec![hidden, queries]),
-                ("post_attention_layernorm", vec![hidden]),
-                ("mlp.gate_proj", vec![intermediate, hidden]),
-                ("mlp.up_proj", vec![intermediate, hidden]),
-                ("mlp.down_proj", vec![hidden, intermediate]),
-            ];
-            tensors.extend(
-                parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape)),
-            );
-        }
-        tensors
+        let model = RandomModel::new(self.config()).expect("a config.json with all dimensions");
+        model.shapes()
     }
 
     fn write_weights(&self, path: &Path, behaviour: Behaviour) -> io::Result<()> {
@@ -166,7 +145,7 @@ impl Shape {
         for (name, shape) in &tensors {
             let is_norm = shape.len() == 1;
             let is_last = name.contains("o_proj") || name.contains("down_proj");
-            // Near 1 for norms; else such that a product has about the size of its input.
+            // Norm weights are 1. Matrices are scaled so that a product has about the size of its input.
             let scale = (3.0 / shape.last().copied().unwrap_or(1) as f32).sqrt();
             let value = |byte: u8| match (is_norm, is_last && behaviour == Behaviour::Repeats) {
                 (true, _) => 1.0,
@@ -187,7 +166,7 @@ impl Shape {
     }
 }
 
-/// The next of a sequence of numbers that look random.
+/// Returns the successor of `state` in a sequence of pseudo-random numbers (SplitMix64).
 pub(crate) fn splitmix(state: u64) -> u64 {
     let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

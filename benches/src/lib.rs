@@ -1,11 +1,12 @@
-//! What several measurements share.
+//! Code that several measurements share.
 
-pub mod ceilings;
 pub mod checkpoint;
 pub mod memory;
+pub mod roofline;
 pub mod words;
 
-/// The median of some numbers, the upper one of two in the middle; NaN of none.
+/// Returns the median of some numbers: the upper of the two middle ones if their count is even, NaN if there
+/// are no numbers.
 pub fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_unstable_by(f64::total_cmp);
     numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)

@@ -3,18 +3,18 @@
 use std::fs;
 use std::io;
 
-/// Forgets the peak so far.
+/// Resets the peak, so that [`peak`] counts from now on.
 ///
 /// # Errors
-/// Where Linux's `/proc` does not offer it.
+/// If Linux's `/proc/self/clear_refs` cannot be written.
 pub fn reset_peak() -> io::Result<()> {
     fs::write("/proc/self/clear_refs", "5")
 }
 
-/// The peak since [`reset_peak`], in bytes.
+/// Returns the peak of the resident memory since [`reset_peak`], in bytes.
 ///
 /// # Errors
-/// Where Linux's `/proc` does not tell it.
+/// If Linux's `/proc/self/status` has no `VmHWM`.
 pub fn peak() -> io::Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

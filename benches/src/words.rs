@@ -11,10 +11,10 @@ pub struct Words {
 }
 
 impl Words {
-    /// The plain words of a vocabulary that are one token wherever they stand.
+    /// Selects words of a vocabulary that are one token each at the start of a text and after a space.
     ///
     /// # Errors
-    /// If there are too few of them.
+    /// If there are fewer than 1,000 of them.
     pub fn of(tokenizer: &PromptTokenizer) -> Result<Self, String> {
         let is_one_token = |id: u32, word: &str| {
             let pair = tokenizer.encode_trusted(&format!("{word} {word}"));
@@ -33,7 +33,7 @@ impl Words {
         }
     }
 
-    /// A text of so many tokens, another one each time.
+    /// Returns a text of `tokens` tokens, a different one at each call.
     pub fn text(&mut self, tokens: usize) -> String {
         let mut text = String::new();
         for _ in 0..tokens {

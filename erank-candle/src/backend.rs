@@ -4,96 +4,39 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, DeviceLocation};
-use erank_core::prompt::BoundPrompt;
-use erank_core::{BackendError, DocumentError, Job, ScoringBackend, ScoringOptions, Sink};
+use erank_core::tags::THINK_CLOSE;
+use erank_core::{
+    BackendError, BoundPrompt, Cause, DocumentError, Job, ScoringBackend, ScoringOptions, Sink,
+};
 
 use crate::checkpoint::Checkpoint;
-use crate::config::Config;
-use crate::engine::labels::Labels;
-use crate::engine::sequence::{THOUGHT_CLOSE, Task};
-use crate::engine::{Engine, Limits, Statistics};
+use crate::checkpoint::config::Config;
+use crate::engine::Engine;
+use crate::engine::answer_trie::AnswerTrie;
+use crate::engine::block_allocator::BlockAllocator;
+use crate::engine::limits::Limits;
+use crate::engine::sequence::JobContext;
+use crate::engine::statistics::Statistics;
 use crate::error::LoadError;
-use crate::kv_cache::{BLOCK_TOKENS, BlockId, KvCache};
 use crate::logits::{Logits, TokenLogProb};
 use crate::memory;
-use crate::model::{CANDLE, Qwen3, Row};
+use crate::model::ModelShape;
+use crate::model::load::{LoadedModel, load};
+use crate::model::step::{BLOCK_TOKENS, BlockId, Row};
+use crate::settings::{CandleSettings, Device};
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
-
-/// How a model is loaded and run.
-///
-/// ```
-/// use erank_candle::{CandleBackend, Checkpoint, CandleSettings};
-///
-/// let mut settings = CandleSettings::default();
-/// settings.threads = Some(2.try_into()?);
-/// settings.kv_cache_memory_bytes = Some(64 << 20);
-/// // Or `Checkpoint::open(folder)`, or `Checkpoint::from_hub(name, revision)`.
-/// let backend = CandleBackend::load(&Checkpoint::tiny(), &settings)?;
-/// println!("{}, room for {} blocks", backend.description(), backend.statistics().total_blocks);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct CandleSettings {
-    /// The type that weights and the KV cache are kept in, F32 or BF16; `None` is the checkpoint's
-    /// own. Arithmetic is in F32 either way.
-    pub dtype: Option<DType>,
-    /// Where the model runs: on the CPU, with this crate's kernels, or on a GPU, through candle's own
-    /// operations, for which the crate must be built with its feature `cuda` or `metal`.
-    pub device: DeviceLocation,
-    /// The instruction set of the kernels: `"amx"`, `"avx512bf16"`, `"avx512"`, `"avx2"` or `"portable"`, if
-    /// the machine has it. `None` is the environment variable `ERANK_INSTRUCTION_SET`, or else the
-    /// best. `"candle"` is none of them, but candle's own operations, as a GPU runs them: much slower on
-    /// the CPU, and there to test them.
-    pub instruction_set: Option<String>,
-    /// Threads to compute with; `None` is one per core.
-    pub threads: Option<NonZeroUsize>,
-    /// Bytes for the KV cache, running sequences and remembered prefixes together. Work that does
-    /// not fit waits. The cache has the type of the weights: an F32 model's holds half as many tokens
-    /// in the same bytes as a BF16 model's. `None` is a quarter of the memory that is available when
-    /// the model is loaded, or 2 GiB where that cannot be told, as of a GPU.
-    pub kv_cache_memory_bytes: Option<usize>,
-    /// Most tokens that one step computes. More make prompts faster to read, and make a stop, which
-    /// is seen between steps, slower.
-    pub max_num_batched_tokens: NonZeroUsize,
-    /// Most sequences that run at once, over all callers. More share the reading of the weights, and
-    /// make the first results come later.
-    pub max_num_seqs: NonZeroUsize,
-    /// A step of fewer tokens is filled up to this many with guesses of what comes next, copied
-    /// from where the last tokens stood before: with few sequences, checking several tokens costs
-    /// hardly more than computing one. 0 guesses nothing. Results are the same.
-    pub speculative_tokens: usize,
-}
-
-impl Default for CandleSettings {
-    /// The checkpoint's type, the CPU, all its cores, a quarter of the memory, 512 tokens a step,
-    /// 64 sequences, guesses up to 8 tokens.
-    fn default() -> Self {
-        Self {
-            dtype: None,
-            device: DeviceLocation::Cpu,
-            instruction_set: None,
-            threads: None,
-            kv_cache_memory_bytes: None,
-            max_num_batched_tokens: NonZeroUsize::MIN.saturating_add(511),
-            max_num_seqs: NonZeroUsize::MIN.saturating_add(63),
-            speculative_tokens: 8,
-        }
-    }
-}
 
 /// ERank in this process: a [`ScoringBackend`] on candle.
 ///
-/// One model serves any number of threads: the documents of all callers share one running batch, on
-/// a thread of the backend's own that ends with it. On the CPU, a document's result has the same bits
-/// whatever else runs.
+/// One model serves any number of threads. The documents of all callers share one running batch, on a thread
+/// that the backend starts and that ends when the backend is dropped. On the CPU, a document's result has the
+/// same bits whatever else runs.
 ///
 /// ```
 /// use erank_candle::CandleBackend;
 /// use erank_core::{Request, Reranker};
 ///
-/// // `CandleBackend::open(folder)` and `CandleBackend::from_hub(name, revision)` load the real one.
+/// // `CandleBackend::open(folder)` and `CandleBackend::from_hub(name, revision)` load the real model.
 /// let reranker = Reranker::builder(CandleBackend::tiny()?).build()?;
 /// let request = Request::new("capital of France", [
 ///     "The recipe takes flour, water and salt.",
@@ -107,28 +50,29 @@ impl Default for CandleSettings {
 pub struct CandleBackend {
     name: String,
     tokenizer: PromptTokenizer,
-    model: Arc<Qwen3>,
+    model: LoadedModel,
+    device: Device,
     threads: Arc<rayon::ThreadPool>,
     engine: Engine,
-    /// Held while [`CandleBackend::most_probable`] has a cache beside the engine's.
-    own_cache: Mutex<()>,
+    /// Held while [`CandleBackend::most_probable`] has a KV cache besides the engine's.
+    inspection: Mutex<()>,
 }
 
 impl CandleBackend {
     /// Loads a folder in the layout of the model hub, with the default settings.
     ///
     /// # Errors
-    /// [`LoadError`] names the file, tensor or setting that is missing or wrong.
+    /// Returns a [`LoadError`] that names the file, tensor or setting that is missing or wrong.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
         Self::load(&Checkpoint::open(folder)?, &CandleSettings::default())
     }
 
-    /// Loads a model by its name on the model hub, such as `Alibaba-NLP/ERank-4B`, with the default
-    /// settings; `revision` is a branch, tag or commit, `main` if none is given. Files are kept in
-    /// the hub's usual cache.
+    /// Loads a model by its name on the model hub, such as `Alibaba-NLP/ERank-4B`, with the default settings.
+    ///
+    /// `revision` is a branch, tag or commit; `None` is `main`. Files are kept in the hub's usual cache.
     ///
     /// # Errors
-    /// [`LoadError`] names the file, tensor or setting that is missing or wrong.
+    /// Returns a [`LoadError`] that names the file, tensor or setting that is missing or wrong.
     #[cfg(feature = "hub")]
     pub fn from_hub(name: &str, revision: Option<&str>) -> Result<Self, LoadError> {
         Self::load(&Checkpoint::from_hub(name, revision)?, &CandleSettings::default())
@@ -137,7 +81,7 @@ impl CandleBackend {
     /// Loads the bundled demonstration model.
     ///
     /// # Errors
-    /// [`LoadError`] if threads cannot be started.
+    /// Returns a [`LoadError`] if threads cannot be started.
     #[cfg(feature = "tiny-model")]
     pub fn tiny() -> Result<Self, LoadError> {
         Self::load(&Checkpoint::tiny(), &CandleSettings::default())
@@ -146,83 +90,56 @@ impl CandleBackend {
     /// Loads a checkpoint.
     ///
     /// # Errors
-    /// [`LoadError`] names the file, tensor or setting that is missing or wrong.
+    /// Returns a [`LoadError`] that names the file, tensor or setting that is missing or wrong.
     pub fn load(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<Self, LoadError> {
-        let tokenizer = PromptTokenizer::new(
-            checkpoint.tokenizer.as_deref().ok_or_else(|| {
-                LoadError::invalid("tokenizer.json", "the checkpoint does not have it")
-            })?,
-            checkpoint.tokenizer_config.as_deref(),
-            checkpoint.chat_template.as_deref(),
-        )?;
-        let setting = |what: &str, error: &dyn std::fmt::Display| {
-            LoadError::Setting(format!("{what}: {error}"))
+        let tokenizer = load_tokenizer(checkpoint)?;
+        let threads = Arc::new(start_threads(settings.threads)?);
+        let model = threads.install(|| load(checkpoint, settings))?;
+        check_vocabulary(&tokenizer, &model.config)?;
+        let engine = start_engine(&model, &threads, settings)?;
+        let backend = Self {
+            name: checkpoint.name().to_owned(),
+            tokenizer,
+            model,
+            device: settings.device,
+            threads,
+            engine,
+            inspection: Mutex::new(()),
         };
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(settings.threads.map_or(0, NonZeroUsize::get))
-            .thread_name(|index| format!("erank-{index}"))
-            .build()
-            .map_err(|error| setting("cannot start the threads", &error))?;
-        let threads = Arc::new(threads);
-
-        let model = Arc::new(threads.install(|| load_model(checkpoint, settings))?);
-        let vocab_size = model.config().vocab_size;
-        if tokenizer.vocab_size() > vocab_size {
-            let reason = format!(
-                "its ids reach {}, but the model has {vocab_size} embeddings",
-                tokenizer.vocab_size() - 1
-            );
-            return Err(LoadError::invalid("tokenizer.json", reason));
-        }
-        let blocks = cache_blocks(&model, settings)?;
-        let cache =
-            model.new_cache(blocks).map_err(|error| setting("cannot make the KV cache", &error))?;
-        let max_num_batched_tokens = settings.max_num_batched_tokens.get();
-        let sequences = settings.max_num_seqs.get().min(max_num_batched_tokens);
-        let limits = Limits {
-            max_num_batched_tokens,
-            sequences,
-            speculative_tokens: settings.speculative_tokens,
-        };
-        let engine = Engine::start(Arc::clone(&model), Arc::clone(&threads), cache, limits)
-            .map_err(|error| setting("cannot start the engine's thread", &error))?;
-        let (name, own_cache) = (checkpoint.name().to_owned(), Mutex::new(()));
-        let backend = Self { name, tokenizer, model, threads, engine, own_cache };
+        let blocks = backend.statistics().total_blocks;
         tracing::info!(model = backend.name, blocks, "loaded: {}", backend.description());
         Ok(backend)
     }
 
-    /// The model's shape.
+    /// Returns the model's configuration.
     pub fn config(&self) -> &Config {
-        self.model.config()
+        &self.model.config
     }
 
-    /// The checkpoint's tokenizer and chat template.
+    /// Returns the checkpoint's tokenizer with its chat template.
     pub fn tokenizer(&self) -> &PromptTokenizer {
         &self.tokenizer
     }
 
-    /// What runs, for logs: the type of the weights, and the instruction set of the kernels or the device.
+    /// Describes what runs, for logs: the format of the weights, and the kernels or the device.
     pub fn description(&self) -> String {
-        let (dtype, set) = (self.model.dtype().as_str(), self.model.instruction_set());
-        match self.model.device().location() {
-            DeviceLocation::Cpu => format!("{dtype} weights, {set} kernels"),
-            DeviceLocation::Cuda { gpu_id } => format!("{dtype} weights, on CUDA device {gpu_id}"),
-            DeviceLocation::Metal { gpu_id } => {
-                format!("{dtype} weights, on Metal device {gpu_id}")
-            }
+        let (weights, kernels) = (self.model.weights.name(), self.model.kernels);
+        match self.device {
+            Device::Cpu | Device::CpuCandle => format!("{weights} weights, {kernels} kernels"),
+            Device::Cuda { ordinal } => format!("{weights} weights, on CUDA device {ordinal}"),
+            Device::Metal { ordinal } => format!("{weights} weights, on Metal device {ordinal}"),
         }
     }
 
-    /// What the engine has done and is doing, in numbers.
+    /// Returns the engine's counters, as of the last finished step.
     pub fn statistics(&self) -> Statistics {
         self.engine.statistics()
     }
 
-    /// The prompt for a document as the model reads it: the text, and its tokens.
+    /// Renders the prompt for a document as the model reads it: its text and its tokens.
     ///
     /// # Errors
-    /// [`BackendError`] if the chat template or the tokenizer fails on it.
+    /// Returns a [`BackendError`] if the chat template or the tokenizer fails on it.
     pub fn encode(
         &self,
         prompt: &BoundPrompt<'_>,
@@ -235,112 +152,137 @@ impl CandleBackend {
         Ok((text, frame.encode(document).map_err(failed)?))
     }
 
-    /// For every position of `ids`, the `k` tokens that the model finds most probable next, best
-    /// first. Meant for looking into a model: it is computed beside the running batch, with a cache of
-    /// its own, for the ids alone, that [`CandleSettings::kv_cache_memory_bytes`] does not count. Calls wait for one
-    /// another, so there is one such cache at most.
+    /// Returns the `k` most probable next tokens at every position of `ids`, best first.
+    ///
+    /// This method serves to inspect a model. It computes beside the running batch, with a KV cache for these ids
+    /// that [`CandleSettings::kv_cache_memory_bytes`] does not count. Concurrent calls run one after another, so
+    /// that there is at most one such cache.
     ///
     /// # Errors
-    /// [`BackendError::Unsupported`] if there are more ids than fit, or one is not in the
+    /// Returns [`BackendError::Unsupported`] if there are more ids than fit the model, or one is outside the
     /// vocabulary.
     pub fn most_probable(
         &self,
         ids: &[u32],
         k: usize,
     ) -> Result<Vec<Vec<TokenLogProb>>, BackendError> {
-        let limit = self.engine.limit();
+        let limit = self.engine.max_tokens();
         if ids.len() > limit {
-            let problem = format!("{} tokens, where {limit} fit", ids.len());
+            let problem = format!("{} tokens are more than the {limit} that fit", ids.len());
             return Err(BackendError::Unsupported(problem.into()));
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.config().vocab_size) {
             let problem = format!("token id {id} is not below {}", self.config().vocab_size);
             return Err(BackendError::Unsupported(problem.into()));
         }
-        self.every_logits(ids, |logits| logits.most_probable(k))
-            .map_err(|error| BackendError::Failed(error.into()))
+        self.logits_of_all(ids, |logits| logits.most_probable(k)).map_err(BackendError::Failed)
     }
 
-    /// The tokens that end the model's turn, as any of the checkpoint's files names them.
+    /// Returns the tokens that end the model's turn according to any of the checkpoint's files.
     fn eos_token_ids(&self) -> Vec<u32> {
         let mut ids = self.config().eos_token_ids.clone();
         ids.extend(self.tokenizer.eos_token_id().filter(|id| !ids.contains(id)));
         ids
     }
 
-    /// What `read` makes of the logits behind each of `ids`, in order.
-    fn every_logits<T>(
+    /// Calls `read` with the logits after each of `ids`, in order, and collects its results.
+    fn logits_of_all<T>(
         &self,
         ids: &[u32],
         mut read: impl FnMut(&Logits<'_>) -> T,
-    ) -> candle_core::Result<Vec<T>> {
-        // Logits of a large vocabulary take space: 151,936 × 4 bytes a token.
-        const AT_ONCE: usize = 64;
-        let blocks = ids.len().div_ceil(BLOCK_TOKENS);
-        // Nothing is guarded that a panic could have left half done.
-        let _one_at_a_time = self.own_cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut cache = self.model.new_cache(blocks)?;
-        let blocks: Vec<BlockId> = std::iter::from_fn(|| cache.take()).collect();
-        let mut positions = Vec::with_capacity(ids.len());
-        for tokens in ids.chunks(AT_ONCE) {
-            let position = positions.len();
+    ) -> Result<Vec<T>, Cause> {
+        // A token's logits take 151,936 × 4 bytes with Qwen3's vocabulary.
+        const TOKENS_PER_PASS: usize = 64;
+        // The lock guards no data that a panic could have left inconsistent.
+        let _guard = self.inspection.lock().unwrap_or_else(PoisonError::into_inner);
+        let model = &self.model.model;
+        let mut allocator = BlockAllocator::new(ids.len().div_ceil(BLOCK_TOKENS));
+        let cache = model.new_cache(allocator.blocks())?;
+        let blocks: Vec<BlockId> = std::iter::from_fn(|| allocator.allocate()).collect();
+        let mut results = Vec::with_capacity(ids.len());
+        for tokens in ids.chunks(TOKENS_PER_PASS) {
+            let position = results.len();
             let row = Row { tokens, position, blocks: &blocks, logits: tokens.len() };
-            let logits = self.threads.install(|| self.model.forward(&[row], &cache))?;
-            let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
-            let rows = logits.chunks_exact(self.config().vocab_size);
-            positions.extend(rows.map(|row| read(&Logits::new(row))));
+            let logits = self.threads.install(|| model.forward(&[row], &cache))?;
+            let rows = logits.chunks_exact(model.shape().logits);
+            results.extend(rows.map(|row| read(&Logits::new(row))));
         }
-        Ok(positions)
+        Ok(results)
     }
 }
 
-/// With kernels on the CPU, and through candle's operations elsewhere, or if asked for.
-fn load_model(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<Qwen3, LoadError> {
-    use DeviceLocation::{Cpu, Cuda, Metal};
-    match (settings.device, settings.instruction_set.as_deref()) {
-        (location, Some(CANDLE)) | (location @ (Cuda { .. } | Metal { .. }), None) => {
-            Qwen3::load_on(&open_device(location)?, checkpoint, settings.dtype)
-        }
-        (Cpu, set) => Qwen3::load(checkpoint, settings.dtype, set),
-        (location, Some(set)) => Err(LoadError::Setting(format!(
-            "the instruction set {set:?} is one of the CPU's; give none for {location:?}"
-        ))),
-    }
+fn load_tokenizer(checkpoint: &Checkpoint) -> Result<PromptTokenizer, LoadError> {
+    let tokenizer = checkpoint
+        .tokenizer
+        .as_deref()
+        .ok_or_else(|| LoadError::invalid("tokenizer.json", "the checkpoint does not have it"))?;
+    PromptTokenizer::new(
+        tokenizer,
+        checkpoint.tokenizer_config.as_deref(),
+        checkpoint.chat_template.as_deref(),
+    )
 }
 
-fn open_device(location: DeviceLocation) -> Result<Device, LoadError> {
-    let (device, feature) = match location {
-        DeviceLocation::Cpu => return Ok(Device::Cpu),
-        DeviceLocation::Cuda { gpu_id } => (Device::new_cuda(gpu_id), "cuda"),
-        DeviceLocation::Metal { gpu_id } => (Device::new_metal(gpu_id), "metal"),
+fn start_threads(count: Option<NonZeroUsize>) -> Result<rayon::ThreadPool, LoadError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count.map_or(0, NonZeroUsize::get))
+        .thread_name(|index| format!("erank-{index}"))
+        .build()
+        .map_err(|error| LoadError::Setting(format!("cannot start the threads: {error}")))
+}
+
+/// Checks that the model has an embedding for every token id.
+fn check_vocabulary(tokenizer: &PromptTokenizer, config: &Config) -> Result<(), LoadError> {
+    let (ids, embeddings) = (tokenizer.vocab_size(), config.vocab_size);
+    if ids > embeddings {
+        let reason =
+            format!("its ids reach {}, but the model has {embeddings} embeddings", ids - 1);
+        return Err(LoadError::invalid("tokenizer.json", reason));
+    }
+    Ok(())
+}
+
+fn start_engine(
+    model: &LoadedModel,
+    threads: &Arc<rayon::ThreadPool>,
+    settings: &CandleSettings,
+) -> Result<Engine, LoadError> {
+    let blocks = cache_blocks(model.model.shape(), settings)?;
+    let max_num_batched_tokens = settings.max_num_batched_tokens.get();
+    let limits = Limits {
+        blocks,
+        max_num_batched_tokens,
+        max_num_seqs: settings.max_num_seqs.get().min(max_num_batched_tokens),
+        speculative_tokens: settings.speculative_tokens,
     };
-    device.map_err(|error| {
-        LoadError::Setting(format!(
-            "cannot use {location:?}: {error}; it takes such a device with its driver, and a build with \
-             erank-candle's feature `{feature}`"
-        ))
-    })
+    Engine::start(Arc::clone(&model.model), Arc::clone(threads), limits)
+        .map_err(|error| LoadError::Setting(format!("cannot start the engine: {error}")))
 }
 
-/// Blocks that the budget pays for, but no more than the running sequences could ever fill.
-fn cache_blocks(model: &Qwen3, settings: &CandleSettings) -> Result<usize, LoadError> {
-    // The least in which a prompt and its answer could fit.
-    const LEAST: usize = 16;
-    let config = model.config();
-    let block_bytes = KvCache::block_bytes(config, model.dtype());
-    let available = || memory::available().filter(|_| model.device().is_cpu());
+/// Returns the number of blocks that the budget pays for, at most as many as the running sequences could fill.
+fn cache_blocks(shape: ModelShape, settings: &CandleSettings) -> Result<usize, LoadError> {
+    // A prompt and its answer need at least this.
+    const MIN_BLOCKS: usize = 16;
+    let available = || match settings.device {
+        Device::Cpu | Device::CpuCandle => memory::available(),
+        _ => None,
+    };
     let affordable = match settings.kv_cache_memory_bytes {
-        Some(bytes) => bytes / block_bytes,
-        None => (available().map_or(2 << 30, |bytes| bytes / 4) / block_bytes).max(LEAST),
+        Some(bytes) => bytes / shape.block_bytes,
+        None => {
+            let bytes = available().map_or(2 << 30, |bytes| bytes / 4);
+            (bytes / shape.block_bytes).max(MIN_BLOCKS)
+        }
     };
-    if affordable < LEAST {
+    if affordable < MIN_BLOCKS {
         return Err(LoadError::Setting(format!(
-            "kv_cache_memory_bytes pays for {affordable} blocks; with {block_bytes} bytes for {BLOCK_TOKENS} \
-             tokens, give at least {}",
-            LEAST * block_bytes
+            "kv_cache_memory_bytes pays for {affordable} blocks of {BLOCK_TOKENS} tokens, {} bytes each; give \
+             at least {} bytes",
+            shape.block_bytes,
+            MIN_BLOCKS * shape.block_bytes
         )));
     }
-    let sequence = config.max_position_embeddings.div_ceil(BLOCK_TOKENS);
+    let sequence = shape.max_tokens.div_ceil(BLOCK_TOKENS);
     let usable = sequence.saturating_mul(settings.max_num_seqs.get().saturating_add(1));
     Ok(affordable.min(usable))
 }
@@ -357,22 +299,22 @@ impl ScoringBackend for CandleBackend {
             .answers()
             .map(|(label, _)| self.tokenizer.encode_trusted(label))
             .collect::<Result<_, _>>()?;
-        let task = Task {
+        let context = JobContext {
             tokenizer: self.tokenizer.clone(),
             format: format.clone(),
-            labels: Labels::new(labels),
+            answers: AnswerTrie::new(labels),
             options: job.options,
             eos_token_ids: self.eos_token_ids(),
-            end_of_thought: self
+            thought_end_id: self
                 .tokenizer
-                .token_to_id(THOUGHT_CLOSE)
+                .token_to_id(THINK_CLOSE)
                 .filter(|id| self.tokenizer.is_added(*id)),
-            opens_thought: frame.opens_thought(),
-            limit: self.engine.limit(),
+            prompt_opens_thought: frame.opens_thought(),
+            max_tokens: self.engine.max_tokens(),
         };
         let span = tracing::debug_span!("score", documents = job.documents.len());
         let _in_span = span.enter();
-        self.engine.run(&Arc::new(task), &frame, job.documents, &job.cancellation, sink)
+        self.engine.run(&Arc::new(context), &frame, job.documents, &job.cancellation, sink)
     }
 }
 
@@ -390,7 +332,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_ends_with_what_any_file_says() {
+    fn eos_token_ids_come_from_every_file() {
         let mut checkpoint = Checkpoint::tiny();
         let id = |token: &str| {
             CandleBackend::tiny().expect("bundled").tokenizer().token_to_id(token).expect("a token")

@@ -1,76 +1,77 @@
-//! Why a model cannot be loaded.
+//! Errors of loading a model.
 
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// A cause from a library.
+/// An error of another library, kept as the source of ours.
 pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a model cannot be loaded. Each names the file, tensor or setting.
+/// An error of loading a model. The message names the file, tensor or setting.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoadError {
     /// A file is missing or cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         #[source]
         source: std::io::Error,
     },
-    /// A file was read, but does not hold what it should.
-    #[error("{file} is not usable: {reason}")]
+    /// The contents of a file are invalid or not supported.
+    #[error("cannot use {file}: {reason}")]
     Invalid {
-        /// The file's name.
+        /// The name of the file.
         file: String,
-        /// What is wrong with it.
+        /// The reason, with the key or value that is wrong.
         reason: String,
-        /// The parser's error, if one found it.
+        /// The parser's error, if a parser rejected the file.
         #[source]
         source: Option<Cause>,
     },
-    /// A tensor is missing or has another shape or type than the configuration says.
+    /// A tensor is missing, or its shape or type differs from the configuration.
     #[error("tensor {name}: {reason}")]
     Tensor {
         /// The tensor's name in the checkpoint.
         name: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// The model hub could not deliver a file.
+    /// A file could not be downloaded from the Hugging Face hub.
     #[error(
-        "cannot get {file} of {model} from the model hub; check the name, the revision, the network and, for a private model, the token"
+        "cannot download {file} of {model} from the hub; check the name, the revision, the network and, for a private model, the token"
     )]
     Hub {
         /// The model's name on the hub.
         model: String,
-        /// The file.
+        /// The name of the file.
         file: String,
-        /// The client's error.
+        /// The error of the hub's client.
         #[source]
         source: Cause,
     },
-    /// A setting that cannot be.
+    /// A setting is invalid, or this machine does not support it.
     #[error("{0}")]
     Setting(String),
 }
 
 impl LoadError {
-    /// A file that does not hold what it should.
+    /// Creates an [`Invalid`](Self::Invalid) error for a file that was parsed.
     pub(crate) fn invalid(file: &str, reason: impl Into<String>) -> Self {
         Self::Invalid { file: file.to_owned(), reason: reason.into(), source: None }
     }
 
-    /// A file that a parser refused.
-    pub(crate) fn unparsable(file: &str, what: &str, source: impl Into<Cause>) -> Self {
+    /// Creates an [`Invalid`](Self::Invalid) error for a file that a parser rejected. The reason is
+    /// `problem`, followed by the message of `source`.
+    pub(crate) fn unparsable(file: &str, problem: &str, source: impl Into<Cause>) -> Self {
         let source = source.into();
-        let reason = format!("{what}: {source}");
+        let reason = format!("{problem}: {source}");
         Self::Invalid { file: file.to_owned(), reason, source: Some(source) }
     }
 
-    /// A tensor that is not as it should be.
+    /// Creates a [`Tensor`](Self::Tensor) error.
     pub(crate) fn tensor(name: &str, reason: impl Into<String>) -> Self {
         Self::Tensor { name: name.to_owned(), reason: reason.into() }
     }

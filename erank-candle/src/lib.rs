@@ -1,7 +1,7 @@
 //! The local backend of erank: ERank's model on candle, in your own process.
 //!
-//! A [`Checkpoint`] is the model's files, from a folder, the model hub or the binary. Loaded with
-//! [`CandleSettings`] it is a [`CandleBackend`], which a [`Reranker`](erank_core::Reranker) asks.
+//! A [`Checkpoint`] holds the model's files: from a folder, from the model hub, or bundled with the binary.
+//! [`CandleBackend::load`] loads it with [`CandleSettings`] into a backend for a [`Reranker`](erank_core::Reranker).
 //!
 //! ```
 //! use std::num::NonZeroUsize;
@@ -12,7 +12,7 @@
 //! // Or `Checkpoint::open("models/ERank-4B")`, or `Checkpoint::from_hub` with a name.
 //! let checkpoint = Checkpoint::tiny();
 //! let mut settings = CandleSettings::default();
-//! settings.kv_cache_memory_bytes = Some(64 << 20); // for keys and values, of all callers together
+//! settings.kv_cache_memory_bytes = Some(64 << 20); // for the keys and values of all callers
 //! settings.threads = NonZeroUsize::new(2);
 //! let backend = CandleBackend::load(&checkpoint, &settings)?;
 //!
@@ -20,65 +20,68 @@
 //! let request = Request::new("jet noise", ["Jet noise was measured.", "A recipe for bread."]);
 //! assert_eq!(reranker.rerank(&request)?.documents[0].index, 0);
 //!
-//! let statistics = backend.statistics(); // as of the last step that has ended
+//! let statistics = backend.statistics(); // as of the last finished step
 //! assert!(statistics.steps > 0 && statistics.generated_tokens > 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # The engine
 //!
-//! A backend has a thread that runs one batch for all callers, step by step. A step computes the next
-//! token of every document that thinks, and a part of the prompts of those that come, within
-//! [`CandleSettings::max_num_batched_tokens`]. What prompts have in common is computed once, and kept as long as
-//! [`CandleSettings::kv_cache_memory_bytes`] has room for it. Who has fewer documents running goes first. A document's
-//! result has the same bits whatever else runs, on the CPU. When the backend is dropped, its thread ends.
+//! A backend has a thread that runs one batch for all callers, step by step. A step computes the next token of
+//! every document that is being generated, and chunks of the prompts that wait, within
+//! [`CandleSettings::max_num_batched_tokens`]. Common prefixes of prompts are computed once and cached while
+//! [`CandleSettings::kv_cache_memory_bytes`] has space for them. Callers with fewer running documents are scheduled
+//! first. On the CPU, a document's result has the same bits whatever else runs.
 //!
-//! What the engine does can be watched: [`Statistics`] are its counters, and the `tracing` crate gets a
-//! span `score` for each job (level debug, `documents`) and a span `step` for each step (level trace,
-//! `rows` and `tokens`).
+//! Two interfaces observe the engine: [`Statistics`] holds its counters, and the `tracing` crate gets a span `score`
+//! for each job (level debug, field `documents`) and a span `step` for each step (level trace, fields `rows` and
+//! `tokens`).
 //!
 //! # Features
 //!
 //! The first two are on by default.
 //!
 //! - `hub`: `CandleBackend::from_hub` and `Checkpoint::from_hub`.
-//! - `tiny-model`: `CandleBackend::tiny` and `Checkpoint::tiny`, a model of 2.4 million parameters for
-//!   tests and demonstrations, about 5 MB in the binary.
-//! - `cuda`, `metal`: NVIDIA's and Apple's GPUs for [`CandleSettings::device`], through candle's own operations.
-//!   On no GPU has this been run; on the CPU the same operations are tested. `cuda` takes the CUDA toolkit
-//!   to build and the driver to start, `metal` takes macOS.
+//! - `tiny-model`: `CandleBackend::tiny` and `Checkpoint::tiny`, a model of 2.4 million parameters for tests and
+//!   demonstrations. It adds about 5 MB to the binary.
+//! - `cuda`, `metal`: NVIDIA's and Apple's GPUs as [`CandleSettings::device`], through candle's own operations. No
+//!   GPU has run them yet; tests run the same operations on the CPU. `cuda` needs the CUDA toolkit to build and the
+//!   driver to run, `metal` needs macOS.
 
 mod backend;
-mod candle_ops;
-mod chat_template;
 mod checkpoint;
-mod config;
 mod engine;
 mod error;
-#[cfg(feature = "hub")]
-mod hub;
 mod kernels;
-pub mod kv_cache;
 mod logits;
 mod memory;
-pub mod model;
-mod ops;
+mod model;
+mod settings;
 mod tokenizer;
-mod weights;
 
 /// The README's example, compiled and run.
 #[cfg(all(doctest, feature = "tiny-model"))]
 #[doc = include_str!("../README.md")]
 pub struct Readme;
 
-pub use backend::{CandleBackend, CandleSettings};
-/// The types of [`CandleSettings::dtype`] and [`CandleSettings::device`].
-pub use candle_core::{DType, DeviceLocation};
+pub use backend::CandleBackend;
 pub use checkpoint::Checkpoint;
-pub use config::Config;
-pub use engine::Statistics;
+pub use checkpoint::config::Config;
+pub use engine::statistics::Statistics;
 pub use error::LoadError;
-#[doc(hidden)]
-pub use kernels::measure;
+pub use kernels::WeightFormat;
 pub use logits::TokenLogProb;
+pub use settings::{CandleSettings, Device, KvCacheFormat};
 pub use tokenizer::{EncodedPrompt, PromptError, PromptFrame, PromptTokenizer, TokenDecoder};
+
+/// The model below the engine, for this workspace's tests and benchmarks alone: not covered by semantic
+/// versioning.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::engine::block_allocator::BlockAllocator;
+    pub use crate::kernels::measure;
+    pub use crate::model::kv_cache::KvCache;
+    pub use crate::model::load::{LoadedModel, instruction_sets, load};
+    pub use crate::model::step::{BLOCK_TOKENS, BlockId, Row};
+    pub use crate::model::{Model, ModelShape};
+}

@@ -1,7 +1,10 @@
-//! From logits to tokens and log-probabilities.
+//! Conversion of logits to tokens and log-probabilities.
 
+use crate::kernels::InstructionSet;
 use crate::kernels::exp::exp;
-use crate::kernels::{InstructionSet, LANES};
+
+/// Partial maxima and sums, which the compiler vectorises.
+const LANES: usize = 16;
 
 /// A token with its natural log-probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -13,39 +16,39 @@ pub struct TokenLogProb {
     pub log_prob: f32,
 }
 
-/// The logits of one position with what turns them into log-probabilities.
+/// The logits of one position, with the constants that convert them to log-probabilities.
 pub(crate) struct Logits<'a> {
     logits: &'a [f32],
-    largest: f32,
-    /// `ln Σ exp(logit − largest)`.
+    max: f32,
+    /// `ln Σ exp(logit − max)`.
     log_sum: f64,
 }
 
 impl<'a> Logits<'a> {
     pub(crate) fn new(logits: &'a [f32]) -> Self {
-        let (largest, sum) = InstructionSet::best().run(
+        let (max, sum) = InstructionSet::best().run(
             #[inline(always)]
             || {
-                let largest = largest(logits);
-                (largest, sum_of_exponentials(logits, largest))
+                let max = max(logits);
+                (max, sum_of_exponentials(logits, max))
             },
         );
-        Self { logits, largest, log_sum: sum.ln() }
+        Self { logits, max, log_sum: sum.ln() }
     }
 
-    /// The log-probability of `id`; none for an id outside the vocabulary.
+    /// Returns the log-probability of `id`, or −∞ for an id outside the vocabulary.
     pub(crate) fn log_prob(&self, id: u32) -> f64 {
         let logit = self.logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        f64::from(logit) - f64::from(self.largest) - self.log_sum
+        f64::from(logit) - f64::from(self.max) - self.log_sum
     }
 
-    /// The most probable token, the lowest id of equals.
+    /// Returns the most probable token. Ties take the lowest id.
     pub(crate) fn greedy(&self) -> TokenLogProb {
-        let best = self.logits.iter().position(|logit| *logit == self.largest);
+        let best = self.logits.iter().position(|logit| *logit == self.max);
         self.token(best.unwrap_or(0) as u32)
     }
 
-    /// The `k` most probable tokens, best first, the lowest id of equals.
+    /// Returns the `k` most probable tokens, best first. Ties are in the order of their ids.
     pub(crate) fn most_probable(&self, k: usize) -> Vec<TokenLogProb> {
         let mut ids: Vec<u32> = (0..self.logits.len() as u32).collect();
         let logit = |id: &u32| self.logits[*id as usize];
@@ -58,41 +61,42 @@ impl<'a> Logits<'a> {
         ids.into_iter().map(|id| self.token(id)).collect()
     }
 
-    /// The logits themselves, by token id.
+    /// Returns the logits by token id.
     pub(crate) fn values(&self) -> &[f32] {
         self.logits
     }
 
+    /// Returns a token with its log-probability.
     pub(crate) fn token(&self, id: u32) -> TokenLogProb {
         TokenLogProb { id, log_prob: self.log_prob(id) as f32 }
     }
 }
 
-/// The largest number that is none of NaN; without one, −∞.
+/// Returns the maximum of the numbers that are not NaN, or −∞ if there are no such numbers.
 #[inline(always)]
-fn largest(numbers: &[f32]) -> f32 {
-    let mut largest = [f32::NEG_INFINITY; LANES];
+fn max(numbers: &[f32]) -> f32 {
+    let mut max = [f32::NEG_INFINITY; LANES];
     let (whole, rest) = numbers.as_chunks::<LANES>();
     for numbers in whole {
-        for (largest, number) in largest.iter_mut().zip(numbers) {
-            *largest = if number > largest { *number } else { *largest };
+        for (max, number) in max.iter_mut().zip(numbers) {
+            *max = if number > max { *number } else { *max };
         }
     }
-    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    max.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// `Σ exp(number − largest)`, added up in `LANES` sums.
+/// Computes `Σ exp(number − max)` in `LANES` partial sums.
 #[inline(always)]
-fn sum_of_exponentials(numbers: &[f32], largest: f32) -> f64 {
+fn sum_of_exponentials(numbers: &[f32], max: f32) -> f64 {
     let mut sums = [0.0; LANES];
     let (whole, rest) = numbers.as_chunks::<LANES>();
     for numbers in whole {
         for (sum, number) in sums.iter_mut().zip(numbers) {
-            *sum += f64::from(exp(number - largest));
+            *sum += f64::from(exp(number - max));
         }
     }
     for (sum, number) in sums.iter_mut().zip(rest) {
-        *sum += f64::from(exp(number - largest));
+        *sum += f64::from(exp(number - max));
     }
     sums.iter().sum()
 }
@@ -102,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn log_probabilities_add_up_and_ties_take_the_lowest_id() {
+    fn log_probabilities_sum_to_one_and_ties_take_the_lowest_id() {
         let numbers = [1.0, 3.0, 3.0, -1.0, 1000f32.ln()];
         let logits = Logits::new(&numbers);
         let total: f64 = (0..5).map(|id| logits.log_prob(id).exp()).sum();
@@ -115,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_vocabulary_s_sum_is_exact() {
+    fn log_prob_agrees_with_f64_for_a_whole_vocabulary() {
         let numbers: Vec<f32> =
             (0..151_936).map(|i| (i * 7919 % 4001) as f32 / 97.0 - 25.0).collect();
         let largest = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -130,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn large_logits_do_not_overflow() {
+    fn log_prob_is_finite_for_large_logits() {
         let logits = Logits::new(&[1e30, 1e30]);
         assert!((logits.log_prob(0) - 0.5f64.ln()).abs() < 1e-6);
     }

@@ -1,9 +1,9 @@
-//! How much memory this process may use.
+//! The memory that is available to this process.
 
 use std::fs::read_to_string;
 
-/// Bytes of memory that are available, as Linux tells: without swapping, and within the limit of the
-/// control group. `None` where it does not.
+/// Returns the bytes of memory that can be allocated without swapping, within the limit of the
+/// control group (cgroup v2). Returns `None` on systems other than Linux.
 pub(crate) fn available() -> Option<usize> {
     let free = field(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? * 1024;
     let number = |file: &str| read_to_string(file).ok()?.trim().parse().ok();
@@ -12,7 +12,7 @@ pub(crate) fn available() -> Option<usize> {
     Some(limit.map_or(free, |limit| free.min(limit.saturating_sub(used))))
 }
 
-/// The number behind `name` in a file of lines "name: number unit".
+/// Returns the number that follows `name` in a text with lines of the form "name: number unit".
 fn field(text: &str, name: &str) -> Option<usize> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
@@ -23,12 +23,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_is_found_by_its_name() {
+    fn field_returns_number_after_name() {
         let text = "MemTotal:       24 kB\nMemAvailable:   17 kB\n";
         assert_eq!(field(text, "MemAvailable:"), Some(17));
         assert_eq!(field(text, "SwapTotal:"), None);
         assert_eq!(field("MemAvailable:", "MemAvailable:"), None);
-        #[cfg(target_os = "linux")]
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn available_on_linux_is_known() {
         assert!(available().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -95,7 +95,7 @@ fn input(candidates: &[Candidate]) -> Input {
 
 #[cfg(test)]
 mod tests {
-    use erank_candle::{CandleSettings, Checkpoint, DType};
+    use erank_candle::{CandleSettings, Checkpoint, WeightFormat};
     use erank_core::{Document, Request};
 
     use super::*;
@@ -103,7 +103,7 @@ mod tests {
     /// All queries at once: by query, the integer and the thought of each candidate.
     fn answers(instruction_set: Option<&str>) -> Vec<Vec<(u32, String)>> {
         let mut settings = CandleSettings::default();
-        settings.dtype = Some(DType::F32);
+        settings.weights = Some(WeightFormat::F32);
         settings.instruction_set = instruction_set.map(str::to_owned);
         let backend = CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled");
         let reranker = Reranker::builder(backend).build().expect("valid");

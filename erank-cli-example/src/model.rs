@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::DType;
-use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Config, DeviceLocation, LoadError};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Config, LoadError, WeightFormat};
 use erank_core::{ScoringBackend, ScoringOptions};
 use erank_openai::{ApiKey, OpenAiBackend};
 
@@ -120,14 +119,14 @@ impl<'a> Source<'a> {
 
 fn settings(arguments: &ModelArguments) -> CandleSettings {
     let mut settings = CandleSettings::default();
-    settings.dtype = arguments.dtype.map(|dtype| match dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
+    settings.weights = arguments.dtype.map(|format| match format {
+        Dtype::F32 => WeightFormat::F32,
+        Dtype::Bf16 => WeightFormat::Bf16,
     });
     settings.device = match arguments.device {
-        Device::Cpu => DeviceLocation::Cpu,
-        Device::Cuda => DeviceLocation::Cuda { gpu_id: 0 },
-        Device::Metal => DeviceLocation::Metal { gpu_id: 0 },
+        Device::Cpu => erank_candle::Device::Cpu,
+        Device::Cuda => erank_candle::Device::Cuda { ordinal: 0 },
+        Device::Metal => erank_candle::Device::Metal { ordinal: 0 },
     };
     settings.threads = arguments.threads;
     if let Some(mebibytes) = arguments.cache_mb {

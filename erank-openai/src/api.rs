@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use erank_core::tags::{THINK_CLOSE, THINK_OPEN};
 use erank_core::{Completion, TokenCounts};
 use serde::Deserialize;
 use serde_json::Value;
@@ -172,10 +173,10 @@ impl RawMessage {
     fn text(self) -> String {
         let content = self.content.unwrap_or_default();
         match self.reasoning.or(self.reasoning_content) {
-            Some(thought) if !thought.is_empty() && !content.contains("</think>") => {
+            Some(thought) if !thought.is_empty() && !content.contains(THINK_CLOSE) => {
                 // If there is content after the thought, the thought was closed.
-                let close = if content.is_empty() { "" } else { "</think>" };
-                format!("<think>{thought}{close}{content}")
+                let close = if content.is_empty() { "" } else { THINK_CLOSE };
+                format!("{THINK_OPEN}{thought}{close}{content}")
             }
             _ => content,
         }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use erank_core::Sampling;
+use erank_core::tags::ANSWER_OPEN;
 use serde_json::{Value, json};
 
 use crate::api::{CHAT, COMPLETIONS, MODELS, TOKENIZE};
@@ -151,7 +152,7 @@ impl Capabilities {
                 COMPLETIONS,
                 json!({"prompt": [0], "logprobs": top_logprobs, "return_token_ids": true}),
             ),
-            _ => (COMPLETIONS, json!({"prompt": "<answer>", "logprobs": top_logprobs})),
+            _ => (COMPLETIONS, json!({"prompt": ANSWER_OPEN, "logprobs": top_logprobs})),
         };
         fields["max_tokens"] = 1.into();
         fields["temperature"] = 0.into();

@@ -13,10 +13,10 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
-use erank_core::answer::AnswerError;
-use erank_core::{AnswerFormat, Sampling};
+use erank_core::tags::{ANSWER_CLOSE, ANSWER_OPEN, FORCED_ANSWER_PREFIX, THINK_OPEN};
 use erank_core::{
-    BackendError, Completion, DocumentError, FinishReason, Mode, ScoringOptions, TokenCounts,
+    AnswerError, AnswerFormat, BackendError, Completion, DocumentError, FinishReason, Mode,
+    Sampling, ScoringOptions, TokenCounts,
 };
 use serde_json::{Value, json};
 
@@ -29,11 +29,9 @@ use crate::prompts::{DocumentPrompt, Prompt};
 use crate::settings::{OpenAiSettings, PromptFormat, ServerKind};
 use crate::tokenizer::ClientTokenizer;
 
-const ANSWER_OPEN: &str = "<answer>";
-const ANSWER_CLOSE: &str = "</answer>";
 /// Tokens reserved for closing the thought and opening the answer. No tokenizer makes more tokens of a
 /// text than it has bytes.
-const FORCED_TOKENS: usize = "</think><answer>".len();
+const FORCED_TOKENS: usize = FORCED_ANSWER_PREFIX.len();
 /// Tokens reserved for the server's chat template around a message.
 const TEMPLATE_TOKENS: usize = 64;
 
@@ -81,7 +79,7 @@ impl JobContext {
         sample: usize,
         progress: &dyn Fn(TokenCounts),
     ) -> Result<Completion, GenerationError> {
-        let completion = Completion::new(if document.opens_thought { "<think>" } else { "" });
+        let completion = Completion::new(if document.opens_thought { THINK_OPEN } else { "" });
         let mut generation = Generation {
             job: self,
             client,
@@ -160,11 +158,11 @@ impl Generation<'_> {
         let budget = self.thinking_budget()?;
         let opened_answer = self.think(budget)?;
         let answer_only = self.job.options.mode == Mode::AnswerOnly;
-        let lead = match answer_only && !opens_thought {
-            true => format.answer_only_lead(),
-            false => format.forced_lead(&self.completion.text),
+        let prefix = match answer_only && !opens_thought {
+            true => format.answer_only_prefix(),
+            false => format.forced_answer_prefix(&self.completion.text),
         };
-        self.append(lead)?;
+        self.append(prefix)?;
         self.completion.finish_reason = match answer_only || opened_answer {
             true => FinishReason::Answered,
             false => FinishReason::Forced,
@@ -236,7 +234,7 @@ impl Generation<'_> {
             self.append_response(&response)?;
             let opens_answer = {
                 let text = format!("{}{ANSWER_OPEN}", self.completion.text);
-                self.job.format.forced_lead(&text).is_empty()
+                self.job.format.forced_answer_prefix(&text).is_empty()
             };
             match response.finish_reason {
                 api::FinishReason::Length | api::FinishReason::EndOfTurn => return Ok(false),

@@ -252,7 +252,7 @@ impl<'a> JobRunner<'a> {
 
     fn handle(&mut self, event: Event, sink: &mut dyn Sink) -> Result<(), BackendError> {
         match event {
-            Event::Tokens(tokens) => sink.advanced(tokens),
+            Event::Tokens(tokens) => sink.tokens_processed(tokens),
             Event::Sample(index, outcome) => self.pending.report(index, outcome, sink),
             Event::Failed(error) => return Err(error),
             Event::DocumentDone => self.running -= 1,

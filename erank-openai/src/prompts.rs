@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use erank_core::ScoringOptions;
 use erank_core::prompt::{BoundPrompt, Segment};
+use erank_core::tags::THINK_OPEN;
 use erank_core::{BackendError, DocumentError};
 use serde_json::Value;
 
@@ -158,7 +159,7 @@ impl<'a> PromptBuilder<'a> {
                 text.push_str(suffix);
                 let text = control_tokens.neutralize(text, &data);
                 let prompt = if *is_message { Prompt::Message(text) } else { Prompt::Text(text) };
-                let opens_thought = suffix.trim_end().ends_with("<think>");
+                let opens_thought = suffix.trim_end().ends_with(THINK_OPEN);
                 Ok(DocumentPrompt { prompt, opens_thought, query_truncated, document_truncated })
             }
         }

@@ -1,6 +1,7 @@
-"""Reranks with Cohere's published client: python cohere_client.py URL
+"""Checks the service with Cohere's published client: python cohere_client.py URL
 
-The service runs the bundled model. Whatever the client does not find is an AssertionError.
+The service must run the bundled model. A reply that differs from what Cohere's client expects raises an
+AssertionError.
 """
 
 import asyncio

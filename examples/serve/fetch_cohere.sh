@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs Cohere's Python client, which serve/tests.rs needs, into a virtual environment at
-# tests/.cache/cohere. Does nothing if it is there.
+# tests/.cache/cohere. Does nothing if it is already installed.
 set -euo pipefail
 folder="$(cd "$(dirname "$0")/../.." && pwd)/tests/.cache/cohere"
 

@@ -1,5 +1,5 @@
-//! ERank over HTTP: `/v1/rerank` in the wire shape of Jina and Cohere, so that their clients, and what
-//! is built on them, rerank with ERank by exchanging a URL.
+//! Serves ERank over HTTP: `/v1/rerank` in the format of Jina and Cohere. Their clients work with another
+//! URL and no other change.
 //!
 //! ```sh
 //! cargo run --release -p erank-examples --features serve --example serve -- 127.0.0.1:8080 [FOLDER]
@@ -11,7 +11,7 @@
 //!     "documents": ["Wasps make paper nests.", "Bees fan nectar dry, which makes it honey."]}'
 //! ```
 //!
-//! In a project of your own, take the three files of service, wire and main, and
+//! To use the service in your own project, copy `main.rs`, `service.rs` and `wire.rs`, and add:
 //!
 //! ```text
 //! cargo add axum --no-default-features --features http1,json,tokio
@@ -21,8 +21,8 @@
 //! cargo add erank-core --features async,serde
 //! ```
 //!
-//! [wire.rs](wire.rs) has what goes in and out, [service.rs](service.rs) what happens in between. There
-//! are no keys and no TLS: put it behind a proxy that has both.
+//! [wire.rs](wire.rs) defines requests and replies, [service.rs](service.rs) the routes and the limits. The
+//! service has neither API keys nor TLS: run it behind a proxy that adds both.
 
 mod service;
 mod wire;
@@ -46,13 +46,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind(&address).await?;
     println!("{model} listens on http://{}", listener.local_addr()?);
     let service = service::Service { reranker, model, limits: service::Limits::default() };
-    axum::serve(listener, service.router()).with_graceful_shutdown(asked_to_end()).await?;
-    println!("ended; all that was asked is answered");
+    axum::serve(listener, service.router()).with_graceful_shutdown(shutdown_signal()).await?;
+    println!("stopped; all requests are answered");
     Ok(())
 }
 
-/// Ctrl-C, or SIGTERM, as service managers and containers send it.
-async fn asked_to_end() {
+/// Waits for Ctrl-C, or for SIGTERM, which service managers and containers send.
+async fn shutdown_signal() {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};

@@ -1,4 +1,4 @@
-//! The service: from a request's body to the reply's.
+//! The service: its routes, its limits, and the way from a request's body to the reply's.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,16 @@ use serde_json::{Value, json};
 
 use crate::wire::{Problem, RerankRequest, reply};
 
-/// What a request may ask for.
+/// Limits of one request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
+    /// Bytes of the body.
     pub(crate) body_bytes: usize,
+    /// Number of documents.
     pub(crate) documents: usize,
-    /// Of the query, and of each document. The model reads 2,048 tokens of either.
+    /// Bytes of the query, and of each document. The model reads 2,048 tokens of each.
     pub(crate) text_bytes: usize,
-    /// From the request's arrival; then the documents still open are without a score.
+    /// Time from the request's arrival. Documents that are not scored by then are returned as unscored.
     pub(crate) time: Duration,
 }
 
@@ -30,10 +32,11 @@ impl Default for Limits {
     }
 }
 
+/// State that all requests share.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) reranker: AsyncReranker,
-    /// The name that it goes by.
+    /// The model's name, which a request may state and every reply does.
     pub(crate) model: String,
     pub(crate) limits: Limits,
 }
@@ -58,17 +61,17 @@ async fn rerank(
     State(service): State<Service>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let stop = CancellationToken::with_deadline(Instant::now() + service.limits.time);
+    let cancellation = CancellationToken::with_deadline(Instant::now() + service.limits.time);
     let (mut request, warnings) = RerankRequest::read(&body?, &service.limits)?;
     request.check_model(&service.model)?;
     let texts: Vec<String> = request.documents.drain(..).map(String::from).collect();
     let kept = request.return_documents.unwrap_or(false).then(|| texts.clone());
     let work = Request::new(std::mem::take(&mut request.query), texts);
-    // If the client goes away, axum drops this function's future, and with it the work.
+    // If the client disconnects, axum drops this function's future, which cancels the request.
     let ranking = service
         .reranker
-        .try_rerank_until(work, &stop)
-        .map_err(|_| Problem::busy())?
+        .try_rerank_with_cancellation(work, &cancellation)
+        .map_err(|_| Problem::queue_full())?
         .await
         .map_err(|error| Problem::of_backend(&error))?;
     Ok(Json(reply(&service.model, request.top_n, kept.as_deref(), &ranking, warnings)))

@@ -1,6 +1,8 @@
-//! The service, asked by HTTP clients. What must happen at the same time is arranged by the backend,
-//! which goes on when a test lets it; nothing depends on how fast anything is.
+//! Tests the service through HTTP clients. Where requests must overlap, the backend waits until its test
+//! releases it, so no test depends on timing.
 
+#[path = "../built.rs"]
+mod built;
 mod service;
 mod wire;
 
@@ -15,52 +17,57 @@ use std::time::Duration;
 
 use erank_candle::CandleBackend;
 use erank_core::testing::answered;
-use erank_core::{AsyncReranker, Reranker, Workers};
+use erank_core::{AsyncReranker, AsyncSettings, Reranker};
 use erank_core::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use serde_json::{Value, json};
 use service::{Limits, Service};
 
 const A_MINUTE: Duration = Duration::from_secs(60);
 
-/// A service in this process, which ends with it.
+/// A service on a thread of this process.
 struct Server {
     address: SocketAddr,
-    end: Option<tokio::sync::oneshot::Sender<()>>,
+    shutdown: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Server {
-    fn start(backend: impl ScoringBackend + 'static, workers: Workers, limits: Limits) -> Self {
+    fn start(
+        backend: impl ScoringBackend + 'static,
+        workers: AsyncSettings,
+        limits: Limits,
+    ) -> Self {
         let model = backend.name().to_owned();
         let reranker = Reranker::builder(backend).build().expect("valid");
-        let reranker = AsyncReranker::with_workers(reranker, workers).expect("threads");
+        let reranker = AsyncReranker::with_settings(reranker, workers).expect("threads");
         let router = Service { reranker, model, limits }.router();
-        let (address, listens) = channel();
-        let (end, ended) = tokio::sync::oneshot::channel();
+        let (address, addresses) = channel();
+        let (shutdown, requested) = tokio::sync::oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let thread = thread::spawn(move || {
             runtime.expect("a runtime").block_on(async {
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
                 address.send(listener.local_addr().expect("one")).expect("the test waits");
-                let ended = async { ended.await.unwrap_or(()) };
-                axum::serve(listener, router).with_graceful_shutdown(ended).await.expect("it runs");
+                let requested = async { requested.await.unwrap_or(()) };
+                let service = axum::serve(listener, router).with_graceful_shutdown(requested);
+                service.await.expect("the service runs");
             });
         });
-        let address = listens.recv_timeout(A_MINUTE).expect("it listens");
-        Self { address, end: Some(end), thread: Some(thread) }
+        let address = addresses.recv_timeout(A_MINUTE).expect("the service listens");
+        Self { address, shutdown: Some(shutdown), thread: Some(thread) }
     }
 
     fn post(&self, path: &str, body: impl ToString) -> Reply {
         post(&format!("http://{}{path}", self.address), &body.to_string())
     }
 
-    /// Tells it to end, which it does when all is answered.
-    fn end(&mut self) {
-        let _ = self.end.take().map(|end| end.send(()));
+    /// Starts a graceful shutdown, which ends when all requests are answered.
+    fn shut_down(&mut self) {
+        let _ = self.shutdown.take().map(|shutdown| shutdown.send(()));
     }
 
-    fn wait(&mut self) {
-        self.thread.take().expect("not yet awaited").join().expect("no panic");
+    fn join(&mut self) {
+        self.thread.take().expect("not yet joined").join().expect("no panic");
     }
 }
 
@@ -85,25 +92,25 @@ fn post(url: &str, body: &str) -> Reply {
     }
 }
 
-/// Answers 7 to a document once its test lets it.
+/// A backend that waits until its [`Keeper`] opens it, and then answers 7 for every document.
 struct Gate {
-    begun: Sender<()>,
-    stopped: Sender<()>,
+    started: Sender<()>,
+    cancelled: Sender<()>,
     open: Arc<(Mutex<bool>, Condvar)>,
 }
 
-/// The test's end of a [`Gate`].
+/// Controls and watches a [`Gate`].
 struct Keeper {
-    begun: Receiver<()>,
-    stopped: Receiver<()>,
+    started: Receiver<()>,
+    cancelled: Receiver<()>,
     open: Arc<(Mutex<bool>, Condvar)>,
 }
 
 fn gate() -> (Gate, Keeper) {
-    let ((begun, begins), (stopped, stops)) = (channel(), channel());
+    let ((send_started, started), (send_cancelled, cancelled)) = (channel(), channel());
     let open = Arc::new((Mutex::new(false), Condvar::new()));
-    let gate = Gate { begun, stopped, open: Arc::clone(&open) };
-    (gate, Keeper { begun: begins, stopped: stops, open })
+    let gate = Gate { started: send_started, cancelled: send_cancelled, open: Arc::clone(&open) };
+    (gate, Keeper { started, cancelled, open })
 }
 
 impl Keeper {
@@ -122,36 +129,36 @@ impl ScoringBackend for Gate {
         match job.documents[0] {
             "panic" => panic!("on purpose"),
             "unavailable" => return Err(BackendError::Unavailable("secret".into())),
-            _ => self.begun.send(()).expect("a keeper"),
+            _ => self.started.send(()).expect("a keeper"),
         }
         let mut open = self.open.0.lock().expect("no panic");
         while !*open && !job.cancellation.is_cancelled() {
-            // A stop is a flag, so it is looked at now and then.
+            // Cancellation is a flag, which does not wake this thread: poll it.
             open = self.open.1.wait_timeout(open, Duration::from_millis(1)).expect("no panic").0;
         }
         for index in 0..job.documents.len() {
-            let stopped = job.cancellation.is_cancelled();
+            let cancelled = job.cancellation.is_cancelled();
             let outcome =
-                if stopped { Err(DocumentError::Cancelled) } else { Ok(answered(7, 1.0)) };
+                if cancelled { Err(DocumentError::Cancelled) } else { Ok(answered(7, 1.0)) };
             sink.completed(index, outcome);
         }
         if job.cancellation.is_cancelled() {
-            self.stopped.send(()).expect("a keeper");
+            self.cancelled.send(()).expect("a keeper");
         }
         Ok(())
     }
 }
 
-fn one_at_a_time() -> Workers {
-    let mut workers = Workers::default();
+fn one_at_a_time() -> AsyncSettings {
+    let mut workers = AsyncSettings::default();
     workers.threads = 1.try_into().expect("not 0");
-    workers.queue = 1.try_into().expect("not 0");
+    workers.queue_capacity = 1.try_into().expect("not 0");
     workers
 }
 
 fn tiny() -> Server {
     let backend = CandleBackend::tiny().expect("the bundled model");
-    Server::start(backend, Workers::default(), Limits::default())
+    Server::start(backend, AsyncSettings::default(), Limits::default())
 }
 
 const NECTAR: &str = "Nectar becomes honey when bees fan it dry with their wings.";
@@ -163,7 +170,7 @@ fn indices(body: &Value) -> Vec<u64> {
 }
 
 #[test]
-fn it_answers_as_jina_and_cohere_do() {
+fn rerank_replies_in_the_format_of_jina_and_cohere() {
     let server = tiny();
     let documents = json!([CAKES, {"text": NECTAR}, "", "Do bears like honey?"]);
     let question = json!({"query": "how do bees make honey", "documents": documents, "top_n": 2,
@@ -178,7 +185,7 @@ fn it_answers_as_jina_and_cohere_do() {
     let scores: Vec<f64> = scores.map(|r| r["relevance_score"].as_f64().expect("one")).collect();
     assert!(scores.is_sorted_by(|a, b| a >= b) && scores.iter().all(|s| (0.0..=1.0).contains(s)));
     assert_eq!(body["model"], "erank-tiny");
-    // No score, and so not among the results, with whatever score.
+    // The blank document has an error, and is not among the results.
     assert_eq!(
         (&body["unscored"][0]["index"], &body["unscored"][0]["error"]["code"]),
         (&json!(2), &json!("empty"))
@@ -202,11 +209,11 @@ fn it_answers_as_jina_and_cohere_do() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn rerank_names_the_invalid_field() {
     let limits = Limits { body_bytes: 2000, documents: 3, text_bytes: 100, ..Limits::default() };
     let (gate, keeper) = gate();
     keeper.open();
-    let server = Server::start(gate, Workers::default(), limits);
+    let server = Server::start(gate, AsyncSettings::default(), limits);
     let long = "x".repeat(101);
     for (body, status, field) in [
         ("{".into(), 400, ""),
@@ -246,9 +253,9 @@ fn what_is_wrong_is_named() {
     assert_eq!(good.body["results"][0]["relevance_score"], 0.7);
 }
 
-/// One request is worked on, one waits, and all others are told to come again.
+/// One request runs, one waits in the queue, and the service rejects the others.
 #[test]
-fn a_full_queue_is_429() {
+fn rerank_replies_429_when_the_queue_is_full() {
     let (gate, keeper) = gate();
     let server = Server::start(gate, one_at_a_time(), Limits::default());
     let question = json!({"query": "q", "documents": ["a"]});
@@ -261,7 +268,7 @@ fn a_full_queue_is_429() {
             });
         };
         ask(sender.clone());
-        keeper.begun.recv_timeout(A_MINUTE).expect("it is worked on");
+        keeper.started.recv_timeout(A_MINUTE).expect("the request starts");
         (0..4).for_each(|_| ask(sender.clone()));
         for _ in 0..3 {
             let reply = replies.recv_timeout(A_MINUTE).expect("a reply");
@@ -276,54 +283,54 @@ fn a_full_queue_is_429() {
 }
 
 #[test]
-fn a_client_that_goes_away_stops_its_work() {
+fn rerank_is_cancelled_when_the_client_disconnects() {
     let (gate, keeper) = gate();
     let server = Server::start(gate, one_at_a_time(), Limits::default());
     let body = json!({"query": "q", "documents": ["a"]}).to_string();
-    let mut client = TcpStream::connect(server.address).expect("it listens");
+    let mut client = TcpStream::connect(server.address).expect("the service listens");
     write!(
         client,
         "POST /v1/rerank HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
-    .expect("it reads");
-    keeper.begun.recv_timeout(A_MINUTE).expect("it is worked on");
-    assert!(keeper.stopped.try_recv().is_err());
+    .expect("the service reads");
+    keeper.started.recv_timeout(A_MINUTE).expect("the request starts");
+    assert!(keeper.cancelled.try_recv().is_err());
     drop(client);
-    // Nobody opened the gate.
-    keeper.stopped.recv_timeout(A_MINUTE).expect("it stops");
+    // The gate stays closed, so only cancellation ends the request.
+    keeper.cancelled.recv_timeout(A_MINUTE).expect("the request is cancelled");
 }
 
 #[test]
-fn asked_to_end_it_finishes_what_is_under_way() {
+fn shutdown_finishes_running_requests() {
     let (gate, keeper) = gate();
     let mut server = Server::start(gate, one_at_a_time(), Limits::default());
     let url = format!("http://{}/v1/rerank", server.address);
     let body = json!({"query": "q", "documents": ["a"]}).to_string();
     let client = thread::spawn(move || post(&url, &body));
-    keeper.begun.recv_timeout(A_MINUTE).expect("it is worked on");
-    server.end();
-    // New clients are turned away from when it has heard of it.
+    keeper.started.recv_timeout(A_MINUTE).expect("the request starts");
+    server.shut_down();
+    // Once the shutdown has begun, the service refuses new connections.
     while TcpStream::connect(server.address).is_ok() {
         thread::yield_now();
     }
     keeper.open();
     assert_eq!(client.join().expect("no panic").status, 200);
-    server.wait();
+    server.join();
 }
 
 #[test]
-fn what_was_not_done_in_time_is_told() {
+fn rerank_reports_documents_cancelled_at_the_deadline() {
     let (gate, _keeper) = gate();
     let limits = Limits { time: Duration::ZERO, ..Limits::default() };
-    let server = Server::start(gate, Workers::default(), limits);
+    let server = Server::start(gate, AsyncSettings::default(), limits);
     let reply = server.post("/v1/rerank", json!({"query": "q", "documents": ["a"]}));
     assert_eq!((reply.status, indices(&reply.body).len()), (200, 0));
-    assert_eq!(reply.body["unscored"][0]["error"]["code"], "stopped");
+    assert_eq!(reply.body["unscored"][0]["error"]["code"], "cancelled");
 }
 
 #[test]
-fn a_failing_backend_is_an_error_without_its_secrets() {
+fn rerank_hides_the_source_of_a_backend_error() {
     let (gate, keeper) = gate();
     keeper.open();
     let server = Server::start(gate, one_at_a_time(), Limits::default());
@@ -336,7 +343,7 @@ fn a_failing_backend_is_an_error_without_its_secrets() {
     }
 }
 
-/// The example as its users start it, in a process of its own.
+/// The example in a process of its own, as its users start it.
 struct Process {
     child: Child,
     url: String,
@@ -344,15 +351,14 @@ struct Process {
 
 impl Process {
     fn start() -> Self {
-        let mut child = Command::new(env!("CARGO"))
-            .args(["run", "--quiet", "--locked", "--package", "erank-examples"])
-            .args(["--features", "serve", "--example", "serve", "--", "127.0.0.1:0"])
+        let mut child = Command::new(built::example("serve"))
+            .arg("127.0.0.1:0")
             .stdout(Stdio::piped())
             .spawn()
-            .expect("cargo runs");
+            .expect("the example starts");
         let mut line = String::new();
         let output = BufReader::new(child.stdout.as_mut().expect("a pipe")).read_line(&mut line);
-        output.expect("a line");
+        output.expect("the address");
         let url = line.trim().rsplit(' ').next().expect("an address").to_owned();
         assert!(url.starts_with("http://127.0.0.1:"), "{line}");
         Self { child, url }
@@ -368,22 +374,21 @@ impl Drop for Process {
 
 #[test]
 #[cfg(unix)]
-fn the_process_ends_well_on_sigterm() {
+fn process_exits_successfully_on_sigterm() {
     let mut process = Process::start();
     let question = json!({"query": "honey", "documents": [CAKES, NECTAR]}).to_string();
     let reply = post(&format!("{}/v1/rerank", process.url), &question);
     assert_eq!((reply.status, indices(&reply.body)), (200, vec![1, 0]));
-    // On Unix, cargo becomes what it runs.
     let kill = Command::new("kill").arg(process.child.id().to_string()).status();
     assert!(kill.expect("kill runs").success());
-    assert!(process.child.wait().expect("it ends").success());
+    assert!(process.child.wait().expect("the process exits").success());
     let mut rest = String::new();
     process.child.stdout.take().expect("a pipe").read_to_string(&mut rest).expect("text");
-    assert_eq!(rest, "ended; all that was asked is answered\n");
+    assert_eq!(rest, "stopped; all requests are answered\n");
 }
 
-/// The Python that has Cohere's client, or `None`, said loudly; with `ERANK_REQUIRE_COHERE` set that
-/// fails.
+/// Returns the Python interpreter that has Cohere's client. Without it, prints that the test is skipped and
+/// returns `None`, or panics if `ERANK_REQUIRE_COHERE` is set.
 fn python() -> Option<PathBuf> {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/.cache/cohere/bin/python");
     if python.exists() {
@@ -396,7 +401,7 @@ fn python() -> Option<PathBuf> {
 }
 
 #[test]
-fn coheres_own_client_works() {
+fn rerank_satisfies_the_client_of_cohere() {
     let Some(python) = python() else { return };
     let server = tiny();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("serve/cohere_client.py");

@@ -1,5 +1,5 @@
-//! What goes over the wire. Both Jina's and Cohere's clients find what they look for in the reply, and
-//! pass over the rest.
+//! Requests, replies and errors as JSON. A reply has the fields that Jina's clients read and those that
+//! Cohere's clients read; both ignore the others.
 
 use std::collections::BTreeMap;
 
@@ -41,16 +41,17 @@ impl From<Document> for String {
 }
 
 impl RerankRequest {
-    /// From a request's body, with warnings of what was passed over.
+    /// Parses and checks a request's body. Returns a warning for each unknown field, which is ignored.
     pub(crate) fn read(body: &[u8], limits: &Limits) -> Result<(Self, Vec<String>), Problem> {
         let mut json = serde_json::Deserializer::from_slice(body);
         let request: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let (field, error) = (error.path().to_string(), error.inner());
             match field.as_str() {
                 _ if !error.is_data() => {
-                    Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}"))
+                    let message = format!("the body is not valid JSON: {error}");
+                    Problem::new(StatusCode::BAD_REQUEST, message)
                 }
-                // The whole body: a field is missing, and the message names it.
+                // The path of the whole body: a field is missing, and the message names it.
                 "." => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
                 field => Problem::of_field(field, error.to_string()),
             }
@@ -59,43 +60,44 @@ impl RerankRequest {
         request.check(limits)?;
         let given: BTreeMap<String, IgnoredAny> = serde_json::from_slice(body).unwrap_or_default();
         let unknown = given.keys().filter(|name| !FIELDS.contains(&name.as_str()));
-        Ok((request, unknown.map(|name| format!("{name:?} is not known here")).collect()))
+        Ok((request, unknown.map(|name| format!("unknown field {name:?} is ignored")).collect()))
     }
 
     fn check(&self, limits: &Limits) -> Result<(), Problem> {
         let wrong = |field: &str, problem: String| Err(Problem::of_field(field, problem));
-        let most = limits.text_bytes;
-        let too_long = |bytes| format!("it has {bytes} bytes; give at most {most}");
+        let limit = limits.text_bytes;
+        let too_long = |bytes| format!("it has {bytes} bytes; the limit is {limit}");
         if self.query.trim().is_empty() {
             return wrong("query", "it is empty".into());
         }
-        if self.query.len() > most {
+        if self.query.len() > limit {
             return wrong("query", too_long(self.query.len()));
         }
         match self.documents.len() {
-            0 => return wrong("documents", "there are none; give at least one".into()),
+            0 => return wrong("documents", "it is empty; send at least one document".into()),
             count if count > limits.documents => {
-                let problem = format!("there are {count}; give at most {}", limits.documents);
+                let problem = format!("it has {count} entries; the limit is {}", limits.documents);
                 return wrong("documents", problem);
             }
             _ => {}
         }
         for (index, document) in self.documents.iter().enumerate() {
             let (Document::Text(text) | Document::Object { text }) = document;
-            if text.len() > most {
+            if text.len() > limit {
                 return wrong(&format!("documents[{index}]"), too_long(text.len()));
             }
         }
         match self.top_n {
-            Some(0) => wrong("top_n", "it is 0; give at least 1, or leave it out".into()),
+            Some(0) => wrong("top_n", "it is 0; send at least 1, or omit it".into()),
             _ => Ok(()),
         }
     }
 
+    /// Checks that the request names no other model than `served`.
     pub(crate) fn check_model(&self, served: &str) -> Result<(), Problem> {
         match &self.model {
             Some(model) if model != served => {
-                let message = format!("there is no model {model:?}; ask for {served:?}");
+                let message = format!("unknown model {model:?}; this service has {served:?}");
                 Err(Problem {
                     field: Some("model".into()),
                     ..Problem::new(StatusCode::NOT_FOUND, message)
@@ -106,8 +108,10 @@ impl RerankRequest {
     }
 }
 
-/// The reply. A document that could not be scored is not among the results, where any score would
-/// be a lie; `unscored` has it with the reason, and so have Cohere's warnings.
+/// Returns the reply to a request.
+///
+/// A document without a score is not among the results, because any number there would be invented. It is
+/// listed with its error in `unscored`, and among the warnings, which Cohere's clients show.
 pub(crate) fn reply(
     model: &str,
     top_n: Option<usize>,
@@ -116,7 +120,7 @@ pub(crate) fn reply(
     mut warnings: Vec<String>,
 ) -> Value {
     let results = ranking.documents.iter().take(top_n.unwrap_or(usize::MAX)).map(|document| {
-        // N × P(N) is at most 10.
+        // The score is N × P(N), at most 10; clients expect a number from 0 to 1.
         let mut result = json!({"index": document.index, "relevance_score": document.score / 10.0});
         if let Some(texts) = texts {
             result["document"] = json!({"text": texts[document.index]});
@@ -127,7 +131,7 @@ pub(crate) fn reply(
     let unscored = ranking.unscored.iter();
     warnings.extend(unscored.map(|d| format!("document {} has no score: {}", d.index, d.error)));
     let (prompt, generated) = (ranking.tokens.prompt, ranking.tokens.generated);
-    let documents = ranking.scored + ranking.unscored.len();
+    let documents = ranking.scored_count + ranking.unscored.len();
     json!({
         "object": "list",
         "model": model,
@@ -136,7 +140,7 @@ pub(crate) fn reply(
         "usage": {"prompt_tokens": prompt, "total_tokens": prompt + generated},
         "meta": {
             "api_version": {"version": "2"},
-            // Cohere's unit is a query with up to 100 documents.
+            // Cohere bills one search unit for a query with up to 100 documents.
             "billed_units": {"search_units": documents.div_ceil(100)},
             "tokens": {"input_tokens": prompt, "output_tokens": generated},
             "warnings": warnings,
@@ -144,7 +148,7 @@ pub(crate) fn reply(
     })
 }
 
-/// What went wrong, as JSON: a message, and the field that it is about.
+/// An error reply: as JSON, a message and the field that caused it.
 #[derive(Debug)]
 pub(crate) struct Problem {
     status: StatusCode,
@@ -162,12 +166,11 @@ impl Problem {
         Self { field: Some(field.into()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, message) }
     }
 
-    /// More is asked than is worked on or waits.
-    pub(crate) fn busy() -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "too many requests wait; try again later")
+    pub(crate) fn queue_full() -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "the queue is full; try again later")
     }
 
-    /// Its cause is for the log of the service, not for its clients.
+    /// Converts a backend's error. Its source goes to the service's log only, as it may hold secrets.
     pub(crate) fn of_backend(error: &RerankError) -> Self {
         let cause = std::error::Error::source(&error.source);
         eprintln!("{}: {}", error.source, cause.map(ToString::to_string).unwrap_or_default());
@@ -189,8 +192,8 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let Self { status, message, field } = self;
         let body = Json(json!({"message": message, "field": field}));
-        let later = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
-        if later.contains(&status) {
+        let can_be_retried = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        if can_be_retried.contains(&status) {
             return (status, [(header::RETRY_AFTER, "1")], body).into_response();
         }
         (status, body).into_response()

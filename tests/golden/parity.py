@@ -1,20 +1,18 @@
-"""Golden logits for `tests/parity.rs`: what Python's transformers computes for small random Qwen3 models.
+"""Makes golden logits for `tests/parity.rs` with Python's transformers, on small random Qwen3 models.
 
     python parity.py            writes parity/*.json and parity/*.safetensors beside this file
 
-Needs torch, transformers 5, numpy and safetensors. No weights are stored. Python and Rust both make
-them from this formula, whose every value is exact in BF16, so that one set of weights serves the F32
-and the BF16 runs:
+Needs torch, transformers 5, numpy and safetensors. No weights are stored: Python and Rust make them from the
+same formula. Every value is exact in BF16, so one set of weights serves both F32 and BF16 runs:
 
     noise(name, i)  = splitmix64(fnv1a64(name) + i)            64-bit, wrapping
     matrix element  = int8(top byte of noise) / 128 * 2^shift  shift: `matrix_shift`
     norm weight     = 1 + (top 4 bits of noise - 8) / 16       in 0.5 .. 1.4375; q_norm: twice that
     token i         = noise("tokens/<length>", i) mod vocab_size
 
-A matrix of n columns fed with values of size one has shift = -round(log2(n) / 2) plus a gain for its
-kind. The gains keep activations near one, make attention peak on a few keys (so that a wrong key shows),
-and keep the embedding from outweighing the layers (so that a wrong layer shows). A run prints the figures
-that they were chosen by.
+A matrix of n columns has shift = -round(log2(n) / 2) plus a gain for its kind. The gains keep activations near
+one, make attention peak on a few keys (so that a wrong key is noticed), and keep the embedding from outweighing
+the layers (so that a wrong layer is noticed). A run prints the figures by which the gains were chosen.
 """
 
 import json
@@ -31,7 +29,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 FOLDER = Path(__file__).parent / "parity"
 
 # name: hidden, FFN, query heads, KV heads, head_dim, layers, vocabulary, tied, rope_theta, rms_norm_eps
-# (g: query heads per KV head; d: head_dim; l: layers). One epsilon is large enough to show when ignored.
+# (g: query heads per KV head; d: head_dim; l: layers). One epsilon is so large that ignoring it is noticed.
 SHAPES = {
     "g1_d64_l1_tied": (64, 96, 2, 2, 64, 1, 320, True, 1e6, 1e-6),
     "g2_d64_l2_untied": (128, 200, 4, 2, 64, 2, 331, False, 1e4, 1e-6),
@@ -44,7 +42,7 @@ SHAPES = {
 }
 
 LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 129, 300)
-EVERY_POSITION = 17  # the one length whose logits are kept at every position
+EVERY_POSITION = 17  # the only length whose logits are kept at every position
 
 # log2 of each kind's gain; the output projection and the embedding (one matrix when tied) are largest.
 GAINS = {"v_proj": 1, "o_proj": 1, "gate_proj": 1, "up_proj": 1, "down_proj": 1, "lm_head": 3, "embed_tokens": 3}
@@ -63,7 +61,7 @@ def fnv1a64(name):
 
 
 def noise(name, count):
-    """`count` 64-bit numbers: splitmix64's output for the states seed, seed + 1, ..."""
+    """Returns `count` 64-bit numbers: splitmix64's output for the states seed, seed + 1, ..."""
     state = np.uint64(fnv1a64(name)) + np.arange(count, dtype=np.uint64)
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -72,7 +70,7 @@ def noise(name, count):
 
 
 def kind(name):
-    """"model.layers.0.mlp.up_proj.weight" -> "up_proj"."""
+    """Returns the kind of a weight: "model.layers.0.mlp.up_proj.weight" -> "up_proj"."""
     return name.split(".")[-2]
 
 
@@ -99,7 +97,7 @@ def tokens(length, vocab_size):
 
 
 def checksum(weights):
-    """Over every tensor's BF16 bits, so that a generator that drifted is told from a wrong forward pass."""
+    """Returns a checksum of all tensors' BF16 bits, to tell a generator that differs from a wrong forward pass."""
     total = 0
     for name in sorted(weights):
         bits = (weights[name].reshape(-1).view(np.uint32) >> 16).astype(np.uint64)
@@ -136,7 +134,7 @@ def config(shape):
 
 
 def config_file(model_config):
-    """config.json as transformers 5 writes it, and beside its rope_parameters the keys that 4.51 wrote."""
+    """Returns config.json as transformers 5 writes it, with the keys of 4.51 in addition to rope_parameters."""
     with tempfile.TemporaryDirectory() as folder:
         model_config.save_pretrained(folder)
         written = json.loads((Path(folder) / "config.json").read_text())
@@ -153,7 +151,7 @@ def build(model_config, dtype, attention):
         exact = torch.from_numpy(values)
         assert torch.equal(exact.bfloat16().float(), exact), f"{name} is not exact in BF16"
         model.state_dict()[name].copy_(exact)
-    # to() rounds the parameters and leaves rotary's own buffers as transformers loads them: F32.
+    # to() must round the parameters only: transformers keeps the buffers of the rotary embedding in F32.
     model.model.rotary_emb, rotary = None, model.model.rotary_emb
     model = model.to(dtype)
     model.model.rotary_emb = rotary
@@ -165,18 +163,18 @@ def logits(model, ids):
     return model(torch.from_numpy(ids)[None], use_cache=False).logits[0].double().numpy()
 
 
-# The goldens
+# The golden files
 
 
 def positions(length):
-    """The ones whose logits are kept: the last always, one in the middle of a long prompt, all of one."""
+    """Returns the positions whose logits are kept: the last and a middle one, or all of one length."""
     if length == EVERY_POSITION:
         return list(range(length))
     return sorted({length // 2, length - 1}) if length > 2 else [length - 1]
 
 
 def errors(actual, reference):
-    """Relative to the largest logit: the largest error, and the root of the mean square."""
+    """Returns errors relative to the largest logit: the largest, and the root mean square."""
     relative = (actual - reference) / np.abs(reference).max()
     return {"largest": float(np.abs(relative).max()), "rms": float(np.sqrt((relative**2).mean()))}
 
@@ -209,7 +207,7 @@ def golden(name, shape):
 
 
 def report(name, model_config, weights, cases, rows):
-    """Whether the test is sensitive: the logits' spread, attention's entropy, the layers' say."""
+    """Prints figures on the test's sensitivity: the logits' range, attention's entropy, the layers' outputs."""
     model, _ = build(model_config, torch.float32, "eager")
     ids = torch.from_numpy(tokens(LENGTHS[-1], model_config.vocab_size))[None]
     with torch.no_grad():

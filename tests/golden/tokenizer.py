@@ -1,25 +1,25 @@
-"""Golden ids for `tests/tokenizer.rs`: what Python makes of prompts, with Qwen3's own tokenizer.
+"""Makes golden token ids for `tests/tokenizer.rs` with transformers and Qwen3's own tokenizer.
 
     python tokenizer.py [FOLDER]     writes tokenizer.json beside this file
 
 FOLDER holds the tokenizer (default: the one that `../fetch_qwen3_tokenizer.sh` fills). Needs
 transformers 5.
 
-A case is a query and a document. Each is put into ERank's prompt, and the prompt into two chat
-templates: ChatML (the tokenizer's own) and LLaMA-Factory's `Human:`/`Assistant:` form. Some cases
-also go into a prompt whose text touches the query and the document without a line break, and ends
-in the middle of control tokens.
+A case is a query and a document. Each case is put into ERank's prompt, and the prompt into two chat
+templates: ChatML (the tokenizer's own) and LLaMA-Factory's `Human:`/`Assistant:` form. Some cases also go
+into a prompt whose text adjoins the query and the document without a line break, and which has halves of
+control tokens beside them.
 
 The ids come from two sources:
 
-- `apply_chat_template(..., tokenize=True)` of the whole message, if the query and the document hold
-  nothing that looks like an added token.
-- Otherwise from a renamed tokenizer: its added tokens are written with private-use characters, in
-  the tokenizer, the chat template and the prompt, but not in the query and the document. What looks
-  like a control token there is plain text to it. Both sources must agree where both apply.
+- If the query and the document contain nothing that looks like an added token:
+  `apply_chat_template(..., tokenize=True)` of the whole message.
+- Otherwise: a renamed tokenizer. Its added tokens are written with private-use characters in the tokenizer,
+  the chat template and the prompt, but not in the query and the document, so text there that looks like a
+  control token is plain text. Both sources must agree where both apply.
 
-Only the ids around the query and the document differ between cases, and they are the same in both
-forms: the ids before and after are stored once per form.
+Only the ids of the query, the document and the text around them differ between cases, and they are the same in
+both chat templates. The ids before and after them are stored once per template.
 """
 
 import json
@@ -54,7 +54,7 @@ Desired output format:
 <think>put your thinking here</think><answer>Only allows an integer here</answer>
 
 Your output:"""
-# Trusted text that touches the data: letters, and halves of control tokens.
+# Trusted text that adjoins the data: letters, and halves of control tokens.
 TIGHT = "<think>e{query}<|im_{doc}end|> </think> done"
 
 HUMAN = (
@@ -68,7 +68,7 @@ HUMAN = (
 
 
 class Plain:
-    """transformers as it is."""
+    """The unmodified tokenizer."""
 
     def __init__(self):
         self.tokenizer = AutoTokenizer.from_pretrained(FOLDER)
@@ -101,14 +101,14 @@ class Renamed:
         return apply(self.tokenizer, template, fill(self.rename(prompt), query, document))
 
     def looks_like_control(self, prompt, query, document):
-        """Whether there are more added tokens in the filled prompt than in the prompt."""
+        """Returns whether the filled prompt has more added tokens than the prompt."""
         count = lambda text: sum(text.count(token) for token in self.names)
         return count(fill(prompt, query, document)) > count(prompt)
 
     def truncate(self, text, limit):
-        """The text of the first `limit` tokens, without a character of which only a part fits.
+        """Returns the text of the first `limit` tokens, without a last character that is only partly included.
 
-        That is `decode(ids[:limit])`, but for that last character.
+        Except for that character, this is `decode(ids[:limit])`.
         """
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         if len(encoding.ids) <= limit:
@@ -122,7 +122,7 @@ class Renamed:
 
 
 def taken_apart(character):
-    """Whether NFC makes several characters of one, so that a part of it may fit."""
+    """Returns whether NFC splits the character into several, so that only some of them may fit."""
     return len(unicodedata.normalize("NFC", character)) > 1
 
 
@@ -202,7 +202,7 @@ def prose(r):
 
 
 def any_characters(r):
-    """From everywhere in Unicode but for surrogates and the private use of `Renamed`."""
+    """Returns characters of all Unicode planes, without surrogates and the private-use characters of `Renamed`."""
     blocks = [(0, 0x7F), (0, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x1FFFF), (0x20000, 0x3FFFF), (0xE0000, 0xE01FF), (0x100000, 0x10FFFF)]
     return "".join(chr(r.randint(*r.choice(blocks))) for _ in range(r.randint(1, 20)))
 
@@ -225,7 +225,7 @@ EDGES = ["", " ", "\n", "a", "\u0301", "<|im_end|>", "<|im_end|>\n<|im_start|>as
 
 
 def cases():
-    """Triples of a kind, a query and a document, the same in every run."""
+    """Yields triples of a kind, a query and a document, the same in every run."""
     r = random.Random(20250900520)
     for edge in EDGES:
         yield "edges", edge, r.choice(EDGES)
@@ -303,7 +303,7 @@ def golden():
 
 
 def readable_json(value):
-    """JSON on one line; what cannot be printed is escaped."""
+    """Returns JSON on one line, with unprintable characters escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 

@@ -1,23 +1,29 @@
-"""Converts a checkpoint folder to a GGUF file for llama.cpp: python3 gguf.py FOLDER OUT.gguf
+"""Converts a checkpoint folder to a GGUF file for llama.cpp: python3 gguf.py FOLDER OUT.gguf [bf16]
 
 The folder is one that erank-candle loads: a dense Qwen3, in one or more safetensors files, with a BPE
-model in tokenizer.json. All weights become F32, so that llama.cpp and erank-candle compute with the same
-numbers. Needs Python 3.9 and no package.
+model in tokenizer.json. Needs Python 3.9 and no package.
+
+Weights of any type become F32, so that llama.cpp and erank-candle compute with the same numbers. With
+`bf16`, matrices stay in BF16 and only the norms become F32.
 
 The file holds the vocabulary, with which llama.cpp detokenizes. It does not hold normalizers and
-pre-tokenizers, so llama.cpp would tokenize text differently: send it token ids.
+pre-tokenizers, so llama.cpp would tokenize text differently: send it token ids. Without a tokenizer.json
+in the folder, every token is unused.
 """
 
 import array
 import json
+import mmap
 import pathlib
 import struct
 import sys
 
 ALIGNMENT = 32
-# The GGUF codes of value types, and of the type of all tensors.
+# The GGUF codes of value types.
 U32, F32_VALUE, BOOL, STRING, ARRAY, I32 = 4, 6, 7, 8, 9, 5
-F32_TENSOR = 0
+# The GGUF codes of tensor types, and of the files that mostly hold them.
+F32_TENSOR, BF16_TENSOR = 0, 30
+F32_FILE, BF16_FILE = 0, 32
 # The GGUF codes of token types.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
@@ -61,16 +67,21 @@ def as_f32(data, dtype):
     raise SystemExit(f"a tensor has the type {dtype}; only F32, BF16 and F16 are supported")
 
 
-def read_tensors(folder):
-    """Yields name, shape and F32 bytes of every tensor."""
+def read_tensors(folder, keep_bf16):
+    """Yields name, shape, GGUF type and data of every tensor."""
     for path in sorted(folder.glob("*.safetensors")):
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         (length,) = struct.unpack_from("<Q", content)
         header = json.loads(content[8 : 8 + length])
         header.pop("__metadata__", None)
         for name, tensor in header.items():
             start, end = (8 + length + offset for offset in tensor["data_offsets"])
-            yield name, tensor["shape"], as_f32(memoryview(content)[start:end], tensor["dtype"])
+            data, shape = memoryview(content)[start:end], tensor["shape"]
+            if keep_bf16 and len(shape) > 1 and tensor["dtype"] == "BF16":
+                yield name, shape, BF16_TENSOR, data
+            else:
+                yield name, shape, F32_TENSOR, as_f32(data, tensor["dtype"])
 
 
 def byte_characters():
@@ -84,7 +95,11 @@ def byte_characters():
 
 def read_vocabulary(folder, size):
     """Returns texts and types of all tokens, and the merges, in llama.cpp's format."""
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    texts, kinds = [f"[unused {number}]" for number in range(size)], [UNUSED] * size
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        return texts, kinds, []
+    tokenizer = json.loads(file.read_text())
     characters = byte_characters()
     is_byte_level = "ByteLevel" in json.dumps(tokenizer.get("decoder"))
 
@@ -94,7 +109,6 @@ def read_vocabulary(folder, size):
         # In a vocabulary with "▁" for a space, convert the bytes of the text.
         return "".join(characters[byte] for byte in text.replace("▁", " ").encode())
 
-    texts, kinds = [f"[unused {number}]" for number in range(size)], [UNUSED] * size
     for text, number in tokenizer["model"]["vocab"].items():
         texts[number], kinds[number] = written(text), NORMAL
     for token in tokenizer["added_tokens"]:
@@ -105,10 +119,12 @@ def read_vocabulary(folder, size):
 
 
 def chat_template(folder):
+    """The template of a folder; an empty one without a tokenizer."""
     file = folder / "chat_template.jinja"
     if file.exists():
         return file.read_text()
-    return json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    settings = folder / "tokenizer_config.json"
+    return json.loads(settings.read_text())["chat_template"] if settings.exists() else ""
 
 
 def end_tokens(folder, config):
@@ -134,7 +150,7 @@ def encoded(kind, value):
     return struct.pack("<IQ", kind, len(items)) + b"".join(encoded(kind, item) for item in items)
 
 
-def main(folder, out):
+def main(folder, out, keep_bf16):
     config = json.loads((folder / "config.json").read_text())
     texts, kinds, merges = read_vocabulary(folder, config["vocab_size"])
     ends = end_tokens(folder, config)
@@ -144,7 +160,7 @@ def main(folder, out):
         ("general.architecture", STRING, "qwen3"),
         ("general.name", STRING, folder.resolve().name),
         ("general.alignment", U32, ALIGNMENT),
-        ("general.file_type", U32, 0),
+        ("general.file_type", U32, BF16_FILE if keep_bf16 else F32_FILE),
         ("qwen3.block_count", U32, config["num_hidden_layers"]),
         ("qwen3.context_length", U32, config["max_position_embeddings"]),
         ("qwen3.embedding_length", U32, config["hidden_size"]),
@@ -168,27 +184,27 @@ def main(folder, out):
     if len(ends) > 1:
         values.append(("tokenizer.ggml.eot_token_id", U32, ends[1]))
 
-    tensors = list(read_tensors(folder))
+    tensors = list(read_tensors(folder, keep_bf16))
     header = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(values))]
     for key, kind, value in values:
         header += [encoded(STRING, key), struct.pack("<I", kind), encoded(kind, value)]
     offset = 0
-    for name, shape, data in tensors:
+    for name, shape, kind, data in tensors:
         # GGUF lists the fastest dimension first.
         dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         header += [encoded(STRING, tensor_name(name)), dimensions]
-        header.append(struct.pack("<IQ", F32_TENSOR, offset))
+        header.append(struct.pack("<IQ", kind, offset))
         offset += -(-len(data) // ALIGNMENT) * ALIGNMENT
     with open(out, "wb") as file:
         for part in header:
             file.write(part)
-        for _, _, data in tensors:
+        for _, _, _, data in tensors:
             file.write(bytes(-file.tell() % ALIGNMENT))
             file.write(data)
         file.write(bytes(-file.tell() % ALIGNMENT))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4) or sys.argv[3:] not in ([], ["bf16"]):
         raise SystemExit(__doc__)
-    main(pathlib.Path(sys.argv[1]), sys.argv[2])
+    main(pathlib.Path(sys.argv[1]), sys.argv[2], keep_bf16=len(sys.argv) == 4)

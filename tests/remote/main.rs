@@ -18,7 +18,6 @@ mod vllm;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::DType;
 use erank_candle::{CandleBackend, Checkpoint, PromptTokenizer};
 use erank_core::prompt::BoundPrompt;
 use erank_core::{Cause, DocumentError};
@@ -111,7 +110,7 @@ fn settings(tokenizer: &CandleBackend) -> OpenAiSettings {
 /// Returns the bundled model in F32, as on the llama.cpp server.
 fn local_f32() -> CandleBackend {
     let mut settings = erank_candle::CandleSettings::default();
-    settings.dtype = Some(DType::F32);
+    settings.weights = Some(erank_candle::WeightFormat::F32);
     CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
 }
 

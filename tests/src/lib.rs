@@ -1,19 +1,19 @@
-//! What several tests share.
+//! Code that several tests share, and documentation pages whose examples run as tests.
 
 pub mod local;
 pub mod random_model;
 
-/// The README's examples, compiled and run as documentation tests.
+/// Compiles and runs the examples of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
 
-/// Likewise; what it quotes from examples is compared with them by their own tests.
+/// Compiles and runs the examples of `docs/backends.md`. A test of `erank-examples` checks its quotes.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/backends.md")]
 pub struct Backends;
 
-/// Likewise.
+/// Compiles and runs the examples of `docs/evaluation.md`.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/evaluation.md")]
 pub struct Evaluation;

@@ -1,4 +1,4 @@
-//! The local backend with the bundled model, and what it reports.
+//! The local backend with the bundled model, and functions that collect its results.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use erank_core::{Completion, DocumentError, Job, TokenCounts};
 /// A query for [`DOCUMENTS`].
 pub const QUERY: &str = "noise of jet engines";
 
-/// Documents of different lengths, some about the query.
+/// Documents of different lengths; some are relevant to [`QUERY`].
 pub const DOCUMENTS: [&str; 6] = [
     "The noise of a jet engine was measured at several distances.",
     "A recipe for bread with little salt.",
@@ -23,29 +23,30 @@ pub const DOCUMENTS: [&str; 6] = [
 /// The instruction of [`run`].
 pub const INSTRUCTION: &str = "Retrieve relevant documents for the query.";
 
-/// Bytes of one cache block of the bundled model: layers, keys and values, heads, dimensions, tokens,
-/// BF16.
+/// Bytes of one cache block of the bundled model: layers × (keys and values) × KV heads × dimensions × tokens
+/// × bytes of a BF16 value.
 pub const BLOCK_BYTES: usize = 4 * 2 * 3 * 64 * 16 * 2;
 
-/// The bundled model with the default settings, loaded once.
+/// Returns the bundled model with the default settings, which is loaded once per process.
 pub fn tiny() -> &'static CandleBackend {
     static TINY: OnceLock<CandleBackend> = OnceLock::new();
     TINY.get_or_init(|| CandleBackend::tiny().expect("the bundled model"))
 }
 
-/// The bundled model with other settings.
+/// Loads the bundled model with other settings.
 pub fn tiny_with(change: impl FnOnce(&mut CandleSettings)) -> CandleBackend {
     let mut settings = CandleSettings::default();
     change(&mut settings);
     CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
 }
 
-/// Waits until nothing runs: a caller gets its last result before the engine hears that it left.
+/// Waits until the engine is idle and returns its statistics. A caller gets its last result before the engine
+/// has removed the call.
 pub fn idle(backend: &CandleBackend) -> Statistics {
     let started = Instant::now();
     loop {
         let statistics = backend.statistics();
-        if (statistics.calls, statistics.running, statistics.used_blocks) == (0, 0, 0) {
+        if (statistics.callers, statistics.running, statistics.used_blocks) == (0, 0, 0) {
             return statistics;
         }
         assert!(started.elapsed() < Duration::from_secs(10), "{statistics:?}");
@@ -53,27 +54,27 @@ pub fn idle(backend: &CandleBackend) -> Statistics {
     }
 }
 
-/// The default options in another mode.
+/// Returns the default options with another mode.
 pub fn options(mode: Mode) -> ScoringOptions {
     let mut options = ScoringOptions::default();
     options.mode = mode;
     options
 }
 
-/// A thought of the bundled model with room to spare.
+/// A mode with more tokens than the bundled model's thoughts need.
 pub const REASON: Mode = Mode::Reason { max_tokens: 100 };
 
-/// Keeps what a backend reports, by document.
+/// A sink that keeps the outcomes of each document.
 #[derive(Default)]
 pub struct Outcomes {
-    /// In the order of arrival.
+    /// Each document's outcomes in the order of arrival.
     pub by_document: Vec<Vec<Result<Completion, DocumentError>>>,
-    /// Over all documents.
+    /// The tokens of all documents together.
     pub tokens: TokenCounts,
 }
 
 impl Outcomes {
-    /// For so many documents.
+    /// Creates a sink for `documents` documents.
     pub fn new(documents: usize) -> Self {
         let mut by_document = Vec::new();
         by_document.resize_with(documents, Vec::new);
@@ -86,23 +87,23 @@ impl Sink for Outcomes {
         self.by_document[index].push(outcome);
     }
 
-    fn advanced(&mut self, tokens: TokenCounts) {
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
         self.tokens += tokens;
     }
 }
 
-/// What the backend reports for `query` over `documents`.
+/// Scores `documents` for `query`, and asserts that each has as many outcomes as the options ask for.
 pub fn outcomes(
     backend: &dyn ScoringBackend,
     query: &str,
     documents: &[&str],
     options: ScoringOptions,
-    stop: CancellationToken,
+    cancellation: CancellationToken,
 ) -> Outcomes {
     let mut outcomes = Outcomes::new(documents.len());
     let template = PromptTemplate::erank();
     let prompt = template.bind(INSTRUCTION, query);
-    let job = Job::new(prompt, documents).with_options(options).with_cancellation(stop);
+    let job = Job::new(prompt, documents).with_options(options).with_cancellation(cancellation);
     backend.score(&job, &mut outcomes).expect("a run");
     for (index, reported) in outcomes.by_document.iter().enumerate() {
         assert_eq!(reported.len(), options.samples, "outcomes of document {index}");
@@ -110,18 +111,21 @@ pub fn outcomes(
     outcomes
 }
 
-/// Runs [`QUERY`] over `documents`: by document, its only outcome.
+/// Scores `documents` for [`QUERY`] with one sample each, and returns each document's outcome and the tokens.
 pub fn run(
     backend: &dyn ScoringBackend,
     documents: &[&str],
     options: ScoringOptions,
-    stop: CancellationToken,
+    cancellation: CancellationToken,
 ) -> (Vec<Result<Completion, DocumentError>>, TokenCounts) {
-    let outcomes = outcomes(backend, QUERY, documents, options, stop);
+    let outcomes = outcomes(backend, QUERY, documents, options, cancellation);
     (outcomes.by_document.into_iter().flatten().collect(), outcomes.tokens)
 }
 
-/// As [`run`], where everything goes well.
+/// Scores `documents` for [`QUERY`], and returns their completions.
+///
+/// # Panics
+/// If a document has an error.
 pub fn completions(
     backend: &dyn ScoringBackend,
     documents: &[&str],
@@ -130,7 +134,10 @@ pub fn completions(
     samples(backend, QUERY, documents, options).into_iter().flatten().collect()
 }
 
-/// All samples of each document, in their order, where everything goes well.
+/// Scores `documents` for `query`, and returns each document's samples in their order.
+///
+/// # Panics
+/// If a document has an error.
 pub fn samples(
     backend: &dyn ScoringBackend,
     query: &str,

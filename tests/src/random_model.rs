@@ -1,7 +1,7 @@
-//! Random Qwen3 models whose weights come from a formula, so that none are stored.
+//! Random Qwen3 models whose weights come from a formula, so no weights are stored.
 //!
-//! `golden/parity.py` makes the same weights from the same formula. Every value is exact in BF16, so
-//! that one set serves F32 and BF16 runs:
+//! `golden/parity.py` makes the same weights from the same formula. Every value is exact in BF16, so one set
+//! of weights serves both F32 and BF16 runs:
 //!
 //! ```text
 //! noise(name, i)  = splitmix64(fnv1a64(name) + i)            64-bit, wrapping
@@ -20,26 +20,26 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// A weight as the formula makes it.
+/// A weight computed by the formula.
 pub struct Weight {
     /// One dimension for a norm, two (rows, columns) for a matrix.
     pub shape: Vec<usize>,
-    /// In row-major order.
+    /// The values in row-major order.
     pub values: Vec<bf16>,
 }
 
-/// A model that the formula fills, known by its `config.json` alone.
+/// A model defined by its `config.json`; the formula computes its weights.
 pub struct RandomModel {
     config: Value,
     sizes: Sizes,
 }
 
-/// How a checkpoint's weights are spread over files.
+/// The distribution of a checkpoint's weights over files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
     /// `model.safetensors`.
     OneFile,
-    /// Two files and `model.safetensors.index.json`, neighbouring tensors in different ones.
+    /// Two files and `model.safetensors.index.json`; neighbouring tensors are in different files.
     TwoShards,
 }
 
@@ -56,29 +56,32 @@ struct Sizes {
 }
 
 impl RandomModel {
-    /// The model of a `config.json`.
+    /// Creates the model of a `config.json`.
+    ///
+    /// # Errors
+    /// If a dimension is missing.
     pub fn new(config: Value) -> serde_json::Result<Self> {
         let sizes = Sizes::deserialize(&config)?;
         Ok(Self { config, sizes })
     }
 
-    /// The configuration that it was made of.
+    /// Returns the model's `config.json`.
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// Tokens in the vocabulary.
+    /// Returns the number of tokens in the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.sizes.vocab_size
     }
 
-    /// The prompt of `length` tokens that the golden logits of that length belong to.
+    /// Returns the prompt of `length` tokens, for which the golden files have logits.
     pub fn tokens(&self, length: usize) -> Vec<u32> {
         let vocab_size = self.sizes.vocab_size as u64;
         noise(&format!("tokens/{length}")).take(length).map(|n| (n % vocab_size) as u32).collect()
     }
 
-    /// Every weight of the checkpoint, in the order of the names.
+    /// Computes all weights of the checkpoint, by name.
     pub fn weights(&self) -> BTreeMap<String, Weight> {
         let weights = self.shapes().into_iter().map(|(name, shape)| {
             let values = if shape.len() == 1 {
@@ -91,7 +94,10 @@ impl RandomModel {
         weights.collect()
     }
 
-    /// Write a folder as Hugging Face's models have it: configuration and BF16 weights.
+    /// Writes a folder in the layout of Hugging Face's models: configuration and BF16 weights.
+    ///
+    /// # Errors
+    /// Any I/O error.
     pub fn write(&self, folder: &Path, layout: Layout) -> io::Result<()> {
         fs::write(folder.join("config.json"), serde_json::to_vec_pretty(&self.config)?)?;
         let weights = self.weights();
@@ -101,7 +107,8 @@ impl RandomModel {
         }
     }
 
-    fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+    /// Returns the name and shape of every tensor: embedding and norms first, then layer by layer.
+    pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
         let sizes = &self.sizes;
         let (hidden, ffn, head_dim) = (sizes.hidden_size, sizes.intermediate_size, sizes.head_dim);
         let queries = sizes.num_attention_heads * head_dim;
@@ -136,8 +143,8 @@ impl RandomModel {
     }
 }
 
-/// Over every tensor's BF16 bits, as `golden/parity.py` computes it: tells a generator that drifted
-/// from a wrong forward pass.
+/// Returns a checksum of the BF16 bits of all tensors, equal to that of `golden/parity.py`. It distinguishes
+/// a generator that differs from a wrong forward pass.
 pub fn checksum(weights: &BTreeMap<String, Weight>) -> String {
     let total = weights.values().fold(0_u64, |total, weight| {
         let weighted =
@@ -165,13 +172,13 @@ fn noise(name: &str) -> impl Iterator<Item = u64> + use<> {
     (0..).map(move |i| splitmix64(seed.wrapping_add(i)))
 }
 
-/// "model.layers.0.mlp.up_proj.weight" → "up_proj".
+/// Returns the kind of a weight: "model.layers.0.mlp.up_proj.weight" → "up_proj".
 fn kind(name: &str) -> &str {
     name.rsplit('.').nth(1).unwrap_or(name)
 }
 
-/// log2 of a matrix's scale. Inputs of size one give outputs of size about one, times a gain for the
-/// kind that `golden/parity.py` explains.
+/// Returns log2 of a matrix's scale. Inputs of size one give outputs of size about one, times a gain for the
+/// kind of weight; `golden/parity.py` explains the gains.
 fn matrix_shift(name: &str, columns: usize) -> i32 {
     let gain = match kind(name) {
         "embed_tokens" | "lm_head" => 3,
@@ -196,13 +203,13 @@ fn norm_weight(name: &str, size: usize) -> Vec<bf16> {
 }
 
 fn write_shards(weights: &BTreeMap<String, Weight>, folder: &Path) -> io::Result<()> {
-    let file_of = |place: usize| format!("model-{:05}-of-00002.safetensors", place % 2 + 1);
+    let file_of = |index: usize| format!("model-{:05}-of-00002.safetensors", index % 2 + 1);
     for shard in 0..2 {
         let of_shard = weights.iter().skip(shard).step_by(2);
         write_tensors(of_shard, &folder.join(file_of(shard)))?;
     }
     let weight_map: BTreeMap<_, _> =
-        weights.keys().enumerate().map(|(place, name)| (name, file_of(place))).collect();
+        weights.keys().enumerate().map(|(index, name)| (name, file_of(index))).collect();
     let bytes: usize = weights.values().map(|weight| weight.values.len() * size_of::<bf16>()).sum();
     let index = json!({ "metadata": { "total_size": bytes }, "weight_map": weight_map });
     fs::write(folder.join("model.safetensors.index.json"), serde_json::to_vec_pretty(&index)?)
@@ -225,7 +232,7 @@ fn write_tensors<'a>(
             TensorView::new(Dtype::BF16, (*shape).clone(), bytes).map(|view| (name.as_str(), view))
         })
         .collect();
-    // transformers refuses a file without this entry.
+    // transformers rejects a file without this entry.
     let about = [("format".to_owned(), "pt".to_owned())].into();
     views
         .and_then(|views| serialize_to_file(views, Some(about), path))

@@ -1,18 +1,17 @@
-//! Which cache blocks hold the beginnings of prompts: a tree with a block of tokens at each node.
+//! A tree of the cache blocks that hold the beginnings of prompts, one block of tokens per node.
 //!
 //! ```text
 //! root ─ 16 tokens ─ 16 tokens ┬ 16 tokens        one query, then one of its documents
 //!                              └ 16 tokens ─ …    another document
 //! ```
 //!
-//! A prompt uses the nodes along its path. What no prompt uses stays for later ones, until the room
-//! is needed: then the node that was used the longest ago goes, leaves before what leads to them. A
-//! node is put in when a prompt begins to be computed; who comes for it earlier than it is there
-//! waits instead of computing it once more.
+//! A prompt uses the nodes along its path. Nodes without users stay cached until their blocks are needed; then the
+//! least recently used leaf is evicted. A node is inserted when its computation begins. A prompt that finds a node
+//! that is still being computed waits for it instead of computing it again.
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::kv_cache::{BLOCK_TOKENS, BlockId};
+use crate::model::step::{BLOCK_TOKENS, BlockId};
 
 /// A node of the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,60 +25,61 @@ struct Node {
     parent: Option<NodeId>,
     tokens: BlockTokens,
     block: BlockId,
-    /// Prompts that use it.
+    /// Number of prompts that use the node.
     users: usize,
     children: usize,
-    /// Whether the block holds the tokens already.
+    /// Whether the block holds the tokens' keys and values.
     computed: bool,
-    /// When its last user left.
+    /// The clock's value when the last user left.
     last_used: u64,
 }
 
-/// What [`PrefixCache::find`] found.
+/// The result of [`PrefixCache::find`].
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
-    /// The nodes that hold the first blocks of the prompt.
+pub(super) struct PrefixMatch {
+    /// The nodes of the prompt's first blocks.
     pub(super) path: Vec<NodeId>,
-    /// Whether the block after them is being computed by somebody else right now.
-    pub(super) more_to_come: bool,
+    /// Whether another prompt is computing the next block.
+    pub(super) next_is_computing: bool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct PrefixCache {
     nodes: HashMap<NodeId, Node>,
     children: HashMap<(Option<NodeId>, BlockTokens), NodeId>,
-    /// Leaves without users, the one that was used the longest ago first.
+    /// Leaves without users, the least recently used first.
     evictable: BTreeSet<(u64, NodeId)>,
-    /// Nodes without users.
+    /// Number of nodes without users.
     unused: usize,
     clock: u64,
     next_id: usize,
 }
 
 impl PrefixCache {
-    /// The longest beginning of `tokens` that is here, in whole blocks.
-    pub(super) fn find(&self, tokens: &[u32]) -> Found {
+    /// Returns the longest cached prefix of `tokens`, in whole blocks.
+    pub(super) fn find(&self, tokens: &[u32]) -> PrefixMatch {
         let mut path: Vec<NodeId> = Vec::new();
         for block in tokens.as_chunks().0 {
             match self.children.get(&(path.last().copied(), *block)) {
                 Some(node) if self.nodes[node].computed => path.push(*node),
-                Some(_) => return Found { path, more_to_come: true },
+                Some(_) => return PrefixMatch { path, next_is_computing: true },
                 None => break,
             }
         }
-        Found { path, more_to_come: false }
+        PrefixMatch { path, next_is_computing: false }
     }
 
+    /// Returns the node's block.
     pub(super) fn block(&self, node: NodeId) -> BlockId {
         self.nodes[&node].block
     }
 
-    /// Blocks that [`evict`](Self::evict) can give.
+    /// Returns the number of blocks that [`evict`](Self::evict) can free.
     pub(super) fn evictable_blocks(&self) -> usize {
         self.unused
     }
 
-    /// Of the nodes of a path, how many have no user yet.
+    /// Returns the number of nodes on a path that have no user.
     pub(super) fn unused_among(&self, path: &[NodeId]) -> usize {
         path.iter().filter(|node| self.nodes[node].users == 0).count()
     }
@@ -96,8 +96,7 @@ impl PrefixCache {
         }
     }
 
-    /// Puts in a block that is about to be computed, with one user; `None` if those tokens are
-    /// already there.
+    /// Inserts a block that is about to be computed, with one user. Returns `None` if the tree has these tokens.
     pub(super) fn insert(
         &mut self,
         parent: Option<NodeId>,
@@ -118,18 +117,18 @@ impl PrefixCache {
         Some(id)
     }
 
-    /// The block holds its tokens from now on.
+    /// Marks the node's block as computed.
     pub(super) fn set_computed(&mut self, node: NodeId) {
         if let Some(node) = self.nodes.get_mut(&node) {
             node.computed = true;
         }
     }
 
-    /// A user of every node of a path leaves. Gives back the blocks that it had not computed.
+    /// Removes a user from every node of a path. Returns the blocks that were not computed and are free now.
     pub(super) fn release(&mut self, path: &[NodeId]) -> Vec<BlockId> {
         self.clock += 1;
         let mut blocks = Vec::new();
-        // From the end, so that a node is a leaf when its turn comes.
+        // From the end, so that each node is a leaf when it is removed.
         for id in path.iter().rev() {
             let Some(node) = self.nodes.get_mut(id) else { continue };
             node.users -= 1;
@@ -148,7 +147,7 @@ impl PrefixCache {
         blocks
     }
 
-    /// Removes the leaf that was used the longest ago, and gives its block.
+    /// Removes the least recently used leaf and returns its block.
     pub(super) fn evict(&mut self) -> Option<BlockId> {
         let (_, id) = *self.evictable.first()?;
         self.remove(id)
@@ -177,14 +176,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Blocks of tokens that are all the same.
+    /// Returns a block of equal tokens for each number.
     fn tokens(blocks: &[u32]) -> Vec<u32> {
         blocks.iter().flat_map(|token| [*token; BLOCK_TOKENS]).collect()
     }
 
-    /// Inserts what is missing of a prompt, as the engine does, and says what it uses.
-    fn begin(cache: &mut PrefixCache, prompt: &[u32], next_block: &mut u32) -> Vec<NodeId> {
-        let Found { mut path, .. } = cache.find(prompt);
+    /// Acquires a prompt's nodes and inserts the missing ones, as the engine does. Returns the path.
+    fn insert_prompt(cache: &mut PrefixCache, prompt: &[u32], next_block: &mut u32) -> Vec<NodeId> {
+        let PrefixMatch { mut path, .. } = cache.find(prompt);
         cache.acquire(&path);
         for block in &prompt.as_chunks().0[path.len()..] {
             let parent = path.last().copied();
@@ -196,28 +195,31 @@ mod tests {
     }
 
     #[test]
-    fn what_is_being_computed_is_waited_for_and_then_found() {
+    fn find_reports_blocks_that_are_being_computed() {
         let (mut cache, mut next_block) = (PrefixCache::default(), 0);
         let prompt = tokens(&[1, 2, 3]);
-        assert_eq!(cache.find(&prompt), Found { path: vec![], more_to_come: false });
-        let path = begin(&mut cache, &prompt, &mut next_block);
-        assert_eq!(cache.find(&prompt), Found { path: vec![], more_to_come: true });
+        assert_eq!(cache.find(&prompt), PrefixMatch { path: vec![], next_is_computing: false });
+        let path = insert_prompt(&mut cache, &prompt, &mut next_block);
+        assert_eq!(cache.find(&prompt), PrefixMatch { path: vec![], next_is_computing: true });
         cache.set_computed(path[0]);
         let found = cache.find(&tokens(&[1, 9]));
-        assert_eq!(found, Found { path: path[..1].to_vec(), more_to_come: false });
-        assert!(cache.find(&prompt).more_to_come);
-        // Whoever gives up takes back what is not there.
+        assert_eq!(found, PrefixMatch { path: path[..1].to_vec(), next_is_computing: false });
+        assert!(cache.find(&prompt).next_is_computing);
+        // A prompt that leaves early frees the blocks that it did not compute.
         assert_eq!(cache.release(&path), [BlockId(2), BlockId(1)]);
-        assert_eq!(cache.find(&prompt), Found { path: path[..1].to_vec(), more_to_come: false });
-        // A part of a block is nothing.
+        assert_eq!(
+            cache.find(&prompt),
+            PrefixMatch { path: path[..1].to_vec(), next_is_computing: false }
+        );
+        // A partial block is not cached.
         assert!(cache.find(&prompt[..BLOCK_TOKENS - 1]).path.is_empty());
     }
 
     #[test]
-    fn the_leaf_unused_for_longest_goes_first() {
+    fn evict_removes_the_least_recently_used_leaf() {
         let (mut cache, mut next_block) = (PrefixCache::default(), 0);
         let mut run = |cache: &mut PrefixCache, blocks: &[u32]| {
-            let path = begin(cache, &tokens(blocks), &mut next_block);
+            let path = insert_prompt(cache, &tokens(blocks), &mut next_block);
             path.iter().for_each(|node| cache.set_computed(*node));
             assert!(cache.release(&path).is_empty());
         };
@@ -232,9 +234,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes, the books are balanced and no block is lost or given twice.
+        /// Random insertions, completions and releases lose no block and return none twice.
         #[test]
-        fn no_block_is_lost(
+        fn release_and_evict_return_every_block_once(
             steps in proptest::collection::vec((0..4u8, proptest::collection::vec(0..3u32, 0..4)), 0..60)
         ) {
             let (mut cache, mut next_block) = (PrefixCache::default(), 0);
@@ -242,7 +244,7 @@ mod tests {
             let mut returned = Vec::new();
             for (action, blocks) in steps {
                 match action {
-                    0 | 1 => running.push(begin(&mut cache, &tokens(&blocks), &mut next_block)),
+                    0 | 1 => running.push(insert_prompt(&mut cache, &tokens(&blocks), &mut next_block)),
                     2 => if let Some(path) = running.first() {
                         path.iter().for_each(|node| cache.set_computed(*node));
                     },

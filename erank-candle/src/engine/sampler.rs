@@ -1,14 +1,15 @@
-//! Choosing the next token.
+//! The choice of the next token.
 //!
-//! In vLLM's order: repetition, frequency and presence penalties; temperature; `min_p`; `top_k`;
-//! `top_p`; then a draw. Tokens that tie at the limit of `top_k` all stay.
+//! The steps have vLLM's order: repetition, frequency and presence penalties; temperature; `min_p`; `top_k`; `top_p`;
+//! then a draw. Tokens that tie at the limit of `top_k` all stay. The sampler is our own because results must have
+//! the same bits in any batch: a draw depends on the seed, the sample and the position alone.
 
 use std::collections::HashMap;
 
 use erank_core::Sampling;
 
-/// The id chosen at `logits`, after `prompt` and the `generated` tokens. The draw depends on
-/// nothing but the sampling's seed, the sample's number, and how many tokens were generated.
+/// Chooses a token id by `logits` after `prompt` and the `generated` tokens. The draw depends on the seed, the
+/// sample's number and the number of generated tokens alone.
 pub(super) fn sample(
     logits: &[f32],
     sampling: &Sampling,
@@ -33,7 +34,7 @@ pub(super) fn sample(
             return *id;
         }
     }
-    // Rounding may leave a little; and logits that are none leave no candidate.
+    // Rounding may leave a remainder, and NaN logits leave no candidate.
     candidates.last().map_or_else(|| most_probable(&logits), |(id, _)| *id)
 }
 
@@ -65,7 +66,7 @@ fn penalize(logits: &mut [f32], sampling: &Sampling, prompt: &[u32], generated: 
     }
 }
 
-/// The tokens that may be drawn, each with its probability but for a common factor.
+/// Returns the tokens that may be drawn, with their unnormalised probabilities.
 fn candidates(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let temperature = f64::from(sampling.temperature);
@@ -73,7 +74,7 @@ fn candidates(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
     let ids = (0..logits.len() as u32).zip(logits);
     let mut candidates: Vec<(u32, f64)> = ids
         .map(|(id, logit)| (id, weight(*logit)))
-        // The most probable token's weight is 1.
+        // The most probable token has the weight 1.
         .filter(|(_, weight)| *weight > 0.0 && *weight >= f64::from(sampling.min_p))
         .collect();
 
@@ -98,14 +99,14 @@ fn candidates(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
             .count();
         candidates.truncate(kept.max(1));
     } else {
-        // Selecting left no order that could be relied on.
+        // The selection left the candidates in an arbitrary order.
         candidates.sort_unstable_by_key(|(id, _)| *id);
     }
     candidates
 }
 
-/// A number in `[0, 1)` that looks random, from a seed, a sample's number and a position: the
-/// mixing function of SplitMix64 (Steele et al., OOPSLA 2014), once for each.
+/// Returns a pseudo-random number in `[0, 1)` from a seed, a sample's number and a position, by one round of
+/// SplitMix64's mixing function (Steele et al., OOPSLA 2014) for each.
 fn uniform(seed: u64, sample: u64, position: u64) -> f64 {
     let mix = |state: u64, input: u64| {
         let mut z = (state ^ input).wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -122,7 +123,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// vLLM's semantics, step by step over whole arrays of probabilities.
+    /// Computes vLLM's semantics step by step over whole arrays of probabilities.
     fn reference(
         logits: &[f32],
         sampling: &Sampling,
@@ -158,7 +159,7 @@ mod tests {
             let limit = sorted[sampling.top_k as usize - 1];
             logits.iter_mut().filter(|l| **l < limit).for_each(|l| *l = f64::NEG_INFINITY);
         }
-        // Ascending; leaves out as long as the sum does not exceed 1 − top_p, but never the last.
+        // In ascending order: drops tokens while their sum does not exceed 1 − top_p, but keeps the last one.
         let probabilities = softmax(&logits);
         let mut ascending: Vec<usize> = (0..logits.len()).collect();
         ascending.sort_by(|a, b| probabilities[*a].total_cmp(&probabilities[*b]).then(b.cmp(a)));
@@ -195,7 +196,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn candidates_are_the_reference_s(
+        fn candidates_match_the_reference(
             logits in proptest::collection::vec(-6.0f32..6.0, 1..24),
             sampling in settings(),
             prompt in proptest::collection::vec(0u32..24, 0..5),
@@ -209,14 +210,14 @@ mod tests {
             let mut given = vec![0.0; logits.len()];
             candidates.iter().for_each(|(id, weight)| given[*id as usize] = weight / total);
             for (id, (given, expected)) in given.iter().zip(&expected).enumerate() {
-                // Penalties are in F32 here.
+                // The sampler computes penalties in F32.
                 prop_assert!((given - expected).abs() < 1e-4, "{}: {} {}", id, given, expected);
             }
         }
     }
 
     #[test]
-    fn draws_follow_the_probabilities() {
+    fn sample_draws_by_probability() {
         let logits = [0.5f32, 0.2, 0.1, 0.2].map(f32::ln);
         let mut sampling = Sampling::with_temperature(1.0);
         let mut counts = [0; 4];
@@ -230,7 +231,7 @@ mod tests {
             // Five standard deviations.
             assert!((share - expected).abs() < 5.0 * (expected / draws as f64).sqrt(), "{share}");
         }
-        // Seeds, samples and positions all count.
+        // Seed, sample and position each change the number.
         let numbers: Vec<f64> = (0..3)
             .flat_map(|seed| (0..3).flat_map(move |s| (0..3).map(move |p| uniform(seed, s, p))))
             .collect();
@@ -240,12 +241,12 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_most_probable_after_penalties() {
+    fn sample_at_temperature_zero_takes_the_most_probable_after_penalties() {
         let mut sampling = Sampling::default();
         assert_eq!(sample(&[1.0, 3.0, 3.0], &sampling, &[], &[1], 0), 1);
         sampling.presence_penalty = 0.1;
         assert_eq!(sample(&[1.0, 3.0, 3.0], &sampling, &[1], &[1], 0), 2);
-        // Logits that are none give a token all the same; its log-probability is an error later.
+        // NaN logits still give a token; its log-probability becomes an error later.
         let hot = Sampling::with_temperature(1.0);
         assert_eq!(sample(&[f32::NAN; 3], &hot, &[], &[], 0), 0);
     }

@@ -2,75 +2,80 @@
 
 use std::sync::Arc;
 
-use erank_core::{AnswerFormat, Mode};
-use erank_core::{Completion, DocumentError, FinishReason, ScoringOptions};
+use erank_core::tags::{ANSWER_CLOSE, FORCED_ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN};
+use erank_core::{AnswerFormat, Completion, DocumentError, FinishReason, Mode, ScoringOptions};
 
-use super::draft::draft;
-use super::labels::{Labels, Walk};
+use super::answer_trie::{AnswerTrie, TrieWalk};
+use super::prompt_lookup::draft;
 use super::sampler::sample;
 use crate::logits::{Logits, TokenLogProb};
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer, TokenDecoder};
 
-/// What all sequences of a job share.
-pub(crate) struct Task {
+/// Tokens reserved to close the thought and open the answer: no tokenizer makes more tokens than bytes.
+const PREFIX_RESERVE: usize = FORCED_ANSWER_PREFIX.len();
+
+/// The state that all sequences of a job share.
+pub(crate) struct JobContext {
     pub(crate) tokenizer: PromptTokenizer,
     pub(crate) format: AnswerFormat,
-    pub(crate) labels: Labels,
+    pub(crate) answers: AnswerTrie,
     pub(crate) options: ScoringOptions,
     pub(crate) eos_token_ids: Vec<u32>,
-    /// The token that ends a thought, if `</think>` is one: then its characters are a quotation.
-    pub(crate) end_of_thought: Option<u32>,
+    /// The token that ends a thought, if `</think>` is one token. The same characters in other tokens are a
+    /// quotation.
+    pub(crate) thought_end_id: Option<u32>,
     /// Whether the prompt ends with an open thought.
-    pub(crate) opens_thought: bool,
-    /// Tokens that a sequence may have in all.
-    pub(crate) limit: usize,
+    pub(crate) prompt_opens_thought: bool,
+    /// Maximum number of tokens of a sequence.
+    pub(crate) max_tokens: usize,
 }
 
-/// A sequence: the tokens so far, how many of them the cache holds, and what comes next.
+/// A sequence: its tokens, the number of them in the KV cache, and its state.
 pub(crate) struct Sequence {
-    task: Arc<Task>,
+    context: Arc<JobContext>,
     /// The document's index in the job.
     pub(crate) index: usize,
-    /// Prompt, generated and forced tokens; while the distribution is read, a probe at the end.
+    /// Prompt, generated and forced tokens; while the answer distribution is read, a probe at the end.
     tokens: Vec<u32>,
-    /// Tokens of the prompt, with an answer's forced beginning.
+    /// Number of tokens of the prompt, including a forced beginning of the answer.
     prompt_length: usize,
-    /// How many of the tokens the cache holds.
+    /// Number of tokens in the KV cache.
     computed: usize,
     completion: Completion,
     decoder: TokenDecoder,
-    /// Tokens that may still be generated before the answer is forced.
+    /// Number of tokens that may still be generated before the answer is forced.
     budget: usize,
-    next: Next,
+    state: State,
 }
 
-/// What the logits behind the last token are for.
-enum Next {
-    /// The next token of the thought or the answer.
-    Token,
-    /// The first token of the answer, which is forced.
+/// The use of the logits after the last token.
+enum State {
+    /// They choose the next token of the thought or the answer.
+    Generating,
+    /// They begin the answer distribution of a forced answer.
     ForcedAnswer,
-    /// The distribution over the answers, which begin at `start`. `chosen` are the tokens that the
-    /// model chose there, as far as they may begin an answer; none if the answer is forced.
-    Distribution { walk: Walk, start: usize, chosen: Vec<u32> },
+    /// They continue the answer distribution of answers that begin at token `start`. `chosen` are the tokens that
+    /// the model chose there, as far as an answer may begin with them; empty if the answer is forced.
+    ReadingDistribution { walk: TrieWalk, start: usize, chosen: Vec<u32> },
 }
 
-/// A completed sequence's result; `None` while it goes on.
+/// The result of a completed sequence; `None` while the sequence is unfinished.
 pub(super) type Outcome = Option<Result<Completion, DocumentError>>;
 
 impl Sequence {
-    /// Begins with a prompt.
+    /// Creates a sequence of a prompt.
     ///
     /// # Errors
-    /// If the prompt leaves no room for an answer.
+    /// Returns [`DocumentError::PromptTooLong`] if the prompt leaves no room for an answer.
     pub(crate) fn new(
         index: usize,
         sample: usize,
         prompt: EncodedPrompt,
-        task: Arc<Task>,
+        context: Arc<JobContext>,
     ) -> Result<Self, DocumentError> {
         let prompt_length = prompt.ids.len();
-        let mut completion = Completion::new(if task.opens_thought { THOUGHT_OPEN } else { "" });
+        let opening = if context.prompt_opens_thought { THINK_OPEN } else { "" };
+        let mut completion = Completion::new(opening);
         completion.usage.prompt = prompt_length;
         completion.query_truncated = prompt.query_truncated;
         completion.document_truncated = prompt.document_truncated;
@@ -81,29 +86,28 @@ impl Sequence {
             prompt_length,
             computed: 0,
             completion,
-            decoder: task.tokenizer.decoder(),
+            decoder: context.tokenizer.decoder(),
             budget: 0,
-            next: Next::Token,
-            task,
+            state: State::Generating,
+            context,
         };
-        let task = Arc::clone(&sequence.task);
-        if task.options.mode == Mode::AnswerOnly {
-            let lead = match task.opens_thought {
-                true => sequence.forced_lead(),
-                false => task.format.answer_only_lead(),
+        let context = Arc::clone(&sequence.context);
+        if context.options.mode == Mode::AnswerOnly {
+            let prefix = match context.prompt_opens_thought {
+                true => sequence.forced_prefix(),
+                false => context.format.answer_only_prefix(),
             };
-            sequence.force(lead)?;
+            sequence.force(prefix)?;
             sequence.prompt_length = sequence.tokens.len();
             sequence.completion.finish_reason = FinishReason::Answered;
         }
 
-        let room_to_answer = LEAD_ROOM + task.labels.longest();
-        let needed = sequence.tokens.len() + room_to_answer;
-        if needed > task.limit {
-            return Err(DocumentError::PromptTooLong { tokens: needed, limit: task.limit });
+        let needed = sequence.tokens.len() + PREFIX_RESERVE + context.answers.longest();
+        if needed > context.max_tokens {
+            return Err(DocumentError::PromptTooLong { tokens: needed, limit: context.max_tokens });
         }
-        if let Mode::Reason { max_tokens } = task.options.mode {
-            sequence.budget = max_tokens.min(task.limit - needed);
+        if let Mode::Reason { max_tokens } = context.options.mode {
+            sequence.budget = max_tokens.min(context.max_tokens - needed);
             if sequence.budget == 0 {
                 sequence.force_answer()?;
             }
@@ -111,103 +115,106 @@ impl Sequence {
         Ok(sequence)
     }
 
-    /// Prompt, generated and forced tokens so far.
+    /// Returns the prompt, generated and forced tokens.
     pub(super) fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// The prompt's tokens that other sequences may share: all but the last token, whose logits
-    /// this sequence needs.
+    /// Returns the prompt's tokens that other sequences may share: all but the last token, whose logits this
+    /// sequence needs.
     pub(super) fn shareable(&self) -> &[u32] {
         &self.tokens[..self.prompt_length.min(self.tokens.len() - 1)]
     }
 
-    /// How many of the tokens the cache holds.
+    /// Returns the number of tokens in the KV cache.
     pub(super) fn computed(&self) -> usize {
         self.computed
     }
 
-    /// The cache holds so many of its tokens, of which it had none.
+    /// Sets the number of tokens in the KV cache, after the sequence got new blocks.
     pub(super) fn restart_at(&mut self, computed: usize) {
         self.computed = computed;
     }
 
-    /// Tokens that the cache does not hold yet. Never empty between steps.
+    /// Returns the tokens that the KV cache lacks. Between steps there is at least one.
     pub(super) fn pending(&self) -> &[u32] {
         &self.tokens[self.computed..]
     }
 
-    /// Generated tokens so far.
+    /// Returns the number of generated tokens.
     pub(super) fn generated(&self) -> usize {
         self.completion.usage.generated
     }
 
-    /// Tokens that may well follow the pending ones, at most about `most`: if they do, computing
-    /// them in the same step saves a step.
+    /// Returns up to `most` tokens that may follow the pending ones: if they do, computing them in the same step
+    /// saves a step. The answer's next probe is returned whole.
     pub(super) fn draft(&self, most: usize) -> &[u32] {
-        match self.next {
-            Next::ForcedAnswer => self.task.labels.first_probe(),
-            Next::Token if self.is_at_answer() => self.task.labels.first_probe(),
-            Next::Token => {
-                let room = self.budget.min(self.task.limit - self.tokens.len());
-                draft(&self.tokens, most.min(room.saturating_sub(1)))
+        match self.state {
+            State::ForcedAnswer => self.context.answers.first_probe(),
+            State::Generating if self.is_at_answer() => self.context.answers.first_probe(),
+            State::Generating => {
+                let left = self.budget.min(self.context.max_tokens - self.tokens.len());
+                draft(&self.tokens, most.min(left.saturating_sub(1)))
             }
-            Next::Distribution { .. } => &[],
+            State::ReadingDistribution { .. } => &[],
         }
     }
 
-    /// The cache holds `count` of the pending tokens.
+    /// Records that the KV cache holds `count` of the pending tokens.
     pub(super) fn advance_prompt(&mut self, count: usize) {
         self.computed += count;
     }
 
-    /// The cache holds all pending tokens and behind them those of `draft`; `logits` are those
-    /// behind the last pending token and behind each of the draft's, one after another. Goes on as
-    /// far as the draft agrees with what comes. Also gives how many tokens of the draft did.
+    /// Advances after a step that computed all pending tokens and then the `draft`. `logits` are those after the
+    /// last pending token and after each token of the draft, `[draft + 1, vocab_size]`.
+    ///
+    /// Advances as far as the draft agrees with the sequence. Returns the outcome and the number of accepted tokens
+    /// of the draft.
     pub(super) fn advance(&mut self, draft: &[u32], logits: &[f32]) -> (Outcome, usize) {
         let vocab_size = logits.len() / (draft.len() + 1);
         let start = self.tokens.len();
         self.computed = start;
-        let mut agreed = 0;
+        let mut accepted = 0;
         while self.pending().is_empty() {
-            let place = agreed * vocab_size;
-            if let Some(result) = self.go_on(&logits[place..place + vocab_size]) {
-                return (Some(result), agreed);
+            let offset = accepted * vocab_size;
+            if let Some(result) = self.consume(&logits[offset..offset + vocab_size]) {
+                return (Some(result), accepted);
             }
-            // Reading the distribution takes a step back, and perhaps the same step again.
+            // Reading the distribution drops a probe, and may append the same tokens again.
             while let Some(next) = self.pending().first()
                 && self.computed >= start
                 && draft.get(self.computed - start) == Some(next)
             {
                 self.computed += 1;
             }
-            agreed = self.computed.saturating_sub(start);
+            accepted = self.computed.saturating_sub(start);
         }
-        (None, agreed)
+        (None, accepted)
     }
 
-    /// Goes on with the logits behind the last token.
-    fn go_on(&mut self, logits: &[f32]) -> Outcome {
+    /// Advances by the logits after the last token.
+    fn consume(&mut self, logits: &[f32]) -> Outcome {
         let logits = Logits::new(logits);
-        let outcome = match std::mem::replace(&mut self.next, Next::Token) {
-            Next::Token => {
+        let outcome = match std::mem::replace(&mut self.state, State::Generating) {
+            State::Generating => {
                 let chosen = self.choose(&logits);
                 if self.is_at_answer() && !self.is_white_space(chosen.id) {
-                    let walk = Walk::begin(&self.task.labels, &logits);
+                    let walk = TrieWalk::begin(&self.context.answers, &logits);
                     self.read_distribution(walk, vec![chosen.id])
                 } else {
                     self.accept(chosen)
                 }
             }
-            Next::ForcedAnswer => {
-                self.read_distribution(Walk::begin(&self.task.labels, &logits), Vec::new())
+            State::ForcedAnswer => {
+                let walk = TrieWalk::begin(&self.context.answers, &logits);
+                self.read_distribution(walk, Vec::new())
             }
-            Next::Distribution { mut walk, start, mut chosen } => {
-                // Behind the model's own choices, it chooses the next.
-                if walk.next(&self.task.labels) == Some(chosen.as_slice()) {
+            State::ReadingDistribution { mut walk, start, mut chosen } => {
+                // If the probe is what the model chose, these logits choose its next token.
+                if walk.next(&self.context.answers) == Some(chosen.as_slice()) {
                     chosen.push(self.choose(&logits).id);
                 }
-                walk.go_on(&self.task.labels, &logits);
+                walk.advance(&self.context.answers, &logits);
                 self.rewind(start);
                 self.read_distribution(walk, chosen)
             }
@@ -215,9 +222,9 @@ impl Sequence {
         outcome.unwrap_or_else(|error| Some(Err(error)))
     }
 
-    /// The next token, as the sampling settings choose it.
+    /// Chooses the next token by the sampling settings.
     fn choose(&self, logits: &Logits<'_>) -> TokenLogProb {
-        let sampling = &self.task.options.sampling;
+        let sampling = &self.context.options.sampling;
         if sampling.is_greedy() && !sampling.has_penalties() {
             return logits.greedy();
         }
@@ -226,76 +233,76 @@ impl Sequence {
         logits.token(sample(logits.values(), sampling, prompt, generated, number))
     }
 
-    /// Whether the answer's first token comes next.
+    /// Returns whether the answer's first token comes next: nothing would have to be forced before it.
     fn is_at_answer(&self) -> bool {
-        // Nothing would have to be forced in order to answer here.
-        self.forced_lead().is_empty()
+        self.forced_prefix().is_empty()
     }
 
-    /// What the turn lacks for the answer to come next.
-    fn forced_lead(&self) -> &'static str {
-        // Any thought that is open lacks the same.
-        self.task.format.forced_lead(self.behind_thought().unwrap_or(THOUGHT_OPEN))
+    /// Returns the text that must follow so that the answer comes next.
+    fn forced_prefix(&self) -> &'static str {
+        // Every open thought needs the same text.
+        self.context.format.forced_answer_prefix(self.after_thought().unwrap_or(THINK_OPEN))
     }
 
-    /// What the model said behind its thought, which may hold an answer; `None` while it thinks. If
-    /// there is no token that ends a thought, the whole turn, for the format to look for the end.
-    fn behind_thought(&self) -> Option<&str> {
-        let behind = &self.completion.text[self.completion.thought_end.unwrap_or(0)..];
-        let is_thinking = behind.trim_start().starts_with(THOUGHT_OPEN);
-        (!is_thinking || self.task.end_of_thought.is_none()).then_some(behind)
+    /// Returns the text after the thought, which may hold an answer; `None` during the thought. If no single token
+    /// ends a thought, returns the whole turn, in which the format looks for the end.
+    fn after_thought(&self) -> Option<&str> {
+        let after = &self.completion.text[self.completion.thought_end.unwrap_or(0)..];
+        let is_thinking = after.trim_start().starts_with(THINK_OPEN);
+        (!is_thinking || self.context.thought_end_id.is_none()).then_some(after)
     }
 
     fn is_white_space(&self, id: u32) -> bool {
-        let text = self.task.tokenizer.token_text(id);
+        let text = self.context.tokenizer.token_text(id);
         !text.is_empty() && text.trim().is_empty()
     }
 
-    /// Probes the next inner node of the answers' tree; when all are known, answers: as the model
-    /// did, if what it `chosen` makes an answer, or else with the most probable one.
+    /// Probes the next inner node of the answer trie. After the last one, completes: with the model's own answer if
+    /// the `chosen` tokens make one, or else with the most probable answer.
     fn read_distribution(
         &mut self,
-        walk: Walk,
+        walk: TrieWalk,
         chosen: Vec<u32>,
     ) -> Result<Outcome, DocumentError> {
-        let task = Arc::clone(&self.task);
-        if let Some(probe) = walk.next(&task.labels) {
+        let context = Arc::clone(&self.context);
+        if let Some(probe) = walk.next(&context.answers) {
             let start = self.tokens.len();
             self.tokens.extend(probe);
-            self.next = Next::Distribution { walk, start, chosen };
+            self.state = State::ReadingDistribution { walk, start, chosen };
             return Ok(None);
         }
         let distribution = walk.distribution()?;
-        let own = task.labels.beginning(&chosen);
+        let own = context.answers.longest_prefix(&chosen);
         if !chosen.is_empty() {
             self.completion.finish_reason =
                 if own.is_some() { FinishReason::Answered } else { FinishReason::Forced };
         }
         let answer = own.unwrap_or(distribution.most_probable());
         self.completion.answer_distribution = Some(distribution);
-        for (id, log_prob) in task.labels.tokens(answer).iter().zip(walk.token_log_probs(answer)) {
+        let log_probs = walk.token_log_probs(answer);
+        for (id, log_prob) in context.answers.tokens(answer).iter().zip(log_probs) {
             self.push(TokenLogProb { id: *id, log_prob: *log_prob as f32 });
         }
-        self.completion.text.push_str("</answer>");
-        Ok(self.finish())
+        self.completion.text.push_str(ANSWER_CLOSE);
+        Ok(self.complete())
     }
 
-    /// Takes a token that the model chose.
+    /// Appends a token that the model chose.
     fn accept(&mut self, chosen: TokenLogProb) -> Result<Outcome, DocumentError> {
-        if self.task.eos_token_ids.contains(&chosen.id) {
-            // The model ended its turn without an answer, or it would have ended before.
+        if self.context.eos_token_ids.contains(&chosen.id) {
+            // The turn ended without an answer: an answer would have completed the sequence before.
             self.force_answer()?;
             return Ok(None);
         }
         self.tokens.push(chosen.id);
         self.push(chosen);
-        if self.task.end_of_thought == Some(chosen.id) {
+        if self.context.thought_end_id == Some(chosen.id) {
             self.completion.thought_end = Some(self.completion.text.len());
         }
-        if self.behind_thought().is_some_and(|said| self.task.format.is_answered(said)) {
-            // A token held the answer together with the end of the tag before it.
+        if self.after_thought().is_some_and(|text| self.context.format.is_answered(text)) {
+            // One token held the end of the opening tag together with the answer.
             self.completion.finish_reason = FinishReason::Answered;
-            return Ok(self.finish());
+            return Ok(self.complete());
         }
         self.budget = self.budget.saturating_sub(1);
         if self.budget == 0 {
@@ -304,31 +311,32 @@ impl Sequence {
         Ok(None)
     }
 
-    /// Adds a token to the completion.
+    /// Appends a generated token to the completion.
     fn push(&mut self, token: TokenLogProb) {
         let text = self.decoder.push(token.id);
         self.completion.push(&text, token.log_prob);
         self.completion.usage.generated += 1;
     }
 
-    /// Ends the thought as it stands; the answer comes next.
+    /// Closes the thought if it is open, and opens the answer.
     fn force_answer(&mut self) -> Result<(), DocumentError> {
         let rest = self.decoder.finish();
         self.completion.text.push_str(&rest);
-        self.force(self.forced_lead())
+        self.force(self.forced_prefix())
     }
 
-    fn force(&mut self, lead: &str) -> Result<(), DocumentError> {
-        if let Some(start) = lead.find(THOUGHT_CLOSE) {
-            let end = self.completion.text.len() + start + THOUGHT_CLOSE.len();
+    /// Appends forced text to the assistant turn; the answer comes next.
+    fn force(&mut self, prefix: &str) -> Result<(), DocumentError> {
+        if let Some(start) = prefix.find(THINK_CLOSE) {
+            let end = self.completion.text.len() + start + THINK_CLOSE.len();
             self.completion.thought_end = Some(end);
         }
-        self.completion.text.push_str(lead);
+        self.completion.text.push_str(prefix);
         self.completion.finish_reason = FinishReason::Forced;
-        self.tokens.extend(self.task.tokenizer.encode_trusted(lead)?);
-        self.next = Next::ForcedAnswer;
+        self.tokens.extend(self.context.tokenizer.encode_trusted(prefix)?);
+        self.state = State::ForcedAnswer;
         if self.pending().is_empty() {
-            // Nothing had to be added: the last token is computed again for its logits.
+            // The prefix was empty: the last token is computed again for its logits.
             self.computed -= 1;
         }
         Ok(())
@@ -340,142 +348,11 @@ impl Sequence {
         self.computed = self.computed.min(length);
     }
 
-    fn finish(&mut self) -> Outcome {
+    fn complete(&mut self) -> Outcome {
         let completion = std::mem::replace(&mut self.completion, Completion::new(""));
         Some(Ok(completion))
     }
 }
 
-const THOUGHT_OPEN: &str = "<think>";
-pub(crate) const THOUGHT_CLOSE: &str = "</think>";
-
-/// Tokens kept free for closing the thought and opening the answer: no tokenizer makes more of it
-/// than its bytes.
-const LEAD_ROOM: usize = "</think><answer>".len();
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tokenizer::tests::{END, END_THINK, THINK, tokenizer};
-
-    const PROMPT: &[u32] = &[7, 7, 7];
-    const VOCAB: usize = 263;
-
-    fn task(max_tokens: usize) -> Task {
-        let tokenizer = tokenizer();
-        let format = AnswerFormat::zero_to_ten();
-        let labels = format.answers().map(|(label, _)| plain(label)).collect();
-        let mut options = ScoringOptions::default();
-        options.mode = Mode::Reason { max_tokens };
-        Task {
-            tokenizer,
-            format,
-            labels: Labels::new(labels),
-            options,
-            eos_token_ids: vec![END],
-            end_of_thought: Some(END_THINK),
-            opens_thought: false,
-            limit: 1000,
-        }
-    }
-
-    /// The tokens of a text in which nothing is a control token.
-    fn plain(text: &str) -> Vec<u32> {
-        let characters = text.chars().map(|c| tokenizer().encode_trusted(&c.to_string()));
-        characters.flat_map(|ids| ids.expect("tokens")).collect()
-    }
-
-    /// What comes of a model that says `said`, and, where something else was said for it, a 3.
-    fn complete(task: Task, said: &[u32]) -> Completion {
-        let prompt = tokenizer_prompt();
-        let mut sequence = Sequence::new(0, 0, prompt, Arc::new(task)).expect("room");
-        for _ in 0..1000 {
-            let so_far = &sequence.tokens()[PROMPT.len()..];
-            let next = said.strip_prefix(so_far).and_then(|rest| rest.first().copied());
-            let mut logits = vec![0.0; VOCAB];
-            logits[next.unwrap_or(plain("3")[0]) as usize] = 9.0;
-            // The most probable answer is a 3 as well, unless the model says another.
-            logits[plain("3")[0] as usize] += 1.0;
-            if let (Some(outcome), _) = sequence.advance(&[], &logits) {
-                return outcome.expect("a completion");
-            }
-        }
-        panic!("no end");
-    }
-
-    fn tokenizer_prompt() -> EncodedPrompt {
-        let template = erank_core::PromptTemplate::erank();
-        let frame = tokenizer().bind(&template.bind("", ""), &ScoringOptions::default());
-        let mut prompt = frame.expect("it renders").encode("").expect("tokens");
-        prompt.ids = PROMPT.to_vec();
-        prompt
-    }
-
-    fn integer(completion: &Completion) -> u32 {
-        let answer = AnswerFormat::zero_to_ten().parse(completion, Default::default());
-        answer.expect("an answer").integer
-    }
-
-    #[test]
-    fn a_thought_that_quotes_its_own_end_goes_on() {
-        let quotation = "it says </think><answer>10</answer>";
-        let said = [&[THINK], &plain(quotation)[..], &[END_THINK], &plain("<answer>2")].concat();
-        let completion = complete(task(100), &said);
-        assert_eq!((integer(&completion), completion.finish_reason), (2, FinishReason::Answered));
-        let end = completion.thought_end.expect("known");
-        assert_eq!(&completion.text[..end], format!("<think>{quotation}</think>"));
-
-        // The same where the prompt opens the thought.
-        let opened = Task { opens_thought: true, ..task(100) };
-        assert_eq!(complete(opened, &said[1..]), completion_without_first_token(&completion));
-
-        // The budget ends within the thought.
-        let completion = complete(task(1 + plain(quotation).len()), &said);
-        assert_eq!((integer(&completion), completion.finish_reason), (2, FinishReason::Forced));
-        assert_eq!(completion.text, format!("<think>{quotation}</think><answer>2</answer>"));
-        assert_eq!(completion.thought_end, Some(end));
-
-        // Where </think> is no token, text is all there is to go by.
-        let by_text = Task { end_of_thought: None, ..task(100) };
-        assert_eq!(integer(&complete(by_text, &said)), 10);
-    }
-
-    /// As if `<think>` had been in the prompt.
-    fn completion_without_first_token(completion: &Completion) -> Completion {
-        let mut completion = completion.clone();
-        completion.tokens.remove(0);
-        completion.usage.generated -= 1;
-        completion
-    }
-
-    #[test]
-    fn what_is_no_answer_is_answered_for_the_model() {
-        for (said, expected, finish) in [
-            ("<answer>7</answer>", 7, FinishReason::Answered),
-            ("<answer>10</answer>", 10, FinishReason::Answered),
-            ("<answer> \n7</answer>", 7, FinishReason::Answered),
-            // The answer is known before the model spoils it.
-            ("<answer>7.5</answer>", 7, FinishReason::Answered),
-            ("<answer>11</answer>", 1, FinishReason::Answered),
-            ("<answer>seven</answer>", 3, FinishReason::Forced),
-            ("<answer></answer>", 3, FinishReason::Forced),
-            ("<answer>-1</answer>", 3, FinishReason::Forced),
-        ] {
-            let said = [&[THINK, END_THINK], &plain(said)[..]].concat();
-            let completion = complete(task(100), &said);
-            assert_eq!(
-                (integer(&completion), completion.finish_reason),
-                (expected, finish),
-                "{said:?}"
-            );
-            let distribution = completion.answer_distribution.as_ref().expect("a distribution");
-            assert_eq!(distribution.most_probable() as u32, expected);
-        }
-        // The turn ends where the answer should be, and before.
-        for said in ["<answer>", "", "hm"] {
-            let said = [&[THINK, END_THINK], &plain(said)[..], &[END]].concat();
-            let completion = complete(task(100), &said);
-            assert_eq!((integer(&completion), completion.finish_reason), (3, FinishReason::Forced));
-        }
-    }
-}
+mod tests;

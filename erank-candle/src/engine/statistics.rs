@@ -1,37 +1,39 @@
-//! What the engine has done and is doing, in numbers.
+//! The engine's counters.
 
-/// Counters of an engine since it was loaded, and what it holds now. A cheap snapshot, to be
-/// exported as a service's metrics.
+/// Counters of an engine since it was loaded, and its present state.
+///
+/// A snapshot is cheap; services can export it as metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Statistics {
-    /// Steps of the running batch.
+    /// Number of steps of the running batch.
     pub steps: u64,
-    /// Documents' samples completed, with or without an answer.
+    /// Number of completed sequences, one for each sample of a document, with or without an answer.
     pub completed: u64,
-    /// Prompt tokens computed.
+    /// Number of computed prompt tokens.
     pub prompt_tokens: u64,
-    /// Prompt tokens taken from the prefix cache instead.
+    /// Number of prompt tokens that the prefix cache held.
     pub cached_tokens: u64,
-    /// Tokens generated.
+    /// Number of generated tokens.
     pub generated_tokens: u64,
-    /// Tokens guessed ahead, and how many of the guesses were right.
+    /// Number of computed speculative tokens.
     pub drafted_tokens: u64,
-    /// See [`drafted_tokens`](Self::drafted_tokens).
+    /// Number of speculative tokens that the model confirmed.
     pub accepted_tokens: u64,
-    /// Sequences sent back to wait because the cache was full or another caller had none running.
+    /// Number of preemptions: sequences that had to free their blocks because the cache was full or another caller
+    /// had no running sequence.
     pub preemptions: u64,
-    /// Callers now.
-    pub calls: usize,
-    /// Sequences in the running batch now.
+    /// Current number of callers.
+    pub callers: usize,
+    /// Current number of sequences in the running batch.
     pub running: usize,
-    /// Sequences that wait for room now: those that their callers have tokenized, a few ahead of what
-    /// runs, and not all documents that are still to come.
+    /// Current number of waiting sequences. Callers tokenize a few documents ahead of those that run; documents
+    /// that are not tokenized yet do not count.
     pub waiting: usize,
-    /// Cache blocks in use by running sequences now, of [`total_blocks`](Self::total_blocks).
+    /// Current number of cache blocks of running sequences.
     pub used_blocks: usize,
-    /// Cache blocks that keep prefixes for later, and can be had at once.
+    /// Current number of cache blocks that hold cached prefixes only and can be evicted.
     pub prefix_blocks: usize,
-    /// Cache blocks in all.
+    /// Number of all cache blocks.
     pub total_blocks: usize,
 }

@@ -1,42 +1,44 @@
 //! Grouped-query attention over the blocks of the KV cache, for tokens of any sequences at once.
 //!
-//! A block holds 16 tokens' keys and values of every KV head, in the panels that
-//! [`Products`] multiply: keys as `[head_dim][16 tokens]`, so that a product with the queries gives 16
-//! scores, and values as `[head_dim / 16][16 tokens][16]`, so that a product with the weights gives 16
-//! sums. Where numbers are multiplied in pairs, pairs of dimensions and pairs of tokens lie together.
+//! A block holds the keys and values of 16 tokens for every KV head, in the panels that a [`CacheKernel`]
+//! multiplies: keys as `[head_dim][16 tokens]`, so that a product with the queries gives 16 scores, and
+//! values as `[head_dim / 16][16 tokens][16]`, so that a product with the attention weights gives 16 sums. In
+//! BF16, pairs of dimensions of the keys and pairs of tokens of the values lie together.
 //!
 //! ```text
-//! attend(tokens, from):
-//!     for each block that all of the tokens have in common, from there on:
+//! attend(tokens, start):
+//!     for each block that all of the tokens have in common, from index start on:
 //!         for each KV head, for each query of each token:
-//!             scores  = q · keys / √head_dim,     keys behind the token's own position excluded
-//!             largest' = max(largest, scores)
-//!             weights = exp(scores − largest'), rounded to the cache's precision
-//!             total   = total · exp(largest − largest') + weights
-//!             sums    = sums  · exp(largest − largest') + weights · values
-//!     for each run of tokens that go on with the same block: attend(run, there)
+//!             scores  = q · keys / √head_dim,     keys after the token's own position excluded
+//!             max'    = max(max, scores)
+//!             weights = exp(scores − max'), rounded to the cache's type
+//!             total   = total · exp(max − max') + weights
+//!             sums    = sums  · exp(max − max') + weights · values
+//!     for each run of tokens that continue with the same block: attend(run, its index)
 //! out = sums / total
 //! ```
 //!
-//! So a block that several tokens see, of one prompt or of prompts with a common beginning, is one
-//! matrix product for all of them. A query meets its blocks in the order of its sequence, and what
-//! it adds up does not depend on who else does.
+//! So a block that several tokens see, of one prompt or of prompts with a common prefix, is one matrix
+//! product for all of them. A query meets its blocks in the order of its sequence, and its sums do not depend
+//! on other queries.
 //!
-//! A block is read from its first byte to its last, then the next one: with a few queries, attention
-//! takes as long as its memory does, and processors fetch ahead only what is read in order.
+//! A block is read from its first byte to its last, then the next one: with few queries, attention is limited
+//! by memory, and processors prefetch by themselves only memory that is read in order.
 
 use std::ops::Range;
 
+use super::arch::Isa;
+use super::cache::CacheKernel;
+use super::element::Element;
 use super::exp::exp;
-use super::products::Products;
-use super::{Element, InstructionSet, LANES};
+use super::tile::{Mr, NR, TileRows};
 
 /// Tokens in a block.
-pub(crate) const BLOCK_TOKENS: usize = LANES;
-/// Queries of the tallest tile of any set.
-const TALLEST: usize = 8;
+pub(crate) const BLOCK_TOKENS: usize = NR;
+/// Queries of the highest tile of any set.
+const MAX_QUERIES: usize = 8;
 
-/// Where a KV head's numbers lie in a layer's cache.
+/// The layout of a layer's cache: `[blocks][KV heads]`, each the keys and then the values of 16 tokens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlockLayout {
     pub(crate) kv_heads: usize,
@@ -45,32 +47,32 @@ pub(crate) struct BlockLayout {
 
 impl BlockLayout {
     fn keys_size(self) -> usize {
-        // Room for pairs.
+        // An even number of dimensions, for pairs.
         self.head_dim.next_multiple_of(2) * BLOCK_TOKENS
     }
 
     fn values_size(self) -> usize {
-        self.head_dim.next_multiple_of(LANES) * BLOCK_TOKENS
+        self.head_dim.next_multiple_of(NR) * BLOCK_TOKENS
     }
 
-    /// Numbers in one block of one layer.
+    /// Returns how many numbers one block of one layer holds.
     pub(crate) fn block_size(self) -> usize {
         self.kv_heads * (self.keys_size() + self.values_size())
     }
 
-    /// The keys and the values of one KV head in one block.
+    /// Returns the keys and the values of one KV head in one block.
     fn head<T>(self, cache: &[T], block: u32, kv_head: usize) -> (&[T], &[T]) {
         let size = self.keys_size() + self.values_size();
         let start = block as usize * self.block_size() + kv_head * size;
         cache[start..start + size].split_at(self.keys_size())
     }
 
-    /// Writes one token's key and value of one KV head at `slot` of a `block`. Slots are written in
-    /// order.
+    /// Writes one token's key and value of one KV head, `head_dim` numbers each, to `slot` of a `block`.
+    /// Slots are written in order.
     #[inline(always)]
-    pub(crate) fn write<P: Products>(
+    pub(crate) fn write<E: Element>(
         self,
-        block: &mut [P::Right],
+        block: &mut [E],
         slot: usize,
         kv_head: usize,
         (key, value): (&[f32], &[f32]),
@@ -78,27 +80,27 @@ impl BlockLayout {
         let size = self.keys_size() + self.values_size();
         let head = &mut block[kv_head * size..(kv_head + 1) * size];
         let (keys, values) = head.split_at_mut(self.keys_size());
-        let (group, place) = (slot / P::DEPTH, slot % P::DEPTH);
-        for (keys, key) in keys.chunks_exact_mut(BLOCK_TOKENS * P::DEPTH).zip(key.chunks(P::DEPTH))
+        let (word, index) = (slot / E::DEPTH, slot % E::DEPTH);
+        for (keys, key) in keys.chunks_exact_mut(BLOCK_TOKENS * E::DEPTH).zip(key.chunks(E::DEPTH))
         {
-            for (to, key) in keys[slot * P::DEPTH..].iter_mut().zip(key) {
-                *to = P::Right::round(*key);
+            for (to, key) in keys[slot * E::DEPTH..].iter_mut().zip(key) {
+                *to = E::round(*key);
             }
         }
-        let panels = values.chunks_exact_mut(BLOCK_TOKENS * LANES);
-        for (panel, value) in panels.zip(value.chunks(LANES)) {
-            let panel = &mut panel[group * LANES * P::DEPTH..];
-            for (to, value) in panel.chunks_exact_mut(P::DEPTH).zip(value) {
-                to[place] = P::Right::round(*value);
-                // The rest of a group, which is yet to be written, is multiplied by 0: whatever
-                // another sequence left there must not be NaN.
-                to[place + 1..].fill(P::Right::round(0.0));
+        let panels = values.chunks_exact_mut(BLOCK_TOKENS * NR);
+        for (panel, value) in panels.zip(value.chunks(NR)) {
+            let panel = &mut panel[word * NR * E::DEPTH..];
+            for (to, value) in panel.chunks_exact_mut(E::DEPTH).zip(value) {
+                to[index] = E::round(*value);
+                // The rest of a word, which is not written yet, is multiplied by 0. A NaN that another
+                // sequence left there would spoil the sum.
+                to[index + 1..].fill(E::round(0.0));
             }
         }
     }
 }
 
-/// A token whose queries attend: its sequence's blocks, and its position there.
+/// The view of a token whose queries attend: the blocks of its sequence, and its own position.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Visible<'a> {
     pub(crate) blocks: &'a [u32],
@@ -106,24 +108,24 @@ pub(crate) struct Visible<'a> {
 }
 
 impl Visible<'_> {
-    /// The sequence's block of this number.
+    /// Returns block number `number` of the sequence.
     fn block(&self, number: usize) -> Option<u32> {
         self.blocks.get(number).copied()
     }
 
-    /// Whether it sees something of its sequence's block of this number.
+    /// Returns whether the token sees a position of block number `number` of its sequence.
     fn sees(&self, number: usize) -> bool {
         self.position >= number * BLOCK_TOKENS
     }
 }
 
-/// The queries of some KV heads attend over what their tokens see.
+/// Computes attention of the queries of some KV heads over the positions that their tokens see.
 ///
 /// `queries` and `out` are `[KV heads][tokens][query heads of a KV head][head_dim]`.
-pub(crate) fn attend<P: Products>(
-    set: InstructionSet,
+pub(crate) fn attend<K: CacheKernel>(
+    kernel: K,
     layout: BlockLayout,
-    cache: &[P::Right],
+    cache: &[K::Element],
     tokens: &[Visible<'_>],
     kv_heads: Range<usize>,
     queries: &[f32],
@@ -132,11 +134,11 @@ pub(crate) fn attend<P: Products>(
     let count = queries.len() / layout.head_dim;
     let of_kv_head = count / kv_heads.len().max(1);
     let heads = of_kv_head / tokens.len().max(1);
-    let group = Group::<P> { set, layout, cache, kv_heads, queries, of_kv_head, heads };
+    let group = Group { kernel, layout, cache, kv_heads, queries, of_kv_head, heads };
     out.fill(0.0);
     let mut state = Softmax {
-        largest: &mut vec![f32::NEG_INFINITY; count],
-        total: &mut vec![[0.0; LANES]; count],
+        max: &mut vec![f32::NEG_INFINITY; count],
+        total: &mut vec![[0.0; NR]; count],
         sums: out,
     };
     group.descend(tokens, 0, 0, &mut state);
@@ -148,30 +150,31 @@ pub(crate) fn attend<P: Products>(
 }
 
 /// KV heads with the queries that attend to them.
-struct Group<'a, P: Products> {
-    set: InstructionSet,
+struct Group<'a, K: CacheKernel> {
+    kernel: K,
     layout: BlockLayout,
-    cache: &'a [P::Right],
+    cache: &'a [K::Element],
     kv_heads: Range<usize>,
     /// `[KV heads][tokens][heads][head_dim]`.
     queries: &'a [f32],
-    /// Queries of a KV head.
+    /// Queries per KV head.
     of_kv_head: usize,
-    /// Query heads of a token and a KV head.
+    /// Query heads per token and KV head.
     heads: usize,
 }
 
-/// Running softmax-weighted sums, by query.
+/// The running state of the online softmax, by query.
 struct Softmax<'a> {
-    largest: &'a mut [f32],
-    /// Added up lane by lane.
-    total: &'a mut [[f32; LANES]],
+    max: &'a mut [f32],
+    /// Sums of weights, by slot of a block.
+    total: &'a mut [[f32; NR]],
     /// `[queries][head_dim]`.
     sums: &'a mut [f32],
 }
 
-impl<P: Products> Group<'_, P> {
-    /// Adds what `tokens`, which begin at `first` of all, see from their block `number` on.
+impl<K: CacheKernel> Group<'_, K> {
+    /// Adds the blocks that `tokens` see from block number `number` on. Token `first` of all is the first
+    /// of them.
     fn descend(
         &self,
         tokens: &[Visible<'_>],
@@ -197,7 +200,7 @@ impl<P: Products> Group<'_, P> {
         }
     }
 
-    /// Adds the blocks of these numbers, which all of `tokens` have in common.
+    /// Adds the blocks of these numbers, which `tokens` have in common.
     fn add_blocks(
         &self,
         tokens: &[Visible<'_>],
@@ -205,26 +208,26 @@ impl<P: Products> Group<'_, P> {
         numbers: Range<usize>,
         state: &mut Softmax<'_>,
     ) {
-        let tallest = self.set.tallest_tile();
+        let max_mr = K::Isa::MAX_MR.rows();
         let rows = tokens.len() * self.heads;
         // By KV head, then by query.
-        let mut tiles = Vec::with_capacity(self.kv_heads.len() * rows.div_ceil(tallest));
+        let mut tiles = Vec::with_capacity(self.kv_heads.len() * rows.div_ceil(max_mr));
         for kv_head in 0..self.kv_heads.len() {
-            for row in (0..rows).step_by(tallest) {
+            for row in (0..rows).step_by(max_mr) {
                 let query = kv_head * self.of_kv_head + first * self.heads + row;
-                let rows = row..rows.min(row + tallest);
+                let rows = row..rows.min(row + max_mr);
                 tiles.push(self.tile(tokens, query, rows, state));
             }
         }
         for number in numbers {
             let Some(block) = tokens[0].block(number) else { break };
-            let of_kv_heads = tiles.chunks_exact_mut(rows.div_ceil(tallest));
+            let of_kv_heads = tiles.chunks_exact_mut(rows.div_ceil(max_mr));
             for (kv_head, tiles) in self.kv_heads.clone().zip(of_kv_heads) {
                 let (keys, values) = self.layout.head(self.cache, block, kv_head);
                 for tile in tiles {
-                    self.set.run(
+                    self.kernel.isa().run(
                         #[inline(always)]
-                        || tile.add_block(self.set, keys, values, number * BLOCK_TOKENS),
+                        || tile.add_block(self.kernel, keys, values, number * BLOCK_TOKENS),
                     );
                 }
             }
@@ -234,41 +237,42 @@ impl<P: Products> Group<'_, P> {
         }
     }
 
-    /// The tile of some `rows` of the queries of `tokens`, of which the first is `query` of all.
+    /// Makes the tile of some `rows` of the queries of `tokens`. Query `query` of all is the first of them.
     fn tile(
         &self,
         tokens: &[Visible<'_>],
         query: usize,
         rows: Range<usize>,
         state: &Softmax<'_>,
-    ) -> Tile<P> {
+    ) -> Tile<K> {
         let head_dim = self.layout.head_dim;
-        let height = rows.len().next_power_of_two();
+        let mr = Mr::holding(rows.len());
+        let height = mr.rows();
         let mut tile = Tile {
             query,
             scale: 1.0 / (head_dim as f32).sqrt(),
             rows: rows.len(),
-            height,
-            visible: [0; TALLEST],
-            queries: vec![P::Left::default(); head_dim.div_ceil(P::DEPTH) * height],
-            largest: [f32::NEG_INFINITY; TALLEST],
-            total: [[0.0; LANES]; TALLEST],
-            sums: vec![[0.0; LANES]; head_dim.div_ceil(LANES) * height],
+            mr,
+            visible: [0; MAX_QUERIES],
+            queries: vec![K::Query::default(); head_dim.div_ceil(K::Element::DEPTH) * height],
+            max: [f32::NEG_INFINITY; MAX_QUERIES],
+            total: [[0.0; NR]; MAX_QUERIES],
+            sums: vec![[0.0; NR]; head_dim.div_ceil(NR) * height],
         };
         let numbers = &self.queries[query * head_dim..][..rows.len() * head_dim];
-        self.set.run(
+        self.kernel.isa().run(
             #[inline(always)]
-            || P::interleave(numbers, head_dim, height, &mut tile.queries),
+            || K::pack_queries(numbers, head_dim, height, &mut tile.queries),
         );
         for (visible, row) in tile.visible.iter_mut().zip(rows.clone()) {
             *visible = tokens[row / self.heads].position + 1;
         }
         let all = query..query + rows.len();
-        tile.largest[..rows.len()].copy_from_slice(&state.largest[all.clone()]);
+        tile.max[..rows.len()].copy_from_slice(&state.max[all.clone()]);
         tile.total[..rows.len()].copy_from_slice(&state.total[all]);
         let from = state.sums[query * head_dim..].chunks(head_dim).take(rows.len());
         for (row, from) in from.enumerate() {
-            for (to, from) in tile.sums[row..].iter_mut().step_by(height).zip(from.chunks(LANES)) {
+            for (to, from) in tile.sums[row..].iter_mut().step_by(height).zip(from.chunks(NR)) {
                 to[..from.len()].copy_from_slice(from);
             }
         }
@@ -276,32 +280,33 @@ impl<P: Products> Group<'_, P> {
     }
 }
 
-/// A tile of queries, with their running sums.
-struct Tile<P: Products> {
-    /// The first of its queries among all.
+/// Queries that are multiplied together, with their running sums.
+struct Tile<K: CacheKernel> {
+    /// Number of the first of its queries among all.
     query: usize,
     scale: f32,
     rows: usize,
-    height: usize,
-    /// How many tokens of its sequence each query sees.
-    visible: [usize; TALLEST],
-    /// `[head_dim / DEPTH][height]`.
-    queries: Vec<P::Left>,
-    largest: [f32; TALLEST],
-    total: [[f32; LANES]; TALLEST],
-    /// `[panels of head_dim][height][16]`.
-    sums: Vec<[f32; LANES]>,
+    mr: Mr,
+    /// Tokens of its sequence that each query sees.
+    visible: [usize; MAX_QUERIES],
+    /// `[head_dim / DEPTH][mr]`.
+    queries: Vec<K::Query>,
+    max: [f32; MAX_QUERIES],
+    total: [[f32; NR]; MAX_QUERIES],
+    /// `[panels of head_dim][mr][16]`.
+    sums: Vec<[f32; NR]>,
 }
 
-impl<P: Products> Tile<P> {
+impl<K: CacheKernel> Tile<K> {
+    /// Writes the running sums back.
     fn store(&self, state: &mut Softmax<'_>, head_dim: usize) {
         let all = self.query..self.query + self.rows;
-        state.largest[all.clone()].copy_from_slice(&self.largest[..self.rows]);
+        state.max[all.clone()].copy_from_slice(&self.max[..self.rows]);
         state.total[all].copy_from_slice(&self.total[..self.rows]);
         let to = state.sums[self.query * head_dim..].chunks_mut(head_dim).take(self.rows);
         for (row, to) in to.enumerate() {
-            let from = self.sums[row..].iter().step_by(self.height);
-            for (to, from) in to.chunks_mut(LANES).zip(from) {
+            let from = self.sums[row..].iter().step_by(self.mr.rows());
+            for (to, from) in to.chunks_mut(NR).zip(from) {
                 to.copy_from_slice(&from[..to.len()]);
             }
         }
@@ -309,192 +314,55 @@ impl<P: Products> Tile<P> {
 
     /// Adds a block whose first token is number `first` of the sequence.
     #[inline(always)]
-    fn add_block(
-        &mut self,
-        set: InstructionSet,
-        keys: &[P::Right],
-        values: &[P::Right],
-        first: usize,
-    ) {
-        let height = self.height;
-        let mut scores = [[0.0; LANES]; TALLEST];
+    fn add_block(&mut self, kernel: K, keys: &[K::Element], values: &[K::Element], first: usize) {
+        let height = self.mr.rows();
+        let mut scores = [[0.0; NR]; MAX_QUERIES];
         let scores = &mut scores[..height];
-        P::multiply(set, &self.queries, &[keys], height, scores, P::AHEAD_OF_CACHE);
+        kernel.scores(&self.queries, keys, self.mr, scores);
 
         let scale = self.scale;
-        let mut most = 0;
+        let mut most_visible = 0;
         for (row, scores) in scores.iter_mut().enumerate() {
-            // What lies behind a query's own position is another sequence's, or nothing.
-            let seen = self.visible[row].saturating_sub(first).min(BLOCK_TOKENS) as u32;
-            most = most.max(seen);
-            let before = self.largest[row];
-            let mut largest = order(before.to_bits().cast_signed());
-            for (lane, score) in scores.iter_mut().enumerate() {
+            // Slots after a query's own position belong to other tokens or are unused.
+            let visible = self.visible[row].saturating_sub(first).min(BLOCK_TOKENS) as u32;
+            most_visible = most_visible.max(visible);
+            let before = self.max[row];
+            let mut max = order(before.to_bits().cast_signed());
+            for (slot, score) in scores.iter_mut().enumerate() {
                 let scaled = *score * scale;
-                *score = if lane as u32 >= seen { f32::NEG_INFINITY } else { scaled };
+                *score = if slot as u32 >= visible { f32::NEG_INFINITY } else { scaled };
             }
             for score in scores.iter() {
-                largest = largest.max(order(score.to_bits().cast_signed()));
+                max = max.max(order(score.to_bits().cast_signed()));
             }
-            let largest = f32::from_bits(order(largest).cast_unsigned());
-            if largest != before {
-                let shrink = exp(before - largest);
-                self.largest[row] = largest;
+            let max = f32::from_bits(order(max).cast_unsigned());
+            if max != before {
+                let shrink = exp(before - max);
+                self.max[row] = max;
                 self.total[row].iter_mut().for_each(|total| *total *= shrink);
                 for sums in self.sums[row..].iter_mut().step_by(height) {
                     sums.iter_mut().for_each(|sum| *sum *= shrink);
                 }
             }
             let total = &mut self.total[row];
-            for (lane, score) in scores.iter_mut().enumerate() {
-                let weight = P::Right::round(exp(*score - largest)).widen();
-                *score = if lane as u32 >= seen { 0.0 } else { weight };
-                total[lane] += *score;
+            for (slot, score) in scores.iter_mut().enumerate() {
+                let weight = K::Element::round(exp(*score - max)).widen();
+                *score = if slot as u32 >= visible { 0.0 } else { weight };
+                total[slot] += *score;
             }
         }
-        P::weigh(set, scores, values, most as usize, &mut self.sums);
+        kernel.weigh_values(scores, values, self.mr, most_visible as usize, &mut self.sums);
     }
 }
 
-/// A number with the order of `x` among others. It is its own inverse, on the same bits.
+/// Maps the bits of a float to an integer with the same order. The function is its own inverse.
 ///
-/// The largest of integers is found by the same few instructions in any order, that of floats is not.
+/// A maximum of integers is one instruction in any order; a maximum of floats is not.
 #[inline(always)]
 fn order(bits: i32) -> i32 {
     bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::products::{Pairs, Singles};
-    use super::super::reference;
-    use super::*;
-    use half::bf16;
-
-    #[test]
-    fn odd_shapes_agree_with_the_oracle_on_every_set() {
-        for set in InstructionSet::available() {
-            for (head_dim, group) in [(2, 1), (16, 3), (30, 2), (64, 4), (80, 5), (128, 9)] {
-                for tokens in [1, 2, 15, 16, 17, 40, 64, 65, 95] {
-                    check::<Singles<f32>>(set, head_dim, group, tokens);
-                    check::<Singles<bf16>>(set, head_dim, group, tokens);
-                    if set.multiplies_pairs() {
-                        check::<Pairs>(set, head_dim, group, tokens);
-                    }
-                }
-            }
-        }
-    }
-
-    fn check<P: Products>(set: InstructionSet, head_dim: usize, group: usize, tokens: usize) {
-        let layout = BlockLayout { kv_heads: 2, head_dim };
-        let kv_head = 1;
-        // Blocks in no order, with numbers of others around.
-        let blocks: Vec<u32> = (0..tokens.div_ceil(BLOCK_TOKENS) as u32).map(|b| 5 - b).collect();
-        let mut cache = vec![P::Right::round(f32::NAN); 6 * layout.block_size()];
-        let rows = |seed| -> Vec<Vec<f32>> {
-            let numbers: Vec<f32> = reference::numbers(tokens * head_dim, seed).collect();
-            numbers.chunks(head_dim).map(<[f32]>::to_vec).collect()
-        };
-        let (keys, values) = (rows(7), rows(8));
-        for token in 0..tokens {
-            let size = layout.block_size();
-            let block = &mut cache[blocks[token / BLOCK_TOKENS] as usize * size..][..size];
-            let pair: (&[f32], &[f32]) = (&keys[token], &values[token]);
-            layout.write::<P>(block, token % BLOCK_TOKENS, kv_head, pair);
-        }
-        let queries: Vec<f32> = reference::numbers(group * head_dim, 9).map(|q| q * 4.0).collect();
-        let mut out = vec![0.0; group * head_dim];
-        let visible = Visible { blocks: &blocks, position: tokens - 1 };
-        attend::<P>(set, layout, &cache, &[visible], kv_head..kv_head + 1, &queries, &mut out);
-
-        let widen = |x: &f32| f64::from(P::Right::round(*x).widen());
-        for (query, out) in queries.chunks(head_dim).zip(out.chunks(head_dim)) {
-            let score = |key: &Vec<f32>| {
-                let dot: f64 = query.iter().zip(key).map(|(q, k)| widen(q) * widen(k)).sum();
-                dot / (head_dim as f64).sqrt()
-            };
-            let weights: Vec<f64> = keys.iter().map(|key| score(key).exp()).collect();
-            let total: f64 = weights.iter().sum();
-            for (i, out) in out.iter().enumerate() {
-                let sum = |f: &dyn Fn(f64) -> f64| -> f64 {
-                    weights.iter().zip(&values).map(|(w, v)| w * f(widen(&v[i]))).sum()
-                };
-                let exact = sum(&|v| v) / total;
-                // A score's error shifts its weight by as much, relative: head_dim roundings of
-                // terms up to 4, and the sums' own. Blocks rescale, one rounding each.
-                let u = f64::from(f32::EPSILON) / 2.0;
-                let score_error = 4.0 * head_dim as f64 * (head_dim as f64).sqrt() * u;
-                // A weight is rounded to the cache's precision, above the line and below.
-                let rounding = if size_of::<P::Right>() == 2 { 1.01 / 512.0 } else { 0.0 };
-                let bound = (2.0 * (score_error + rounding) + (tokens + 16) as f64 * u)
-                    * sum(&f64::abs)
-                    / total;
-                let error = (f64::from(*out) - exact).abs();
-                assert!(
-                    error <= bound,
-                    "{} {head_dim}×{tokens}: {error:e} > {bound:e}",
-                    set.name()
-                );
-            }
-        }
-    }
-
-    /// Tokens of several sequences, some with common blocks, some in the same block or span.
-    #[test]
-    fn a_token_has_the_same_bits_in_any_company() {
-        let sequences: [&[u32]; 6] = [
-            &[4, 2, 0, 9, 11, 12],
-            &[4, 2, 1, 3, 10],
-            &[4, 2, 1, 3, 10, 6],
-            &[4, 2, 1, 3, 10, 5],
-            &[4],
-            &[7, 8],
-        ];
-        let tokens: Vec<Visible<'_>> = [
-            (0, 0..32),
-            (0, 40..96),
-            (1, 33..34),
-            (1, 60..80),
-            (2, 47..50),
-            (2, 63..96),
-            (3, 79..80),
-            (3, 95..96),
-            (4, 0..4),
-            (4, 15..16),
-            (5, 30..31),
-        ]
-        .into_iter()
-        .flat_map(|(sequence, positions)| {
-            positions.map(move |position| Visible { blocks: sequences[sequence], position })
-        })
-        .collect();
-        for set in InstructionSet::available() {
-            check_company::<Singles<f32>>(set, &tokens);
-            check_company::<Singles<bf16>>(set, &tokens);
-            if set.multiplies_pairs() {
-                check_company::<Pairs>(set, &tokens);
-            }
-        }
-    }
-
-    fn check_company<P: Products>(set: InstructionSet, tokens: &[Visible<'_>]) {
-        let (head_dim, heads) = (20, 3);
-        let layout = BlockLayout { kv_heads: 2, head_dim };
-        let numbers = reference::numbers(13 * layout.block_size(), 3);
-        let cache: Vec<P::Right> = numbers.map(P::Right::round).collect();
-        let width = heads * head_dim;
-        let queries: Vec<f32> = reference::numbers(tokens.len() * width, 4).collect();
-        let run = |tokens: &[Visible<'_>], queries: &[f32]| {
-            let mut out = vec![7.0; queries.len()];
-            attend::<P>(set, layout, &cache, tokens, 1..2, queries, &mut out);
-            out
-        };
-        let together = run(tokens, &queries);
-        for (index, token) in tokens.iter().enumerate() {
-            let place = index * width..(index + 1) * width;
-            let alone = run(&[*token], &queries[place.clone()]);
-            assert_eq!(alone, together[place], "{} token {index}", set.name());
-        }
-    }
-}
+#[path = "tests/attention.rs"]
+mod tests;

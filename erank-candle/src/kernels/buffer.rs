@@ -1,6 +1,6 @@
-//! Memory for weights and for the KV cache: in large pages where the system has them, as streaming
-//! through gigabytes in small ones spends much of its time on looking up addresses.
-#![expect(unsafe_code, reason = "a hint to the system about memory that a vector owns")]
+//! Memory for weights and for the KV cache, in large pages where the system has them: with small pages, reading
+//! gigabytes in order spends much of its time on address translation.
+#![expect(unsafe_code, reason = "advice to the system about memory that a vector owns")]
 
 use std::io;
 use std::marker::PhantomData;
@@ -10,9 +10,9 @@ use bytemuck::Pod;
 use memmap2::MmapMut;
 
 #[cfg(all(test, target_os = "linux"))]
-use super::guard_pages::{Guarded, Place};
+use super::tests::guard_pages::{Guarded, Place};
 
-/// Numbers, all zero at first. Memory is taken from the system as they are first written.
+/// A fixed number of elements, zero at first. The system provides a page when it is first written.
 #[derive(Debug)]
 pub(super) struct Buffer<E> {
     bytes: Bytes,
@@ -21,19 +21,21 @@ pub(super) struct Buffer<E> {
 }
 
 impl<E: Pod> Buffer<E> {
+    /// Allocates `length` elements.
+    ///
     /// # Errors
-    /// If the system has no room for it.
+    /// If the system cannot provide the memory.
     pub(super) fn zeroed(length: usize) -> io::Result<Self> {
         let size = length.checked_mul(size_of::<E>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // There is no mapping of nothing.
+        // A mapping of 0 bytes is an error.
         let bytes = MmapMut::map_anon(size.max(1))?;
         #[cfg(target_os = "linux")]
-        // A system without large pages has small ones.
+        // An error means that the system has small pages only.
         let _ = bytes.advise(memmap2::Advice::HugePage);
         Ok(Self { bytes: Bytes::Mapped(bytes), length, elements: PhantomData })
     }
 
-    /// The same numbers between pages without access.
+    /// Copies the elements to memory between guard pages.
     #[cfg(all(test, target_os = "linux"))]
     pub(super) fn guarded(&self, place: Place) -> Self {
         let bytes = Guarded::new(place, bytemuck::cast_slice(self));
@@ -85,8 +87,8 @@ impl<E: Pod> DerefMut for Buffer<E> {
     }
 }
 
-/// Asks the system for large pages below these numbers, as they are first written. A system without
-/// them has small ones.
+/// Asks the system to back these numbers by large pages when they are first written. Systems without large
+/// pages ignore it.
 pub(crate) fn use_large_pages<E>(numbers: &mut [E]) {
     #[cfg(target_os = "linux")]
     {
@@ -95,8 +97,8 @@ pub(crate) fn use_large_pages<E>(numbers: &mut [E]) {
         let start = bytes.start.addr().next_multiple_of(SMALL_PAGE);
         let end = bytes.end.addr() / SMALL_PAGE * SMALL_PAGE;
         if start < end {
-            // SAFETY: the range must be memory of ours and keep its content. It lies within the slice,
-            // and the advice changes neither content nor access.
+            // SAFETY: the range must belong to this process, and its content must stay. It lies within the
+            // slice, and the advice changes neither content nor access.
             unsafe {
                 let start = bytes.start.wrapping_byte_add(start - bytes.start.addr());
                 libc::madvise(start.cast(), end - start.addr(), libc::MADV_HUGEPAGE);
@@ -112,9 +114,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_zero_and_keeps_what_is_written() {
+    fn zeroed_buffer_is_zero_and_keeps_writes() {
         for length in [0, 1, 1000, 1 << 20] {
-            let mut buffer = Buffer::<f32>::zeroed(length).expect("room");
+            let mut buffer = Buffer::<f32>::zeroed(length).expect("memory");
             assert_eq!(buffer.len(), length);
             assert!(buffer.iter().all(|number| *number == 0.0));
             if let Some(last) = buffer.last_mut() {

@@ -1,7 +1,7 @@
 //! The exponential function, written so that the compiler vectorises it.
 
-/// `e^x` within two units in the last place. Below −87 it is `e^−87` (about 10⁻³⁸), above 88 `e^88`:
-/// never 0, never infinite. NaN stays NaN.
+/// Computes `e^x` within two units in the last place. Below −87 the result is `e^−87` (about 10⁻³⁸), above 88
+/// it is `e^88`: it is never 0 and never infinite. NaN stays NaN.
 ///
 /// `e^x = 2^n · e^r` with `n = round(x / ln 2)` and `r = x − n · ln 2`, `ln 2` in two parts (Cody and
 /// Waite 1980), and `e^r` as Cephes' polynomial for `|r| ≤ ln 2 / 2`.
@@ -10,7 +10,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     // Comparisons that are false for NaN.
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
-    // Adding 1.5 · 2²³ leaves no room for a fraction: the sum is rounded, its last bits are n.
+    // After adding 1.5 · 2²³, no bits are left for a fraction: the sum is rounded, and its last bits are n.
     const ROUNDER: f32 = 12_582_912.0;
     let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
     let n = shifted - ROUNDER;
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_within_two_units_in_the_last_place() {
+    fn exp_is_within_two_units_in_the_last_place() {
         let mut largest: f64 = 0.0;
         for i in 0..2_000_000 {
             let x = -87.0 + 175.0 * (i as f32 / 2e6);
@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_are_finite_and_nan_stays() {
+    fn exp_is_finite_at_the_ends_and_keeps_nan() {
         assert_eq!(exp(f32::NEG_INFINITY), exp(-87.0));
         assert!(exp(-87.0) > 0.0 && exp(-87.0) < 2e-38);
         assert_eq!(exp(f32::INFINITY), exp(88.0));

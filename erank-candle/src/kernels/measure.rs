@@ -1,83 +1,76 @@
-//! What the kernels reach and what this machine can do at most, measured by the kernels' own means.
+//! Measures the limits of this machine, by the kernels' own means: the peak of the micro-kernel and the
+//! bandwidth of memory. Measures projections alone, to compare with these limits.
 
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use half::bf16;
 use rayon::prelude::*;
 
+use super::arch::InstructionSet;
 use super::buffer::Buffer;
-use super::linear::multiply;
-use super::{Ahead, Element, InstructionSet, LANES, PackedWeights};
+use super::formats::{self, WeightFormat};
+use super::micro_kernel::{KernelVisitor, MicroKernel};
+use super::projection::Projection;
+use super::stored::{StoredMatrix, StoredRow};
 use crate::error::LoadError;
 
-/// Floating-point operations per second of the instruction set's tile for BF16 weights, with
-/// everything it reads in the nearest cache, on all of rayon's current threads.
+/// Returns the floating-point operations per second of the instruction set's micro-kernel for BF16 weights,
+/// with all operands in the nearest cache, on all of rayon's current threads.
 ///
 /// # Errors
 /// If the machine does not have the set.
 pub fn matrix_peak(instruction_set: Option<&str>, time: Duration) -> Result<f64, LoadError> {
-    const INPUTS: usize = 256;
     let set = InstructionSet::choose(instruction_set)?;
-    let rows = set.tallest_tile();
-    let panel = vec![bf16::ONE; INPUTS * LANES];
-    let singles = vec![[1.0; 2]; INPUTS / 2 * rows];
-    let pairs = vec![[bf16::ONE; 2]; INPUTS / 2 * rows];
-    let product = 2.0 * (rows * LANES * INPUTS) as f64;
-    let multiply = |sums: &mut [[f32; LANES]]| {
-        let (panel, pairs) = (black_box(&panel), black_box(&pairs));
-        if set.multiplies_tiles() {
-            set.exercise_tiles(INPUTS)
-        } else if set.multiplies_pairs() {
-            set.tiles_of_pairs(pairs, &[panel, panel], rows, sums, Ahead::NOTHING);
-            2.0 * product
-        } else {
-            let singles = black_box(&singles);
-            set.tiles_of_singles(singles, &[panel], rows, sums, Ahead::NOTHING);
-            product
-        }
-    };
     let begin = Instant::now();
     let operations: f64 = (0..rayon::current_num_threads())
         .into_par_iter()
         .map(|_| {
-            let mut sums = vec![[0.0; LANES]; 2 * rows];
             let mut operations = 0.0;
             while begin.elapsed() < time {
-                operations += (0..100).map(|_| multiply(&mut sums)).sum::<f64>();
+                operations += formats::with_kernel(WeightFormat::Bf16, set, Exercise(100));
             }
-            black_box(sums);
             operations
         })
         .sum();
     Ok(operations / begin.elapsed().as_secs_f64())
 }
 
-/// Memory to measure reading with: more than caches hold.
+/// Multiplies with a micro-kernel as often as this.
+struct Exercise(usize);
+
+impl KernelVisitor for Exercise {
+    type Output = f64;
+
+    fn visit<K: MicroKernel>(self, kernel: K) -> f64 {
+        kernel.exercise(self.0)
+    }
+}
+
+/// Memory to measure the bandwidth of reading with: more than caches hold.
 pub struct Memory(Buffer<u64>);
 
 impl Memory {
-    /// So many bytes, written once.
+    /// Allocates and writes `bytes` bytes.
     ///
     /// # Errors
-    /// If the system has no room for them.
+    /// If the system cannot provide the memory.
     pub fn new(bytes: usize) -> std::io::Result<Self> {
         let mut numbers = Buffer::zeroed(bytes / 8)?;
         numbers.fill(1);
         Ok(Self(numbers))
     }
 
-    /// Bytes per second that all of rayon's current threads read, each four neighbouring streams at once.
+    /// Returns the bytes per second that all of rayon's current threads read, each four neighbouring streams
+    /// at once.
     pub fn read_bandwidth(&self) -> f64 {
         let begin = Instant::now();
         let sum: u64 = self
             .0
             .par_chunks(PART)
             .map(|part| {
-                let streams: [&[[u64; LANES]]; STREAMS] = std::array::from_fn(|i| {
+                let streams: [&[[u64; SUMS]]; STREAMS] = std::array::from_fn(|i| {
                     part[i * part.len() / STREAMS..][..part.len() / STREAMS].as_chunks().0
                 });
-                add(streams, part.len() / STREAMS / LANES)
+                add(streams, part.len() / STREAMS / SUMS)
             })
             .sum();
         let seconds = begin.elapsed().as_secs_f64();
@@ -86,18 +79,21 @@ impl Memory {
     }
 }
 
+/// Streams that a thread reads at once.
 const STREAMS: usize = 4;
+/// Sums of a stream, which the compiler vectorises.
+const SUMS: usize = 16;
 /// Numbers that a thread reads at a time: a quarter of a megabyte.
 const PART: usize = 1 << 15;
 
-/// The sum of what the streams hold.
+/// Adds up the numbers of all streams.
 #[inline(always)]
-fn add(streams: [&[[u64; LANES]]; STREAMS], length: usize) -> u64 {
+fn add(streams: [&[[u64; SUMS]]; STREAMS], length: usize) -> u64 {
     let streams = streams.map(|stream| &stream[..length]);
-    let mut sums = [[0u64; LANES]; STREAMS];
-    for place in 0..length {
+    let mut sums = [[0u64; SUMS]; STREAMS];
+    for index in 0..length {
         for (sums, stream) in sums.iter_mut().zip(streams) {
-            for (sum, number) in sums.iter_mut().zip(&stream[place]) {
+            for (sum, number) in sums.iter_mut().zip(&stream[index]) {
                 *sum = sum.wrapping_add(*number);
             }
         }
@@ -105,20 +101,19 @@ fn add(streams: [&[[u64; LANES]]; STREAMS], length: usize) -> u64 {
     sums.as_flattened().iter().sum()
 }
 
-/// Several projections of the same shape, so that together they do not fit into caches.
+/// Several projections of the same shape, whose weights together do not fit into caches.
 pub struct Projections {
-    set: InstructionSet,
-    matrices: Vec<PackedWeights>,
+    matrices: Vec<Projection>,
     x: Vec<f32>,
     y: Vec<f32>,
 }
 
 impl Projections {
-    /// BF16 matrices of `outputs × inputs` with at least `bytes` in all, and `rows` rows to multiply
+    /// Makes BF16 matrices of `outputs × inputs` with at least `bytes` in all, and `rows` rows to multiply
     /// with them.
     ///
     /// # Errors
-    /// If the machine does not have the instruction set, or no room.
+    /// If the machine does not have the instruction set, or the system cannot provide the memory.
     pub fn new(
         instruction_set: Option<&str>,
         rows: usize,
@@ -127,41 +122,38 @@ impl Projections {
     ) -> Result<Self, LoadError> {
         let set = InstructionSet::choose(instruction_set)?;
         let count = bytes.div_ceil(inputs * outputs * 2).max(1);
-        let element = |output, input| bf16::round(Self::number(output * inputs + input));
+        let numbers: Vec<[u8; 4]> =
+            (0..outputs * inputs).map(|index| number(index).to_le_bytes()).collect();
+        let pack = || {
+            let matrix = StoredMatrix::new([StoredRow::F32(&numbers)], inputs);
+            Projection::pack(&[(WeightFormat::Bf16, matrix)], set)
+        };
         Ok(Self {
-            set,
             matrices: (0..count)
-                .map(|_| PackedWeights::bf16(set, outputs, inputs, element))
+                .map(|_| pack())
                 .collect::<Result<_, _>>()
                 .map_err(|error| LoadError::Setting(error.to_string()))?,
-            x: (0..rows * inputs).map(|index| Self::number(index + 7)).collect(),
+            x: (0..rows * inputs).map(|index| number(index + 7)).collect(),
             y: vec![0.0; rows * outputs],
         })
     }
 
-    fn number(index: usize) -> f32 {
-        (index as u32).wrapping_mul(0x9E37_79B9).cast_signed() as f32 / 2f32.powi(31)
-    }
-
-    /// How many matrices there are.
+    /// Returns the number of matrices.
     pub fn count(&self) -> usize {
         self.matrices.len()
     }
 
-    /// Multiplies with each matrix; how long it took.
+    /// Multiplies with each matrix. Returns the time that it took.
     pub fn run(&mut self) -> Duration {
         let begin = Instant::now();
         for matrix in &self.matrices {
-            multiply(
-                self.set,
-                &self.x,
-                None,
-                matrix,
-                &mut self.y,
-                #[inline(always)]
-                |y, product| *y = product,
-            );
+            matrix.project(&self.x, None, &mut self.y);
         }
         begin.elapsed()
     }
+}
+
+/// Returns a repeatable number between −1 and 1.
+fn number(index: usize) -> f32 {
+    (index as u32).wrapping_mul(0x9E37_79B9).cast_signed() as f32 / 2f32.powi(31)
 }

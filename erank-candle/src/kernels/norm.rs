@@ -1,9 +1,11 @@
 //! RMSNorm, the rotary embedding, and SiLU.
 
-use super::LANES;
 use super::exp::exp;
 
-/// RMSNorm with its weights, as Qwen3's.
+/// Partial sums of squares.
+const SUMS: usize = 16;
+
+/// RMSNorm with its weights, as in Qwen3.
 #[derive(Debug)]
 pub(crate) struct Norm {
     pub(crate) weight: Vec<f32>,
@@ -11,12 +13,12 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
-    /// `out = x / √(mean(x²) + ε) · weight`.
+    /// Computes `out = x / √(mean(x²) + ε) · weight`.
     #[inline(always)]
     pub(crate) fn apply(&self, x: &[f32], out: &mut [f32]) {
-        // Sixteen sums, which are vectorised.
-        let mut squares = [0.0; LANES];
-        let (whole, rest) = x.as_chunks::<LANES>();
+        // Sixteen sums, so that the compiler vectorises them.
+        let mut squares = [0.0; SUMS];
+        let (whole, rest) = x.as_chunks::<SUMS>();
         for x in whole {
             squares.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
         }
@@ -30,7 +32,7 @@ impl Norm {
 }
 
 /// Rotates a head in place: element `i` pairs with element `i + head_dim / 2` ("rotate half"). The
-/// angles come as cosines and sines, `head_dim / 2` each.
+/// angles are given as cosines and sines, `head_dim / 2` each.
 #[inline(always)]
 pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (first, second) = head.split_at_mut(cos.len());
@@ -39,24 +41,24 @@ pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// `x · sigmoid(x)`.
+/// Computes `x · sigmoid(x)`.
 #[inline(always)]
 pub(crate) fn silu(x: f32) -> f32 {
-    // Where `exp` ends; false for NaN.
+    // The limit of `exp`. The comparison is false for NaN.
     let x = if x < -88.0 { -88.0 } else { x };
     x / (1.0 + exp(-x))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::reference;
+    use super::super::tests::oracle;
     use super::*;
 
     #[test]
-    fn rms_norm_agrees_with_f64() {
+    fn apply_agrees_with_f64() {
         for length in [1, 2, 31, 128, 1000] {
-            let x: Vec<f32> = reference::numbers(length, 3).collect();
-            let weight: Vec<f32> = reference::numbers(length, 4).collect();
+            let x: Vec<f32> = oracle::numbers(length, 3).collect();
+            let weight: Vec<f32> = oracle::numbers(length, 4).collect();
             let mut out = vec![0.0; length];
             let norm = Norm { weight, epsilon: 1e-6 };
             norm.apply(&x, &mut out);
@@ -64,7 +66,7 @@ mod tests {
             let scale = 1.0 / (squares / length as f64 + 1e-6).sqrt();
             for ((out, x), weight) in out.iter().zip(&x).zip(&norm.weight) {
                 let exact = f64::from(*x) * scale * f64::from(*weight);
-                // The sum's error, halved by the root, and three more roundings.
+                // The error of the sum, halved by the root, and three more roundings.
                 let bound = (length as f64 / 2.0 + 4.0) * f64::from(f32::EPSILON) * exact.abs();
                 assert!((f64::from(*out) - exact).abs() <= bound);
             }
@@ -72,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn rotation_keeps_lengths_and_turns_by_the_angle() {
+    fn rotate_keeps_lengths_and_turns_by_the_angle() {
         let mut head = [1.0, 2.0, 0.0, 0.5];
         let (cos, sin): (Vec<f32>, Vec<f32>) =
             [0.3f32, -1.2].map(|a| (a.cos(), a.sin())).into_iter().unzip();
@@ -82,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn silu_has_no_nan_at_the_ends() {
+    fn silu_is_not_nan_at_the_ends() {
         for (x, expected) in [(0.0, 0.0), (200.0, 200.0), (-200.0, 0.0), (f32::MIN, 0.0)] {
             assert!((silu(x) - expected).abs() < 1e-30, "{x}");
         }

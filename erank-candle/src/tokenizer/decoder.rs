@@ -1,21 +1,21 @@
-//! Generated ids to text, one by one.
+//! Streaming decoder from token ids to text.
 
 use std::sync::Arc;
 
 use super::vocabulary::Vocabulary;
 
-/// Decodes a sequence of ids as they come.
+/// A streaming decoder from token ids to text.
 ///
-/// The texts of all [`push`](Self::push)es and of [`finish`](Self::finish) together are what
-/// decoding all ids at once gives, special tokens skipped: a character whose bytes are spread over
-/// several tokens comes with the last of them, and bytes that are no UTF-8 become U+FFFD. Added
-/// tokens that are not special, such as `<think>`, are text.
+/// The texts that [`push`](Self::push) and [`finish`](Self::finish) return form together the text
+/// that decoding all ids at once returns, without special tokens. A character whose bytes are
+/// spread over several tokens is returned with the last of them. Bytes that are not valid UTF-8
+/// become U+FFFD. Added tokens that are not special, such as `<think>`, are part of the text.
 ///
-/// A clone goes on from the same state on its own; it costs a few bytes.
+/// A clone has the same state and continues independently. Cloning copies a few bytes.
 #[derive(Clone)]
 pub struct TokenDecoder {
     vocabulary: Arc<Vocabulary>,
-    /// The beginning of a character that is not complete: at most three bytes between calls.
+    /// The first bytes of an incomplete character: at most three between calls.
     incomplete: Vec<u8>,
 }
 
@@ -24,15 +24,17 @@ impl TokenDecoder {
         Self { vocabulary, incomplete: Vec::new() }
     }
 
-    /// The text that this token completes. Empty for special tokens, for ids that are not in the
-    /// vocabulary, and for a token that only begins a character.
+    /// Decodes the next token and returns the text that it completes.
+    ///
+    /// The text is empty for special tokens, for ids outside the vocabulary, and for tokens that
+    /// end within a character.
     pub fn push(&mut self, id: u32) -> String {
-        // A decoder can only fail to load: what is applied here has no failing case.
+        // The supported decoders are checked when the file is loaded and do not fail afterwards.
         self.incomplete.extend(self.vocabulary.decode(id).unwrap_or_default());
         take_complete(&mut self.incomplete)
     }
 
-    /// Ends the sequence: U+FFFD if it ended within a character, else nothing.
+    /// Ends the sequence. Returns U+FFFD if it ended within a character, and otherwise an empty text.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.incomplete).into_owned();
         self.incomplete.clear();
@@ -46,15 +48,15 @@ impl std::fmt::Debug for TokenDecoder {
     }
 }
 
-/// Takes the text out of `bytes`, up to a character that more bytes could complete. What is not
-/// UTF-8 becomes U+FFFD as in [`String::from_utf8_lossy`].
+/// Removes the complete characters from `bytes` and returns them. An incomplete character at the end
+/// stays in `bytes`. Invalid bytes become U+FFFD, as in [`String::from_utf8_lossy`].
 fn take_complete(bytes: &mut Vec<u8>) -> String {
     let mut text = String::new();
     let mut kept = 0;
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
         kept = chunk.invalid().len();
-        // Only at the end can bytes be incomplete rather than wrong.
+        // Invalid bytes before the end are wrong. At the end they may be an incomplete character.
         if kept > 0 {
             text.push(char::REPLACEMENT_CHARACTER);
         }

@@ -1,8 +1,8 @@
-//! What is checked of a `tokenizer.json` before and after the tokenizers crate reads it.
+//! Validation of `tokenizer.json`, before and after the tokenizers crate reads it.
 //!
-//! The crate panics on some broken files and accepts settings that would make prompts unsafe. The
-//! most important rule: the model of the tokenizer must not be able to produce an added token
-//! from plain text ([`TokenizerFile::check_added_tokens`]).
+//! The crate panics on some invalid files, and accepts settings that make prompts unsafe. The most
+//! important rule is that the tokenizer's model cannot produce an added token from plain text
+//! ([`TokenizerFile::check_added_tokens`]).
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 
 use crate::error::LoadError;
 
-/// The file's name, as errors give it.
+/// The name of the file in errors.
 const FILE: &str = "tokenizer.json";
 
 const NORMALIZERS: [&str; 10] = [
@@ -37,13 +37,13 @@ const PRE_TOKENIZERS: [&str; 8] = [
     "WhitespaceSplit",
     "Metaspace",
 ];
-/// Those whose text for some tokens does not depend on the tokens around them.
+/// Decoders that decode each token independently of its neighbours.
 const DECODERS: [&str; 3] = ["ByteLevel", "Sequence", "Replace"];
 
-/// How Qwen2 and Qwen3 split text before BPE.
+/// The regular expression with which Qwen2 and Qwen3 split text before BPE.
 pub(super) const QWEN_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The parts of the file that are checked.
+/// The keys of the file that are checked.
 #[derive(Deserialize)]
 pub(super) struct TokenizerFile {
     model: Model,
@@ -64,7 +64,7 @@ enum Model {
     Bpe(Bpe),
 }
 
-/// Byte-pair encoding: from single characters up, by merges of pairs.
+/// A byte-pair encoding model (BPE).
 #[derive(Deserialize)]
 struct Bpe {
     vocab: HashMap<String, u32>,
@@ -79,7 +79,7 @@ struct Bpe {
     ignore_merges: bool,
 }
 
-/// Written as `"left right"` or as `["left", "right"]`.
+/// A merge, written as `"left right"` or as `["left", "right"]`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Merge {
@@ -100,27 +100,27 @@ struct AddedToken {
 }
 
 impl TokenizerFile {
-    /// Parses the file and checks what the tokenizers crate relies on.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, LoadError> {
+    /// Parses the file and checks the values that the tokenizers crate relies on.
+    pub(super) fn from_json(bytes: &[u8]) -> Result<Self, LoadError> {
         let file: Self = serde_json::from_slice(bytes)
-            .map_err(|error| LoadError::unparsable(FILE, "not a BPE tokenizer", error))?;
-        check_kinds("normalizer", &file.normalizer, &NORMALIZERS)?;
-        check_kinds("pre-tokenizer", &file.pre_tokenizer, &PRE_TOKENIZERS)?;
-        check_kinds("decoder", &file.decoder, &DECODERS)?;
+            .map_err(|error| LoadError::unparsable(FILE, "it is not a BPE tokenizer", error))?;
+        check_component("normalizer", &file.normalizer, &NORMALIZERS)?;
+        check_component("pre-tokenizer", &file.pre_tokenizer, &PRE_TOKENIZERS)?;
+        check_component("decoder", &file.decoder, &DECODERS)?;
         let Model::Bpe(model) = &file.model;
         model.check()?;
         Ok(file)
     }
 
-    /// The tokenizer that the file describes.
+    /// Builds the tokenizer of the file and checks its added tokens.
     pub(super) fn build(&self, bytes: &[u8]) -> Result<Tokenizer, LoadError> {
         let tokenizer = Tokenizer::from_bytes(bytes)
-            .map_err(|error| LoadError::unparsable(FILE, "not a tokenizer", error))?;
+            .map_err(|error| LoadError::unparsable(FILE, "it is not a valid tokenizer", error))?;
         self.check_added_tokens(&tokenizer)?;
         Ok(tokenizer)
     }
 
-    /// One more than the largest token id.
+    /// Returns one more than the largest token id.
     pub(super) fn vocab_size(&self) -> usize {
         let Model::Bpe(model) = &self.model;
         let ids =
@@ -128,8 +128,8 @@ impl TokenizerFile {
         ids.max().map_or(0, |largest| largest as usize + 1)
     }
 
-    /// Whether text is normalized and split as by Qwen's tokenizers.
-    pub(super) fn is_split_as_qwens(&self) -> bool {
+    /// Returns whether the normalizer and the pre-tokenizer are those of Qwen2 and Qwen3.
+    pub(super) fn has_qwen_pre_tokenizer(&self) -> bool {
         let is = |value: &Value, expected: &[(&str, Value)]| {
             expected.iter().all(|(pointer, expected)| value.pointer(pointer) == Some(expected))
         };
@@ -155,8 +155,8 @@ impl TokenizerFile {
             )
     }
 
-    /// No text may become an added token but where added tokens are looked for, and those must be
-    /// what the file says.
+    /// Checks that the added tokens have the ids of the file, that their options are supported, and
+    /// that the model cannot produce them from plain text.
     fn check_added_tokens(&self, tokenizer: &Tokenizer) -> Result<(), LoadError> {
         let Model::Bpe(model) = &self.model;
         let from_text = model.ids_from_text();
@@ -171,15 +171,15 @@ impl TokenizerFile {
                 return refuse("is empty");
             }
             if *single_word || *lstrip || *rstrip {
-                return refuse("asks for single_word, lstrip or rstrip, which is not supported");
+                return refuse("sets single_word, lstrip or rstrip, which is not supported");
             }
             if tokenizer.token_to_id(content) != Some(*id) {
                 return refuse(
-                    "does not get its id; ids must be unique and follow the vocabulary's",
+                    "does not get its id; ids must be unique and follow those of the vocabulary",
                 );
             }
             if from_text.contains(id) {
-                return refuse("can come from plain text: a document could forge it");
+                return refuse("can be produced from plain text, so a document could forge it");
             }
         }
         Ok(())
@@ -199,7 +199,7 @@ impl Bpe {
             );
         }
         if self.vocab.values().collect::<HashSet<_>>().len() != self.vocab.len() {
-            return refuse("its vocabulary gives one id to two tokens".into());
+            return refuse("its vocabulary assigns one id to two tokens".into());
         }
         for merge in &self.merges {
             let Some((left, right)) = merge.pair() else {
@@ -216,8 +216,8 @@ impl Bpe {
         Ok(())
     }
 
-    /// Every id that encoding can produce: single characters, results of merges, and what stands
-    /// in for unknown characters.
+    /// Returns the ids that the model can produce: single characters, results of merges, the unknown
+    /// token and byte tokens, and with `ignore_merges` the whole vocabulary.
     fn ids_from_text(&self) -> HashSet<u32> {
         let merged = self.merges.iter().filter_map(Merge::pair);
         let merged = merged.map(|(left, right)| format!("{left}{right}"));
@@ -242,14 +242,17 @@ impl Merge {
     }
 }
 
-/// Checks the kind of a component and, in a sequence, of its parts.
-fn check_kinds(what: &str, component: &Value, known: &[&str]) -> Result<(), LoadError> {
-    if component.is_null() && what != "decoder" {
+/// Checks that the type of a component is supported. In a sequence, checks all parts.
+fn check_component(name: &str, component: &Value, known: &[&str]) -> Result<(), LoadError> {
+    if component.is_null() && name != "decoder" {
         return Ok(());
     }
-    let kind = component.get("type").and_then(Value::as_str).unwrap_or("no known type");
+    let kind = component.get("type").and_then(Value::as_str).unwrap_or("(none)");
     if !known.contains(&kind) {
-        let reason = format!("a {what} of {kind} is not supported; known: {}", known.join(", "));
+        let reason = format!(
+            "a {name} of type {kind} is not supported; supported types: {}",
+            known.join(", ")
+        );
         return Err(LoadError::invalid(FILE, reason));
     }
     if kind != "Sequence" {
@@ -258,7 +261,7 @@ fn check_kinds(what: &str, component: &Value, known: &[&str]) -> Result<(), Load
     let parts =
         ["normalizers", "pretokenizers", "decoders"].iter().find_map(|key| component.get(key));
     let mut parts = parts.and_then(Value::as_array).into_iter().flatten();
-    // Bytes that are not yet characters cannot pass through a sequence of decoders.
-    let known = if what == "decoder" { &["Sequence", "Replace"] } else { known };
-    parts.try_for_each(|part| check_kinds(what, part, known))
+    // ByteLevel is excluded: a sequence of decoders would replace incomplete characters.
+    let known = if name == "decoder" { &["Sequence", "Replace"] } else { known };
+    parts.try_for_each(|part| check_component(name, part, known))
 }

@@ -1,4 +1,4 @@
-//! Text to token ids, with control tokens in trusted text alone; ids back to text.
+//! Encoding of text, in which added tokens count only in trusted ranges, and decoding of ids.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,10 +13,10 @@ use tokenizers::{
 use super::file::TokenizerFile;
 use crate::error::{Cause, LoadError};
 
-/// More than most texts have in a token.
-const USUAL_TOKEN_BYTES: usize = 8;
+/// An estimate of the bytes in a token. Most texts have fewer.
+const ESTIMATED_TOKEN_BYTES: usize = 8;
 
-/// Text with the byte ranges in which control tokens count.
+/// A text whose trusted byte ranges are marked. Added tokens count only in trusted ranges.
 #[derive(Debug, Clone, Default)]
 pub(super) struct MarkedText {
     text: String,
@@ -24,24 +24,27 @@ pub(super) struct MarkedText {
 }
 
 impl MarkedText {
-    /// A control token never lies in two runs, even if the data between them is empty.
+    /// Appends trusted text as a range of its own.
+    ///
+    /// An added token must lie within one range, even if the data between two ranges is empty.
     pub(super) fn push_trusted(&mut self, text: &str) {
         let start = self.text.len();
         self.text.push_str(text);
         self.trusted.push(start..self.text.len());
     }
 
+    /// Appends text in which added tokens do not count.
     pub(super) fn push_data(&mut self, text: &str) {
         self.text.push_str(text);
     }
 
-    /// These marked texts, one after the other.
+    /// Appends another marked text.
     pub(super) fn append(&mut self, other: &Self) {
         let mut done = 0;
-        for run in &other.trusted {
-            self.push_data(&other.text[done..run.start]);
-            self.push_trusted(&other.text[run.clone()]);
-            done = run.end;
+        for range in &other.trusted {
+            self.push_data(&other.text[done..range.start]);
+            self.push_trusted(&other.text[range.clone()]);
+            done = range.end;
         }
         self.push_data(&other.text[done..]);
     }
@@ -50,70 +53,75 @@ impl MarkedText {
         &self.text
     }
 
-    /// The trusted text at the end, up to the last data.
+    /// Returns the trusted range at the end of the text, or an empty text if the text ends with data.
     pub(super) fn trusted_end(&self) -> &str {
         match self.trusted.last() {
-            Some(run) if run.end == self.text.len() => &self.text[run.clone()],
+            Some(range) if range.end == self.text.len() => &self.text[range.clone()],
             _ => "",
         }
     }
 }
 
-/// A checked tokenizer.
+/// A validated tokenizer.
 pub(super) struct Vocabulary {
     tokenizer: Tokenizer,
     added: HashMap<u32, AddedToken>,
-    /// Added tokens that are looked for in the text as it stands.
+    /// Added tokens that are searched for in the original text.
     verbatim: AddedTokens,
-    /// Added tokens that are looked for in the normalized text.
+    /// Added tokens that are searched for in the normalized text.
     normalized: AddedTokens,
     size: usize,
-    splits_before_spaces: bool,
+    has_qwen_pre_tokenizer: bool,
 }
 
 impl Vocabulary {
     pub(super) fn from_json(json: &[u8]) -> Result<Self, LoadError> {
-        let file = TokenizerFile::read(json)?;
+        let file = TokenizerFile::from_json(json)?;
         let tokenizer = file.build(json)?;
         let added: HashMap<_, _> = tokenizer.get_added_tokens_decoder().into_iter().collect();
-        let unusable = |error| LoadError::unparsable("tokenizer.json", "its added tokens", error);
+        let unusable =
+            |error| LoadError::unparsable("tokenizer.json", "invalid added tokens", error);
         Ok(Self {
             verbatim: AddedTokens::new(&tokenizer, &added, false).map_err(unusable)?,
             normalized: AddedTokens::new(&tokenizer, &added, true).map_err(unusable)?,
             size: file.vocab_size(),
-            splits_before_spaces: file.is_split_as_qwens(),
+            has_qwen_pre_tokenizer: file.has_qwen_pre_tokenizer(),
             tokenizer,
             added,
         })
     }
 
+    /// Returns one more than the largest token id.
     pub(super) fn size(&self) -> usize {
         self.size
     }
 
+    /// Returns the id of a token, given as it is written in the vocabulary.
     pub(super) fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
     }
 
+    /// Returns the added token with this id, if there is one.
     pub(super) fn added(&self, id: u32) -> Option<&AddedToken> {
         self.added.get(&id)
     }
 
-    /// The ids of `text`: what the tokenizers crate gives for the whole text, but that added
-    /// tokens are looked for in the trusted runs alone.
+    /// Encodes a text as the tokenizers crate does, except that added tokens are only found in
+    /// trusted ranges.
     pub(super) fn encode(&self, text: &MarkedText) -> Result<Vec<u32>, Cause> {
         let mut pieces = self.split(text)?;
         pieces.tokenize(|piece| self.tokenize(piece))?;
         Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
     }
 
-    /// The longest beginning of `text`, as data alone, that has at most `max_tokens` tokens and
-    /// cuts no character.
+    /// Returns the longest prefix of `text` with at most `max_tokens` tokens, cut at a character
+    /// boundary. Added tokens in `text` do not count.
     ///
-    /// A long text is not read to its end if a part of it has tokens enough.
+    /// Reads only a part of a long text, if the first tokens of the part are known to be the first
+    /// tokens of the text.
     pub(super) fn truncate<'a>(&self, text: &'a str, max_tokens: usize) -> Result<&'a str, Cause> {
-        let mut size = max_tokens.saturating_add(1).saturating_mul(USUAL_TOKEN_BYTES);
-        while let Some(part) = self.independent_beginning(text, size) {
+        let mut size = max_tokens.saturating_add(1).saturating_mul(ESTIMATED_TOKEN_BYTES);
+        while let Some(part) = self.independent_prefix(text, size) {
             if let Some(kept) = self.cut(part, max_tokens)? {
                 return Ok(kept);
             }
@@ -122,7 +130,7 @@ impl Vocabulary {
         Ok(self.cut(text, max_tokens)?.unwrap_or(text))
     }
 
-    /// The text of the first `max_tokens` tokens; `None` if there are no more than that.
+    /// Returns the text of the first `max_tokens` tokens, or `None` if `text` has at most that many.
     pub(super) fn cut<'a>(
         &self,
         text: &'a str,
@@ -136,28 +144,28 @@ impl Vocabulary {
         pieces.tokenize_with_limit(tokenize, enough, TruncationDirection::Right)?;
         let encoding = pieces.into_encoding(None, 0, OffsetType::Byte)?;
         let offsets = encoding.get_offsets();
-        let Some(first_left_out) = offsets.get(max_tokens) else { return Ok(None) };
-        // Tokens that share a character both have all of its bytes as their offsets.
-        let end = offsets[..max_tokens].last().map_or(0, |last| last.1.min(first_left_out.0));
+        let Some(first_removed) = offsets.get(max_tokens) else { return Ok(None) };
+        // Tokens that share a character have the same offsets, which cover the whole character.
+        let end = offsets[..max_tokens].last().map_or(0, |last| last.1.min(first_removed.0));
         Ok(Some(&text[..text.floor_char_boundary(end)]))
     }
 
-    /// A beginning of `text`, of `size` bytes or somewhat more, whose tokens are the first tokens of
-    /// the whole text. `None` if there is none, or none that is known to be one.
+    /// Returns a prefix of `text`, with at least `size` bytes, whose tokens are the first tokens of
+    /// `text`. Returns `None` if no such prefix is known.
     ///
-    /// With Qwen's pre-tokenization, that is what ends before a space that follows something else
-    /// than white space: `QWEN_PATTERN` has no match that goes from the one to the other,
-    /// its matches of text before the space are the same if the text ends there, and NFC changes
-    /// nothing across a space.
-    fn independent_beginning<'a>(&self, text: &'a str, size: usize) -> Option<&'a str> {
-        let rest = text.as_bytes().get(size..).filter(|_| self.splits_before_spaces)?;
+    /// With Qwen's pre-tokenizer, a prefix has this property if a space follows it and its last
+    /// character is not white space. `QWEN_PATTERN` has no match across that boundary, its matches
+    /// before the boundary are the same if the text ends there, and NFC does not combine a space
+    /// with other characters.
+    fn independent_prefix<'a>(&self, text: &'a str, size: usize) -> Option<&'a str> {
+        let rest = text.as_bytes().get(size..).filter(|_| self.has_qwen_pre_tokenizer)?;
         let spaces = rest.iter().enumerate().filter(|(_, byte)| **byte == b' ');
-        let mut beginnings = spaces.map(|(index, _)| &text[..size + index]);
-        beginnings.find(|part| part.chars().next_back().is_some_and(|last| !last.is_whitespace()))
+        let mut prefixes = spaces.map(|(index, _)| &text[..size + index]);
+        prefixes.find(|prefix| prefix.chars().next_back().is_some_and(|last| !last.is_whitespace()))
     }
 
-    /// The text that `id` adds to a decoded text, in bytes: it may end within a character. Nothing
-    /// for special tokens and for ids without a token.
+    /// Returns the bytes that `id` adds to a decoded text. They may begin or end within a character.
+    /// Special tokens and ids outside the vocabulary add nothing.
     pub(super) fn decode(&self, id: u32) -> Result<Vec<u8>, Cause> {
         let special =
             |token: &String| self.tokenizer.get_added_vocabulary().is_special_token(token);
@@ -170,10 +178,10 @@ impl Vocabulary {
         }
     }
 
-    /// Added tokens and the pieces between them that the model encodes one by one.
+    /// Splits a text into added tokens and the pieces that the model encodes one by one.
     ///
     /// The steps are those of `AddedVocabulary::extract_and_normalize` in the tokenizers crate,
-    /// followed by pre-tokenization.
+    /// followed by the pre-tokenizer.
     fn split(&self, text: &MarkedText) -> Result<PreTokenizedString, Cause> {
         let mut pieces = PreTokenizedString::from(text.as_str());
         pieces.split(|_, piece| self.verbatim.split(piece, &text.trusted))?;
@@ -189,28 +197,32 @@ impl Vocabulary {
         Ok(pieces)
     }
 
-    /// The tokens of a piece without added tokens. That the model cannot make any was checked when
-    /// it was loaded; this is the second look.
+    /// Encodes a piece that contains no added tokens.
+    ///
+    /// Loading the file has checked that the model cannot produce an added token; this checks it
+    /// again.
     fn tokenize(&self, piece: &NormalizedString) -> Result<Vec<Token>, Cause> {
         let tokens = self.tokenizer.get_model().tokenize(piece.get())?;
         match tokens.iter().find_map(|token| self.added.get(&token.id)) {
             None => Ok(tokens),
-            Some(added) => Err(format!("plain text became the token {:?}", added.content).into()),
+            Some(added) => {
+                Err(format!("plain text was encoded as the added token {:?}", added.content).into())
+            }
         }
     }
 }
 
-/// A set of added tokens to look for.
+/// A set of added tokens to search for.
 struct AddedTokens {
     patterns: AhoCorasick,
-    /// The id of each pattern.
+    /// Token ids, by index of the pattern.
     ids: Vec<u32>,
 }
 
 type Split = (NormalizedString, Option<Vec<Token>>);
 
 impl AddedTokens {
-    /// Those of `added` that are looked for in normalized text, or those that are not.
+    /// Selects the tokens of `added` whose option `normalized` has the given value.
     fn new(
         tokenizer: &Tokenizer,
         added: &HashMap<u32, AddedToken>,
@@ -230,7 +242,7 @@ impl AddedTokens {
         Ok(Self { patterns, ids })
     }
 
-    /// Cuts `piece` at the tokens that lie within trusted runs of the whole text.
+    /// Splits `piece` at the added tokens that lie within trusted ranges of the whole text.
     fn split(
         &self,
         piece: NormalizedString,
@@ -241,7 +253,9 @@ impl AddedTokens {
             return Ok(vec![(piece, None)]);
         }
         let cut = |range: Range<usize>| {
-            piece.slice(OffsetRange::Normalized(range)).ok_or("an added token cuts a character")
+            piece
+                .slice(OffsetRange::Normalized(range))
+                .ok_or("an added token ends within a character")
         };
         let (mut parts, mut done) = (Vec::new(), 0);
         for (range, id) in found {
@@ -254,30 +268,31 @@ impl AddedTokens {
         Ok(parts)
     }
 
-    /// The tokens in the trusted runs, as ranges of the piece's normalized text.
+    /// Finds the added tokens in trusted ranges. Returns their ranges in the normalized text of `piece`.
     fn find(&self, piece: &NormalizedString, trusted: &[Range<usize>]) -> Vec<(Range<usize>, u32)> {
         let (start, end) = piece.offsets_original();
-        let runs = trusted.iter().map(|run| run.start.max(start)..run.end.min(end));
-        runs.filter(|run| run.start < run.end)
-            .filter_map(|run| {
-                // Characters that normalization made of trusted text and data are not in the run.
-                piece.convert_offsets(OffsetRange::Original(run.start - start..run.end - start))
+        let ranges = trusted.iter().map(|range| range.start.max(start)..range.end.min(end));
+        ranges
+            .filter(|range| range.start < range.end)
+            .filter_map(|range| {
+                // Excludes characters that normalization combined from trusted text and data.
+                piece.convert_offsets(OffsetRange::Original(range.start - start..range.end - start))
             })
-            .flat_map(|run| self.patterns.find_iter(Input::new(piece.get()).range(run)))
+            .flat_map(|range| self.patterns.find_iter(Input::new(piece.get()).range(range)))
             .map(|found| (found.range(), self.ids[found.pattern().as_usize()]))
             .collect()
     }
 }
 
-/// The characters that byte-level BPE writes bytes as.
+/// The mapping between bytes and characters of byte-level BPE.
 mod byte_level {
-    /// The bytes that a token stands for: its characters read as bytes or, if one of them is none,
-    /// its text.
+    /// Returns the bytes of a token. If a character of the token does not represent a byte, returns
+    /// the token in UTF-8.
     pub(super) fn bytes(token: &str) -> Vec<u8> {
         token.chars().map(byte).collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
     }
 
-    /// Printable bytes stand for themselves; the n-th of the others is the character 256 + n.
+    /// Printable bytes are represented by themselves, and the n-th other byte by the character 256 + n.
     fn byte(character: char) -> Option<u8> {
         match u8::try_from(u32::from(character)) {
             Ok(byte) => is_printable(byte).then_some(byte),

@@ -39,7 +39,7 @@ impl Sink for Outcomes {
         self.documents[index].push(outcome);
     }
 
-    fn advanced(&mut self, tokens: TokenCounts) {
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
         self.tokens += tokens;
     }
 }
@@ -150,8 +150,7 @@ pub(crate) fn score_with_cancellation(
     (result, outcomes)
 }
 
-/// Returns an error with its causes as text, in `Display` and `Debug` format.
+/// Returns an error with its causes as text, followed by its `Debug` format.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(format!("{error} {error:?}"), |text, cause| format!("{text}: {cause}"))
+    format!("{} {error:?}", erank_core::error::chain(error))
 }

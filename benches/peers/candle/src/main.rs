@@ -1,8 +1,8 @@
-//! Stock candle's Qwen3 on the same work as the other engines.
+//! Measures the Qwen3 of candle-transformers, unmodified, on the same work as the other engines.
 //!
 //! usage: candle f32|bf16 FOLDER [prefill_512 | decode_1 | decode_8 | decode_32 | job]…
 //!
-//! `PEERS_TINY=1` makes everything short; `PEERS_JOB_PROMPTS` asks for fewer of the job's 32 prompts.
+//! `PEERS_TINY=1` makes all work short; `PEERS_JOB_PROMPTS` reduces the number of the job's 32 prompts.
 
 use std::error::Error;
 use std::time::Instant;
@@ -75,7 +75,7 @@ impl Bench {
             next(&mut self.model, &tokens, 0)?;
             rates.push(self.prompt() as f64 / begin.elapsed().as_secs_f64());
         }
-        // The first is to warm up.
+        // The first run is a warm-up.
         self.report("prefill_512", "tokens/s", rates.split_off(1), None)
     }
 
@@ -99,7 +99,7 @@ impl Bench {
         self.report(figure, "tokens/s", rates, None)
     }
 
-    /// In batches, each from a copy of the cache that holds what prompts share.
+    /// Measures the job in batches. Each batch starts from a copy of the cache that holds the shared prefix.
     fn job(&mut self) -> Result<()> {
         let (prompts, shared, own, new) =
             if self.tiny { (2, 20, 30, 4) } else { (32, 150, 350, 64) };
@@ -162,7 +162,7 @@ impl Bench {
     }
 }
 
-/// Each row's likeliest next token.
+/// Returns each row's most probable next token.
 fn next(model: &mut ModelForCausalLM, tokens: &Tensor, position: usize) -> Result<Tensor> {
     let rows = tokens.dim(0)?;
     Ok(model.forward(tokens, position)?.argmax(D::Minus1)?.reshape((rows, 1))?)

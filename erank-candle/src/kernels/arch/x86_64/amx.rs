@@ -1,0 +1,393 @@
+//! AMX: products of tile registers of BF16 pairs (`tdpbf16ps`), sixteen rows by sixteen outputs by 32 inputs
+//! in one instruction. In this file, "tile" means such a register.
+//!
+//! ```text
+//! for two panels and one or two tiles of up to sixteen rows a0, a1, for each 32 inputs:
+//!     sums[0][0] += a0 · panel 0        sums[0][1] += a0 · panel 1
+//!     sums[1][0] += a1 · panel 0        sums[1][1] += a1 · panel 1
+//! ```
+//!
+//! So each tile that is loaded is used twice. Departures from that:
+//!
+//! 1. The data to be multiplied next is prefetched meanwhile.
+//! 2. A panel without a neighbour is multiplied twice, and the second result is discarded.
+//!
+//! One instruction adds the products of the even inputs, those of the odd ones, then both sums, and only
+//! then the accumulator (Intel's Software Developer's Manual, TDPBF16PS), each in order. So a sum's bits
+//! depend on its row and its panel alone.
+#![expect(unsafe_code, reason = "stable Rust has no other means to use tiles")]
+
+use std::arch::asm;
+use std::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
+
+use half::bf16;
+
+use super::super::super::tile::{Mr, NR, Prefetch, TileRows};
+use super::super::isa::Isa;
+use super::avx512::Avx512;
+use super::avx512_bf16::Avx512Bf16;
+
+/// Pairs of inputs in a row of a tile.
+pub(crate) const PAIRS: usize = 16;
+/// Rows of a tile.
+const TILE_ROWS: usize = 16;
+
+/// 32 inputs of one row of the lhs.
+pub(crate) type LhsRow = [[bf16; 2]; PAIRS];
+/// 32 inputs of 16 columns, one step of a panel.
+pub(crate) type Block = [[[bf16; 2]; NR]; PAIRS];
+
+/// The heights of a block of accumulators: one tile of up to 16 rows, or two tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AmxRows {
+    One,
+    Two,
+    Four,
+    Eight,
+    Sixteen,
+    ThirtyTwo,
+}
+
+impl TileRows for AmxRows {
+    const ALL: &'static [Self] =
+        &[Self::One, Self::Two, Self::Four, Self::Eight, Self::Sixteen, Self::ThirtyTwo];
+
+    #[inline(always)]
+    fn rows(self) -> usize {
+        1 << self as usize
+    }
+}
+
+/// [`Avx512Bf16`] with tiles, which the system has granted to this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Amx(Avx512Bf16);
+
+impl Isa for Amx {
+    const NAME: &'static str = "amx";
+    const MAX_MR: Mr = Mr::Eight;
+    type Base = Avx512Bf16;
+    type Widening = Avx512;
+
+    fn detect() -> Option<Self> {
+        static GRANTED: OnceLock<bool> = OnceLock::new();
+        let base = Avx512Bf16::detect()?;
+        GRANTED.get_or_init(|| has_tiles() && request_tiles()).then_some(Self(base))
+    }
+
+    fn base(self) -> Option<Avx512Bf16> {
+        Some(self.0)
+    }
+
+    fn widening(self) -> Avx512 {
+        self.0.widening()
+    }
+
+    #[inline]
+    fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        self.0.run(work)
+    }
+}
+
+impl Amx {
+    /// Adds the product of the lhs, `[blocks][mr]` rows of 32 inputs, and each panel, `[blocks]`, to
+    /// `sums`, `[panels][mr][16]`.
+    ///
+    /// # Panics
+    /// If a panel has fewer blocks than the lhs, or the sums are too short.
+    pub(crate) fn multiply_tiles(
+        self,
+        lhs: &[LhsRow],
+        panels: &[&[Block]],
+        mr: AmxRows,
+        sums: &mut [[f32; NR]],
+        prefetch: Prefetch,
+    ) {
+        let height = mr.rows();
+        let steps = lhs.len() / height;
+        assert!(panels.iter().all(|panel| panel.len() >= steps));
+        assert!(sums.len() >= panels.len() * height);
+        let config = TileConfig::of(height.min(TILE_ROWS));
+        // SAFETY: the machine must have tiles, and the system must have granted them. `self` exists,
+        // and `detect`, the only way to make it, checked both.
+        unsafe { configure(&config) };
+        let mut discarded = [[0.0; NR]; 2 * TILE_ROWS];
+        for (panels, sums) in panels.chunks(2).zip(sums.chunks_mut(2 * height)) {
+            let (first, second) = sums.split_at_mut(height);
+            let second = if panels.len() == 2 { second } else { &mut discarded[..height] };
+            let work = Work {
+                lhs: lhs.as_ptr(),
+                panels: [panels[0].as_ptr(), panels[panels.len() - 1].as_ptr()],
+                sums: [first.as_mut_ptr(), second.as_mut_ptr()],
+                lhs_step: height * size_of::<LhsRow>(),
+                panel_step: size_of::<Block>(),
+                steps,
+                prefetch,
+            };
+            // SAFETY: tiles must be configured for rows of this height, and every tile that is read
+            // or written must lie in the lhs, the panels and the sums: `steps` tiles of `height` rows by
+            // 64 bytes, of 16 rows by 64 bytes, and `height` rows of 64 bytes. The assertions above
+            // checked the lengths, and `configure` set the shape.
+            unsafe {
+                match height > TILE_ROWS {
+                    true => multiply_two_by_two(work),
+                    false => multiply_one_by_two(work),
+                }
+            }
+        }
+        // SAFETY: as for `configure`. The tiles hold nothing that is needed later.
+        unsafe { asm!("tilerelease", options(nostack)) };
+    }
+
+    /// Multiplies two by two tiles `count` times, all from the nearest cache. Returns the number of
+    /// floating-point operations.
+    pub(crate) fn exercise(self, count: usize) -> f64 {
+        let lhs: [LhsRow; 2 * TILE_ROWS] = [[[bf16::ZERO; 2]; PAIRS]; 2 * TILE_ROWS];
+        let panel: Block = [[[bf16::ZERO; 2]; NR]; PAIRS];
+        let mut sums = [[[0.0; NR]; 2 * TILE_ROWS]; 2];
+        let [first, second] = &mut sums;
+        let work = Work {
+            lhs: lhs.as_ptr(),
+            panels: [&raw const panel; 2],
+            sums: [first.as_mut_ptr(), second.as_mut_ptr()],
+            lhs_step: 0,
+            panel_step: 0,
+            steps: count,
+            prefetch: Prefetch::NONE,
+        };
+        // SAFETY: as in `multiply_tiles`. All steps read the same tiles, which the arrays hold.
+        unsafe {
+            configure(&TileConfig::of(TILE_ROWS));
+            multiply_two_by_two(work);
+            asm!("tilerelease", options(nostack));
+        }
+        (count * 4 * 2 * TILE_ROWS * NR * 2 * PAIRS) as f64
+    }
+}
+
+/// Returns whether the processor has tiles and multiplies BF16 numbers in them (CPUID leaf 7).
+fn has_tiles() -> bool {
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+    __cpuid_count(7, 0).edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
+}
+
+/// Asks the system to save tiles when it switches between threads of this process.
+#[cfg(target_os = "linux")]
+fn request_tiles() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_int = 18;
+    // SAFETY: a system call with two numbers, which touches no memory of this process. A system that does
+    // not know it returns an error.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+/// Returns false: on other systems, AMX has not been tried.
+#[cfg(not(target_os = "linux"))]
+fn request_tiles() -> bool {
+    false
+}
+
+/// The operand of `ldtilecfg`: bytes of a row and number of rows, by tile.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl TileConfig {
+    /// Returns the configuration in which tiles 0 to 3 hold sums and 4 and 5 rows of the lhs, all of this
+    /// height, and 6 and 7 hold panels.
+    fn of(height: usize) -> Self {
+        let mut config =
+            Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        config.row_bytes[..8].fill(64);
+        config.rows[..6].fill(height as u8);
+        config.rows[6..8].fill(PAIRS as u8);
+        config
+    }
+}
+
+/// Sets the shape of every tile.
+///
+/// # Safety
+/// The machine has tiles, and the system has granted them.
+unsafe fn configure(config: &TileConfig) {
+    // SAFETY: the instruction reads 64 bytes, which `TileConfig` has; the caller guarantees the rest.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly)) };
+}
+
+/// The addresses of a product's tiles, and the distances in bytes from each to the next.
+struct Work {
+    /// `[steps][height]`.
+    lhs: *const LhsRow,
+    /// `[steps]` each.
+    panels: [*const Block; 2],
+    /// `[height][16]` each.
+    sums: [*mut [f32; NR]; 2],
+    lhs_step: usize,
+    panel_step: usize,
+    steps: usize,
+    prefetch: Prefetch,
+}
+
+/// Defines a function that multiplies the tiles of a [`Work`] by the given instructions. Each step
+/// prefetches its part of the data that follows, up to a tile of each panel.
+macro_rules! multiply {
+    ($(#[$doc:meta])* $name:ident, [$($load:literal),*], [$($step:literal),*], [$($store:literal),*]) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// Tiles are configured for rows of this height, all tiles of the work lie in memory that may be
+        /// read, and the sums may be written.
+        unsafe fn $name(work: Work) {
+            if work.steps == 0 {
+                return;
+            }
+            let ahead = |panel: *const Block| panel.wrapping_byte_add(work.prefetch.distance);
+            // SAFETY: the caller guarantees the tiles that are loaded and stored, and the steps lead
+            // from each tile to the next. An address that is only prefetched may lie anywhere.
+            unsafe {
+                asm!(
+                    $($load,)*
+                    "2:",
+                    $($step,)*
+                    "prefetcht0 [{p}]", "prefetcht0 [{q}]",
+                    "prefetcht0 [{p} + 64]", "prefetcht0 [{q} + 64]",
+                    "prefetcht0 [{p} + 128]", "prefetcht0 [{q} + 128]",
+                    "prefetcht0 [{p} + 192]", "prefetcht0 [{q} + 192]",
+                    "prefetcht0 [{p} + 256]", "prefetcht0 [{q} + 256]",
+                    "prefetcht0 [{p} + 320]", "prefetcht0 [{q} + 320]",
+                    "prefetcht0 [{p} + 384]", "prefetcht0 [{q} + 384]",
+                    "prefetcht0 [{p} + 448]", "prefetcht0 [{q} + 448]",
+                    "prefetcht0 [{p} + 512]", "prefetcht0 [{q} + 512]",
+                    "prefetcht0 [{p} + 576]", "prefetcht0 [{q} + 576]",
+                    "prefetcht0 [{p} + 640]", "prefetcht0 [{q} + 640]",
+                    "prefetcht0 [{p} + 704]", "prefetcht0 [{q} + 704]",
+                    "prefetcht0 [{p} + 768]", "prefetcht0 [{q} + 768]",
+                    "prefetcht0 [{p} + 832]", "prefetcht0 [{q} + 832]",
+                    "prefetcht0 [{p} + 896]", "prefetcht0 [{q} + 896]",
+                    "prefetcht0 [{p} + 960]", "prefetcht0 [{q} + 960]",
+                    "add {a}, {a_step}",
+                    "add {b}, {b_step}",
+                    "add {c}, {b_step}",
+                    "add {p}, {p_step}",
+                    "add {q}, {p_step}",
+                    "dec {n}",
+                    "jnz 2b",
+                    $($store,)*
+                    a = inout(reg) work.lhs => _,
+                    b = inout(reg) work.panels[0] => _,
+                    c = inout(reg) work.panels[1] => _,
+                    p = inout(reg) ahead(work.panels[0]) => _,
+                    q = inout(reg) ahead(work.panels[1]) => _,
+                    n = inout(reg) work.steps => _,
+                    y = in(reg) work.sums[0],
+                    z = in(reg) work.sums[1],
+                    s = in(reg) 64usize,
+                    a_step = in(reg) work.lhs_step,
+                    b_step = in(reg) work.panel_step,
+                    p_step = in(reg) PAIRS * work.prefetch.stride,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+multiply!(
+    /// Multiplies two tiles of sixteen rows by two panels.
+    multiply_two_by_two,
+    [
+        "tileloadd tmm0, [{y} + {s}]",
+        "tileloadd tmm1, [{z} + {s}]",
+        "tileloadd tmm2, [{y} + {s} + 1024]",
+        "tileloadd tmm3, [{z} + {s} + 1024]"
+    ],
+    [
+        "tileloadd tmm4, [{a} + {s}]",
+        "tileloadd tmm6, [{b} + {s}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{c} + {s}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{a} + {s} + 1024]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7"
+    ],
+    [
+        "tilestored [{y} + {s}], tmm0",
+        "tilestored [{z} + {s}], tmm1",
+        "tilestored [{y} + {s} + 1024], tmm2",
+        "tilestored [{z} + {s} + 1024], tmm3"
+    ]
+);
+multiply!(
+    /// Multiplies one tile of up to sixteen rows by two panels.
+    multiply_one_by_two,
+    ["tileloadd tmm0, [{y} + {s}]", "tileloadd tmm1, [{z} + {s}]"],
+    [
+        "tileloadd tmm4, [{a} + {s}]",
+        "tileloadd tmm6, [{b} + {s}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{c} + {s}]",
+        "tdpbf16ps tmm1, tmm4, tmm7"
+    ],
+    ["tilestored [{y} + {s}], tmm0", "tilestored [{z} + {s}], tmm1"]
+);
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::super::tests::oracle;
+    use super::*;
+
+    /// Covers every height and several numbers of panels.
+    #[test]
+    fn multiply_tiles_agrees_with_the_oracle() {
+        let Some(isa) = Amx::detect() else {
+            println!("skipped: no AMX");
+            return;
+        };
+        for mr in AmxRows::ALL {
+            for panel_count in [1, 2, 3, 4] {
+                for steps in [0, 1, 2, 5] {
+                    check(isa, *mr, panel_count, steps);
+                }
+            }
+        }
+    }
+
+    fn check(isa: Amx, mr: AmxRows, panel_count: usize, steps: usize) {
+        let height = mr.rows();
+        let numbers = |count, seed| -> Vec<bf16> {
+            oracle::numbers(count, seed).map(bf16::from_f32).collect()
+        };
+        let pairs = steps * PAIRS;
+        let lhs: Vec<[bf16; 2]> = numbers(2 * pairs * height, 1).as_chunks().0.to_vec();
+        let panels: Vec<Vec<bf16>> =
+            (0..panel_count).map(|p| numbers(2 * pairs * NR, 2 + p as u64)).collect();
+        let as_blocks: Vec<&[Block]> =
+            panels.iter().map(|panel| bytemuck::cast_slice(panel)).collect();
+        let mut sums = vec![[0.5; NR]; panel_count * height];
+        let prefetch = Prefetch { distance: 4096, stride: 64 };
+        isa.multiply_tiles(lhs.as_chunks().0, &as_blocks, mr, &mut sums, prefetch);
+        for (panel, sums) in panels.iter().zip(sums.chunks_exact(height)) {
+            for (row, sums) in sums.iter().enumerate() {
+                for (column, sum) in sums.iter().enumerate() {
+                    let terms = (0..pairs).flat_map(|pair| {
+                        let x = lhs[(pair / PAIRS * height + row) * PAIRS + pair % PAIRS];
+                        let weights = &panel[(pair * NR + column) * 2..][..2];
+                        [0, 1].map(|i| (x[i].to_f32(), weights[i].to_f32()))
+                    });
+                    let exact = oracle::dot(0.5, terms);
+                    let what = format!("{height} rows, {panel_count} panels, {steps} steps");
+                    exact.assert_close(*sum, 2 * pairs + 1, &what);
+                }
+            }
+        }
+    }
+}

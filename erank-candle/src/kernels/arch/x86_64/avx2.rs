@@ -1,0 +1,39 @@
+//! AVX2 with FMA: 16 registers of 8 F32 numbers.
+#![expect(unsafe_code, reason = "calls of functions that need an instruction set")]
+
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+use super::super::super::element::Element;
+use super::super::super::tile::{Mr, NR, Prefetch};
+use super::super::generic::{self, Portable};
+use super::super::isa::{Isa, WideningIsa};
+
+/// AVX2 with FMA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Avx2(Portable);
+
+impl Isa for Avx2 {
+    const NAME: &'static str = "avx2";
+    const MAX_MR: Mr = Mr::Four;
+    type Base = Portable;
+    type Widening = Self;
+
+    fn detect() -> Option<Self> {
+        let detected = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        detected.then_some(Self(Portable))
+    }
+
+    fn base(self) -> Option<Portable> {
+        Some(self.0)
+    }
+
+    fn widening(self) -> Self {
+        self
+    }
+
+    run_with_features!("avx2,fma");
+}
+
+impl WideningIsa for Avx2 {
+    multiply_with_features!("avx2,fma");
+}

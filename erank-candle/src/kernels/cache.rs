@@ -1,0 +1,221 @@
+//! The micro-kernels of attention, by the type of the KV cache. They are independent of the weights' formats,
+//! so weights and cache can have different types.
+
+use std::marker::PhantomData;
+
+use bytemuck::Pod;
+use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
+use super::arch::x86_64::avx512_bf16::Avx512Bf16;
+use super::arch::{InstructionSet, Isa, WideningIsa, with_isa};
+use super::element::Element;
+#[cfg(target_arch = "x86_64")]
+use super::pack::pack_pairs;
+use super::pack::pack_widened;
+use super::tile::{Mr, NR, Prefetch, TileRows};
+
+/// Multiplies queries with a block's keys, and attention weights with its values.
+///
+/// A value holds the token of its instruction set, as a weight's micro-kernel does.
+pub(crate) trait CacheKernel: Copy + Send + Sync {
+    /// The instruction set.
+    type Isa: Isa;
+    /// The type that keys and values are stored in.
+    type Element: Element;
+    /// `DEPTH` numbers of a packed query.
+    type Query: Pod + Default + Send + Sync;
+
+    /// Returns the token of the instruction set.
+    fn isa(self) -> Self::Isa;
+
+    /// Packs queries of `head_dim` numbers, rounded to the cache's type, as `[head_dim / DEPTH][mr]`.
+    /// Queries that are missing to `mr` keep the value that `packed` has.
+    fn pack_queries(queries: &[f32], head_dim: usize, mr: usize, packed: &mut [Self::Query]);
+
+    /// Adds the products of queries and the keys of 16 tokens, `[head_dim / DEPTH][16][DEPTH]`, to
+    /// `scores`, `[mr][16]`.
+    fn scores(
+        self,
+        queries: &[Self::Query],
+        keys: &[Self::Element],
+        mr: Mr,
+        scores: &mut [[f32; NR]],
+    );
+
+    /// Adds the products of attention weights, `[mr][16 tokens]`, rounded to the cache's type, and the
+    /// tokens' values, panels of `[16 / DEPTH][16][DEPTH]`, to `sums`, `[panels][mr][16]`.
+    ///
+    /// Weights from token `visible` on must be 0, and their values are not read, except for those in the
+    /// same word as a visible token's.
+    fn weigh_values(
+        self,
+        weights: &[[f32; NR]],
+        values: &[Self::Element],
+        mr: Mr,
+        visible: usize,
+        sums: &mut [[f32; NR]],
+    );
+}
+
+/// Work that is generic over the kernel of a cache of type `E`: a closure cannot be.
+pub(crate) trait CacheVisitor<E: Element> {
+    type Output;
+
+    /// Does the work with a kernel in its own type.
+    fn visit<K: CacheKernel<Element = E>>(self, kernel: K) -> Self::Output;
+}
+
+/// A type that a KV cache can have.
+pub(crate) trait CacheElement: Element {
+    /// Calls the visitor with the best kernel that an instruction set has for a cache of this type.
+    fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output;
+
+    /// Calls the visitor with every kernel that an instruction set has for a cache of this type.
+    #[cfg(test)]
+    fn with_every_kernel<V: CacheVisitor<Self> + Copy>(
+        set: InstructionSet,
+        visitor: V,
+    ) -> Vec<V::Output>;
+}
+
+impl CacheElement for f32 {
+    fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
+        with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))
+    }
+
+    #[cfg(test)]
+    fn with_every_kernel<V: CacheVisitor<Self> + Copy>(
+        set: InstructionSet,
+        visitor: V,
+    ) -> Vec<V::Output> {
+        vec![Self::with_kernel(set, visitor)]
+    }
+}
+
+impl CacheElement for bf16 {
+    fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(isa) = set.token::<Avx512Bf16>() {
+            return visitor.visit(Pairs(isa));
+        }
+        with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))
+    }
+
+    #[cfg(test)]
+    fn with_every_kernel<V: CacheVisitor<Self> + Copy>(
+        set: InstructionSet,
+        visitor: V,
+    ) -> Vec<V::Output> {
+        let mut outputs = vec![with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))];
+        #[cfg(target_arch = "x86_64")]
+        outputs.extend(set.token::<Avx512Bf16>().map(|isa| visitor.visit(Pairs(isa))));
+        outputs
+    }
+}
+
+/// A cache of type `E`, multiplied in F32 one number at a time on the instruction set `I`.
+#[derive(Debug, Clone, Copy)]
+struct Widened<I, E> {
+    isa: I,
+    element: PhantomData<E>,
+}
+
+/// The prefetch of [`Widened`]: measured on Zen 3, see docs/kernels.md.
+const PREFETCH: Prefetch = Prefetch { distance: 4096, stride: 64 };
+
+impl<I: WideningIsa, E: Element> Widened<I, E> {
+    fn new(isa: I) -> Self {
+        Self { isa, element: PhantomData }
+    }
+}
+
+impl<I: WideningIsa, E: Element> CacheKernel for Widened<I, E> {
+    type Isa = I;
+    type Element = E;
+    type Query = E::Lhs;
+
+    #[inline(always)]
+    fn isa(self) -> I {
+        self.isa
+    }
+
+    #[inline(always)]
+    fn pack_queries(queries: &[f32], head_dim: usize, mr: usize, packed: &mut [E::Lhs]) {
+        pack_widened::<E>(queries, head_dim, mr, packed);
+    }
+
+    #[inline(always)]
+    fn scores(self, queries: &[E::Lhs], keys: &[E], mr: Mr, scores: &mut [[f32; NR]]) {
+        let keys = bytemuck::cast_slice(keys);
+        self.isa.multiply_widened::<E>(queries, &[keys], mr, scores, PREFETCH);
+    }
+
+    #[inline(always)]
+    fn weigh_values(
+        self,
+        weights: &[[f32; NR]],
+        values: &[E],
+        mr: Mr,
+        visible: usize,
+        sums: &mut [[f32; NR]],
+    ) {
+        let mut lhs = [E::Lhs::default(); NR * NR];
+        let lhs = &mut lhs[..NR / E::DEPTH * mr.rows()];
+        pack_widened::<E>(weights.as_flattened(), NR, mr.rows(), lhs);
+        let lhs = &lhs[..visible.div_ceil(E::DEPTH) * mr.rows()];
+        let values: &[E::Block] = bytemuck::cast_slice(values);
+        // One panel at a time, so that memory is read in order.
+        let panels = values.chunks_exact(NR / E::DEPTH);
+        for (panel, sums) in panels.zip(sums.chunks_exact_mut(mr.rows())) {
+            self.isa.multiply_widened::<E>(lhs, &[panel], mr, sums, PREFETCH);
+        }
+    }
+}
+
+/// A BF16 cache, multiplied two numbers at a time (`vdpbf16ps`).
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+struct Pairs(Avx512Bf16);
+
+#[cfg(target_arch = "x86_64")]
+impl CacheKernel for Pairs {
+    type Isa = Avx512Bf16;
+    type Element = bf16;
+    type Query = [bf16; 2];
+
+    #[inline(always)]
+    fn isa(self) -> Avx512Bf16 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn pack_queries(queries: &[f32], head_dim: usize, mr: usize, packed: &mut [[bf16; 2]]) {
+        pack_pairs(queries, head_dim, mr, packed);
+    }
+
+    #[inline(always)]
+    fn scores(self, queries: &[[bf16; 2]], keys: &[bf16], mr: Mr, scores: &mut [[f32; NR]]) {
+        let keys = bytemuck::cast_slice(keys);
+        self.0.multiply_pairs(queries, &[keys], mr, scores, Prefetch::NONE);
+    }
+
+    #[inline(always)]
+    fn weigh_values(
+        self,
+        weights: &[[f32; NR]],
+        values: &[bf16],
+        mr: Mr,
+        visible: usize,
+        sums: &mut [[f32; NR]],
+    ) {
+        let mut rounded = [[bf16::ZERO; NR]; NR];
+        let rounded = &mut rounded[..weights.len()];
+        for (rounded, weights) in rounded.iter_mut().zip(weights) {
+            for (rounded, weight) in rounded.iter_mut().zip(weights) {
+                *rounded = Element::round(*weight);
+            }
+        }
+        self.0.weigh_values(rounded, bytemuck::cast_slice(values), mr, visible, sums);
+    }
+}

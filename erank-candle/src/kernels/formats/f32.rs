@@ -1,0 +1,10 @@
+//! F32 weights. A block is one input of 16 outputs, `[16]`: 64 bytes.
+
+use super::super::arch::{InstructionSet, Isa, with_isa};
+use super::super::micro_kernel::KernelVisitor;
+use super::widened::Widened;
+
+/// Calls the visitor with the micro-kernel of an instruction set.
+pub(super) fn with_kernel<V: KernelVisitor>(set: InstructionSet, visitor: V) -> V::Output {
+    with_isa!(set, isa => visitor.visit(Widened::<_, f32>::new(isa.widening())))
+}

@@ -1,0 +1,260 @@
+//! Projections: rows of activations times packed weights, on rayon's current threads.
+//!
+//! ```text
+//! for each block of columns (in parallel), each row:
+//!     y[row][column] = epilogue(Σ_k norm(x[row])[k] · weights[column][k])
+//! ```
+//!
+//! Departures from that:
+//!
+//! 1. Rows are normalised, rounded and packed once, before the columns are computed, in tiles of up to MR
+//!    rows: the lhs.
+//! 2. The k are divided into parts of KC inputs. The panels' part stays in the nearer caches while it is
+//!    multiplied with several tiles of rows, and the next part is prefetched meanwhile.
+//! 3. Several panels are multiplied at once, which share each load of the lhs. With few rows, these are more
+//!    panels, because each has fewer accumulators.
+//! 4. The panels of two matrices can be multiplied side by side, and the epilogue gets both sums.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::arch::Isa;
+use super::column_blocks::{ColumnBlock, Columns, par_column_blocks};
+use super::micro_kernel::MicroKernel;
+use super::norm::{Norm, silu};
+use super::packed_matrix::PackedMatrix;
+use super::tile::{NR, Prefetch, TileRows};
+
+/// From this number of rows on, `MicroKernel::PANELS` panels are multiplied at once.
+const MANY_ROWS: usize = 8;
+/// Panels that are multiplied at once with fewer rows.
+const PANELS_OF_FEW_ROWS: usize = 4;
+/// Tiles of rows that are multiplied with a part of the panels while it is in a near cache.
+const TILES_AT_ONCE: usize = 8;
+
+/// A packed matrix of any format: the seam between formats and the code above them.
+///
+/// `x` is `[rows][inputs]`, and the columns of `y` are as many as the matrix has outputs. Each method is one
+/// virtual call for a whole projection.
+pub(super) trait PackedWeights: Any + Debug + Send + Sync {
+    fn outputs(&self) -> usize;
+
+    fn inputs(&self) -> usize;
+
+    /// Writes the weights of one output, dequantised to F32.
+    fn unpack_row(&self, output: usize, out: &mut [f32]);
+
+    /// Computes `y = norm(x) · Wᵀ`, or `y = x · Wᵀ` without a norm.
+    fn project(&self, x: &[f32], norm: Option<&Norm>, y: Columns<'_>);
+
+    /// Computes `y += x · Wᵀ`.
+    fn project_add(&self, x: &[f32], y: Columns<'_>);
+
+    /// Computes `y = silu(norm(x) · Wᵀ) · (norm(x) · Upᵀ)` in one pass, if `up` has the micro-kernel and
+    /// the shape of this matrix. Returns whether it did.
+    fn gate_up(&self, up: &dyn PackedWeights, x: &[f32], norm: &Norm, y: Columns<'_>) -> bool;
+}
+
+impl<K: MicroKernel> PackedWeights for PackedMatrix<K> {
+    fn outputs(&self) -> usize {
+        self.outputs()
+    }
+
+    fn inputs(&self) -> usize {
+        self.inputs()
+    }
+
+    fn unpack_row(&self, output: usize, out: &mut [f32]) {
+        self.unpack_row(output, out);
+    }
+
+    fn project(&self, x: &[f32], norm: Option<&Norm>, y: Columns<'_>) {
+        multiply(
+            x,
+            norm,
+            [self],
+            y,
+            #[inline(always)]
+            |y, [product]| *y = product,
+        );
+    }
+
+    fn project_add(&self, x: &[f32], y: Columns<'_>) {
+        multiply(
+            x,
+            None,
+            [self],
+            y,
+            #[inline(always)]
+            |y, [product]| *y += product,
+        );
+    }
+
+    fn gate_up(&self, up: &dyn PackedWeights, x: &[f32], norm: &Norm, y: Columns<'_>) -> bool {
+        let up: &dyn Any = up;
+        let Some(up) = up.downcast_ref::<Self>() else { return false };
+        if (up.outputs(), up.inputs()) != (self.outputs(), self.inputs()) {
+            return false;
+        }
+        multiply(
+            x,
+            Some(norm),
+            [self, up],
+            y,
+            #[inline(always)]
+            |y, [gate, up]| *y = silu(gate) * up,
+        );
+        true
+    }
+}
+
+/// Multiplies with `N` matrices of the same shape: calls `epilogue(element of y, products)` once for each
+/// element of `y`.
+///
+/// An epilogue that is `#[inline(always)]` is compiled with the set's instructions.
+///
+/// # Panics
+/// If the columns of `y` are not as many as a matrix has outputs.
+pub(super) fn multiply<K: MicroKernel, const N: usize>(
+    x: &[f32],
+    norm: Option<&Norm>,
+    matrices: [&PackedMatrix<K>; N],
+    y: Columns<'_>,
+    epilogue: impl Fn(&mut f32, [f32; N]) + Sync,
+) {
+    let Some(first) = matrices.first() else { return };
+    let (kernel, outputs, inputs) = (first.kernel(), first.outputs(), first.inputs());
+    assert_eq!(y.range.len(), outputs, "columns and outputs");
+    let rows = x.len() / inputs;
+    let mr = K::Rows::holding(rows.min(kernel.max_mr().rows())).rows();
+    let blocks = inputs.div_ceil(K::BLOCK_K);
+    // `[tiles][blocks][mr]`.
+    let lhs_size = blocks * mr;
+    let mut lhs: Vec<K::Lhs> = bytemuck::zeroed_vec(rows.div_ceil(mr) * lhs_size);
+    lhs.par_chunks_mut(lhs_size)
+        .zip(x.par_chunks(mr * inputs))
+        .for_each(|(lhs, rows)| pack_lhs(kernel, rows, inputs, norm, lhs));
+
+    let at_once = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { K::PANELS };
+    let panels_of_each = at_once.div_ceil(N);
+    par_column_blocks(y, panels_of_each * NR, Vec::new, |sums, index, mut y| {
+        let first = index * panels_of_each;
+        let count = y.columns().div_ceil(NR);
+        // By matrix, then by column.
+        let mut panels: [&[K::Block]; PANELS_OF_FEW_ROWS] = Default::default();
+        for (n, matrix) in matrices.iter().enumerate() {
+            for (i, panel) in panels[n * count..][..count].iter_mut().enumerate() {
+                *panel = matrix.panel(first + i);
+            }
+        }
+        let panels = &panels[..N * count];
+        for (group, tiles) in lhs.chunks(TILES_AT_ONCE * lhs_size).enumerate() {
+            let first_row = group * TILES_AT_ONCE * mr;
+            let rows_of = |tile: usize| (rows - first_row - tile * mr).min(mr);
+            let tiles = tiles.chunks_exact(lhs_size);
+            // `[tiles][matrices][columns][mr]`.
+            let sums_size = panels.len() * mr;
+            sums.clear();
+            sums.resize(tiles.len() * sums_size, [0.0; NR]);
+            for (index, panels) in panels.chunks(at_once).enumerate() {
+                let first_panel = index * at_once;
+                for start in (0..blocks).step_by(K::KC / K::BLOCK_K) {
+                    let end = blocks.min(start + K::KC / K::BLOCK_K);
+                    let mut parts: [&[K::Block]; PANELS_OF_FEW_ROWS] = Default::default();
+                    for (part, panel) in parts.iter_mut().zip(panels) {
+                        *part = &panel[start..end];
+                    }
+                    let parts = &parts[..panels.len()];
+                    for (tile, (lhs, sums)) in
+                        tiles.clone().zip(sums.chunks_exact_mut(sums_size)).enumerate()
+                    {
+                        let mr = K::Rows::holding(rows_of(tile));
+                        let height = mr.rows();
+                        let lhs = &lhs[start * height..end * height];
+                        let sums = &mut sums[first_panel * height..][..parts.len() * height];
+                        let prefetch = match tiles.len() {
+                            1 => K::PREFETCH,
+                            count => {
+                                let part = size_of_val(parts[0]);
+                                let distance = part + tile * part / count;
+                                Prefetch { distance, stride: 64 / count }
+                            }
+                        };
+                        kernel.multiply(lhs, parts, mr, sums, prefetch);
+                    }
+                }
+            }
+            for (tile, sums) in sums.chunks_exact(sums_size).enumerate() {
+                let rows = first_row + tile * mr..first_row + tile * mr + rows_of(tile);
+                let height = K::Rows::holding(rows.len()).rows();
+                kernel.isa().run(
+                    #[inline(always)]
+                    || finish(&mut y, rows, height, sums, &epilogue),
+                );
+            }
+        }
+    });
+}
+
+/// Packs rows as the lhs of a tile, normalised if there is a norm.
+fn pack_lhs<K: MicroKernel>(
+    kernel: K,
+    rows: &[f32],
+    inputs: usize,
+    norm: Option<&Norm>,
+    lhs: &mut [K::Lhs],
+) {
+    let mr = K::Rows::holding(rows.len() / inputs).rows();
+    let lhs = &mut lhs[..inputs.div_ceil(K::BLOCK_K) * mr];
+    let mut normed = vec![0.0; if norm.is_some() { rows.len() } else { 0 }];
+    kernel.isa().run(
+        #[inline(always)]
+        || {
+            let mut rows = rows;
+            if let Some(norm) = norm {
+                for (out, row) in normed.chunks_exact_mut(inputs).zip(rows.chunks_exact(inputs)) {
+                    norm.apply(row, out);
+                }
+                rows = &normed;
+            }
+            K::pack_lhs(rows, inputs, mr, lhs);
+        },
+    );
+}
+
+/// Calls the epilogue for some rows of a block of columns, with their sums as `[matrices][columns][mr]`.
+#[inline(always)]
+fn finish<const N: usize>(
+    y: &mut ColumnBlock<'_>,
+    rows: Range<usize>,
+    mr: usize,
+    sums: &[[f32; NR]],
+    epilogue: impl Fn(&mut f32, [f32; N]),
+) {
+    let columns = y.columns().div_ceil(NR);
+    for (index, row) in rows.enumerate() {
+        for (column, y) in y.row(row).chunks_mut(NR).enumerate() {
+            let sums: [&[f32; NR]; N] =
+                std::array::from_fn(|n| &sums[(n * columns + column) * mr + index]);
+            if let Ok(y) = <&mut [f32; NR]>::try_from(&mut *y) {
+                // The copies do not overlap, so the compiler computes all columns at once.
+                let (mut all, sums) = (*y, sums.map(|sums| *sums));
+                for (column, y) in all.iter_mut().enumerate() {
+                    epilogue(y, std::array::from_fn(|n| sums[n][column]));
+                }
+                *y = all;
+                continue;
+            }
+            for (column, y) in y.iter_mut().enumerate() {
+                epilogue(y, sums.map(|sums| sums[column]));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/gemm.rs"]
+mod tests;

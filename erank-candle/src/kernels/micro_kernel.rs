@@ -1,0 +1,85 @@
+//! The trait of a micro-kernel: one weight format on one instruction set.
+
+use std::fmt::Debug;
+use std::hint::black_box;
+
+use bytemuck::Pod;
+
+use super::arch::Isa;
+use super::stored::StoredRow;
+use super::tile::{NR, Prefetch, TileRows};
+
+/// Multiplies packed rows of activations (the lhs) with panels of 16 packed outputs (the rhs).
+///
+/// A value holds the token of its instruction set, so it proves that the machine has the set, and a matrix
+/// that holds it can only be multiplied by the kernel that it was packed for.
+pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
+    /// The instruction set.
+    type Isa: Isa;
+    /// The heights of tile.
+    type Rows: TileRows;
+    /// The inputs of one row that meet a block: the packed lhs is `[blocks][mr]` of these.
+    type Lhs: Pod + Send + Sync;
+    /// One step of a panel, `BLOCK_K` inputs of 16 outputs: a panel is `[blocks]` of these.
+    type Block: Pod + Debug + Send + Sync;
+    /// Inputs of a block. A panel is padded with zeros to a whole number of blocks.
+    const BLOCK_K: usize;
+    /// Panels to multiply at once with many rows: as many as have their accumulators in registers.
+    const PANELS: usize;
+    /// Inputs to multiply at a time, a multiple of `BLOCK_K`: the panels' part of them stays in a near cache
+    /// while several tiles of rows are multiplied with it.
+    const KC: usize;
+    /// The prefetch of a projection that multiplies each weight once.
+    const PREFETCH: Prefetch;
+
+    /// Returns the token of the instruction set.
+    fn isa(self) -> Self::Isa;
+
+    /// Returns the highest tile whose accumulators stay in registers.
+    fn max_mr(self) -> Self::Rows;
+
+    /// Packs rows of `k` numbers, rounded as the weights are, as `[blocks][mr]`. Rows that are missing to
+    /// `mr`, and numbers past `k`, keep the value that `lhs` has: 0.
+    fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [Self::Lhs]);
+
+    /// Packs up to 16 rows of a stored matrix into a panel that is all zeros.
+    fn pack_rows(rows: &[StoredRow<'_>], panel: &mut [Self::Block]);
+
+    /// Writes the first `out.len()` weights of one output of a panel, dequantised to F32.
+    fn unpack_row(panel: &[Self::Block], column: usize, out: &mut [f32]);
+
+    /// Adds the product of the lhs and each panel to `sums`, `[panels][mr][16]`. Each sum runs over k in
+    /// order.
+    fn multiply(
+        self,
+        lhs: &[Self::Lhs],
+        panels: &[&[Self::Block]],
+        mr: Self::Rows,
+        sums: &mut [[f32; NR]],
+        prefetch: Prefetch,
+    );
+
+    /// Multiplies the highest tile `count` times with operands from the nearest cache. Returns the number of
+    /// floating-point operations.
+    fn exercise(self, count: usize) -> f64 {
+        const K: usize = 256;
+        let mr = self.max_mr();
+        let panel: Vec<Self::Block> = bytemuck::zeroed_vec(K / Self::BLOCK_K);
+        let panels = vec![panel.as_slice(); Self::PANELS];
+        let lhs: Vec<Self::Lhs> = bytemuck::zeroed_vec(K / Self::BLOCK_K * mr.rows());
+        let mut sums = vec![[0.0; NR]; Self::PANELS * mr.rows()];
+        for _ in 0..count {
+            self.multiply(black_box(&lhs), black_box(&panels), mr, &mut sums, Prefetch::NONE);
+        }
+        black_box(sums);
+        (count * 2 * Self::PANELS * mr.rows() * NR * K) as f64
+    }
+}
+
+/// Work that is generic over the micro-kernel: a closure cannot be.
+pub(crate) trait KernelVisitor {
+    type Output;
+
+    /// Does the work with a micro-kernel in its own type.
+    fn visit<K: MicroKernel>(self, kernel: K) -> Self::Output;
+}

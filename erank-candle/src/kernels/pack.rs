@@ -1,0 +1,101 @@
+//! Packing: rows of activations into the lhs of a product, and rows of weights into panels.
+//!
+//! In every layout here, a word of 32 bits holds `DEPTH` neighbouring numbers of a row, and a panel is
+//! `[words][16 rows]`: 64 bytes for each word of a row.
+//!
+//! ```text
+//! for each word of a row, each of 16 rows:
+//!     panel[word][row] = row[word], converted
+//! ```
+//!
+//! Departures from that, for weights:
+//!
+//! 1. Sixteen words of each row are converted at a time. So whole cache lines are read of a row, the
+//!    conversion is one loop without a branch on the type, and whole cache lines are written.
+
+use half::bf16;
+
+use super::element::Element;
+use super::stored::StoredRow;
+use super::tile::NR;
+
+/// Words that are converted at a time: those of a cache line.
+const WORDS: usize = 16;
+
+/// Packs rows of `k` numbers as `[k / DEPTH][mr][DEPTH]`, rounded to `E` and widened again. Rows that are
+/// missing to `mr` keep the value that `lhs` has.
+#[inline(always)]
+pub(super) fn pack_widened<E: Element>(rows: &[f32], k: usize, mr: usize, lhs: &mut [E::Lhs]) {
+    for (r, row) in rows.chunks_exact(k).enumerate() {
+        for (slots, values) in lhs.chunks_exact_mut(mr).zip(row.chunks(E::DEPTH)) {
+            for (slot, value) in slots[r].as_mut().iter_mut().zip(values) {
+                *slot = E::round(*value).widen();
+            }
+        }
+    }
+}
+
+/// Packs rows of `k` numbers as `[k / 2][mr][2]`, rounded to BF16. An odd last number is paired with 0.
+/// Rows that are missing to `mr` keep the value that `lhs` has.
+#[inline(always)]
+pub(super) fn pack_pairs(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 2]]) {
+    for (r, row) in rows.chunks_exact(k).enumerate() {
+        let (pairs, last) = row.as_chunks::<2>();
+        for (slots, [first, second]) in lhs.chunks_exact_mut(mr).zip(pairs) {
+            slots[r] = [Element::round(*first), Element::round(*second)];
+        }
+        if let ([last], Some(slots)) = (last, lhs.chunks_exact_mut(mr).nth(pairs.len())) {
+            slots[r] = [Element::round(*last), bf16::ZERO];
+        }
+    }
+}
+
+/// Packs up to 16 rows of the same length into a panel, `[words][16][DEPTH]`. Numbers past a row's end are
+/// 0; missing rows keep the value that `panel` has.
+#[inline(always)]
+pub(super) fn pack_panel<E: Element>(rows: &[StoredRow<'_>], panel: &mut [E::Block]) {
+    let panel: &mut [[u32; NR]] = bytemuck::cast_slice_mut(panel);
+    for (index, blocks) in panel.chunks_mut(WORDS).enumerate() {
+        let start = index * WORDS * E::DEPTH;
+        let mut words = [[0u32; WORDS]; NR];
+        for (words, row) in words.iter_mut().zip(rows) {
+            let length = row.len().saturating_sub(start).min(WORDS * E::DEPTH);
+            read::<E>(row.part(start.min(row.len()), length), words);
+        }
+        for (word, block) in blocks.iter_mut().enumerate() {
+            for (column, words) in block.iter_mut().zip(&words[..rows.len()]) {
+                *column = words[word];
+            }
+        }
+    }
+}
+
+/// Converts the numbers of a row to `E`, `DEPTH` in a word. Numbers that are missing to fill the words keep
+/// the value that these have.
+#[inline(always)]
+fn read<E: Element>(numbers: StoredRow<'_>, words: &mut [u32; WORDS]) {
+    let bits: &mut [u16; 2 * WORDS] = bytemuck::cast_mut(words);
+    if let (StoredRow::Bf16(numbers), 2) = (numbers, E::DEPTH) {
+        // Same type: a copy.
+        for (bits, bytes) in bits.iter_mut().zip(numbers) {
+            *bits = u16::from_le_bytes(*bytes);
+        }
+        return;
+    }
+    let mut widened = [0.0; 2 * WORDS];
+    let widened = &mut widened[..numbers.len()];
+    numbers.to_f32(widened);
+    let elements: &mut [E] = bytemuck::cast_slice_mut(words.as_mut_slice());
+    for (element, number) in elements.iter_mut().zip(widened) {
+        *element = E::round(*number);
+    }
+}
+
+/// Writes the first `out.len()` numbers of one column of a panel, widened.
+pub(super) fn unpack_row<E: Element>(panel: &[E::Block], column: usize, out: &mut [f32]) {
+    for (block, out) in panel.iter().zip(out.chunks_mut(E::DEPTH)) {
+        for (index, out) in out.iter_mut().enumerate() {
+            *out = E::column(block, index)[column];
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! A matrix of weights in panels, with the micro-kernel that it is packed for.
+
+use std::io;
+
+use rayon::prelude::*;
+
+use super::arch::Isa;
+use super::buffer::Buffer;
+use super::micro_kernel::MicroKernel;
+use super::stored::{StoredMatrix, StoredRow};
+use super::tile::NR;
+
+/// A matrix of `outputs × inputs`, for `y = x · Wᵀ`: panels of 16 outputs, each `[blocks]`. The last panel,
+/// and the last block of each panel, are padded with zeros.
+#[derive(Debug)]
+pub(crate) struct PackedMatrix<K: MicroKernel> {
+    kernel: K,
+    outputs: usize,
+    inputs: usize,
+    panels: Buffer<K::Block>,
+}
+
+impl<K: MicroKernel> PackedMatrix<K> {
+    /// Packs a stored matrix on rayon's current threads.
+    ///
+    /// # Errors
+    /// If the system cannot provide the memory.
+    pub(crate) fn pack(kernel: K, matrix: &StoredMatrix<'_>) -> io::Result<Self> {
+        let (outputs, inputs) = (matrix.outputs(), matrix.inputs());
+        let blocks = inputs.div_ceil(K::BLOCK_K);
+        let mut panels = Buffer::zeroed(outputs.div_ceil(NR) * blocks)?;
+        panels.par_chunks_mut(blocks).enumerate().for_each(|(index, panel)| {
+            let outputs = index * NR..outputs.min((index + 1) * NR);
+            let mut rows = [StoredRow::F32(&[]); NR];
+            let rows = &mut rows[..outputs.len()];
+            for (row, output) in rows.iter_mut().zip(outputs) {
+                *row = matrix.row(output);
+            }
+            kernel.isa().run(
+                #[inline(always)]
+                || K::pack_rows(rows, panel),
+            );
+        });
+        Ok(Self { kernel, outputs, inputs, panels })
+    }
+
+    /// Returns the same matrix with its panels between guard pages.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(super) fn guarded(&self, place: super::tests::guard_pages::Place) -> Self {
+        Self { panels: self.panels.guarded(place), ..*self }
+    }
+
+    pub(crate) fn kernel(&self) -> K {
+        self.kernel
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Returns panel `index`, `[blocks]`.
+    pub(crate) fn panel(&self, index: usize) -> &[K::Block] {
+        let blocks = self.inputs.div_ceil(K::BLOCK_K);
+        &self.panels[index * blocks..(index + 1) * blocks]
+    }
+
+    /// Writes the weights of one output, dequantised to F32.
+    pub(crate) fn unpack_row(&self, output: usize, out: &mut [f32]) {
+        K::unpack_row(self.panel(output / NR), output % NR, &mut out[..self.inputs]);
+    }
+}

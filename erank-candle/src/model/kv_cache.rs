@@ -1,0 +1,86 @@
+//! Keys and values of every layer, in blocks of 16 tokens.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use half::bf16;
+use half::vec::HalfBitsVecExt;
+
+use crate::kernels::buffer::use_large_pages;
+
+/// The storage of the KV cache: a fixed number of blocks in every layer.
+///
+/// The engine's block allocator decides which sequence owns which block. Sequences with a common beginning
+/// may share its full blocks, whose tokens no longer change.
+#[derive(Debug)]
+pub struct KvCache {
+    /// One tensor a layer, `[blocks, numbers in a block]`, on the model's device. The layout of a block is that
+    /// of the model's operations.
+    layers: Vec<Tensor>,
+    blocks: usize,
+}
+
+impl KvCache {
+    /// Allocates zeroed blocks of `block_size` numbers of type `dtype` (F32 or BF16) in `layers` layers.
+    ///
+    /// On the CPU, the system provides memory when a block is first written.
+    ///
+    /// # Errors
+    /// Returns an error for another type, for more than 2³² blocks, or if the device has no memory for them.
+    pub(crate) fn new(
+        layers: usize,
+        block_size: usize,
+        dtype: DType,
+        blocks: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        if u32::try_from(blocks).is_err() {
+            bail!("{blocks} KV blocks are too many; block ids are 32-bit numbers");
+        }
+        let layer = |_| zeros((blocks, block_size), dtype, device);
+        Ok(Self { layers: (0..layers).map(layer).collect::<Result<_>>()?, blocks })
+    }
+
+    /// Returns the number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    pub(crate) fn layers(&self) -> &[Tensor] {
+        &self.layers
+    }
+}
+
+/// Allocates zeros, `[blocks, numbers]`.
+fn zeros(shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor> {
+    let Some(count) = shape.0.checked_mul(shape.1) else {
+        bail!("{} KV blocks of {} numbers exceed the address space", shape.0, shape.1)
+    };
+    match (dtype, device) {
+        (DType::F32, Device::Cpu) => {
+            let mut zeros = vec![0f32; count];
+            use_large_pages(&mut zeros);
+            Tensor::from_vec(zeros, shape, device)
+        }
+        (DType::BF16, Device::Cpu) => {
+            // The system hands out zeroed integers untouched; zeroed BF16 would be written.
+            let mut zeros: Vec<bf16> = vec![0u16; count].reinterpret_into();
+            use_large_pages(&mut zeros);
+            Tensor::from_vec(zeros, shape, device)
+        }
+        (DType::F32 | DType::BF16, _) => Tensor::zeros(shape, dtype, device),
+        (other, _) => bail!("the KV cache cannot have the type {other:?}; use F32 or BF16"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_allocates_the_given_size_and_rejects_other_types() {
+        let cache = KvCache::new(2, 20, DType::BF16, 3, &Device::Cpu).expect("memory");
+        let sizes: Vec<usize> = cache.layers().iter().map(Tensor::elem_count).collect();
+        assert_eq!((sizes, cache.blocks()), (vec![60, 60], 3));
+        assert!(KvCache::new(1, 20, DType::F16, 1, &Device::Cpu).is_err());
+        assert!(KvCache::new(1, 1, DType::F32, usize::MAX, &Device::Cpu).is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! The list of models and devices: from a checkpoint to a [`Model`].
+
+use std::sync::Arc;
+
+use candle_core::DType;
+
+use super::Model;
+use super::candle::CandleOperations;
+use super::cpu::CpuOperations;
+use super::operations::Operations;
+use super::qwen3::Qwen3;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::config::Config;
+use crate::checkpoint::safetensors::Weights;
+use crate::error::LoadError;
+use crate::kernels::{InstructionSet, WeightFormat};
+use crate::settings::{CandleSettings, Device, KvCacheFormat};
+
+/// A model with what was read and chosen while loading it.
+pub struct LoadedModel {
+    /// The model, ready to run.
+    pub model: Arc<dyn Model>,
+    /// The checkpoint's configuration.
+    pub config: Config,
+    /// The format of the weights.
+    pub weights: WeightFormat,
+    /// The name of the kernels: an instruction set, or `"candle"`.
+    pub kernels: &'static str,
+}
+
+/// Loads a checkpoint's model for the device that `settings` name. Runs on rayon's current thread pool.
+///
+/// # Errors
+/// Returns an error that names the file or tensor that is missing or not as `config.json` says, or the setting
+/// that this machine or build cannot serve.
+pub fn load(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<LoadedModel, LoadError> {
+    let config = Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
+    let weights = Weights::new(&checkpoint.shards)?;
+    let format = settings.weights.unwrap_or(weights.own_format());
+    let source = Source { config, weights, format, kv_cache: settings.kv_cache };
+    match settings.device {
+        Device::Cpu => {
+            let set = InstructionSet::choose(settings.instruction_set.as_deref())?;
+            source.load(CpuOperations::new(set, format))
+        }
+        device => {
+            if let Some(set) = &settings.instruction_set {
+                return Err(LoadError::Setting(format!(
+                    "instruction_set is {set:?}, but {device:?} does not run the CPU kernels; leave \
+                     instruction_set out"
+                )));
+            }
+            source.load(CandleOperations::new(open(device)?, format))
+        }
+    }
+}
+
+/// Returns the names of this machine's instruction sets that have kernels, the best first.
+pub fn instruction_sets() -> Vec<&'static str> {
+    InstructionSet::available().into_iter().map(InstructionSet::name).collect()
+}
+
+/// What a model is loaded from.
+struct Source<'a> {
+    config: Config,
+    weights: Weights<'a>,
+    format: WeightFormat,
+    kv_cache: Option<KvCacheFormat>,
+}
+
+impl Source<'_> {
+    fn load<O: Operations + 'static>(self, operations: O) -> Result<LoadedModel, LoadError> {
+        let Self { config, weights, format, kv_cache } = self;
+        let kv_cache_type = match (kv_cache, format) {
+            (Some(KvCacheFormat::F32), _) | (None, WeightFormat::F32) => DType::F32,
+            (Some(KvCacheFormat::Bf16), _) | (None, _) => DType::BF16,
+        };
+        let kernels = operations.name();
+        let model = Qwen3::load(config.clone(), &weights, operations, kv_cache_type)?;
+        Ok(LoadedModel { model: Arc::new(model), config, weights: format, kernels })
+    }
+}
+
+/// Opens a device of candle's.
+fn open(device: Device) -> Result<candle_core::Device, LoadError> {
+    let (opened, feature) = match device {
+        Device::Cpu | Device::CpuCandle => return Ok(candle_core::Device::Cpu),
+        Device::Cuda { ordinal } => (candle_core::Device::new_cuda(ordinal), "cuda"),
+        Device::Metal { ordinal } => (candle_core::Device::new_metal(ordinal), "metal"),
+    };
+    opened.map_err(|error| {
+        LoadError::Setting(format!(
+            "cannot use {device:?}: {error}; it needs such a device with its driver, and erank-candle built \
+             with its feature `{feature}`"
+        ))
+    })
+}

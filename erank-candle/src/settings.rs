@@ -1,0 +1,100 @@
+//! The settings of the local backend.
+
+use std::num::NonZeroUsize;
+
+use crate::kernels::WeightFormat;
+
+/// How a model is loaded and run.
+///
+/// ```
+/// use erank_candle::{CandleBackend, CandleSettings, Checkpoint};
+///
+/// let mut settings = CandleSettings::default();
+/// settings.threads = Some(2.try_into()?);
+/// settings.kv_cache_memory_bytes = Some(64 << 20);
+/// // `Checkpoint::open(folder)` and `Checkpoint::from_hub(name, revision)` read other models.
+/// let backend = CandleBackend::load(&Checkpoint::tiny(), &settings)?;
+/// println!("{}, {} blocks", backend.description(), backend.statistics().total_blocks);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct CandleSettings {
+    /// The format that weights are kept in; `None` keeps the checkpoint's own, BF16 or else F32. Sums are
+    /// accumulated in F32 in either case.
+    pub weights: Option<WeightFormat>,
+    /// The type of keys and values in the cache; `None` takes F32 for F32 weights and BF16 otherwise. An F32
+    /// cache holds half as many tokens in the same bytes as a BF16 cache.
+    pub kv_cache: Option<KvCacheFormat>,
+    /// The device that runs the model.
+    pub device: Device,
+    /// The instruction set of the CPU kernels: `"amx"`, `"avx512bf16"`, `"avx512"`, `"avx2"` or `"portable"`,
+    /// if the machine has it. `None` takes the environment variable `ERANK_INSTRUCTION_SET`, or else the best.
+    pub instruction_set: Option<String>,
+    /// Number of threads to compute with; `None` is one per core.
+    pub threads: Option<NonZeroUsize>,
+    /// Bytes of the KV cache for running sequences and cached prefixes together. Work that does not fit waits.
+    /// `None` is a quarter of the memory that is available while the model is loaded, or 2 GiB where the
+    /// available memory is unknown, as on a GPU.
+    pub kv_cache_memory_bytes: Option<usize>,
+    /// Maximum number of tokens that one step computes. A larger value reads prompts faster, but delays
+    /// cancellation, which is checked between steps. vLLM has a setting of the same name.
+    pub max_num_batched_tokens: NonZeroUsize,
+    /// Maximum number of sequences that run at once, over all callers. With more sequences, each step reads the
+    /// weights for more documents, but the first results come later. vLLM has a setting of the same name.
+    pub max_num_seqs: NonZeroUsize,
+    /// A step of fewer tokens is filled up to this number with speculative tokens, copied from an earlier
+    /// occurrence of the last tokens (prompt lookup). With few sequences, verifying several tokens costs little
+    /// more than computing one. Results do not change; 0 turns speculation off.
+    pub speculative_tokens: usize,
+}
+
+impl Default for CandleSettings {
+    /// The checkpoint's format, the CPU, all its cores, a quarter of the available memory, 512 tokens a step,
+    /// 64 sequences, speculation up to 8 tokens.
+    fn default() -> Self {
+        Self {
+            weights: None,
+            kv_cache: None,
+            device: Device::default(),
+            instruction_set: None,
+            threads: None,
+            kv_cache_memory_bytes: None,
+            max_num_batched_tokens: NonZeroUsize::MIN.saturating_add(511),
+            max_num_seqs: NonZeroUsize::MIN.saturating_add(63),
+            speculative_tokens: 8,
+        }
+    }
+}
+
+/// The type of keys and values in the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvCacheFormat {
+    /// 32-bit floating point.
+    F32,
+    /// Brain floating point: the upper 16 bits of F32.
+    Bf16,
+}
+
+/// The device that runs a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// The CPU, with this crate's kernels.
+    #[default]
+    Cpu,
+    /// The CPU, with candle's own operations, as a GPU runs them. It is much slower than [`Device::Cpu`] and
+    /// serves to test what GPUs run.
+    CpuCandle,
+    /// An NVIDIA GPU, with candle's own operations; needs the feature `cuda`.
+    Cuda {
+        /// The GPU's number, from 0.
+        ordinal: usize,
+    },
+    /// An Apple GPU, with candle's own operations; needs the feature `metal`.
+    Metal {
+        /// The GPU's number, from 0.
+        ordinal: usize,
+    },
+}

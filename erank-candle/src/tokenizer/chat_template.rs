@@ -1,0 +1,379 @@
+//! Chat templates, rendered as transformers renders them.
+//!
+//! transformers uses Jinja2, with
+//! `apply_chat_template([{"role": "user", "content": message}], add_generation_prompt=True)`. This
+//! module uses minijinja, configured the same way: trimmed blocks, loop controls, the methods of
+//! Python's strings, and the functions `raise_exception`, `strftime_now` and `tojson` of
+//! transformers.
+//!
+//! Templates are untrusted. They cannot read files, and the numbers of instructions, of nested calls
+//! and of bytes in the output are limited. The memory of a template's variables is not limited.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
+use minijinja_contrib::pycompat;
+use serde::{Deserialize, Serialize};
+use serde_json::ser::{Formatter, PrettyFormatter};
+
+use super::strftime::strftime_now;
+use crate::error::LoadError;
+
+/// The file of the tokenizer's configuration, which may contain a chat template.
+const CONFIG_FILE: &str = "tokenizer_config.json";
+/// The file of the chat template.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// The maximum number of instructions in one rendering. Qwen3's template takes a few hundred.
+const MAX_INSTRUCTIONS: u64 = 1_000_000;
+/// The maximum number of bytes that a rendering may add to the message.
+const MAX_ADDED_BYTES: usize = 1 << 20;
+
+const EOS_TOKEN: &str = "eos_token";
+/// The special tokens that transformers passes to a template as variables, if the model has them.
+const TOKEN_VARIABLES: [&str; 7] =
+    ["bos_token", EOS_TOKEN, "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// A parsed chat template.
+#[derive(Debug)]
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    /// The file that contained the template.
+    file: &'static str,
+    /// The special tokens, as variables of the template.
+    variables: Value,
+    eos_token: Option<String>,
+}
+
+impl ChatTemplate {
+    /// Parses the chat template, given the contents of `tokenizer_config.json` and
+    /// `chat_template.jinja`. A template in the latter takes precedence.
+    pub(crate) fn new(config: Option<&[u8]>, template: Option<&[u8]>) -> Result<Self, LoadError> {
+        let config = config.map(parse_config).transpose()?.unwrap_or_default();
+        let (source, file) = match template {
+            Some(bytes) => (utf8(bytes)?, TEMPLATE_FILE),
+            None => (config.chat_template()?, CONFIG_FILE),
+        };
+        let source = remove_generation_tags(&source);
+        let environment = environment()
+            .and_then(|mut environment| {
+                environment.add_template_owned(file, source.clone())?;
+                Ok(environment)
+            })
+            .map_err(|error| LoadError::unparsable(file, "invalid chat template", error))?;
+        let eos_token = config.token(EOS_TOKEN)?;
+        Ok(Self { environment, source, file, variables: config.token_variables()?, eos_token })
+    }
+
+    /// Returns the `eos_token` of `tokenizer_config.json`.
+    pub(crate) fn eos_token(&self) -> Option<&str> {
+        self.eos_token.as_deref()
+    }
+
+    /// Returns the name of the file that contained the template.
+    pub(crate) fn file(&self) -> &'static str {
+        self.file
+    }
+
+    /// Returns whether the source of the template contains `text`.
+    pub(crate) fn contains(&self, text: &str) -> bool {
+        self.source.contains(text)
+    }
+
+    /// Renders the prompt for a message of the user, up to the beginning of the assistant's turn.
+    pub(crate) fn render(&self, message: &str) -> Result<String, Error> {
+        let mut output =
+            LimitedOutput { bytes: Vec::new(), limit: message.len() + MAX_ADDED_BYTES };
+        let variables = context! {
+            messages => [context! { role => "user", content => message }],
+            add_generation_prompt => true,
+            tools => None::<Value>,
+            documents => None::<Value>,
+            ..self.variables.clone()
+        };
+        let template = self.environment.get_template(self.file)?;
+        template.render_captured_to(variables, &mut output).map_err(|error| {
+            match error.kind() {
+                ErrorKind::WriteFailure => {
+                    Error::new(ErrorKind::WriteFailure, "the output is too long")
+                }
+                _ => error,
+            }
+        })?;
+        String::from_utf8(output.bytes)
+            .map_err(|error| Error::new(ErrorKind::WriteFailure, error.to_string()))
+    }
+}
+
+/// The contents of `tokenizer_config.json`.
+#[derive(Default)]
+struct TokenizerConfig(serde_json::Map<String, serde_json::Value>);
+
+/// The value of `chat_template`: one template, or several named templates.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Templates {
+    One(String),
+    Listed(Vec<Named>),
+    Mapped(BTreeMap<String, String>),
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+    template: String,
+}
+
+impl Templates {
+    /// Returns the template that transformers uses by default.
+    fn into_default(self) -> Option<String> {
+        match self {
+            Self::One(template) => Some(template),
+            Self::Listed(named) => {
+                named.into_iter().find(|named| named.name == "default").map(|named| named.template)
+            }
+            Self::Mapped(mut named) => named.remove("default"),
+        }
+    }
+}
+
+/// A special token: its text, or an object with its text as `content`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TokenText {
+    Text(String),
+    Described { content: String },
+}
+
+impl TokenizerConfig {
+    fn chat_template(&self) -> Result<String, LoadError> {
+        let templates: Templates = self.get("chat_template")?.ok_or_else(|| {
+            LoadError::invalid(
+                CONFIG_FILE,
+                format!(
+                    "it has no chat_template, and the checkpoint has no {TEMPLATE_FILE}; add the \
+                     template that the model was trained with as {TEMPLATE_FILE}"
+                ),
+            )
+        })?;
+        templates.into_default().ok_or_else(|| {
+            LoadError::invalid(
+                CONFIG_FILE,
+                "it has several chat templates, but none named \"default\"",
+            )
+        })
+    }
+
+    fn token_variables(&self) -> Result<Value, LoadError> {
+        let mut variables = Vec::new();
+        for name in TOKEN_VARIABLES {
+            if let Some(text) = self.token(name)? {
+                variables.push((name, text));
+            }
+        }
+        Ok(Value::from_pairs(variables))
+    }
+
+    fn token(&self, name: &str) -> Result<Option<String>, LoadError> {
+        let token = self.get(name)?;
+        Ok(token.map(|(TokenText::Text(text) | TokenText::Described { content: text })| text))
+    }
+
+    /// Returns the value of `key`, or `None` if it is missing or null.
+    fn get<T: for<'de> Deserialize<'de>>(&self, key: &str) -> Result<Option<T>, LoadError> {
+        let value = self.0.get(key).filter(|value| !value.is_null());
+        let parsed = value.map(T::deserialize).transpose();
+        parsed.map_err(|error| LoadError::unparsable(CONFIG_FILE, key, error))
+    }
+}
+
+fn parse_config(bytes: &[u8]) -> Result<TokenizerConfig, LoadError> {
+    let parsed = serde_json::from_slice(bytes).map(TokenizerConfig);
+    parsed.map_err(|error| LoadError::unparsable(CONFIG_FILE, "it is not a JSON object", error))
+}
+
+fn utf8(bytes: &[u8]) -> Result<String, LoadError> {
+    let text = str::from_utf8(bytes).map(str::to_owned);
+    text.map_err(|error| LoadError::unparsable(TEMPLATE_FILE, "it is not UTF-8 text", error))
+}
+
+/// Creates a Jinja environment with the configuration of transformers.
+fn environment() -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+    environment.set_fuel(Some(MAX_INSTRUCTIONS));
+    environment.add_filter("tojson", to_json);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    Ok(environment)
+}
+
+/// Replaces `{% generation %}` blocks by their contents. transformers uses them in training only.
+fn remove_generation_tags(source: &str) -> String {
+    let mut kept = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        kept.push_str(before);
+        kept.push_str("{%");
+        rest = tag;
+        for (name, equivalent) in [("generation", "if true"), ("endgeneration", "endif")] {
+            let Some((inside, _)) = tag.split_once("%}") else { break };
+            if inside.trim_matches(['-', '+', ' ', '\t', '\r', '\n']) == name {
+                kept.push_str(&inside.replace(name, equivalent));
+                rest = &tag[inside.len()..];
+            }
+        }
+    }
+    kept.push_str(rest);
+    kept
+}
+
+/// A buffer for the rendered text that fails beyond a limit.
+struct LimitedOutput {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl io::Write for LimitedOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn raise_exception(message: &str) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
+}
+
+/// The filter `tojson`: Python's `json.dumps(value, ensure_ascii=False)`, with an optional indent.
+fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    options.assert_all_used()?;
+    let mut json = Vec::new();
+    let written = match indent.map(|width| " ".repeat(width.min(16))) {
+        Some(indent) => {
+            let formatter = PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, OneLine)),
+    };
+    let text = written.ok().and_then(|()| String::from_utf8(json).ok());
+    text.map(Value::from).ok_or_else(|| {
+        Error::new(ErrorKind::BadSerialization, "the value cannot be written as JSON")
+    })
+}
+
+/// JSON on one line, with a space after `,` and `:` as in Python.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(template: &str, config: &str, message: &str) -> String {
+        let template = ChatTemplate::new(Some(config.as_bytes()), Some(template.as_bytes()));
+        template.expect("valid template").render(message).expect("rendered")
+    }
+
+    /// The expected texts were rendered by transformers 5.23 with Jinja2 3.1.
+    #[test]
+    fn render_equals_transformers() {
+        let config = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": null}"#;
+        for (template, expected) in [
+            (
+                "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}{{ pad_token }}",
+                "<s>Hi A.</s>",
+            ),
+            (
+                "{%- for m in messages %}\n  {% if m.role == 'user' %}\nU\n  {% endif %}\n{%- endfor %}\nend\n",
+                "U\nend",
+            ),
+            ("{{ messages[0].content.split(' ')[-1].lower().strip('.') }}", "a"),
+            ("{{ messages[::-1][0].content.startswith('Hi') and not tools }}", "True"),
+            (
+                "{% set ns = namespace(n=0) %}{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+                "3",
+            ),
+            ("{{ messages | tojson }}", r#"[{"role": "user", "content": "Hi A."}]"#),
+            (
+                "{{ {'a': ['<é>', none, true, 1.5], 'b': {}} | tojson }}",
+                r#"{"a": ["<é>", null, true, 1.5], "b": {}}"#,
+            ),
+            ("{{ {'a': [1]} | tojson(indent=2) }}", "{\n  \"a\": [\n    1\n  ]\n}"),
+            ("{% generation %}a{%- endgeneration -%} b", "ab"),
+            ("{% if add_generation_prompt and documents is none %}go{% endif %}", "go"),
+            ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('a') ~ f(1) }}", "[a][1]"),
+            (
+                "{{ messages[0].get('name', 'none') }}{{ messages[0].keys() | list | join(',') }}",
+                "nonerole,content",
+            ),
+        ] {
+            assert_eq!(render(template, config, "Hi A."), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn new_finds_template_in_either_file() {
+        let source = |config: &str, template: Option<&str>| {
+            ChatTemplate::new(Some(config.as_bytes()), template.map(str::as_bytes))
+                .map(|template| (template.source.clone(), template.file()))
+                .map_err(|error| error.to_string())
+        };
+        let one = r#"{"chat_template": "a"}"#;
+        assert_eq!(source(one, None), Ok(("a".into(), CONFIG_FILE)));
+        assert_eq!(source(one, Some("b")), Ok(("b".into(), TEMPLATE_FILE)));
+        let several = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+        assert_eq!(source(several, None), Ok(("d".into(), CONFIG_FILE)));
+        for (config, expected) in [
+            ("{}", "add the template"),
+            (r#"{"chat_template": null}"#, "add the template"),
+            (r#"{"chat_template": []}"#, "default"),
+            (r#"{"chat_template": 7}"#, "chat_template"),
+            (r#"{"chat_template": "{% if %}"}"#, "invalid chat template"),
+            (r#"{"chat_template": "", "bos_token": 1}"#, "bos_token"),
+            ("[", "not a JSON object"),
+            ("", "not a JSON object"),
+        ] {
+            let error = source(config, None).expect_err(config);
+            assert!(error.contains(CONFIG_FILE) && error.contains(expected), "{config}: {error}");
+        }
+        let error = ChatTemplate::new(None, Some(b"\xff")).expect_err("not UTF-8").to_string();
+        assert!(error.contains(TEMPLATE_FILE) && error.contains("UTF-8"), "{error}");
+        assert!(ChatTemplate::new(None, None).is_err());
+    }
+}
