@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use erank_candle::CandleBackend;
-use erank_core::{AsyncReranker, CancellationToken, Request, Reranker, Workers};
+use erank_core::{AsyncReranker, AsyncSettings, CancellationToken, Request, Reranker};
 
 async fn search(reranker: &AsyncReranker) -> Result<(), Box<dyn std::error::Error>> {
     // A future waits for room if many others ask. What it asks for is its own, not borrowed.
@@ -20,8 +20,8 @@ async fn search(reranker: &AsyncReranker) -> Result<(), Box<dyn std::error::Erro
     let stop = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
     let syrup = Request::new("syrup from trees", DOCUMENTS);
     let cakes = Request::new("known for cakes", DOCUMENTS);
-    let syrup = reranker.try_rerank_until(syrup, &stop)?;
-    let cakes = reranker.try_rerank_until(cakes, &stop)?;
+    let syrup = reranker.try_rerank_with_cancellation(syrup, &stop)?;
+    let cakes = reranker.try_rerank_with_cancellation(cakes, &stop)?;
     for ranking in [syrup.await?, cakes.await?] {
         println!("{}", DOCUMENTS[ranking.documents[0].index]);
     }
@@ -32,10 +32,10 @@ async fn search(reranker: &AsyncReranker) -> Result<(), Box<dyn std::error::Erro
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut workers = Workers::default();
-    workers.queue = 100.try_into()?;
+    let mut settings = AsyncSettings::default();
+    settings.queue_capacity = 100.try_into()?;
     let reranker = Reranker::builder(CandleBackend::tiny()?).build()?;
-    pollster::block_on(search(&AsyncReranker::with_workers(reranker, workers)?))
+    pollster::block_on(search(&AsyncReranker::with_settings(reranker, settings)?))
 }
 
 const DOCUMENTS: [&str; 3] = [

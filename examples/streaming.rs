@@ -45,8 +45,8 @@ impl Sink for Show<'_> {
         self.sink.completed(index, outcome);
     }
 
-    fn advanced(&mut self, tokens: TokenCounts) {
-        self.sink.advanced(tokens);
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
+        self.sink.tokens_processed(tokens);
     }
 }
 
@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // What is not done within a minute is not lost, but listed as stopped.
     let stop = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
     let ranking = Reranker::builder(&backend).build()?.rerank_with_cancellation(&request, &stop)?;
-    println!("in time: {}, too late: {}", ranking.scored, ranking.unscored.len());
+    println!("in time: {}, too late: {}", ranking.scored_count, ranking.unscored.len());
 
     // Any thread can call `stop.cancel()`; so can the work itself, here after three documents.
     let reranker = Reranker::builder(&backend)
@@ -75,7 +75,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build()?;
     let many = Request::new("how do bees make honey", DOCUMENTS.repeat(100));
     let ranking = reranker.rerank(&many)?;
-    println!("enough: {} of {} documents", ranking.scored, many.documents.len());
+    println!("enough: {} of {} documents", ranking.scored_count, many.documents.len());
     Ok(())
 }
 

@@ -86,7 +86,7 @@ fn the_answers_distribution_is_exact() {
     let prompt = template.bind("Retrieve relevant documents for the query.", QUERY);
     let (_, encoded) =
         backend.encode(&prompt, DOCUMENTS[0], &ScoringOptions::default()).expect("a prompt");
-    let lead = tokenizer.encode_trusted(template.answers().answer_only_lead()).expect("tokens");
+    let lead = tokenizer.encode_trusted(template.answers().answer_only_prefix()).expect("tokens");
     let digit = |digit: &str| tokenizer.encode_trusted(digit).expect("a token")[0];
 
     let mut ids = [encoded.ids, lead].concat();
@@ -252,7 +252,7 @@ fn settings_that_cannot_be_are_named() {
 #[test]
 fn it_keeps_the_contract_of_backends() {
     let mut options = conformance::Options::default();
-    options.many = 400;
+    options.large_job_documents = 400;
     // A boxed one, since pointers pass the calls on.
     let boxed: Box<dyn ScoringBackend> = Box::new(tiny());
     for mode in [Mode::Reason { max_tokens: 16 }, Mode::AnswerOnly] {
@@ -268,7 +268,7 @@ fn it_keeps_the_contract_of_backends() {
 fn it_keeps_the_contract_without_kernels() {
     let backend = tiny_with(|settings| settings.device = Device::CpuCandle);
     let mut options = conformance::Options::default();
-    options.many = 100;
+    options.large_job_documents = 100;
     options.deterministic = false;
     options.scoring.mode = Mode::Reason { max_tokens: 8 };
     let report = conformance::check(&backend, &options);

@@ -392,7 +392,7 @@ fn a_stop_is_seen_before_the_next_step() {
     impl Sink for Stopping<'_> {
         fn completed(&mut self, _: usize, _: Result<Completion, DocumentError>) {}
 
-        fn advanced(&mut self, _: TokenCounts) {
+        fn tokens_processed(&mut self, _: TokenCounts) {
             self.events += 1;
             if self.events == 20 {
                 self.stop.cancel();

@@ -82,8 +82,8 @@ impl Prompt {
         let mut ids = encoded.ids;
 
         let lead = match frame.opens_thought() {
-            true => bound.answers().forced_lead("<think>"),
-            false => bound.answers().answer_only_lead(),
+            true => bound.answers().forced_answer_prefix(erank_core::tags::THINK_OPEN),
+            false => bound.answers().answer_only_prefix(),
         };
         let lead = arguments.answer_only.then_some(lead);
         if let Some(more) = arguments.append.as_deref().or(lead) {

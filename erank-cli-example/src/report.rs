@@ -45,7 +45,7 @@ pub(crate) enum Thoughts {
 impl Report<'_> {
     /// What ended the work early, if a document was left, or a part of what was asked for it.
     pub(crate) fn stopped(&self) -> Option<Stopped> {
-        let mut lacking = self.ranking.unscored.iter().chain(&self.ranking.incomplete);
+        let mut lacking = self.ranking.unscored.iter().chain(&self.ranking.partially_scored);
         let left = lacking.any(|document| is_stopped(&document.error));
         let why = if self.interrupted { Stopped::Interrupted } else { Stopped::Timeout };
         left.then_some(why)
@@ -53,7 +53,7 @@ impl Report<'_> {
 
     /// The exit code that says it.
     pub(crate) fn exit(&self) -> Exit {
-        let Ranking { unscored, incomplete, .. } = self.ranking;
+        let Ranking { unscored, partially_scored: incomplete, .. } = self.ranking;
         let all_ranked =
             unscored.is_empty() && incomplete.is_empty() && self.input.bad_lines.is_empty();
         match self.stopped() {
@@ -151,9 +151,9 @@ impl Report<'_> {
             counts: JsonCounts {
                 documents: documents.len() + self.input.bad_lines.len(),
                 ranked: self.ranking.documents.len(),
-                beyond_top_k: self.ranking.scored - self.ranking.documents.len(),
+                beyond_top_k: self.ranking.scored_count - self.ranking.documents.len(),
                 unscored: unscored.len(),
-                incomplete: self.ranking.incomplete.len(),
+                incomplete: self.ranking.partially_scored.len(),
             },
             tokens: self.ranking.tokens.into(),
             seconds: self.seconds,
@@ -179,7 +179,8 @@ impl Report<'_> {
 
     /// Ranked documents that lack a part of what was asked for, by line.
     fn incomplete(&self) -> Vec<Lacking<'_>> {
-        let incomplete = self.ranking.incomplete.iter().map(|document| self.lacking(document));
+        let incomplete =
+            self.ranking.partially_scored.iter().map(|document| self.lacking(document));
         let mut all: Vec<_> = incomplete.collect();
         all.sort_by_key(|document| document.line);
         all

@@ -1,8 +1,8 @@
 //! Reranking from asynchronous code (feature `async`).
 //!
-//! A model blocks the thread it is called on, and an executor's threads must not be blocked. An
-//! [`AsyncReranker`] has threads of its own, and gives futures that depend on no runtime: tokio,
-//! smol and a plain `block_on` wait for them alike.
+//! A model blocks the thread that calls it, which must not be an executor's thread. An [`AsyncReranker`]
+//! has its own threads and returns futures that work with any executor, such as tokio, smol or a plain
+//! `block_on`.
 //!
 //! ```
 //! use erank_core::testing::{ScriptedBackend, answered};
@@ -17,7 +17,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::any::Any;
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,73 +29,79 @@ use thiserror::Error;
 use crate::backend::{BackendError, Job, ScoringBackend, Sink};
 use crate::cancellation::CancellationToken;
 use crate::completion::TokenCounts;
+use crate::error::panic_message;
 use crate::ranking::Ranking;
 use crate::request::Request;
 use crate::reranker::{RerankError, Reranker};
 
-/// A reranker whose threads do the work while futures wait for it. Clones share the threads, which
-/// end when the last clone is gone and what it was asked for is done.
+/// A reranker with worker threads and futures that wait for them. Clones share the threads. The threads
+/// end when the last clone is dropped and all accepted requests are finished.
 ///
-/// Dropping a future stops its work at the next step of the backend; if that is still to begin, its
-/// place in the queue is free once a thread comes to it. A panic of the backend is an error of that
-/// future alone.
+/// Dropping a future cancels its request at the next step of the backend. A cancelled request that still
+/// waits in the queue leaves it when a thread reaches it. A panic of the backend becomes an error of
+/// that future alone.
 #[derive(Debug, Clone)]
 pub struct AsyncReranker {
     queue: Sender<Work>,
 }
 
-/// How much an [`AsyncReranker`] takes on.
+/// The settings of an [`AsyncReranker`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Workers {
-    /// Requests that are worked on at the same time, a thread each. A backend with a running batch,
-    /// as that of `erank-candle`, computes them together.
+pub struct AsyncSettings {
+    /// The number of threads, which is the number of requests processed at the same time. A backend with
+    /// continuous batching, such as `erank-candle`, computes them together.
     pub threads: NonZeroUsize,
-    /// Requests that wait for a thread.
-    pub queue: NonZeroUsize,
+    /// The number of requests that can wait for a thread.
+    pub queue_capacity: NonZeroUsize,
 }
 
-impl Default for Workers {
-    /// 4 threads, and 32 requests that wait.
+impl Default for AsyncSettings {
+    /// Returns 4 threads and a queue of 32 requests.
     fn default() -> Self {
-        const { Self { threads: NonZeroUsize::new(4).unwrap(), queue: NonZeroUsize::new(32).unwrap() } }
+        const {
+            Self {
+                threads: NonZeroUsize::new(4).unwrap(),
+                queue_capacity: NonZeroUsize::new(32).unwrap(),
+            }
+        }
     }
 }
 
-/// The queue is full: try again later, or tell the caller to.
+/// The error of a full queue.
 #[derive(Debug, Error)]
-#[error("as many requests wait as the queue holds; try again later")]
+#[error("the queue of requests is full; try again later")]
 #[non_exhaustive]
 pub struct QueueFull {
-    /// The request, given back.
+    /// The rejected request.
     pub request: Request<'static>,
 }
 
 type Outcome = Result<Ranking, RerankError>;
 
 impl AsyncReranker {
-    /// Starts the threads, as many as [`Workers::default`] says.
+    /// Starts the threads with the [default](AsyncSettings::default) settings.
     ///
     /// # Errors
-    /// The operating system's, if it starts no thread.
+    /// Returns the operating system's error if a thread cannot be started.
     pub fn new<B: ScoringBackend + 'static>(reranker: Reranker<B>) -> io::Result<Self> {
-        Self::with_workers(reranker, Workers::default())
+        Self::with_settings(reranker, AsyncSettings::default())
     }
 
     /// Starts the threads.
     ///
     /// # Errors
-    /// The operating system's, if it starts no thread.
-    pub fn with_workers<B: ScoringBackend + 'static>(
+    /// Returns the operating system's error if a thread cannot be started.
+    pub fn with_settings<B: ScoringBackend + 'static>(
         reranker: Reranker<B>,
-        workers: Workers,
+        settings: AsyncSettings,
     ) -> io::Result<Self> {
         let reranker = Arc::new(reranker.map_backend(CatchPanics));
-        let (queue, waiting) = async_channel::bounded::<Work>(workers.queue.get());
-        for number in 0..workers.threads.get() {
-            let (reranker, waiting) = (Arc::clone(&reranker), waiting.clone());
+        let (queue, requests) = async_channel::bounded::<Work>(settings.queue_capacity.get());
+        for number in 0..settings.threads.get() {
+            let (reranker, requests) = (Arc::clone(&reranker), requests.clone());
             thread::Builder::new().name(format!("erank-worker-{number}")).spawn(move || {
-                while let Ok(work) = waiting.recv_blocking() {
+                while let Ok(work) = requests.recv_blocking() {
                     work.run(&reranker);
                 }
             })?;
@@ -104,12 +109,12 @@ impl AsyncReranker {
         Ok(Self { queue })
     }
 
-    /// [`Reranker::rerank`], which the future waits for. While the queue is full, it waits for a
-    /// place in it. Nothing happens before it is first polled.
+    /// Returns a future of [`Reranker::rerank`]. Polling it sends the request to the queue, and waits
+    /// while the queue is full.
     ///
     /// # Errors
-    /// The future's output, as of [`Reranker::rerank`]; a backend that panicked is
-    /// [`BackendError::Failed`].
+    /// The future returns the errors of [`Reranker::rerank`], and [`BackendError::Failed`] if the backend
+    /// panicked.
     pub fn rerank(
         &self,
         request: Request<'static>,
@@ -117,107 +122,109 @@ impl AsyncReranker {
         self.rerank_with_cancellation(request, &CancellationToken::new())
     }
 
-    /// As [`rerank`](Self::rerank), ending early once `stop` is set or past its deadline, with the
-    /// documents still open as [`DocumentError::Cancelled`](crate::DocumentError::Cancelled). Time in
-    /// the queue counts. Dropping the future does not set `stop`, which may be that of others too.
+    /// Returns a future of [`Reranker::rerank_with_cancellation`]. A deadline includes the time in the
+    /// queue. Dropping the future does not cancel `cancellation`, which other requests may share.
     ///
     /// # Errors
-    /// As [`rerank`](Self::rerank).
+    /// The future returns the errors of [`rerank`](Self::rerank).
     pub fn rerank_with_cancellation(
         &self,
         request: Request<'static>,
-        stop: &CancellationToken,
+        cancellation: &CancellationToken,
     ) -> impl Future<Output = Result<Ranking, RerankError>> + Send + use<> {
-        let (work, done) = Work::new(request, stop);
+        let (work, pending) = Work::new(request, cancellation);
         let queue = self.queue.clone();
         async move {
-            // Without threads there is no queue, which `wait` then says.
+            // If no thread is left, the queue is closed and `wait` returns an error.
             let _ = queue.send(work).await;
             drop(queue);
-            done.wait().await
+            pending.wait().await
         }
     }
 
-    /// As [`rerank`](Self::rerank), but the request takes its place in the queue at once, polled or
-    /// not.
+    /// Sends the request to the queue at once and returns a future of its ranking.
     ///
     /// # Errors
-    /// [`QueueFull`] if the queue is full. The future's output is as of [`rerank`](Self::rerank).
+    /// Returns [`QueueFull`] if the queue is full. The future returns the errors of
+    /// [`rerank`](Self::rerank).
     pub fn try_rerank(
         &self,
         request: Request<'static>,
     ) -> Result<impl Future<Output = Result<Ranking, RerankError>> + Send + use<>, QueueFull> {
-        self.try_rerank_until(request, &CancellationToken::new())
+        self.try_rerank_with_cancellation(request, &CancellationToken::new())
     }
 
-    /// [`try_rerank`](Self::try_rerank) with the `stop` of [`rerank_with_cancellation`](Self::rerank_with_cancellation).
+    /// Sends the request to the queue at once, as [`try_rerank`](Self::try_rerank) does, with the
+    /// `cancellation` of [`rerank_with_cancellation`](Self::rerank_with_cancellation).
     ///
     /// # Errors
-    /// As [`try_rerank`](Self::try_rerank).
-    pub fn try_rerank_until(
+    /// Returns the errors of [`try_rerank`](Self::try_rerank).
+    pub fn try_rerank_with_cancellation(
         &self,
         request: Request<'static>,
-        stop: &CancellationToken,
+        cancellation: &CancellationToken,
     ) -> Result<impl Future<Output = Result<Ranking, RerankError>> + Send + use<>, QueueFull> {
-        let (work, done) = Work::new(request, stop);
+        let (work, pending) = Work::new(request, cancellation);
         match self.queue.try_send(work) {
             Err(TrySendError::Full(work)) => Err(QueueFull { request: work.request }),
-            // Without threads there is no queue, which `wait` then says.
-            Ok(()) | Err(TrySendError::Closed(_)) => Ok(done.wait()),
+            // If no thread is left, the queue is closed and `wait` returns an error.
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(pending.wait()),
         }
     }
 }
 
-/// A request on its way to a thread.
+/// A request for a worker thread.
 struct Work {
     request: Request<'static>,
-    stop: CancellationToken,
+    cancellation: CancellationToken,
     reply: Sender<Outcome>,
 }
 
-/// The future's end of it.
-struct Done {
+/// The future's side of a [`Work`]. Dropping it cancels the request.
+struct Pending {
     outcome: Receiver<Outcome>,
-    stop: CancellationToken,
+    cancellation: CancellationToken,
 }
 
 impl Work {
-    fn new(request: Request<'static>, stop: &CancellationToken) -> (Self, Done) {
+    fn new(request: Request<'static>, cancellation: &CancellationToken) -> (Self, Pending) {
         let (reply, outcome) = async_channel::bounded(1);
-        let stop = stop.child_token();
-        (Self { request, stop: stop.clone(), reply }, Done { outcome, stop })
+        let cancellation = cancellation.child_token();
+        let work = Self { request, cancellation: cancellation.clone(), reply };
+        (work, Pending { outcome, cancellation })
     }
 
     fn run<B: ScoringBackend>(self, reranker: &Reranker<B>) {
-        let outcome = reranker.rerank_with_cancellation(&self.request, &self.stop);
-        // Refused if nobody waits for it any more.
+        let outcome = reranker.rerank_with_cancellation(&self.request, &self.cancellation);
+        // Fails if the future was dropped.
         let _ = self.reply.try_send(outcome);
     }
 }
 
-impl Done {
+impl Pending {
     async fn wait(self) -> Outcome {
         self.outcome.recv().await.unwrap_or_else(|_| {
             let partial = Ranking {
                 documents: Vec::new(),
-                scored: 0,
+                scored_count: 0,
                 unscored: Vec::new(),
-                incomplete: Vec::new(),
+                partially_scored: Vec::new(),
                 tokens: TokenCounts::default(),
             };
-            let source = BackendError::Failed("the thread that worked on it has ended".into());
+            let source = BackendError::Failed("the worker thread has ended".into());
             Err(RerankError { source, partial: Box::new(partial) })
         })
     }
 }
 
-impl Drop for Done {
+impl Drop for Pending {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.cancellation.cancel();
     }
 }
 
-/// Makes a panic an error of the job, so that what was scored until then is kept.
+/// A backend that turns a panic into an error of the job, so that the documents scored before it are
+/// kept.
 struct CatchPanics<B>(B);
 
 impl<B: ScoringBackend> ScoringBackend for CatchPanics<B> {
@@ -226,14 +233,10 @@ impl<B: ScoringBackend> ScoringBackend for CatchPanics<B> {
     }
 
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
-        // Each report to the sink is whole, and the backend's contract is to serve the next call.
+        // The sink stays consistent because each report is complete when it arrives. The contract of a
+        // backend requires that it serves the next call after a panic.
         catch_unwind(AssertUnwindSafe(|| self.0.score(job, sink))).unwrap_or_else(|panic| {
-            Err(BackendError::Failed(format!("it panicked: {}", message(&*panic)).into()))
+            Err(BackendError::Failed(format!("it panicked: {}", panic_message(&*panic)).into()))
         })
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }

@@ -1,28 +1,29 @@
-//! The seam between ranking and models: implement [`ScoringBackend`] to plug in your own.
+//! The interface between ranking and models: implement [`ScoringBackend`] to add a backend.
 //!
-//! A backend gets a [`Job`], one query with its documents, and hands a [`Completion`] or a
-//! [`DocumentError`] per document to a [`Sink`], by index, in any order, as they finish. It says
-//! nothing of integers or scores: reading the answer is this crate's work, the same for every
-//! backend. Three kinds of implementor are in mind: a local model (`erank-candle`), a remote engine
-//! behind an HTTP API, and a script for tests ([`testing`](crate::testing)).
+//! A backend receives a [`Job`], one query with its documents. It passes a [`Completion`] or a
+//! [`DocumentError`] for each document to a [`Sink`], by index, in any order, as they finish. A backend
+//! returns text and log-probabilities; this crate parses answers and computes scores, in the same way
+//! for every backend. The trait is made for three kinds of backends: a local model (`erank-candle`), a
+//! remote engine with an HTTP API (`erank-openai`), and a script for tests
+//! ([`testing`](crate::testing)).
 
 use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::answer::AnswerError;
 use crate::cancellation::CancellationToken;
 use crate::completion::{Completion, TokenCounts};
+use crate::error::AnswerError;
 use crate::options::ScoringOptions;
 use crate::prompt::BoundPrompt;
 
-/// A source of completions: one model, called from any number of threads.
+/// A model that generates completions. Any number of threads may call it at the same time.
 ///
 /// ```
 /// use erank_core::{BackendError, Completion, DocumentError, Job, Sink};
 /// use erank_core::{Request, Reranker, ScoreKind, ScoringBackend};
 ///
-/// /// Finds long documents relevant.
+/// /// Rates a document by its length.
 /// struct Length;
 ///
 /// impl ScoringBackend for Length {
@@ -44,32 +45,31 @@ use crate::prompt::BoundPrompt;
 ///     }
 /// }
 ///
-/// // Without log-probabilities, the integer is all that there is to rank by.
+/// // Without log-probabilities, only the integer is available for ranking.
 /// let reranker = Reranker::builder(Length).score(ScoreKind::Integer).build()?;
 /// let ranking = reranker.rerank(&Request::new("q", ["short", "as long as it gets"]))?;
 /// assert_eq!(ranking.documents[0].index, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait ScoringBackend: Send + Sync {
-    /// A short name for logs and reports, such as the model's.
+    /// Returns a short name for logs and reports, such as the model's name.
     fn name(&self) -> &str;
 
     /// Generates a completion for every document of `job`.
     ///
-    /// Every index of `job.documents` reaches `sink` exactly once, or
-    /// [`samples`](ScoringOptions::samples) times if several are asked for, unless an error is
-    /// returned.
-    /// [`Job::cancellation`] is looked at on every step of decoding or read of the network; once it is set,
-    /// the documents still open are reported as [`DocumentError::Cancelled`].
+    /// Reports every index of `job.documents` to `sink` exactly once for each of the
+    /// [`samples`](ScoringOptions::samples), unless it returns an error. Checks [`Job::cancellation`] at
+    /// every decoding step or network read. Once the job is cancelled, reports the remaining documents
+    /// as [`DocumentError::Cancelled`] and returns `Ok`.
     ///
     /// # Errors
-    /// [`BackendError`] when the job as a whole cannot go on. What went wrong with a single
-    /// document goes to the sink and leaves the others alone.
+    /// Returns a [`BackendError`] if the job as a whole cannot continue. An error of a single document
+    /// goes to the sink and does not affect the other documents.
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError>;
 }
 
-/// Passes a trait's two calls on to what a pointer points to.
-macro_rules! forward_to_inner {
+/// Implements [`ScoringBackend`] for a pointer by calling the backend that it points to.
+macro_rules! impl_for_pointers {
     ($($pointer:ty),*) => {$(
         impl<B: ScoringBackend + ?Sized> ScoringBackend for $pointer {
             fn name(&self) -> &str {
@@ -82,24 +82,24 @@ macro_rules! forward_to_inner {
         }
     )*};
 }
-forward_to_inner!(&B, Box<B>, Arc<B>);
+impl_for_pointers!(&B, Box<B>, Arc<B>);
 
-/// One query, its documents, and how to answer.
+/// One query with its documents and options.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Job<'a> {
-    /// The prompt but for the document: what all documents share.
+    /// The prompt without the document, which all documents share.
     pub prompt: BoundPrompt<'a>,
-    /// The documents' texts; results name them by index.
+    /// The documents' texts. Results refer to them by index.
     pub documents: &'a [&'a str],
-    /// How to answer, and the limits.
+    /// The mode, sampling settings and limits.
     pub options: ScoringOptions,
-    /// Set, or past its deadline, when the caller wants no more.
+    /// Cancelled when the caller no longer needs the results.
     pub cancellation: CancellationToken,
 }
 
 impl<'a> Job<'a> {
-    /// A job with the default options, and a stop of its own.
+    /// Creates a job with the default options and a new cancellation token.
     pub fn new(prompt: BoundPrompt<'a>, documents: &'a [&'a str]) -> Self {
         Self {
             prompt,
@@ -109,14 +109,14 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Says how to answer.
+    /// Sets the options.
     #[must_use]
     pub fn with_options(mut self, options: ScoringOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// Gives the handle that ends the job.
+    /// Sets the token that cancels the job.
     #[must_use]
     pub fn with_cancellation(mut self, cancellation: CancellationToken) -> Self {
         self.cancellation = cancellation;
@@ -124,71 +124,72 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Receives results as they finish.
+/// A receiver of results, which gets each as soon as it is available.
 pub trait Sink {
-    /// Document `index` is done, or one of its samples.
+    /// Receives the outcome of document `index`, or of one of its samples.
     fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>);
 
-    /// Work went on by `tokens` since the last call. Called between steps; may do nothing.
-    fn advanced(&mut self, tokens: TokenCounts) {
+    /// Receives the number of tokens processed since the last call, for progress reports. The default
+    /// does nothing.
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
         let _ = tokens;
     }
 }
 
-/// A cause from the backend's own world.
+/// The error of a backend or of a library that it uses.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a job as a whole failed; the variants are what the caller can do about it.
+/// The reason that a job as a whole failed. Each variant calls for another reaction of the caller.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// Nothing is wrong with the request: the same call may succeed later.
+    /// The backend is temporarily unavailable. The same call may succeed later.
     #[error("the backend is unavailable for now; try again")]
     Unavailable(#[source] Cause),
-    /// The backend cannot do what the options or the prompt ask for, now or later.
+    /// The backend does not support the options or the prompt.
     #[error("the backend cannot serve this request; change the configuration")]
     Unsupported(#[source] Cause),
-    /// A fault inside the backend.
-    #[error("the backend failed; its cause says why")]
+    /// The backend has an internal fault.
+    #[error("the backend failed; see the cause")]
     Failed(#[source] Cause),
 }
 
-/// Why one document has no score. The others are not affected.
+/// The reason that one document has no score. Other documents are not affected.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DocumentError {
-    /// The document is empty or blank: there is nothing to judge.
+    /// The document is empty or has only white space.
     #[error("the document is empty; leave it out or give its text")]
     Empty,
-    /// Fusion needs a finite first-stage score that the document does not have.
+    /// The document has no finite first-stage score, which fusion needs.
     #[error(
-        "the document has no finite first-stage score, which fusion needs; give one or fuse nothing"
+        "the document has no finite first-stage score, which fusion needs; give one or disable fusion"
     )]
     NoFirstStageScore,
     /// The prompt does not fit the model even after truncation.
     #[error("the prompt has {tokens} tokens, more than the {limit} that fit; lower the limits")]
     PromptTooLong {
-        /// Tokens of the prompt with the room to answer.
+        /// The number of tokens of the prompt and of the longest answer.
         tokens: usize,
-        /// Tokens that fit.
+        /// The number of tokens that fit.
         limit: usize,
     },
-    /// The model's text holds no usable answer.
+    /// The model's text has no usable answer.
     #[error(transparent)]
     Answer(#[from] AnswerError),
-    /// The work was stopped before this document was done.
-    #[error("stopped before the document was done; allow more time")]
+    /// The job was cancelled before this document was finished.
+    #[error("cancelled before the document was finished; allow more time")]
     Cancelled,
-    /// The backend ended without a word on this document.
+    /// The backend returned `Ok` without reporting this document.
     #[error(
         "the backend returned without a result for the document; check it with testing::conformance"
     )]
     NotReported,
-    /// The backend failed as a whole before it came to this document.
-    #[error("not reached before the backend failed, whose own error says why")]
+    /// The backend failed as a whole before it reported this document.
+    #[error("the backend failed before it reached the document; see the backend's error")]
     NotReached,
     /// The backend failed on this document alone.
-    #[error("the backend failed on the document; its cause says why")]
+    #[error("the backend failed on the document; see the cause")]
     Backend(#[source] Cause),
 }
 
@@ -197,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_trait_is_object_safe_and_implemented_for_pointers() {
+    fn scoring_backend_is_object_safe_and_implemented_for_pointers() {
         fn assert_backend<B: ScoringBackend + ?Sized>() {}
         assert_backend::<dyn ScoringBackend>();
         assert_backend::<&dyn ScoringBackend>();

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Tells running work to end: by hand, from any thread, or at a deadline.
+/// A flag that cancels running work, on request from any thread or at a deadline. Clones share the
+/// flag.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
 /// use erank_core::CancellationToken;
 ///
-/// let stop = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
-/// let one_of_several = stop.child_token();
-/// one_of_several.cancel();
-/// assert!(one_of_several.is_cancelled() && !stop.is_cancelled());
+/// let all = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
+/// let one = all.child_token();
+/// one.cancel();
+/// assert!(one.is_cancelled() && !all.is_cancelled());
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct CancellationToken {
@@ -23,24 +24,24 @@ pub struct CancellationToken {
 }
 
 impl CancellationToken {
-    /// A handle that ends nothing until [`cancel`](Self::cancel) is called on it or a clone.
+    /// Creates a token that stays active until [`cancel`](Self::cancel) is called on it or on a clone.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A handle that is also set from `deadline` on.
+    /// Creates a token that is also cancelled from `deadline` on.
     pub fn with_deadline(deadline: Instant) -> Self {
         Self { deadline: Some(deadline), ..Self::default() }
     }
 
-    /// A handle that is set when this one is, and can be set without it: for one of several pieces
-    /// of work that end together.
+    /// Creates a token that is cancelled with this one. Cancelling the child does not cancel the parent
+    /// or its other children.
     #[must_use]
     pub fn child_token(&self) -> Self {
         Self { parent: Some(Arc::new(self.clone())), ..Self::default() }
     }
 
-    /// Ends the work that this handle or a clone was given to.
+    /// Cancels the work of this token, of its clones and of its children.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
@@ -59,11 +60,11 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn stop_is_seen_by_clones_and_at_the_deadline() {
-        let stop = CancellationToken::new();
-        let clone = stop.clone();
+    fn cancel_reaches_clones_and_deadline_cancels() {
+        let token = CancellationToken::new();
+        let clone = token.clone();
         assert!(!clone.is_cancelled());
-        stop.cancel();
+        token.cancel();
         assert!(clone.is_cancelled());
         assert!(CancellationToken::with_deadline(Instant::now()).is_cancelled());
         assert!(
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_stops_with_its_parent_but_not_the_other_way_round() {
+    fn cancel_reaches_children_but_not_parents() {
         let parent = CancellationToken::new();
         let (child, sibling) = (parent.child_token(), parent.child_token());
         child.cancel();

@@ -1,17 +1,19 @@
-//! Thinking only about the documents for which it matters.
+//! A cascade: a cheap pass over all documents, then reasoning about some of them.
 
 use std::ops::Range;
 
 use crate::ranking::RankedDocument;
 
-/// Scores all documents cheaply, then thinks about some.
+/// A cheap pass over all documents, followed by a pass with reasoning over some of them.
 ///
-/// The first pass asks for an answer at once ([`Mode::AnswerOnly`](crate::Mode)) and orders by its
-/// expected value. The second pass thinks about stretches of that order and sorts each stretch by
-/// what came out, ties as the first pass had them; the other documents keep their places. A document
-/// that could not be thought about keeps its first answer, comes last in its stretch, and is listed in
-/// [`Ranking::incomplete`](crate::Ranking::incomplete). Works with any backend; one that keeps its
-/// cache between calls reads the second pass's prompts from it.
+/// The first pass scores all documents in answer-only mode ([`Mode::AnswerOnly`](crate::Mode)) and
+/// sorts them by the expected value. The second pass reasons about the documents of some ranges of that
+/// order and sorts each range by the new scores. Ties keep the first pass's order, and the other
+/// documents keep their ranks. A document whose second pass fails keeps its first answer, moves to the
+/// end of its range, and is listed in
+/// [`Ranking::partially_scored`](crate::Ranking::partially_scored). A cascade works with any backend. A
+/// backend that keeps its prefix cache between calls computes the shared part of the second pass's
+/// prompts only once.
 ///
 /// ```
 /// use erank_core::testing::{ScriptedBackend, answered};
@@ -20,55 +22,61 @@ use crate::ranking::RankedDocument;
 /// let backend = ScriptedBackend::new([answered(3, 0.9), answered(8, 0.9), answered(5, 0.9)]);
 /// let reranker = Reranker::builder(backend).cascade(Cascade::best(2)).build()?;
 /// let ranking = reranker.rerank(&Request::new("q", ["a", "b", "c"]))?;
-/// let thought_about = ranking.documents.iter().filter(|document| document.mode.is_reason());
-/// assert_eq!(thought_about.count(), 2);
+/// let reasoned = ranking.documents.iter().filter(|document| document.mode.is_reason());
+/// assert_eq!(reasoned.count(), 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Cascade {
-    pub(crate) most: usize,
+    max_documents: usize,
     only_uncertain: bool,
 }
 
 impl Cascade {
-    /// Thinks about the best `most` documents of the first pass.
-    pub fn best(most: usize) -> Self {
-        Self { most, only_uncertain: false }
+    /// Reasons about the best `max_documents` documents of the first pass.
+    pub fn best(max_documents: usize) -> Self {
+        Self { max_documents, only_uncertain: false }
     }
 
-    /// Thinks about documents whose place is uncertain, at most `most` of them, from the top.
+    /// Reasons about documents whose rank is uncertain, at most `max_documents` of them, from the top.
     ///
-    /// The order of two neighbours is uncertain if their expected answers differ by less than the
-    /// standard deviation of that difference, taken from the two distributions over the answers.
-    /// Where the backend gives no distribution, every place is uncertain.
-    pub fn uncertain(most: usize) -> Self {
-        Self { most, only_uncertain: true }
+    /// The order of two neighbours is uncertain if their expected values differ by less than the
+    /// standard deviation of that difference, which follows from the two distributions over the answers.
+    /// If the backend returns no distribution, every rank is uncertain.
+    pub fn uncertain(max_documents: usize) -> Self {
+        Self { max_documents, only_uncertain: true }
     }
 
-    /// The stretches of `ranked`, the first pass's order, to think about. A stretch that begins at
-    /// `top_k` or later would change nothing that is returned.
-    pub(crate) fn stretches(self, ranked: &[RankedDocument], top_k: usize) -> Vec<Range<usize>> {
-        let mut stretches = Vec::new();
-        let (mut start, mut left) = (0, self.most);
-        while start < ranked.len().min(top_k) && left > 0 {
+    /// Returns the maximum number of documents of the second pass.
+    pub(crate) fn max_documents(self) -> usize {
+        self.max_documents
+    }
+
+    /// Returns the ranges of `ranked`, the first pass's order, for the second pass. A range that begins
+    /// at `top_k` or later would not change the result and is left out.
+    pub(crate) fn ranges(self, ranked: &[RankedDocument], top_k: usize) -> Vec<Range<usize>> {
+        let mut ranges = Vec::new();
+        let (mut start, mut remaining) = (0, self.max_documents);
+        while start < ranked.len().min(top_k) && remaining > 0 {
             let linked = ranked[start..]
                 .windows(2)
                 .take_while(|pair| !self.only_uncertain || is_uncertain(&pair[0], &pair[1]))
                 .count();
-            let length = (linked + 1).min(left);
-            // A document whose place is certain stays where it is.
+            let length = (linked + 1).min(remaining);
+            // A document whose rank is certain needs no second pass.
             if length > 1 || !self.only_uncertain {
-                stretches.push(start..start + length);
-                left -= length;
+                ranges.push(start..start + length);
+                remaining -= length;
             }
             start += linked + 1;
         }
-        stretches
+        ranges
     }
 }
 
+/// Whether the order of two documents is uncertain.
 fn is_uncertain(a: &RankedDocument, b: &RankedDocument) -> bool {
     let moments =
         |document: &RankedDocument| document.answer.expected_value.zip(document.answer.variance);

@@ -1,40 +1,41 @@
-//! What a backend generates for one document.
+//! The text and log-probabilities that a backend generates for one document.
 
 use std::ops::{AddAssign, Range};
 
-use crate::answer::AnswerDistribution;
+use crate::distribution::AnswerDistribution;
 
-/// What was generated for one document.
+/// A backend's result for one document, or for one sample of it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Completion {
-    /// The assistant's turn so far as text: what was generated and what was forced. If the rendered
-    /// prompt itself opens the thought, the text begins with that `<think>`.
+    /// The text of the assistant's turn, both generated and forced. If the chat template itself opens
+    /// the reasoning at the end of the prompt, the text begins with that `<think>`.
     pub text: String,
-    /// Where the thought ends: the byte of the text behind its `</think>`, where the backend knows it
-    /// from the token. Then a `</think>` before it is a quotation. `None` if there was no thought, or
-    /// the backend knows only text, which ends the thought with the first `</think>` in it.
+    /// The byte of [`text`](Self::text) after the `</think>` that ends the reasoning, if the backend
+    /// knows it from the token. The parser then ignores every `</think>` before it, such as one that the
+    /// reasoning quotes from a document. `None` if there is no reasoning or if the backend sees only
+    /// text; the first `</think>` then ends the reasoning.
     pub thought_end: Option<usize>,
-    /// The generated tokens in order, where the backend has them. Forced text that is not an
-    /// answer has none.
+    /// The generated tokens in order, if the backend has them. Forced text has no tokens here, except
+    /// for a forced answer.
     pub tokens: Vec<GeneratedToken>,
-    /// The log-probabilities of all allowed answers at the place of the answer, where the backend
-    /// can give them.
+    /// The log-probabilities of all allowed answers at the position of the answer, if the backend can
+    /// compute them.
     pub answer_distribution: Option<AnswerDistribution>,
-    /// Why generation ended.
+    /// The reason that generation ended.
     pub finish_reason: FinishReason,
-    /// What it took.
+    /// The numbers of tokens processed.
     pub usage: TokenCounts,
-    /// Whether the query was cut to its limit.
+    /// Whether the query was truncated to its limit.
     pub query_truncated: bool,
-    /// Whether the document was cut to its limit.
+    /// Whether the document was truncated to its limit.
     pub document_truncated: bool,
-    /// Which of the document's samples this is, from 0.
+    /// The index of the sample among the document's samples, from 0.
     pub sample: usize,
 }
 
 impl Completion {
-    /// A completion of this text without log-probabilities; set the other fields as known.
+    /// Creates a completion with this text and no log-probabilities. Set the other fields as needed.
     pub fn new(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -49,7 +50,7 @@ impl Completion {
         }
     }
 
-    /// Appends a generated token: its text and its natural log-probability.
+    /// Appends a generated token with its text and natural log-probability.
     pub fn push(&mut self, text: &str, log_prob: f32) {
         let start = self.text.len();
         self.text.push_str(text);
@@ -57,43 +58,44 @@ impl Completion {
     }
 }
 
-/// One generated token's place in [`Completion::text`].
+/// A generated token.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct GeneratedToken {
-    /// Its bytes in the text. Empty for a token that only completes a character with the next.
+    /// The token's byte range in [`Completion::text`]. Empty for a token that holds only the first
+    /// bytes of a character.
     pub bytes: Range<usize>,
-    /// Its natural log-probability when it was chosen.
+    /// The token's natural log-probability when it was chosen.
     pub log_prob: f32,
 }
 
-/// Why generation ended.
+/// The reason that generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The answer was known.
+    /// The model wrote its answer.
     Answered,
     /// The model ended its turn.
     EndOfTurn,
-    /// The token budget was spent, and the answer was forced.
+    /// The token budget was spent and the answer was forced.
     Forced,
 }
 
-/// Tokens read and written.
+/// Numbers of prompt tokens and generated tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct TokenCounts {
-    /// Tokens of prompts, with what was forced.
+    /// The number of prompt tokens, including forced text.
     pub prompt: usize,
-    /// Tokens generated.
+    /// The number of generated tokens.
     pub generated: usize,
 }
 
 impl TokenCounts {
-    /// So many tokens of prompts, and so many generated.
+    /// Creates the counts.
     pub fn new(prompt: usize, generated: usize) -> Self {
         Self { prompt, generated }
     }

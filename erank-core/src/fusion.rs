@@ -1,8 +1,8 @@
-//! Joining the first stage's scores with the reranker's.
+//! Fusion of the first stage's scores with the reranker's, and the order of scores.
 
-/// How the final score is made of the first stage's and the reranker's.
+/// The way to combine the first stage's scores with the reranker's.
 ///
-/// Both lists are over the same documents: those of one query that got an answer.
+/// Both lists cover the same documents, those of one query that have an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
@@ -27,19 +27,19 @@ pub enum Fusion {
 }
 
 impl Fusion {
-    /// Z-score fusion with the paper's weight of 0.2 on the first stage.
+    /// Returns z-score fusion with the paper's weight of 0.2 for the first stage.
     pub fn hybrid() -> Self {
         Self::ZScore { first_stage_weight: 0.2 }
     }
 
-    /// Reciprocal rank fusion with `k` = 60.
+    /// Returns reciprocal rank fusion with `k` = 60.
     pub fn reciprocal_rank() -> Self {
         Self::ReciprocalRank { k: 60.0 }
     }
 
-    /// The fused scores of documents that have these scores from the first stage and the reranker,
-    /// in the same order. Scores must be finite. If one list is longer, its rest is not fused;
-    /// [`Fusion::None`] does not look at the first stage's.
+    /// Returns the fused scores of documents with these first-stage and reranker scores, in the same
+    /// order. Scores must be finite. The result is as long as the shorter list. [`Fusion::None`] ignores
+    /// the first stage and returns the reranker's scores.
     ///
     /// ```
     /// use erank_core::Fusion;
@@ -63,9 +63,10 @@ impl Fusion {
     }
 }
 
-/// Each score's distance from the mean in population standard deviations; 0 where all are equal.
+/// Returns each score's distance from the mean in population standard deviations; all 0 if all scores
+/// are equal.
 fn z_scores(scores: &[f64]) -> Vec<f64> {
-    // Scaled by the largest magnitude first, so that the squares of extreme scores stay finite.
+    // Dividing by the largest magnitude first keeps the squares of extreme scores finite.
     let scale = scores.iter().fold(0.0, |largest: f64, score| largest.max(score.abs()));
     if scale == 0.0 || scores.windows(2).all(|pair| pair[0] == pair[1]) {
         return vec![0.0; scores.len()];
@@ -77,7 +78,7 @@ fn z_scores(scores: &[f64]) -> Vec<f64> {
     centred.into_iter().map(|x| if deviation > 0.0 { x / deviation } else { 0.0 }).collect()
 }
 
-/// The rank of each score from 1, best first; ties keep their order.
+/// Returns the rank of each score, from 1 for the best. Ties keep their order.
 fn ranks(scores: &[f64]) -> Vec<f64> {
     let mut ranks = vec![0.0; scores.len()];
     for (rank, index) in best_first(scores).into_iter().enumerate() {
@@ -86,8 +87,13 @@ fn ranks(scores: &[f64]) -> Vec<f64> {
     ranks
 }
 
-/// Indices of finite scores from the largest to the smallest; ties keep their order.
-pub(crate) fn best_first(scores: &[f64]) -> Vec<usize> {
+/// Returns the indices of `scores` from the largest score to the smallest. Ties keep their order, so
+/// equal scores rank as in the input. Scores must be finite.
+///
+/// ```
+/// assert_eq!(erank_core::fusion::best_first(&[2.0, 5.0, 2.0]), [1, 0, 2]);
+/// ```
+pub fn best_first(scores: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].partial_cmp(&scores[a]).unwrap_or(std::cmp::Ordering::Equal));
     order
@@ -105,15 +111,15 @@ mod tests {
     }
 
     #[test]
-    fn z_scores_use_the_population_deviation() {
-        let z = 1.5f64.sqrt(); // of 1, 2, 3: (3 − 2) / √(2/3)
+    fn z_scores_use_population_deviation() {
+        let z = 1.5f64.sqrt(); // The z-score of 3 among 1, 2, 3: (3 − 2) / √(2/3).
         close(&z_scores(&[1.0, 2.0, 3.0]), &[-z, 0.0, z]);
         let hybrid = Fusion::hybrid().fuse(&[3.0, 2.0, 1.0], &[1.0, 2.0, 3.0]);
         close(&hybrid, &[-0.6 * z, 0.0, 0.6 * z]);
     }
 
     #[test]
-    fn scores_that_tie_contribute_nothing() {
+    fn z_scores_of_ties_are_zero() {
         close(&Fusion::hybrid().fuse(&[0.1; 3], &[1.0, 2.0, 3.0]), &{
             let z = 0.8 * 1.5f64.sqrt();
             [-z, 0.0, z]
@@ -123,14 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn extreme_scores_stay_finite() {
+    fn z_scores_of_extreme_scores_are_finite() {
         for scores in [[1e308, -1e308, 0.0], [5e-324, 0.0, 0.0], [1.0, 1.0, 1.0 + f64::EPSILON]] {
             assert!(z_scores(&scores).iter().all(|z| z.is_finite()), "{scores:?}");
         }
     }
 
     #[test]
-    fn reciprocal_ranks_add_up() {
+    fn reciprocal_rank_fusion_sums_both_ranks() {
         let fused = Fusion::reciprocal_rank().fuse(&[9.0, 8.0, 7.0], &[0.0, 5.0, 0.0]);
         close(&fused, &[1.0 / 61.0 + 1.0 / 62.0, 1.0 / 62.0 + 1.0 / 61.0, 2.0 / 63.0]);
     }

@@ -1,23 +1,27 @@
 //! Reranking with ERank, a reasoning language model: text in, a ranking with scores, probabilities
 //! and reasons out.
 //!
-//! This crate knows no tensors and no network. It turns a query and its documents into prompts,
-//! hands them to a [`ScoringBackend`], reads the integer answer and its probability from what the
-//! backend generated, and orders the documents. The data's path is the list of modules:
+//! This crate has no tensors and no network. It builds prompts from a query and its documents, passes
+//! them to a [`ScoringBackend`], parses the integer answer and its probability from the generated text,
+//! and ranks the documents. The modules follow the path of the data:
 //!
 //! | step | module |
 //! |---|---|
 //! | query and documents | [`request`] |
-//! | the prompt | [`prompt`] |
-//! | the model behind a trait | [`backend`] |
-//! | text and log-probabilities → answer | [`answer`] |
-//! | with the first stage's scores | [`fusion`] |
-//! | the ranked list | [`ranking`] |
-//! | all of it, in this order | [`reranker`] |
-//! | thinking only where it matters | [`cascade`] |
-//! | how good one order is | [`metrics`] |
-//! | runs and people's grades in TREC's files | [`trec`] |
-//! | how good a run is, and whether another is better | [`evaluation`] |
+//! | prompt | [`prompt`] |
+//! | allowed answers | [`answer_format`] |
+//! | backend trait | [`backend`] |
+//! | options of a job | [`options`] |
+//! | generated text and log-probabilities | [`completion`], [`distribution`] |
+//! | answer | [`answer`], [`answer_parser`] |
+//! | score | [`score`] |
+//! | fusion with the first stage | [`fusion`] |
+//! | ranked list | [`ranking`] |
+//! | all these steps in order | [`reranker`], [`reranker_builder`] |
+//! | reasoning about some documents only | [`cascade`] |
+//! | measures of one ranked list | [`metrics`] |
+//! | TREC runs and qrels | [`trec`] |
+//! | evaluation and comparison of runs | [`evaluation`] |
 //!
 //! ```
 //! use erank_core::testing::ScriptedBackend;
@@ -37,66 +41,82 @@
 //!
 //! # Features
 //!
-//! None is on by default.
+//! No feature is on by default.
 //!
-//! - `async`: `AsyncReranker`, which reranks on threads of its own and gives futures that any executor
-//!   can wait for.
-//! - `testing`: the module of that name, with a scripted backend and the checks that a backend of your
-//!   own should pass.
-//! - `serde`: `Serialize` and `Deserialize` for requests, options and results. Names in JSON are
-//!   those of the fields, and of the variants in snake case:
+//! - `async`: `AsyncReranker`, which reranks on its own threads and returns futures for any executor.
+//! - `testing`: the module of that name, with a scripted backend and the conformance checks for
+//!   backends.
+//! - `serde`: `Serialize` and `Deserialize` for requests, options and results.
 //!
-//!   ```json
-//!   {"query": "jet noise", "documents": [{"text": "…", "id": "a", "first_stage_score": 9.1}]}
-//!   {"mode": {"reason": {"max_tokens": 512}}, "max_document_tokens": 1024}
-//!   {"z_score": {"first_stage_weight": 0.2}}
-//!   ```
+//! # JSON
 //!
-//!   They are a [`Request`], [`ScoringOptions`] and a [`Fusion`]. Options that are left out have
-//!   their defaults, and unknown ones are errors; unknown fields of requests and results are passed
-//!   over. `null`, or a field left out, is a value that is not there, such as a probability, an id
-//!   or a first-stage score that is no number; it is never 0. `serde_json` reads a number to its last
-//!   bit only with its feature `float_roundtrip`. An [`AnswerDistribution`] is the
-//!   array of its log-probabilities, with `null` for that of an impossible answer, minus infinity.
-//!   A [`DocumentError`] is an object with its `code`, such as `no_answer` or `stopped`, and a
-//!   `message` for people; fields of the code stand beside it.
+//! With feature `serde`, the names in JSON are those of the fields, and those of the variants in snake
+//! case. Examples are a [`Request`], [`ScoringOptions`] and a [`Fusion`]:
+//!
+//! ```json
+//! {"query": "jet noise", "documents": [{"text": "…", "id": "a", "first_stage_score": 9.1}]}
+//! {"mode": {"reason": {"max_tokens": 512}}, "max_document_tokens": 1024}
+//! {"z_score": {"first_stage_weight": 0.2}}
+//! ```
+//!
+//! - Missing options have their defaults, and unknown options are errors. Unknown fields of requests
+//!   and results are ignored.
+//! - `null` or a missing field stands for an absent value, such as a probability, an id, or a
+//!   first-stage score that is not a finite number. It never stands for 0.
+//! - An [`AnswerDistribution`] is an array with an entry for each answer: a number for an exact
+//!   log-probability, `null` for minus infinity, and `{"at_most": -3.2}` for an upper bound (with `null`
+//!   for minus infinity).
+//! - A [`DocumentError`] is an object with its `code`, such as `no_answer` or `cancelled`, the fields of
+//!   that code, and a `message` for people.
+//! - `serde_json` reads numbers exactly only with its feature `float_roundtrip`.
 
 pub mod answer;
+pub mod answer_format;
+pub mod answer_parser;
 #[cfg(feature = "async")]
 pub mod asynchronous;
 pub mod backend;
 pub mod cancellation;
 pub mod cascade;
 pub mod completion;
+pub mod distribution;
+pub mod error;
 pub mod evaluation;
 pub mod fusion;
 pub mod metrics;
 pub mod options;
-mod outcomes;
+mod pass;
 pub mod progress;
 pub mod prompt;
 pub mod ranking;
 pub mod request;
 pub mod reranker;
+pub mod reranker_builder;
+pub mod score;
 #[cfg(feature = "serde")]
-mod serialisation;
+mod serde_impls;
+mod student_t;
+pub mod tags;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod trec;
 
-pub use answer::{
-    Answer, AnswerDistribution, AnswerError, AnswerFormat, AnswerLogProb, AnswerProbability,
-};
+pub use answer::{Answer, AnswerProbability};
+pub use answer_format::{AnswerFormat, AnswerFormatError};
 #[cfg(feature = "async")]
-pub use asynchronous::{AsyncReranker, QueueFull, Workers};
+pub use asynchronous::{AsyncReranker, AsyncSettings, QueueFull};
 pub use backend::{BackendError, Cause, DocumentError, Job, ScoringBackend, Sink};
 pub use cancellation::CancellationToken;
 pub use cascade::Cascade;
 pub use completion::{Completion, FinishReason, GeneratedToken, TokenCounts};
+pub use distribution::{AnswerDistribution, AnswerLogProb};
+pub use error::AnswerError;
 pub use fusion::Fusion;
-pub use options::{Mode, Sampling, ScoringOptions};
+pub use options::{ConfigError, Mode, Sampling, ScoringOptions};
 pub use progress::Progress;
 pub use prompt::{BoundPrompt, PromptTemplate, TemplateError};
 pub use ranking::{DocumentFailure, RankedDocument, Ranking, Sample};
 pub use request::{Document, Request};
-pub use reranker::{ConfigError, RerankError, Reranker, RerankerBuilder, ScoreKind};
+pub use reranker::{RerankError, Reranker};
+pub use reranker_builder::RerankerBuilder;
+pub use score::ScoreKind;

@@ -1,25 +1,28 @@
-//! How good one order is, judged by people's relevance grades.
+//! Measures of a ranked list against relevance grades.
 //!
-//! A [`Measure`] is written as [ir-measures](https://ir-measur.es) writes it, `nDCG@10` or
-//! `AP(rel=2)`, and its values are trec_eval's. Whole runs are evaluated by
-//! [`Measure::evaluate`]; a single order is measured by [`Measure::of`].
+//! A [`Measure`] has the notation of [ir-measures](https://ir-measur.es), such as `nDCG@10` or
+//! `AP(rel=2)`, and the values of trec_eval. [`Measure::evaluate`] evaluates a whole run, and
+//! [`Measure::of`] a single ranked list.
+//!
+//! The measures are implemented here because each takes a few lines, and their values must equal those
+//! of trec_eval, cutoffs and unjudged documents included.
 
 use std::fmt;
 use std::str::FromStr;
 
 use thiserror::Error;
 
-/// A measure of a ranked list, from 0 to 1, higher is better.
+/// A measure of a ranked list, from 0 to 1. Higher is better.
 ///
-/// All follow trec_eval:
-/// - An unjudged document counts as not relevant, and so does one with a negative grade.
-/// - A list shorter than the cutoff is as if filled up with irrelevant documents.
-/// - A query for which nothing relevant was judged has the value 0, and a mean counts it.
-/// - `relevance_level` is the lowest grade that counts as relevant (`trec_eval -l`): 1 unless the
-///   collection says otherwise, such as the 2 of TREC Deep Learning's passages. Grades below 1 are
-///   never relevant, so a lower level is the same as 1.
-/// - `cutoff` is the number of documents looked at, `None` for the whole list. A cutoff of 0 looks
-///   at nothing, and the value is 0.
+/// All measures follow trec_eval:
+/// - A document counts as not relevant if it is unjudged or has a negative grade.
+/// - A list shorter than the cutoff is treated as if padded with irrelevant documents.
+/// - A query without relevant documents has the value 0, and a mean includes it.
+/// - `relevance_level` is the lowest grade that counts as relevant (`trec_eval -l`). It is 1 for most
+///   collections, and 2 for the passages of TREC Deep Learning. Grades below 1 are never relevant, so a
+///   lower level has the effect of 1.
+/// - `cutoff` is the number of documents evaluated, `None` for the whole list. With a cutoff of 0 the
+///   value is 0.
 ///
 /// ```
 /// use erank_core::metrics::{Gain, Measure};
@@ -34,54 +37,53 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum Measure {
     /// Normalised discounted cumulative gain (Järvelin and Kekäläinen, TOIS 2002), trec_eval's
-    /// `ndcg_cut` and `ndcg`: the sum of `gain / log₂(rank + 1)`, divided by that of the best
-    /// possible order of all judged documents.
+    /// `ndcg_cut` and `ndcg`. It is the sum of `gain / log₂(rank + 1)`, divided by the same sum for the
+    /// ideal order of all judged documents.
     Ndcg {
-        /// Documents looked at, in the list and in the best possible one.
+        /// The number of documents evaluated, in the list and in the ideal order.
         cutoff: Option<usize>,
-        /// What a grade is worth.
+        /// The gain of a grade.
         gain: Gain,
     },
-    /// Average precision, trec_eval's `map` and `map_cut`: the precision at the rank of each
-    /// relevant document found, summed, and divided by the number of relevant documents judged.
-    /// MAP is its mean over queries.
+    /// Average precision, trec_eval's `map` and `map_cut`. It is the sum of the precisions at the ranks
+    /// of the relevant documents in the list, divided by the number of relevant documents judged. MAP is
+    /// its mean over queries.
     AveragePrecision {
-        /// Documents looked at.
+        /// The number of documents evaluated.
         cutoff: Option<usize>,
         /// The lowest relevant grade.
         relevance_level: i32,
     },
-    /// `1 / rank` of the first relevant document, 0 if there is none; trec_eval's `recip_rank`.
-    /// MRR is its mean over queries.
+    /// `1 / rank` of the first relevant document, or 0 without one; trec_eval's `recip_rank`. MRR is its
+    /// mean over queries.
     ReciprocalRank {
-        /// Documents looked at.
+        /// The number of documents evaluated.
         cutoff: Option<usize>,
         /// The lowest relevant grade.
         relevance_level: i32,
     },
-    /// The share of relevant documents among the first `cutoff`, trec_eval's `P`. The divisor is
-    /// the cutoff even if the list is shorter.
+    /// The fraction of relevant documents among the first `cutoff`, trec_eval's `P`. The divisor is the
+    /// cutoff even if the list is shorter.
     Precision {
-        /// Documents looked at.
+        /// The number of documents evaluated.
         cutoff: usize,
         /// The lowest relevant grade.
         relevance_level: i32,
     },
-    /// The share of the relevant documents judged that is among the first `cutoff`, trec_eval's
-    /// `recall`.
+    /// The fraction of all relevant documents that is among the first `cutoff`, trec_eval's `recall`.
     Recall {
-        /// Documents looked at.
+        /// The number of documents evaluated.
         cutoff: usize,
         /// The lowest relevant grade.
         relevance_level: i32,
     },
 }
 
-/// What a grade is worth in [`Measure::Ndcg`]. Negative grades are worth nothing.
+/// The gain of a grade in [`Measure::Ndcg`]. Negative grades have no gain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Gain {
-    /// The grade itself, as trec_eval and the BEIR and TREC Deep Learning figures have it.
+    /// The grade itself, as in trec_eval and in the figures for BEIR and TREC Deep Learning.
     #[default]
     Linear,
     /// `2^grade − 1` (Burges et al., ICML 2005); written `nDCG(dcg='exp-log2')`.
@@ -89,36 +91,35 @@ pub enum Gain {
 }
 
 impl Measure {
-    /// `nDCG@cutoff` with linear gain.
+    /// Returns `nDCG@cutoff` with linear gain.
     pub fn ndcg(cutoff: usize) -> Self {
         Self::Ndcg { cutoff: Some(cutoff), gain: Gain::Linear }
     }
 
-    /// `AP` over the whole list, relevant from grade 1.
+    /// Returns `AP` over the whole list, with grades from 1 relevant.
     pub fn average_precision() -> Self {
         Self::AveragePrecision { cutoff: None, relevance_level: 1 }
     }
 
-    /// `RR@cutoff`, relevant from grade 1.
+    /// Returns `RR@cutoff`, with grades from 1 relevant.
     pub fn reciprocal_rank(cutoff: usize) -> Self {
         Self::ReciprocalRank { cutoff: Some(cutoff), relevance_level: 1 }
     }
 
-    /// `P@cutoff`, relevant from grade 1.
+    /// Returns `P@cutoff`, with grades from 1 relevant.
     pub fn precision(cutoff: usize) -> Self {
         Self::Precision { cutoff, relevance_level: 1 }
     }
 
-    /// `R@cutoff`, relevant from grade 1.
+    /// Returns `R@cutoff`, with grades from 1 relevant.
     pub fn recall(cutoff: usize) -> Self {
         Self::Recall { cutoff, relevance_level: 1 }
     }
 
-    /// The value for one query.
+    /// Returns the value for one query.
     ///
-    /// `ranked` are the grades of the ranked documents, best first, with 0 for unjudged ones;
-    /// `judged` are all grades of the query, in any order, those of the ranked documents among
-    /// them.
+    /// `ranked` holds the grades of the ranked documents, best first, with 0 for unjudged documents.
+    /// `judged` holds all grades of the query in any order, including those of ranked documents.
     ///
     /// ```
     /// use erank_core::metrics::Measure;
@@ -160,7 +161,7 @@ impl Measure {
         }
     }
 
-    /// The lowest relevant grade, at least 1.
+    /// Returns the lowest relevant grade, at least 1.
     fn relevance_level(self) -> i32 {
         match self {
             Self::Ndcg { .. } => 1,
@@ -185,7 +186,7 @@ impl Measure {
 fn ndcg(cutoff: usize, gain: Gain, ranked: &[i32], judged: &[i32]) -> f64 {
     let mut ideal = judged.to_vec();
     ideal.sort_unstable_by(|a, b| b.cmp(a));
-    // Gains are divided by a power of two that cancels out and keeps any grade's finite.
+    // Dividing the gains by a power of two, which cancels out, keeps them finite for any grade.
     let highest = ranked.iter().chain(judged).copied().fold(0, i32::max);
     let gain = |grade: i32| match gain {
         _ if grade <= 0 => 0.0,
@@ -205,12 +206,12 @@ fn ratio(part: usize, whole: usize) -> f64 {
     divided(part as f64, whole as f64)
 }
 
-/// The quotient; 0 where there is nothing to divide by, and for the −0 that an empty sum is.
+/// Returns the quotient, or 0 if either number is not positive. An empty sum is −0.
 fn divided(part: f64, whole: f64) -> f64 {
     if part > 0.0 && whole > 0.0 { part / whole } else { 0.0 }
 }
 
-/// The notation of ir-measures: `nDCG@10`, `nDCG(dcg='exp-log2')@10`, `AP`, `RR(rel=2)@10`.
+/// Writes the notation of ir-measures, such as `nDCG@10`, `nDCG(dcg='exp-log2')@10`, `AP`, `RR(rel=2)@10`.
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
@@ -224,9 +225,10 @@ impl fmt::Display for Measure {
     }
 }
 
-/// Reads the notation of ir-measures, names in any case: `nDCG`, `AP` or `MAP`, `RR` or `MRR`, `P`
-/// or `Precision`, `R` or `Recall`; then in parentheses `rel=` with the relevance level or, for
-/// nDCG, `dcg='exp-log2'` or `dcg='log2'`; then `@` and the cutoff, which `P` and `R` need.
+/// Parses the notation of ir-measures. The names, in any case, are `nDCG`, `AP` or `MAP`, `RR` or `MRR`,
+/// `P` or `Precision`, and `R` or `Recall`. A parameter in parentheses may follow: `rel=` with the
+/// relevance level, or `dcg='exp-log2'` or `dcg='log2'` for nDCG. The cutoff comes last, after `@`; `P`
+/// and `R` need it.
 impl FromStr for Measure {
     type Err = ParseMeasureError;
 
@@ -275,29 +277,29 @@ fn parse_gain(parameter: &str) -> Result<Gain, ParseMeasureError> {
     }
 }
 
-/// The value in `key=value`, if that is the key.
+/// Returns the value of `key=value` if the key matches.
 fn value_of<'a>(key: &str, parameter: &'a str) -> Option<&'a str> {
     let (found, value) = parameter.split_once('=')?;
     (found.trim() == key).then_some(value.trim())
 }
 
-/// What cannot be read as a [`Measure`].
+/// The error of parsing a [`Measure`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ParseMeasureError {
-    /// Another name than those known, or something that is not in the form `name(parameter)@k`.
-    #[error("{0:?} is no measure; write one such as nDCG@10, AP, RR@10, P@10 or R@100")]
+    /// The name is unknown, or the text does not have the form `name(parameter)@k`.
+    #[error("{0:?} is not a measure; write one such as nDCG@10, AP, RR@10, P@10 or R@100")]
     Unknown(String),
-    /// A cutoff that is not a whole number from 1 on.
-    #[error("the cutoff {0:?} is not a whole number from 1 on")]
+    /// The cutoff is not a positive integer.
+    #[error("the cutoff {0:?} is not a positive integer")]
     Cutoff(String),
-    /// A measure that is defined for the first documents only.
+    /// The measure needs a cutoff.
     #[error("{0} needs a cutoff, as in {0}@10")]
     NoCutoff(String),
-    /// A parameter that the measure does not have, or a value that it cannot take.
+    /// The measure does not have the parameter, or the parameter's value is invalid.
     #[error(
-        "{0:?} is no parameter of this measure; nDCG takes dcg='exp-log2', the others rel=2 or \
-         another grade from 1 on"
+        "{0:?} is not a parameter of this measure; nDCG takes dcg='exp-log2', the others rel=2 or \
+         another positive grade"
     )]
     Parameter(String),
 }
@@ -323,7 +325,7 @@ mod tests {
         text.parse().expect("a measure")
     }
 
-    /// Expected figures from pytrec_eval-terrier 0.5.11's `ndcg_cut_3`.
+    /// The expected values are pytrec_eval-terrier 0.5.11's `ndcg_cut_3`.
     #[test]
     fn ndcg_equals_trec_eval() {
         for (ranked, judged, expected) in [
@@ -337,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn values_by_hand() {
+    fn measures_equal_values_computed_by_hand() {
         let (ranked, judged) = ([0, 2, -1, 1], [1, 2, 3, -1, 0]);
         for (text, expected) in [
             ("AP", (1.0 / 2.0 + 2.0 / 4.0) / 3.0),
@@ -359,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_find_or_to_look_at_is_zero() {
+    fn measures_without_relevant_documents_are_zero() {
         for text in ALL {
             for (ranked, judged) in
                 [(&[0, 0][..], &[0, -1][..]), (&[0], &[2]), (&[], &[2]), (&[], &[])]
@@ -375,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn measures_are_written_as_they_are_read() {
+    fn display_round_trips_through_parse() {
         for text in ALL {
             assert_eq!(measure(text).to_string(), text);
         }
@@ -392,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_measure_is_refused() {
+    fn parse_rejects_invalid_measures() {
         type Error = ParseMeasureError;
         let refused = |text: &str| text.parse::<Measure>().expect_err(text);
         for text in ["", "ERR@10", "P(rel=2@10", "@10", "P@10)", "ndcg_cut_10"] {
@@ -412,7 +414,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the grades, a value lies in [0, 1]; the best order has nDCG 1.
+        /// For any grades, a value lies in [0, 1], and the ideal order has nDCG 1.
         #[test]
         fn values_lie_between_0_and_1(
             judged in proptest::collection::vec(
@@ -434,9 +436,9 @@ mod tests {
             }
         }
 
-        /// No text panics, and what is read is written so that it reads the same.
+        /// No text causes a panic, and every parsed measure round-trips.
         #[test]
-        fn any_text_is_read_or_refused(
+        fn parse_handles_any_text(
             text in "(nDCG|AP|rr|P|R|\\PC)?(\\((rel|dcg|\\PC)?=?['a-z0-9-]{0,8}\\)?)?(@[0-9]{0,3})?"
         ) {
             if let Ok(measure) = text.parse::<Measure>() {

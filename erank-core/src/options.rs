@@ -1,28 +1,29 @@
-//! How a model is asked to answer: modes, sampling, limits.
+//! The options of a job: mode, sampling, limits.
 
-use crate::reranker::ConfigError;
+use thiserror::Error;
 
-/// How to answer, and how much.
+/// The options of a job.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct ScoringOptions {
-    /// Whether to think before answering.
+    /// Whether the model thinks before it answers.
     pub mode: Mode,
-    /// How the tokens of the thought are chosen.
+    /// The sampling settings for the tokens of the reasoning.
     pub sampling: Sampling,
-    /// Completions wanted of every document, each [numbered](Completion::sample).
+    /// The number of completions for each document, told apart by
+    /// [`Completion::sample`](crate::Completion::sample).
     pub samples: usize,
-    /// The query is cut to this many tokens.
+    /// The maximum number of tokens of the query. The rest is truncated.
     pub max_query_tokens: usize,
-    /// A document is cut to this many tokens.
+    /// The maximum number of tokens of a document. The rest is truncated.
     pub max_document_tokens: usize,
 }
 
 impl Default for ScoringOptions {
-    /// Thinking within 4,096 tokens, greedily, once; query and document cut to 2,048 tokens each, as
-    /// in ERank's own evaluation.
+    /// Returns options for reasoning of up to 4,096 tokens, greedy decoding and one sample. Query and
+    /// document are truncated to 2,048 tokens each, as in ERank's own evaluation.
     fn default() -> Self {
         Self {
             mode: Mode::Reason { max_tokens: 4096 },
@@ -40,14 +41,15 @@ impl Default for ScoringOptions {
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Mode {
-    /// Think, then answer. When `max_tokens` are spent without an answer, the thought is closed
-    /// and the answer forced ([`FinishReason::Forced`]): a well-formed prompt always gets one.
+    /// The model thinks, then answers. If it generates `max_tokens` without an answer, the backend closes
+    /// the reasoning and forces the answer ([`FinishReason::Forced`](crate::FinishReason::Forced)), so
+    /// every well-formed prompt gets an answer.
     Reason {
-        /// Most tokens to generate for one document before the answer is forced.
+        /// The maximum number of tokens to generate for one document before the answer is forced.
         max_tokens: usize,
     },
-    /// Answer at once, after an empty thought: one pass over the prompt, no decoding. The
-    /// completion carries an [`AnswerDistribution`].
+    /// The model answers at once, after empty reasoning. This takes one pass over the prompt and no
+    /// decoding. The completion has an [`AnswerDistribution`](crate::AnswerDistribution).
     AnswerOnly,
 }
 
@@ -58,12 +60,12 @@ impl Mode {
     }
 }
 
-/// How a backend chooses the next token; greedy by default, as ERank's authors decode.
+/// The sampling settings. The default is greedy decoding, as ERank's authors use it.
 ///
-/// The settings are those that inference engines expose, in vLLM's semantics and order: the penalties
-/// change the logits, then the temperature divides them, then `min_p`, `top_k` and `top_p` leave
-/// candidates out, and one of the rest is drawn. The log-probabilities that a backend reports, and
-/// with them the scores, are the model's own, before any of this.
+/// The settings have vLLM's semantics and order. The penalties change the logits, and the temperature
+/// divides them. Then `min_p`, `top_k` and `top_p` remove candidates, and one of the remaining tokens is
+/// drawn. The log-probabilities that a backend returns, and the scores computed from them, are those of
+/// the model before all these steps.
 ///
 /// ```
 /// use erank_core::Sampling;
@@ -78,29 +80,28 @@ impl Mode {
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most probable token.
+    /// The divisor of the logits. 0 chooses the most probable token.
     pub temperature: f32,
-    /// Keeps the most probable tokens that together reach this probability; 1 keeps all.
+    /// Keeps the most probable tokens that together reach this probability. 1 keeps all.
     pub top_p: f32,
-    /// Keeps this many of the most probable tokens; 0 keeps all.
+    /// The number of most probable tokens to keep. 0 keeps all.
     pub top_k: u32,
-    /// Keeps the tokens with at least this share of the most probable token's probability; 0 keeps
-    /// all.
+    /// Keeps the tokens whose probability is at least this fraction of the largest one. 0 keeps all.
     pub min_p: f32,
-    /// Divides positive logits, and multiplies negative ones, of tokens that stand in the prompt or
-    /// were generated; 1 changes nothing.
+    /// Divides the positive logits, and multiplies the negative ones, of the tokens in the prompt and the
+    /// generated text. 1 changes nothing.
     pub repetition_penalty: f32,
-    /// Subtracted from the logit of a generated token once for each time it was generated.
+    /// Subtracted from a token's logit once for each time that the token was generated.
     pub frequency_penalty: f32,
-    /// Subtracted once from the logit of every token that was generated.
+    /// Subtracted once from the logit of every generated token.
     pub presence_penalty: f32,
-    /// With the same seed, the same prompt gets the same text, whatever else is running. Each sample
-    /// of a document draws differently.
+    /// The seed of the random generator. The same seed gives the same text for the same prompt,
+    /// whatever else is running. The samples of a document differ.
     pub seed: u64,
 }
 
 impl Default for Sampling {
-    /// Greedy, without penalties.
+    /// Returns greedy decoding without penalties.
     fn default() -> Self {
         Self {
             temperature: 0.0,
@@ -116,12 +117,12 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// From all tokens, at this temperature.
+    /// Returns sampling from all tokens at this temperature.
     pub fn with_temperature(temperature: f32) -> Self {
         Self { temperature, ..Self::default() }
     }
 
-    /// Whether the most probable token is taken, after the penalties.
+    /// Whether the most probable token, after the penalties, is chosen.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
@@ -133,8 +134,8 @@ impl Sampling {
             || self.presence_penalty != 0.0
     }
 
-    /// What the setting of this name may be.
-    pub(crate) fn range(name: &str) -> &'static str {
+    /// Returns the allowed range of the setting called `name`.
+    fn range(name: &str) -> &'static str {
         match name {
             "temperature" => "finite and at least 0",
             "top_p" => "above 0 and at most 1",
@@ -144,13 +145,17 @@ impl Sampling {
         }
     }
 
+    /// Checks every setting against its range.
+    ///
+    /// # Errors
+    /// Returns [`ConfigError::Sampling`] for the first setting outside its range.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let finite = |value: f32| value.is_finite();
-        let share = |value: f32| (0.0..=1.0).contains(&value);
+        let fraction = |value: f32| (0.0..=1.0).contains(&value);
         let settings = [
             ("temperature", self.temperature, finite(self.temperature) && self.temperature >= 0.0),
-            ("top_p", self.top_p, share(self.top_p) && self.top_p > 0.0),
-            ("min_p", self.min_p, share(self.min_p)),
+            ("top_p", self.top_p, fraction(self.top_p) && self.top_p > 0.0),
+            ("min_p", self.min_p, fraction(self.min_p)),
             (
                 "repetition_penalty",
                 self.repetition_penalty,
@@ -164,4 +169,36 @@ impl Sampling {
             None => Ok(()),
         }
     }
+}
+
+/// An option or a combination of options that a [`Reranker`](crate::Reranker) cannot use.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A number is 0.
+    #[error("{0} is 0; it must be at least 1")]
+    Zero(&'static str),
+    /// The weight of the first stage is outside `[0, 1]`.
+    #[error("the first stage's weight is {0}; it must lie between 0 and 1")]
+    FirstStageWeight(f64),
+    /// The constant of reciprocal rank fusion is not positive.
+    #[error("the constant of reciprocal rank fusion is {0}; it must be positive")]
+    ReciprocalRankConstant(f64),
+    /// A sampling setting is outside its range.
+    #[error("the sampling setting {name} is {value}; it must be {}", Sampling::range(name))]
+    Sampling {
+        /// The setting's name.
+        name: &'static str,
+        /// The setting's value.
+        value: f32,
+    },
+    /// Several samples are requested that would all be equal.
+    #[error(
+        "several samples are equal unless the model thinks at a temperature above 0; request one \
+         sample, or reasoning at a higher temperature"
+    )]
+    EqualSamples,
+    /// A cascade is combined with answer-only mode, so that its second pass would not think.
+    #[error("a cascade thinks in its second pass; remove either the cascade or answer-only mode")]
+    CascadeWithoutReasoning,
 }

@@ -1,16 +1,21 @@
-//! The progress of a job.
+//! The progress of a request.
+
+use std::ops::ControlFlow;
 
 use crate::completion::TokenCounts;
 
-/// How far a job is.
+/// The progress of a request, over all passes of a [`Cascade`](crate::Cascade).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Progress {
-    /// Documents done, with or without an answer.
+    /// The number of documents finished, with or without an answer.
     pub documents_done: usize,
-    /// Documents in all.
+    /// The number of documents to finish. The second pass of a cascade adds its documents.
     pub documents: usize,
-    /// Tokens so far, over all documents.
+    /// The numbers of tokens processed so far, over all documents.
     pub tokens: TokenCounts,
 }
+
+/// A function that receives the progress and decides whether to continue.
+pub(crate) type ProgressCallback = dyn Fn(&Progress) -> ControlFlow<()> + Send + Sync;

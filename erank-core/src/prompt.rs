@@ -1,20 +1,19 @@
-//! The prompt: a template, bound to one instruction and one query, completed by each document.
+//! The prompt: a template, an instruction, a query and a document.
 //!
 //! ```text
 //! PromptTemplate ──bind(instruction, query)──▶ BoundPrompt ──+ document──▶ the user's message
 //! ```
 //!
-//! All documents of a query share everything before the document. [`BoundPrompt`] keeps that part
-//! apart ([`BoundPrompt::before_document`]), so that a backend can compute it once.
+//! All documents of a query share the part before the document. [`BoundPrompt::before_document`] returns
+//! that part, so that a backend can compute it once.
 
 use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::answer::AnswerFormat;
+use crate::answer_format::AnswerFormat;
 
-/// ERank's prompt, character for character as its authors' code sends it (`examples/utils.py` of
-/// Alibaba-NLP/ERank-4B).
+/// ERank's prompt, exactly as in its authors' code (`examples/utils.py` of Alibaba-NLP/ERank-4B).
 const ERANK: &str = "\
 Given a query and a document, please give a relevance score of 0~10.
 The goal or relevance definition is: {instruction}
@@ -39,16 +38,16 @@ Your output:";
 /// Source: arXiv 2509.00520, table 7, in its spelling; [`GENERIC`](instructions::GENERIC) is the
 /// model card's example.
 pub mod instructions {
-    /// A default for any collection, from the model card.
+    /// The default for any collection, from the model card.
     pub const GENERIC: &str = "Retrieve relevant documents for the query.";
-    /// BEIR and TREC Deep Learning.
+    /// The instruction for BEIR and TREC Deep Learning.
     pub const BEIR: &str = "Given a query, retrieval relevant passage.";
-    /// FollowIR.
+    /// The instruction for FollowIR.
     pub const FOLLOW_IR: &str = "Retrieval the relevant passage for the given query. Be careful about the extra requirements about relevance in the query.";
-    /// Most subsets of BRIGHT.
+    /// The instruction for most subsets of BRIGHT.
     pub const BRIGHT: &str = "A document is relevant if it contains information that helps answer or address the query. A document is not relevant if it doesn't contain information that helps answer the query, even if it mentions similar topics.";
 
-    /// Every preset with its short name, as a command line offers them.
+    /// All presets with their short names, for command lines.
     pub const PRESETS: [(&str, &str); 5] = [
         ("generic", GENERIC),
         ("beir", BEIR),
@@ -57,14 +56,14 @@ pub mod instructions {
         ("bright", BRIGHT),
     ];
 
-    /// The preset called `name`, or `None`.
+    /// Returns the preset called `name`. `None` for an unknown name.
     pub fn preset(name: &str) -> Option<&'static str> {
         PRESETS.iter().find(|(preset, _)| *preset == name).map(|(_, text)| *text)
     }
 }
 
-/// A user message with places for the instruction, the query and the document, and the form of
-/// the answer it asks for.
+/// A user message with placeholders for the instruction, the query and the document, and the format of
+/// the answer that it asks for.
 ///
 /// ```
 /// use erank_core::{AnswerFormat, PromptTemplate};
@@ -84,7 +83,7 @@ pub struct PromptTemplate {
     answers: AnswerFormat,
 }
 
-/// A range of the template's text, or a place to fill in.
+/// A range of the template's text, or a placeholder.
 #[derive(Debug, Clone, PartialEq)]
 enum Piece {
     Text(Range<usize>),
@@ -94,7 +93,7 @@ enum Piece {
 }
 
 impl PromptTemplate {
-    /// ERank's own prompt with answers 0 to 10.
+    /// Returns ERank's own prompt with the answers 0 to 10.
     pub fn erank() -> Self {
         match Self::custom(ERANK, AnswerFormat::zero_to_ten()) {
             Ok(template) => template,
@@ -102,14 +101,14 @@ impl PromptTemplate {
         }
     }
 
-    /// A template of your own. `{query}` and `{doc}` must stand in it once each, `{instruction}`
-    /// at most once; any other brace is text.
+    /// Creates a template from a text with the placeholders `{query}` and `{doc}` once each, and
+    /// `{instruction}` at most once. Any other brace is text.
     ///
     /// # Errors
-    /// [`TemplateError`] names the placeholder that is missing or repeated.
+    /// Returns a [`TemplateError`] for the first placeholder that is missing or repeated.
     pub fn custom(text: impl Into<String>, answers: AnswerFormat) -> Result<Self, TemplateError> {
         let text = text.into();
-        let mut places = Vec::new();
+        let mut placeholders = Vec::new();
         for (name, piece, required) in [
             ("{instruction}", Piece::Instruction, false),
             ("{query}", Piece::Query, true),
@@ -119,15 +118,15 @@ impl PromptTemplate {
             match (found.next(), found.next()) {
                 (None, _) if required => return Err(TemplateError::Missing(name)),
                 (None, _) => {}
-                (Some(start), None) => places.push((start..start + name.len(), piece)),
+                (Some(start), None) => placeholders.push((start..start + name.len(), piece)),
                 (Some(_), Some(_)) => return Err(TemplateError::Repeated(name)),
             }
         }
-        places.sort_by_key(|(range, _)| range.start);
+        placeholders.sort_by_key(|(range, _)| range.start);
 
         let mut pieces = Vec::new();
         let mut done = 0;
-        for (range, piece) in places {
+        for (range, piece) in placeholders {
             pieces.extend((done < range.start).then_some(Piece::Text(done..range.start)));
             pieces.push(piece);
             done = range.end;
@@ -136,12 +135,12 @@ impl PromptTemplate {
         Ok(Self { text, pieces, answers })
     }
 
-    /// The answers the prompt asks for.
+    /// Returns the answers that the prompt asks for.
     pub fn answers(&self) -> &AnswerFormat {
         &self.answers
     }
 
-    /// Fills in what all documents of one query share.
+    /// Fills in the instruction and the query, which all documents share.
     pub fn bind<'a>(&'a self, instruction: &'a str, query: &'a str) -> BoundPrompt<'a> {
         BoundPrompt { template: self, instruction, query }
     }
@@ -153,35 +152,35 @@ impl Default for PromptTemplate {
     }
 }
 
-/// Why a custom template cannot be used.
+/// The error of an invalid template.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TemplateError {
-    /// A required placeholder is not in the text.
-    #[error("the template lacks the placeholder {0}; write it where the text should go")]
+    /// A required placeholder is missing.
+    #[error("the template lacks the placeholder {0}; add it to the text")]
     Missing(&'static str),
-    /// A placeholder stands in the text more than once.
+    /// A placeholder occurs more than once.
     #[error("the template has the placeholder {0} more than once; keep one")]
     Repeated(&'static str),
 }
 
-/// A run of the prompt's text, with where it comes from.
+/// A part of the prompt's text, with its origin.
 ///
-/// A backend must treat [`Query`](Segment::Query) and [`Document`](Segment::Document) text as data:
-/// what looks like a control token there is text. Truncation applies to these two alone. Exhaustive, so
-/// that another kind of text would be noticed by every backend.
+/// A backend must treat the text of [`Query`](Segment::Query) and [`Document`](Segment::Document) as
+/// data. A control token in it must reach the model as plain text. Only these two are truncated. The enum
+/// is exhaustive, so that a new kind of text would not compile with an old backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment<'a> {
-    /// Text of the template or the instruction: the application's own, where control tokens count.
+    /// Text of the template or the instruction, in which control tokens are effective.
     Trusted(&'a str),
-    /// The query: data.
+    /// Text of the query, which is data.
     Query(&'a str),
-    /// The document: data.
+    /// Text of the document, which is data.
     Document(&'a str),
 }
 
 impl<'a> Segment<'a> {
-    /// The segment's text.
+    /// Returns the segment's text.
     pub fn text(self) -> &'a str {
         match self {
             Self::Trusted(text) | Self::Query(text) | Self::Document(text) => text,
@@ -189,7 +188,7 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// A template with its instruction and query: everything but the document.
+/// A template with its instruction and query, but without a document.
 #[derive(Debug, Clone, Copy)]
 pub struct BoundPrompt<'a> {
     template: &'a PromptTemplate,
@@ -198,17 +197,17 @@ pub struct BoundPrompt<'a> {
 }
 
 impl<'a> BoundPrompt<'a> {
-    /// The answers the prompt asks for.
+    /// Returns the answers that the prompt asks for.
     pub fn answers(&self) -> &'a AnswerFormat {
         &self.template.answers
     }
 
-    /// The query that was filled in.
+    /// Returns the query.
     pub fn query(&self) -> &'a str {
         self.query
     }
 
-    /// The segments that all documents of this query share, in order.
+    /// Returns the segments before the document in order, which all documents of this query share.
     pub fn before_document(&self) -> impl Iterator<Item = Segment<'a>> + use<'a> {
         let prompt = *self;
         let pieces = prompt.template.pieces.iter();
@@ -217,7 +216,7 @@ impl<'a> BoundPrompt<'a> {
             .map(move |piece| prompt.fill(piece, ""))
     }
 
-    /// The segments after the document, in order.
+    /// Returns the segments after the document, in order.
     pub fn after_document(&self) -> impl Iterator<Item = Segment<'a>> + use<'a> {
         let prompt = *self;
         let pieces = prompt.template.pieces.iter();
@@ -227,13 +226,13 @@ impl<'a> BoundPrompt<'a> {
             .map(move |piece| prompt.fill(piece, ""))
     }
 
-    /// Every segment of the prompt for `document`, in order.
+    /// Returns all segments of the prompt for `document`, in order.
     pub fn segments(&self, document: &'a str) -> impl Iterator<Item = Segment<'a>> + use<'a> {
         let prompt = *self;
         prompt.template.pieces.iter().map(move |piece| prompt.fill(piece, document))
     }
 
-    /// The whole user message for `document`, without any truncation.
+    /// Returns the user message for `document` without truncation.
     pub fn render(&self, document: &str) -> String {
         let prompt = BoundPrompt { ..*self };
         prompt.segments(document).map(Segment::text).collect()
@@ -253,18 +252,18 @@ impl<'a> BoundPrompt<'a> {
 mod tests {
     use super::*;
 
-    /// Rendered by the reference's Python, `PROMPT.format(instruction=…, query=…, doc=…)`.
+    /// The output of the reference's Python code, `PROMPT.format(instruction=…, query=…, doc=…)`.
     const GOLDEN: &str = "Given a query and a document, please give a relevance score of 0~10.\nThe goal or relevance definition is: Retrieve relevant documents for the query.\n\nHere is the query:\nwhat is a jet?\n\nHere is the document:\nA jet is a stream of fluid.\n\nAfter thinking, directly choose a relevance score from [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10].\n- 0 represents completely not related\n- 10 means perfectly related.\n\nDesired output format:\n<think>put your thinking here</think><answer>Only allows an integer here</answer>\n\nYour output:";
 
     #[test]
-    fn erank_prompt_equals_the_golden_rendering() {
+    fn erank_prompt_equals_golden_text() {
         let template = PromptTemplate::erank();
         let prompt = template.bind(instructions::GENERIC, "what is a jet?");
         assert_eq!(prompt.render("A jet is a stream of fluid."), GOLDEN);
     }
 
     #[test]
-    fn shared_part_document_and_rest_make_up_the_prompt() {
+    fn segments_equal_shared_part_document_and_rest() {
         let template = PromptTemplate::erank();
         let prompt = template.bind("i", "q");
         let text = |segments: Vec<Segment<'_>>| -> String {
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn placeholders_inside_data_are_data() {
+    fn render_ignores_placeholders_in_data() {
         let template = PromptTemplate::erank();
         let rendered = template.bind("{doc}", "{instruction}").render("{query}");
         assert!(rendered.contains("definition is: {doc}\n"));
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_without_or_with_repeated_placeholders_is_refused() {
+    fn custom_rejects_missing_and_repeated_placeholders() {
         let custom = |text: &str| PromptTemplate::custom(text, AnswerFormat::zero_to_ten());
         assert_eq!(custom("{doc}"), Err(TemplateError::Missing("{query}")));
         assert_eq!(custom("{query}"), Err(TemplateError::Missing("{doc}")));
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn presets_are_found_by_name() {
+    fn preset_finds_names() {
         assert_eq!(instructions::preset("trec-dl"), Some(instructions::BEIR));
         assert_eq!(instructions::preset("nope"), None);
     }

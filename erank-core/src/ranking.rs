@@ -1,4 +1,4 @@
-//! The result: documents in order, with everything known about each, and those without a score.
+//! The result of a request: ranked documents, and documents without a score.
 
 use crate::answer::Answer;
 use crate::backend::DocumentError;
@@ -6,94 +6,95 @@ use crate::completion::{FinishReason, TokenCounts};
 use crate::options::Mode;
 use crate::request::Request;
 
-/// Documents from the most to the least relevant.
+/// The result of a request.
 #[derive(Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Ranking {
-    /// The ranked documents, best first; at most the reranker's `top_k`. Ties keep the request's
-    /// order.
+    /// The ranked documents, best first, at most `top_k` of them. Ties keep the request's order.
     ///
-    /// With a [`Cascade`](crate::Cascade), the order is that of the first pass, in which each stretch
-    /// that was thought about is sorted anew in itself. Scores of thoughts and of answers at once are
-    /// not comparable, so scores need not descend over the whole list.
+    /// A [`Cascade`](crate::Cascade) keeps the order of its first pass, except that it sorts each range
+    /// of its second pass by the second pass's scores. The scores of the two passes are not comparable,
+    /// so scores need not descend over the whole list.
     pub documents: Vec<RankedDocument>,
-    /// How many documents got a score, those that `top_k` cut off included.
-    pub scored: usize,
-    /// Documents that could not be scored, in the request's order, each with its reason.
+    /// The number of documents with a score, including those that `top_k` removed.
+    pub scored_count: usize,
+    /// Documents without a score, in the request's order, each with its error.
     pub unscored: Vec<DocumentFailure>,
-    /// Documents that have a score, but by less than was asked for, in the request's order, each with
-    /// the first reason: samples without an answer, or, in a cascade, the answer at once of a document
-    /// that was to be thought about. What `top_k` cut off is among them.
+    /// Documents whose score rests on fewer results than requested, in the request's order, each with
+    /// its first error. Either some of their samples have no answer, or the second pass of a cascade
+    /// failed and they keep the score of the first. Includes documents that `top_k` removed.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub incomplete: Vec<DocumentFailure>,
-    /// What the work took, over all documents.
+    pub partially_scored: Vec<DocumentFailure>,
+    /// The numbers of tokens processed, over all documents.
     pub tokens: TokenCounts,
 }
 
-/// A document with its score and the reasons for it.
+/// A document with its score and the model's answer.
 ///
-/// Of several [samples](crate::ScoringOptions::samples), the score is the mean, and the answer with
-/// its thought is the one whose score is nearest to it.
+/// With several [samples](crate::ScoringOptions::samples), the score is their mean, and the answer is
+/// that of the sample whose score is nearest to the mean.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct RankedDocument {
     /// The document's index in the request.
     pub index: usize,
-    /// The caller's name for it.
+    /// The caller's identifier of the document.
     pub id: Option<String>,
-    /// What it is ranked by: the chosen [`ScoreKind`](crate::ScoreKind), after
-    /// [`Fusion`](crate::Fusion). Always finite.
+    /// The score of the chosen [`ScoreKind`](crate::ScoreKind) after [`Fusion`](crate::Fusion). Always
+    /// finite.
     pub score: f64,
-    /// The population standard deviation of the samples' scores; 0 if there is one.
+    /// The population standard deviation of the samples' scores before fusion; 0 for one sample.
     pub std_dev: f64,
-    /// What the model answered and thought.
+    /// The model's answer and reasoning.
     pub answer: Answer,
-    /// The first stage's score, as given.
+    /// The first stage's score from the request.
     pub first_stage_score: Option<f64>,
-    /// How it was asked: in a [`Cascade`](crate::Cascade), not all documents are thought about.
+    /// The mode of the pass that scored the document. In a [`Cascade`](crate::Cascade), documents of
+    /// both modes occur.
     pub mode: Mode,
-    /// Whether the query or the document was cut to its limit.
+    /// Whether the query or the document was truncated to its limit.
     pub truncated: bool,
-    /// Why generation ended.
+    /// The reason that generation ended.
     pub finish_reason: FinishReason,
-    /// What it took, over all samples.
+    /// The numbers of tokens processed, over all samples.
     pub tokens: TokenCounts,
-    /// Every sample, if several were asked for.
+    /// All samples with an answer, if several were requested; otherwise empty.
     pub samples: Vec<Sample>,
 }
 
-/// One of several answers for the same document.
+/// One of several samples of a document.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Sample {
-    /// Its score, before fusion.
+    /// The sample's score, before fusion.
     pub score: f64,
-    /// What the model answered and thought.
+    /// The model's answer and reasoning.
     pub answer: Answer,
-    /// Why generation ended.
+    /// The reason that generation ended.
     pub finish_reason: FinishReason,
-    /// What it took.
+    /// The numbers of tokens processed.
     pub tokens: TokenCounts,
 }
 
-/// A document without a score, or [without all](Ranking::incomplete) that it was to be made of.
+/// A document without a score, or with a [partial](Ranking::partially_scored) one.
 #[derive(Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct DocumentFailure {
     /// The document's index in the request.
     pub index: usize,
-    /// The caller's name for it.
+    /// The caller's identifier of the document.
     pub id: Option<String>,
-    /// Why.
+    /// The error.
     pub error: DocumentError,
 }
 
 impl DocumentFailure {
-    pub(crate) fn of(request: &Request<'_>, index: usize, error: DocumentError) -> Self {
+    /// Describes the failure of the request's document at `index`.
+    pub(crate) fn new(request: &Request<'_>, index: usize, error: DocumentError) -> Self {
         Self { index, id: request.documents[index].id.as_deref().map(str::to_owned), error }
     }
 }

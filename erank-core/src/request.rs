@@ -1,10 +1,10 @@
-//! What a caller asks for: a query and the documents to order for it.
+//! A request: a query and its candidate documents.
 
 use std::borrow::Cow;
 
-/// A query with its candidate documents, usually the first stage's best.
+/// A query with its candidate documents, usually the best results of a first-stage search.
 ///
-/// Texts are borrowed where they can be: nothing is copied from a search engine's own buffers.
+/// Texts can be borrowed, so that nothing is copied from a search engine's buffers.
 ///
 /// ```
 /// use erank_core::{Document, Request};
@@ -21,14 +21,14 @@ use std::borrow::Cow;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Request<'a> {
-    /// What the user searched for.
+    /// The search query.
     pub query: Cow<'a, str>,
-    /// The candidates, in the first stage's order; ties in the ranking keep this order.
+    /// The candidates, in the first stage's order. Ties in the ranking keep this order.
     pub documents: Vec<Document<'a>>,
 }
 
 impl<'a> Request<'a> {
-    /// A request for `query` over anything that turns into documents: `&str`, `String`,
+    /// Creates a request from a query and anything that converts to documents: `&str`, `String` or
     /// [`Document`].
     pub fn new<D>(query: impl Into<Cow<'a, str>>, documents: impl IntoIterator<Item = D>) -> Self
     where
@@ -38,33 +38,35 @@ impl<'a> Request<'a> {
     }
 }
 
-/// One candidate document.
+/// A candidate document.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Document<'a> {
-    /// The document's text. An empty or blank text cannot be judged and is reported as such.
+    /// The document's text. A document without any text but white space gets
+    /// [`DocumentError::Empty`](crate::DocumentError::Empty).
     pub text: Cow<'a, str>,
-    /// The caller's own name for the document, handed back in the ranking.
+    /// The caller's identifier of the document, which the ranking repeats.
     pub id: Option<Cow<'a, str>>,
-    /// The first stage's score (BM25, cosine, …; larger is better), for [`Fusion`](crate::Fusion).
+    /// The first stage's score (BM25, cosine or another; larger is better), for
+    /// [`Fusion`](crate::Fusion).
     pub first_stage_score: Option<f64>,
 }
 
 impl<'a> Document<'a> {
-    /// A document with neither id nor first-stage score.
+    /// Creates a document without an identifier and without a first-stage score.
     pub fn new(text: impl Into<Cow<'a, str>>) -> Self {
         Self { text: text.into(), id: None, first_stage_score: None }
     }
 
-    /// Names the document.
+    /// Sets the identifier.
     #[must_use]
     pub fn with_id(mut self, id: impl Into<Cow<'a, str>>) -> Self {
         self.id = Some(id.into());
         self
     }
 
-    /// Gives the first stage's score.
+    /// Sets the first stage's score.
     #[must_use]
     pub fn with_first_stage_score(mut self, score: f64) -> Self {
         self.first_stage_score = Some(score);

@@ -1,5 +1,5 @@
-//! Futures of a reranker: what they wait for, and what ends with them. The executor is a plain
-//! `block_on`; nothing here depends on how fast a thread is.
+//! Tests of the asynchronous reranker. The executor is a plain `block_on`, and no test depends on the
+//! speed of a thread.
 
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use erank_core::testing::answered;
 use erank_core::{
-    AsyncReranker, CancellationToken, Ranking, Request, RerankError, Reranker, Workers,
+    AsyncReranker, AsyncSettings, CancellationToken, Ranking, Request, RerankError, Reranker,
 };
 use erank_core::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use pollster::block_on;
@@ -17,32 +17,33 @@ use pollster::block_on;
 type Outcome = Result<Ranking, RerankError>;
 type BoxedFuture = Pin<Box<dyn Future<Output = Outcome> + Send + 'static>>;
 
-/// Answers a document with its number. Says before each document which one it is at, and goes on
-/// when it is let.
+/// A backend that answers each document with the number in it. Before each document, it reports the query
+/// and the index to its [`Guide`] and waits for permission to continue.
 struct Steps {
     at: Sender<(String, usize)>,
     go: Mutex<Receiver<()>>,
 }
 
-/// The other end of [`Steps`].
+/// The controller of a [`Steps`].
 struct Guide {
     at: Receiver<(String, usize)>,
     go: Sender<()>,
 }
 
 fn steps() -> (Steps, Guide) {
-    let ((at, where_), (go, may_go)) = (channel(), channel());
-    (Steps { at, go: Mutex::new(may_go) }, Guide { at: where_, go })
+    let ((at, positions), (go, permissions)) = (channel(), channel());
+    (Steps { at, go: Mutex::new(permissions) }, Guide { at: positions, go })
 }
 
 impl Guide {
-    /// Waits until the backend is at a document: the query, and the document's index.
+    /// Waits until the backend reaches a document. Returns the query and the document's index.
     fn wait(&self) -> (String, usize) {
-        self.at.recv_timeout(Duration::from_secs(60)).expect("the backend gets there")
+        self.at.recv_timeout(Duration::from_secs(60)).expect("the backend reaches a document")
     }
 
+    /// Permits this number of documents.
     fn let_go(&self, steps: usize) {
-        (0..steps).for_each(|_| self.go.send(()).expect("the backend listens"));
+        (0..steps).for_each(|_| self.go.send(()).expect("the backend waits for permission"));
     }
 }
 
@@ -68,18 +69,18 @@ impl ScoringBackend for Steps {
 }
 
 fn start(backend: impl ScoringBackend + 'static, threads: usize, queue: usize) -> AsyncReranker {
-    let mut workers = Workers::default();
-    workers.threads = threads.try_into().expect("not 0");
-    workers.queue = queue.try_into().expect("not 0");
+    let mut settings = AsyncSettings::default();
+    settings.threads = threads.try_into().expect("not 0");
+    settings.queue_capacity = queue.try_into().expect("not 0");
     let reranker = Reranker::builder(backend).build().expect("valid");
-    AsyncReranker::with_workers(reranker, workers).expect("threads")
+    AsyncReranker::with_settings(reranker, settings).expect("threads")
 }
 
 fn request(query: &str, documents: &[&str]) -> Request<'static> {
     Request::new(query.to_owned(), documents.iter().map(|document| (*document).to_owned()))
 }
 
-/// Polls once; it cannot be ready yet.
+/// Polls a future that is not ready yet.
 fn begin(future: Pin<&mut impl Future<Output = Outcome>>) {
     assert!(future.poll(&mut Context::from_waker(Waker::noop())).is_pending());
 }
@@ -89,36 +90,36 @@ fn integers(ranking: &Ranking) -> Vec<u32> {
 }
 
 #[test]
-fn dropping_a_future_stops_its_work_at_the_next_step() {
+fn dropped_future_cancels_its_request_at_the_next_step() {
     let (backend, guide) = steps();
     let reranker = start(backend, 1, 1);
-    let stop = CancellationToken::new();
+    let cancellation = CancellationToken::new();
     let mut dropped =
-        Box::pin(reranker.rerank_with_cancellation(request("dropped", &["1"; 100]), &stop));
+        Box::pin(reranker.rerank_with_cancellation(request("dropped", &["1"; 100]), &cancellation));
     begin(dropped.as_mut());
     assert_eq!(guide.wait(), ("dropped".into(), 0));
     guide.let_go(1);
     assert_eq!(guide.wait(), ("dropped".into(), 1));
     drop(dropped);
-    // The step that was under way is the last.
-    let next = reranker.try_rerank(request("next", &["7"])).expect("room");
+    // The backend finishes the current step only.
+    let next = reranker.try_rerank(request("next", &["7"])).expect("a free slot");
     guide.let_go(2);
     assert_eq!(guide.wait(), ("next".into(), 0));
     assert_eq!(integers(&block_on(next).expect("a ranking")), [7]);
-    // Others may still need it.
-    assert!(!stop.is_cancelled());
+    // Dropping the future does not cancel the shared token.
+    assert!(!cancellation.is_cancelled());
 }
 
 #[test]
-fn work_that_nobody_waits_for_is_not_done() {
+fn dropped_future_removes_its_request_from_the_queue() {
     let (backend, guide) = steps();
     let reranker = start(backend, 1, 2);
-    let first = reranker.try_rerank(request("first", &["1"])).expect("room");
+    let first = reranker.try_rerank(request("first", &["1"])).expect("a free slot");
     guide.wait();
-    let dropped = reranker.try_rerank(request("dropped", &["2"])).expect("room");
-    let last = reranker.try_rerank(request("last", &["3"])).expect("room");
+    let dropped = reranker.try_rerank(request("dropped", &["2"])).expect("a free slot");
+    let last = reranker.try_rerank(request("last", &["3"])).expect("a free slot");
     drop(dropped);
-    // Never polled, so it never asks for a place.
+    // A future that is never polled sends no request.
     drop(reranker.rerank(request("never polled", &["4"])));
     guide.let_go(2);
     assert_eq!(guide.wait(), ("last".into(), 0));
@@ -127,45 +128,45 @@ fn work_that_nobody_waits_for_is_not_done() {
 }
 
 #[test]
-fn a_full_queue_is_busy_or_waited_for() {
+fn full_queue_rejects_or_delays_requests() {
     let (backend, guide) = steps();
     let reranker = start(backend, 1, 1);
-    let running = reranker.try_rerank(request("running", &["1"])).expect("room");
+    let running = reranker.try_rerank(request("running", &["1"])).expect("a free slot");
     guide.wait();
-    let queued = reranker.try_rerank(request("queued", &["2"])).expect("room");
-    let busy = reranker.try_rerank(request("refused", &["3"])).err().expect("no room");
-    assert_eq!(busy.request, request("refused", &["3"]));
-    assert!(busy.to_string().ends_with("try again later"), "{busy}");
-    let mut patient = Box::pin(reranker.rerank(request("patient", &["4"])));
-    begin(patient.as_mut());
+    let queued = reranker.try_rerank(request("queued", &["2"])).expect("a free slot");
+    let rejected = reranker.try_rerank(request("rejected", &["3"])).err().expect("no free slot");
+    assert_eq!(rejected.request, request("rejected", &["3"]));
+    assert!(rejected.to_string().ends_with("try again later"), "{rejected}");
+    let mut waiting = Box::pin(reranker.rerank(request("waiting", &["4"])));
+    begin(waiting.as_mut());
     guide.let_go(3);
     for (future, expected) in [(Box::pin(running) as BoxedFuture, 1), (Box::pin(queued), 2)] {
         assert_eq!(integers(&block_on(future).expect("a ranking")), [expected]);
     }
-    assert_eq!(integers(&block_on(patient).expect("a ranking")), [4]);
+    assert_eq!(integers(&block_on(waiting).expect("a ranking")), [4]);
 }
 
 #[test]
-fn a_panic_is_an_error_of_its_future_alone() {
+fn panic_of_the_backend_fails_only_its_future() {
     let (backend, guide) = steps();
     let reranker = start(backend, 2, 4);
     guide.let_go(4);
-    let bad = reranker.try_rerank(request("bad", &["8", "panic", "3"])).expect("room");
+    let bad = reranker.try_rerank(request("bad", &["8", "panic", "3"])).expect("a free slot");
     let error = block_on(bad).expect_err("it panics");
     let BackendError::Failed(cause) = &error.source else { panic!("{:?}", error.source) };
     assert!(cause.to_string().contains("on purpose"), "{cause}");
-    // What was done until then is kept, and nothing is lost.
+    // The documents finished before the panic are in the ranking, and the others are listed as unscored.
     assert_eq!(integers(&error.partial), [8]);
     assert_eq!(error.partial.unscored.len(), 2);
     for query in ["good", "better"] {
-        let good = reranker.try_rerank(request(query, &["5"])).expect("room");
+        let good = reranker.try_rerank(request(query, &["5"])).expect("a free slot");
         guide.let_go(1);
         assert_eq!(integers(&block_on(good).expect("a ranking")), [5]);
     }
 }
 
 #[test]
-fn one_task_waits_for_many_futures() {
+fn many_futures_in_one_task_complete() {
     let (backend, guide) = steps();
     let reranker = start(backend, 3, 2);
     guide.let_go(200);
@@ -193,13 +194,15 @@ fn one_task_waits_for_many_futures() {
 }
 
 #[test]
-fn a_deadline_gives_what_is_done() {
+fn cancellation_and_deadline_return_finished_documents() {
     let (backend, guide) = steps();
     let reranker = start(backend, 1, 1);
-    let stop = CancellationToken::new();
-    let future = reranker.try_rerank_until(request("q", &["4", "9", "2"]), &stop).expect("room");
+    let cancellation = CancellationToken::new();
+    let future = reranker
+        .try_rerank_with_cancellation(request("q", &["4", "9", "2"]), &cancellation)
+        .expect("a free slot");
     guide.wait();
-    stop.cancel();
+    cancellation.cancel();
     guide.let_go(1);
     let ranking = block_on(future).expect("a ranking");
     assert_eq!(integers(&ranking), [4]);
@@ -213,7 +216,7 @@ fn a_deadline_gives_what_is_done() {
 }
 
 #[test]
-fn the_threads_end_when_nobody_is_left_to_ask() {
+fn threads_end_after_the_last_clone_is_dropped() {
     struct Ends(Steps, Sender<()>);
     impl ScoringBackend for Ends {
         fn name(&self) -> &str {
@@ -232,10 +235,10 @@ fn the_threads_end_when_nobody_is_left_to_ask() {
     let (sender, ended) = channel();
     let reranker = start(Ends(backend, sender), 2, 4);
     let clone = reranker.clone();
-    let future = reranker.try_rerank(request("q", &["6"])).expect("room");
+    let future = reranker.try_rerank(request("q", &["6"])).expect("a free slot");
     guide.wait();
     drop((reranker, clone));
-    assert!(ended.try_recv().is_err(), "it is still at work");
+    assert!(ended.try_recv().is_err(), "the backend still works");
     guide.let_go(1);
     assert_eq!(integers(&block_on(future).expect("a ranking")), [6]);
     ended.recv_timeout(Duration::from_secs(60)).expect("the threads end");

@@ -1,5 +1,5 @@
-//! The conformance checks pass a backend that keeps the contract, and each of them fails one that
-//! breaks it.
+//! Tests of the conformance checks: a backend that keeps the contract passes, and a backend with a fault
+//! fails the check for that fault.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,41 +11,41 @@ use erank_core::testing::conformance::{Check, Options, Report, Verdict, check};
 use erank_core::{AnswerDistribution, Mode, ScoringBackend, Sink};
 use erank_core::{BackendError, Completion, DocumentError, Job, TokenCounts};
 
-/// What a backend does wrong.
+/// A fault of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    /// None either: any order will do.
+    /// Not a fault, because results may come in any order.
     Backwards,
-    ForgetsTheLast,
+    OmitsTheLast,
     ReportsTwice,
     ReportsAnUnknown,
     WritesNoAnswer,
-    GivesNaN,
-    GivesRangesBeyondTheText,
-    EndsItsThoughtBeyondTheText,
+    ReturnsNaN,
+    ReturnsRangesOutsideTheText,
+    EndsReasoningOutsideTheText,
     HasNoDistribution,
     FailsWithABlankDocument,
     PanicsAtZeroBytes,
-    LosesCountAfterABlankDocument,
+    ShiftsAfterABlankDocument,
     HasNoLimits,
     LimitsOnlyDocuments,
     NumbersNoSamples,
     FailsWithoutDocuments,
-    ForgetsFromTheHundredth,
-    StopsAfterTheFirst,
-    LooksForAStopOnce,
-    StopsLate,
-    CallsAStopAFailure,
-    MixesUpCalls,
+    OmitsFromTheHundredth,
+    StartsDespiteCancellation,
+    ChecksCancellationOnce,
+    CancelsLate,
+    ReportsCancellationAsFailure,
+    MixesConcurrentCalls,
     LeavesALockPoisoned,
-    ForgetsThePrompt,
-    CannotAnswerAtOnce,
+    DependsOnEarlierCalls,
+    CannotAnswerOnly,
     CannotSample,
-    CannotThink,
+    CannotReason,
 }
 
-/// Answers with the number of a document's words that are in the query.
+/// A backend that answers with the number of the document's words that occur in the query.
 struct Overlap {
     fault: Fault,
     calls: AtomicUsize,
@@ -75,33 +75,34 @@ impl Overlap {
         let (document_truncated, document) = words(document, options.max_document_tokens);
         let mut hits = document.iter().filter(|word| query.contains(word)).count();
         match fault {
-            Fault::MixesUpCalls => {
+            Fault::MixesConcurrentCalls => {
                 thread::sleep(Duration::from_millis(1));
                 hits += self.running.load(Ordering::SeqCst) - 1;
             }
-            Fault::ForgetsThePrompt => hits += self.calls.load(Ordering::SeqCst) % 5,
+            Fault::DependsOnEarlierCalls => hits += self.calls.load(Ordering::SeqCst) % 5,
             _ => {}
         }
         let integer = hits.min(10) as u32;
         let mut completion = answered(integer, 0.5);
         match fault {
             Fault::WritesNoAnswer => completion = Completion::new("I would rather not say."),
-            Fault::GivesNaN => completion.tokens[0].log_prob = f32::NAN,
-            Fault::GivesRangesBeyondTheText => completion.tokens[0].bytes.end += 100,
-            Fault::EndsItsThoughtBeyondTheText => completion.thought_end = Some(1000),
+            Fault::ReturnsNaN => completion.tokens[0].log_prob = f32::NAN,
+            Fault::ReturnsRangesOutsideTheText => completion.tokens[0].bytes.end += 100,
+            Fault::EndsReasoningOutsideTheText => completion.thought_end = Some(1000),
             _ => {}
         }
         if fault != Fault::HasNoDistribution {
-            let mut shares = [0.05f64; 11];
-            shares[integer as usize] = 0.5;
-            completion.answer_distribution = AnswerDistribution::new(shares.map(f64::ln)).ok();
+            let mut probabilities = [0.05f64; 11];
+            probabilities[integer as usize] = 0.5;
+            completion.answer_distribution =
+                AnswerDistribution::new(probabilities.map(f64::ln)).ok();
         }
         (completion.query_truncated, completion.document_truncated) =
             (query_truncated, document_truncated);
         completion
     }
 
-    /// What is wrong with a whole job.
+    /// Returns the error of a backend that rejects the job.
     fn refuse(&self, job: &Job<'_>) -> Result<(), BackendError> {
         let unsupported = |what: &str| Err(BackendError::Unsupported(what.into()));
         let failed = |what: &str| Err(BackendError::Failed(what.into()));
@@ -109,9 +110,9 @@ impl Overlap {
         match self.fault {
             Fault::FailsWithoutDocuments if job.documents.is_empty() => failed("nothing to do"),
             Fault::FailsWithABlankDocument if blank => failed("a blank document"),
-            Fault::CannotAnswerAtOnce if !job.options.mode.is_reason() => unsupported("thinks"),
+            Fault::CannotAnswerOnly if !job.options.mode.is_reason() => unsupported("thinks"),
             Fault::CannotSample if job.options.samples > 1 => unsupported("one will do"),
-            Fault::CannotThink if job.options.mode.is_reason() => unsupported("does not think"),
+            Fault::CannotReason if job.options.mode.is_reason() => unsupported("does not think"),
             _ => Ok(()),
         }
     }
@@ -122,42 +123,42 @@ impl Overlap {
         let mut order: Vec<usize> = (0..count).collect();
         match self.fault {
             Fault::Backwards => order.reverse(),
-            Fault::ForgetsTheLast => drop(order.pop()),
-            Fault::ForgetsFromTheHundredth => order.truncate(100),
+            Fault::OmitsTheLast => drop(order.pop()),
+            Fault::OmitsFromTheHundredth => order.truncate(100),
             Fault::ReportsTwice => order.extend(0..count.min(1)),
             _ => {}
         }
         let _held = (self.fault == Fault::LeavesALockPoisoned)
             .then(|| self.lock.lock().expect("a lock that is not poisoned"));
         let at_first = job.cancellation.is_cancelled();
-        let (mut begun, mut blanks) = (false, 0);
+        let (mut has_started, mut blanks) = (false, 0);
         for index in order {
             let text = job.documents[index];
             assert!(self.fault != Fault::PanicsAtZeroBytes || !text.contains('\0'), "a zero byte");
-            let stopped = match self.fault {
-                Fault::LooksForAStopOnce => at_first,
-                Fault::StopsAfterTheFirst => begun && job.cancellation.is_cancelled(),
+            let is_cancelled = match self.fault {
+                Fault::ChecksCancellationOnce => at_first,
+                Fault::StartsDespiteCancellation => has_started && job.cancellation.is_cancelled(),
                 _ => job.cancellation.is_cancelled(),
             };
-            begun = true;
-            if self.fault == Fault::StopsLate && stopped && index + 1 == count {
+            has_started = true;
+            if self.fault == Fault::CancelsLate && is_cancelled && index + 1 == count {
                 thread::sleep(Duration::from_millis(300));
             }
             for sample in 0..job.options.samples {
-                let outcome = if self.fault == Fault::CallsAStopAFailure && stopped {
+                let outcome = if self.fault == Fault::ReportsCancellationAsFailure && is_cancelled {
                     Err(DocumentError::Backend("stopped".into()))
-                } else if stopped {
+                } else if is_cancelled {
                     Err(DocumentError::Cancelled)
                 } else if text.trim().is_empty() {
                     blanks += 1;
                     Err(DocumentError::Backend("blank".into()))
                 } else {
-                    let shifted = self.fault == Fault::LosesCountAfterABlankDocument && blanks > 0;
+                    let shifted = self.fault == Fault::ShiftsAfterABlankDocument && blanks > 0;
                     let mut completion = self.complete(job, if shifted { "bees" } else { text });
                     if self.fault != Fault::NumbersNoSamples {
                         completion.sample = sample;
                     }
-                    sink.advanced(TokenCounts::new(1, 1));
+                    sink.tokens_processed(TokenCounts::new(1, 1));
                     Ok(completion)
                 };
                 sink.completed(index, outcome);
@@ -183,7 +184,7 @@ impl ScoringBackend for Overlap {
     }
 }
 
-/// Counts a call until it ends, if by a panic.
+/// Decrements the number of running calls when dropped, also during a panic.
 struct Running<'a>(&'a AtomicUsize);
 
 impl Drop for Running<'_> {
@@ -194,20 +195,20 @@ impl Drop for Running<'_> {
 
 fn options() -> Options {
     let mut options = Options::default();
-    options.many = 300;
+    options.large_job_documents = 300;
     options
 }
 
 fn report(fault: Fault) -> Report {
     let mut options = options();
-    if fault == Fault::StopsLate {
-        options.patience = Duration::from_millis(200);
+    if fault == Fault::CancelsLate {
+        options.cancellation_timeout = Duration::from_millis(200);
     }
     check(&Overlap::new(fault), &options)
 }
 
 #[test]
-fn a_backend_that_keeps_the_contract_passes_in_any_order() {
+fn correct_backend_passes_in_any_order() {
     for fault in [Fault::None, Fault::Backwards] {
         let report = report(fault);
         assert!(report.is_conformant(), "{fault:?}\n{report}");
@@ -217,25 +218,28 @@ fn a_backend_that_keeps_the_contract_passes_in_any_order() {
     }
 }
 
-/// Each of these breaks the contract in one place, and just its check fails.
+/// Each of these faults violates one part of the contract, and only the check for it fails.
 #[test]
-fn each_check_fails_the_backend_that_breaks_it() {
+fn faults_fail_only_their_checks() {
     for (fault, expected) in [
         (Fault::HasNoDistribution, &[Check::AnswerOnly][..]),
         (Fault::FailsWithABlankDocument, &[Check::OddDocuments]),
         (Fault::PanicsAtZeroBytes, &[Check::OddDocuments]),
-        (Fault::LosesCountAfterABlankDocument, &[Check::OddDocuments]),
+        (Fault::ShiftsAfterABlankDocument, &[Check::OddDocuments]),
         (Fault::HasNoLimits, &[Check::Limits]),
         (Fault::LimitsOnlyDocuments, &[Check::Limits]),
         (Fault::NumbersNoSamples, &[Check::Samples]),
         (Fault::FailsWithoutDocuments, &[Check::EmptyJob]),
-        (Fault::ForgetsFromTheHundredth, &[Check::HugeJob, Check::StoppedDuring, Check::Deadline]),
-        (Fault::StopsAfterTheFirst, &[Check::StoppedBefore]),
-        (Fault::LooksForAStopOnce, &[Check::StoppedDuring, Check::Deadline]),
-        (Fault::StopsLate, &[Check::StoppedDuring, Check::Deadline]),
-        (Fault::MixesUpCalls, &[Check::ConcurrentCalls]),
+        (Fault::OmitsFromTheHundredth, &[Check::LargeJob, Check::CancelledDuring, Check::Deadline]),
+        (Fault::StartsDespiteCancellation, &[Check::CancelledBefore]),
+        (Fault::ChecksCancellationOnce, &[Check::CancelledDuring, Check::Deadline]),
+        (Fault::CancelsLate, &[Check::CancelledDuring, Check::Deadline]),
+        (Fault::MixesConcurrentCalls, &[Check::ConcurrentCalls]),
         (Fault::LeavesALockPoisoned, &[Check::PanickingSink]),
-        (Fault::CallsAStopAFailure, &[Check::StoppedBefore, Check::StoppedDuring, Check::Deadline]),
+        (
+            Fault::ReportsCancellationAsFailure,
+            &[Check::CancelledBefore, Check::CancelledDuring, Check::Deadline],
+        ),
     ] {
         let report = report(fault);
         assert_eq!(report.failed().collect::<Vec<_>>(), expected, "{fault:?}\n{report}");
@@ -243,92 +247,91 @@ fn each_check_fails_the_backend_that_breaks_it() {
 }
 
 #[test]
-fn a_failure_says_what_to_do() {
-    for (fault, says) in [
+fn failure_messages_suggest_a_remedy() {
+    for (fault, message) in [
         (
             Fault::HasNoDistribution,
-            "distribution over the answers; what a backend cannot do, it returns as BackendError::Unsupported",
+            "distribution over the answers; if the backend does not support this, return BackendError::Unsupported",
         ),
         (
             Fault::NumbersNoSamples,
-            "instead of [0, 1]; what a backend cannot do, it returns as BackendError::Unsupported",
+            "instead of [0, 1]; if the backend does not support this, return BackendError::Unsupported",
         ),
         (Fault::HasNoLimits, "Completion::document_truncated"),
         (Fault::LimitsOnlyDocuments, "Completion::query_truncated"),
     ] {
         let report = report(fault).to_string();
-        assert!(report.contains(says), "{report}");
+        assert!(report.contains(message), "{report}");
     }
 }
 
-/// What is wrong in every call fails more than its own check.
+/// A fault in every call fails several checks. The first one is the check for that fault.
 #[test]
-fn what_is_always_wrong_is_found_first_where_it_belongs() {
-    for (fault, expected, says) in [
-        (Fault::ForgetsTheLast, Check::ReportedOnce, "document 5 of 6 was reported 0 times"),
+fn general_faults_fail_their_check_first() {
+    for (fault, expected, message) in [
+        (Fault::OmitsTheLast, Check::ReportedOnce, "document 5 of 6 was reported 0 times"),
         (Fault::ReportsTwice, Check::ReportedOnce, "document 0 of 6 was reported 2 times"),
         (Fault::ReportsAnUnknown, Check::ReportedOnce, "document 6 was reported, of 6 from 0"),
         (Fault::WritesNoAnswer, Check::Readable, "wrote no <answer>"),
-        (Fault::GivesNaN, Check::Readable, "log-probability NaN"),
-        (Fault::GivesRangesBeyondTheText, Check::Readable, "do not lie in the text"),
-        (Fault::EndsItsThoughtBeyondTheText, Check::Readable, "does not lie in the text"),
-        (Fault::ForgetsThePrompt, Check::OddDocuments, "set Options::deterministic to false"),
-        (Fault::CannotThink, Check::ReportedOnce, "does not think; set Options::scoring"),
+        (Fault::ReturnsNaN, Check::Readable, "log-probability NaN"),
+        (Fault::ReturnsRangesOutsideTheText, Check::Readable, "do not lie in the text"),
+        (Fault::EndsReasoningOutsideTheText, Check::Readable, "does not lie in the text"),
+        (Fault::DependsOnEarlierCalls, Check::OddDocuments, "set Options::deterministic to false"),
+        (Fault::CannotReason, Check::ReportedOnce, "does not think; set Options::scoring"),
     ] {
         let report = report(fault);
         assert_eq!(report.failed().next(), Some(expected), "{fault:?}\n{report}");
-        assert!(report.to_string().contains(says), "{fault:?}\n{report}");
+        assert!(report.to_string().contains(message), "{fault:?}\n{report}");
     }
-    assert!(report(Fault::ForgetsThePrompt).failed().any(|check| check == Check::Repeatable));
+    assert!(report(Fault::DependsOnEarlierCalls).failed().any(|check| check == Check::Repeatable));
 }
 
 #[test]
-fn what_a_backend_declines_is_skipped() {
+fn unsupported_checks_are_skipped() {
     let skipped = |report: &Report| {
         let skipped = |verdict: &Verdict| matches!(verdict, Verdict::Skipped(_));
         let findings = report.findings.iter().filter(|finding| skipped(&finding.verdict));
         findings.map(|finding| finding.check).collect::<Vec<_>>()
     };
     for (fault, expected) in
-        [(Fault::CannotAnswerAtOnce, Check::AnswerOnly), (Fault::CannotSample, Check::Samples)]
+        [(Fault::CannotAnswerOnly, Check::AnswerOnly), (Fault::CannotSample, Check::Samples)]
     {
         let report = report(fault);
         assert!(report.is_conformant(), "{fault:?}\n{report}");
         assert_eq!(skipped(&report), [expected], "{fault:?}\n{report}");
     }
 
-    let mut loose = options();
-    loose.deterministic = false;
-    let report = check(&Overlap::new(Fault::ForgetsThePrompt), &loose);
+    let mut nondeterministic = options();
+    nondeterministic.deterministic = false;
+    let report = check(&Overlap::new(Fault::DependsOnEarlierCalls), &nondeterministic);
     assert!(report.is_conformant(), "{report}");
     assert_eq!(skipped(&report), [Check::Repeatable]);
 
-    let mut at_once = options();
-    at_once.scoring.mode = Mode::AnswerOnly;
-    let report = check(&Overlap::new(Fault::CannotThink), &at_once);
+    let mut answer_only = options();
+    answer_only.scoring.mode = Mode::AnswerOnly;
+    let report = check(&Overlap::new(Fault::CannotReason), &answer_only);
     assert!(report.is_conformant(), "{report}");
     assert_eq!(skipped(&report), [Check::Samples]);
 }
 
 #[test]
-fn options_that_check_nothing_are_named() {
-    let mut none = options();
-    none.documents.truncate(1);
-    let report = check(&Overlap::new(Fault::None), &none);
+fn insufficient_options_are_reported() {
+    let mut single = options();
+    single.documents.truncate(1);
+    let report = check(&Overlap::new(Fault::None), &single);
     assert_eq!(report.failed().count(), Check::ALL.len());
     assert!(report.to_string().contains("Options::documents is 1; give at least 2"), "{report}");
 
-    // Nothing is left to stop.
+    // No document remains to be cancelled.
     let mut few = options();
     few.documents.truncate(2);
-    few.many = 2;
-    let report = check(&Overlap::new(Fault::StopsAfterTheFirst), &few);
-    assert_eq!(report.failed().collect::<Vec<_>>(), [Check::StoppedBefore], "{report}");
+    few.large_job_documents = 2;
+    let report = check(&Overlap::new(Fault::StartsDespiteCancellation), &few);
+    assert_eq!(report.failed().collect::<Vec<_>>(), [Check::CancelledBefore], "{report}");
 }
 
-/// Pointers to backends are backends.
 #[test]
-fn so_do_pointers() {
+fn pointers_to_backends_pass() {
     let boxed: Box<dyn ScoringBackend> = Box::new(Overlap::new(Fault::None));
     assert!(check(&boxed, &options()).is_conformant());
     assert!(check(&std::sync::Arc::new(boxed), &options()).is_conformant());

@@ -1,23 +1,22 @@
-//! The JSON shape of requests, options and results: what is written here is what programs rely on.
+//! The JSON shape of requests, options and results, on which programs rely.
 
-use erank_core::reranker::ScoreKind;
 use erank_core::testing::{ScriptedBackend, answered};
 use erank_core::{
     AnswerDistribution, AnswerProbability, Cascade, Completion, Document, DocumentError, Fusion,
-    Mode, RankedDocument, Ranking, Request, Reranker, Sampling, ScoringOptions,
+    Mode, RankedDocument, Ranking, Request, Reranker, Sampling, ScoreKind, ScoringOptions,
 };
 use serde_json::{Value, from_str, from_value, json, to_string, to_value};
 
-/// What `value` looks like; read again, it looks the same.
+/// Returns the JSON of `value`, after a check that it round-trips.
 fn json_of<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> Value {
     let json = to_value(value).expect("JSON");
-    let read: T = from_value(json.clone()).expect("what was written can be read");
+    let read: T = from_value(json.clone()).expect("the written JSON can be read");
     assert_eq!(to_value(&read).expect("JSON"), json);
     json
 }
 
 #[test]
-fn requests() {
+fn request_json() {
     let request = Request::new(
         "jet noise",
         [
@@ -43,7 +42,7 @@ fn requests() {
 }
 
 #[test]
-fn a_score_that_is_no_number_is_none_and_not_0() {
+fn first_stage_score_that_is_not_finite_is_null() {
     for score in [f64::NAN, f64::INFINITY] {
         let document = Document::new("a").with_first_stage_score(score);
         let json = to_string(&document).expect("JSON");
@@ -54,7 +53,7 @@ fn a_score_that_is_no_number_is_none_and_not_0() {
 }
 
 #[test]
-fn options() {
+fn options_json() {
     let expected = json!({
         "mode": {"reason": {"max_tokens": 4096}},
         "sampling": {
@@ -96,20 +95,23 @@ fn options() {
 }
 
 #[test]
-fn choices() {
+fn fusion_cascade_and_score_json() {
     assert_eq!(json_of(&Fusion::None), json!("none"));
     assert_eq!(json_of(&Fusion::hybrid()), json!({"z_score": {"first_stage_weight": 0.2}}));
     assert_eq!(json_of(&Fusion::reciprocal_rank()), json!({"reciprocal_rank": {"k": 60.0}}));
-    assert_eq!(json_of(&Cascade::best(20)), json!({"most": 20, "only_uncertain": false}));
-    assert_eq!(json_of(&Cascade::uncertain(5)), json!({"most": 5, "only_uncertain": true}));
+    assert_eq!(json_of(&Cascade::best(20)), json!({"max_documents": 20, "only_uncertain": false}));
+    assert_eq!(
+        json_of(&Cascade::uncertain(5)),
+        json!({"max_documents": 5, "only_uncertain": true})
+    );
     let kinds = [ScoreKind::ProbabilityWeighted, ScoreKind::ExpectedValue, ScoreKind::Integer];
     assert_eq!(json_of(&kinds), json!(["probability_weighted", "expected_value", "integer"]));
-    let readings = [AnswerProbability::Joint, AnswerProbability::FirstToken];
-    assert_eq!(json_of(&readings), json!(["joint", "first_token"]));
+    let probabilities = [AnswerProbability::Joint, AnswerProbability::FirstToken];
+    assert_eq!(json_of(&probabilities), json!(["joint", "first_token"]));
 }
 
 #[test]
-fn rankings() {
+fn ranking_json() {
     let mut sure = answered(9, 1.0);
     let impossible = f64::NEG_INFINITY;
     let mut log_probs = vec![impossible; 11];
@@ -178,7 +180,7 @@ fn rankings() {
                 "samples": [],
             },
         ],
-        "scored": 2,
+        "scored_count": 2,
         "unscored": [
             {
                 "index": 2,
@@ -186,7 +188,7 @@ fn rankings() {
                 "error": {
                     "code": "backend",
                     "cause": "beyond the end of the script",
-                    "message": "the backend failed on the document; its cause says why",
+                    "message": "the backend failed on the document; see the cause",
                 },
             },
             {
@@ -195,7 +197,7 @@ fn rankings() {
                 "error": {"code": "empty", "message": "the document is empty; leave it out or give its text"},
             },
         ],
-        "incomplete": [],
+        "partially_scored": [],
         "tokens": {"prompt": 0, "generated": 2},
     });
     assert_eq!(json_of(&ranking), expected);
@@ -204,7 +206,7 @@ fn rankings() {
     assert_eq!(read.documents, ranking.documents);
     assert!(matches!(read.unscored[1].error, DocumentError::Empty));
 
-    // A document without a score, or with a null, is no ranked document.
+    // A ranked document needs a score that is not null.
     let mut unscored = expected["documents"][0].clone();
     unscored["score"] = Value::Null;
     assert!(from_value::<RankedDocument>(unscored.clone()).is_err());
@@ -213,7 +215,7 @@ fn rankings() {
 }
 
 #[test]
-fn samples() {
+fn sample_json() {
     let script = ScriptedBackend::new([answered(4, 1.0), answered(8, 1.0)]);
     let mut options = ScoringOptions::default();
     options.samples = 2;

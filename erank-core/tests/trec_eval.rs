@@ -1,5 +1,5 @@
-//! Measures, reading order and t-test against trec_eval and scipy. `trec/make.py` made the files
-//! and says how.
+//! Comparison of the measures and the t-test with trec_eval and scipy. `trec/make.py` created the files
+//! and documents the commands.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ impl Data {
     }
 }
 
-/// The lines of a file, each cut into its fields.
+/// Returns the fields of each line of a file.
 fn rows<const N: usize>(text: &str) -> impl Iterator<Item = [&str; N]> {
     text.lines().map(|line| line.split('\t').collect::<Vec<_>>().try_into().expect("the fields"))
 }
@@ -39,7 +39,7 @@ fn number(text: &str) -> f64 {
 }
 
 #[test]
-fn every_value_is_trec_evals() {
+fn measures_equal_trec_eval() {
     let data = Data::read();
     let mut expected: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
     for [measure, run, query, value] in rows(include_str!("trec/expected.tsv")) {
@@ -59,7 +59,7 @@ fn every_value_is_trec_evals() {
 }
 
 #[test]
-fn the_t_test_is_scipys() {
+fn t_test_equals_scipy() {
     let data = Data::read();
     for [measure, t, p] in rows(include_str!("trec/t_test.tsv")) {
         let [before, after] = data.values(measure);
@@ -71,19 +71,18 @@ fn the_t_test_is_scipys() {
     }
 }
 
-/// Where the t-test's assumptions do not matter much, the randomisation test says the same.
+/// The two tests agree because the differences of this data set are close to normal.
 #[test]
-fn the_randomisation_test_is_near_the_t_test() {
+fn randomisation_test_is_close_to_the_t_test() {
     let [before, after] = Data::read().values("nDCG@10");
     let comparison = Comparison::between(&before, &after).expect("the same queries");
     let by_t = comparison.t_test().expect("queries that differ").p_value;
-    let by_chance = comparison.randomisation_test(20_000, 1).expect("queries");
-    assert!((by_chance - by_t).abs() < 0.03, "{by_chance} {by_t}");
+    let by_randomisation = comparison.randomisation_test(20_000, 1).expect("queries");
+    assert!((by_randomisation - by_t).abs() < 0.03, "{by_randomisation} {by_t}");
 }
 
-/// What the run is written to evaluates the same, and other queries can be left out.
 #[test]
-fn a_written_run_has_the_same_values() {
+fn written_run_has_the_same_values_and_queries_can_be_removed() {
     let mut data = Data::read();
     let before = data.values("AP");
     for run in [&mut data.before, &mut data.after] {

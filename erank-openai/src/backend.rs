@@ -391,7 +391,7 @@ impl Run<'_> {
 
     fn take(&mut self, event: Event, sink: &mut dyn Sink) -> Result<(), BackendError> {
         match event {
-            Event::Tokens(tokens) => sink.advanced(tokens),
+            Event::Tokens(tokens) => sink.tokens_processed(tokens),
             Event::Sample(index, outcome) => self.open.report(index, outcome, sink),
             Event::Failed(error) => return Err(error),
             Event::Done => self.running -= 1,

@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
-use erank_core::answer::AnswerError;
+use erank_core::AnswerError;
 use erank_core::{AnswerFormat, Sampling};
 use erank_core::{
     BackendError, Completion, DocumentError, FinishReason, Mode, ScoringOptions, TokenCounts,
@@ -151,8 +151,8 @@ impl Turn<'_> {
         let came_to_it = self.think(budget)?;
         let at_once = self.work.options.mode == Mode::AnswerOnly;
         let lead = match at_once && !opens_thought {
-            true => format.answer_only_lead(),
-            false => format.forced_lead(&self.completion.text),
+            true => format.answer_only_prefix(),
+            false => format.forced_answer_prefix(&self.completion.text),
         };
         self.say(lead)?;
         self.completion.finish_reason =
@@ -220,7 +220,7 @@ impl Turn<'_> {
             self.hear(&reply)?;
             let begins_answer = {
                 let said = format!("{}{ANSWER_OPEN}", self.completion.text);
-                self.work.format.forced_lead(&said).is_empty()
+                self.work.format.forced_answer_prefix(&said).is_empty()
             };
             match reply.finish {
                 Finish::Length | Finish::EndOfText => return Ok(false),

@@ -18,8 +18,7 @@
 
 use std::collections::BTreeMap;
 
-use erank_core::answer::{AnswerError, AnswerLogProb};
-use erank_core::{AnswerDistribution, AnswerFormat};
+use erank_core::{AnswerDistribution, AnswerError, AnswerFormat, AnswerLogProb};
 
 use crate::api::Token;
 

@@ -67,7 +67,7 @@ async fn rerank(
     // If the client goes away, axum drops this function's future, and with it the work.
     let ranking = service
         .reranker
-        .try_rerank_until(work, &stop)
+        .try_rerank_with_cancellation(work, &stop)
         .map_err(|_| Problem::busy())?
         .await
         .map_err(|error| Problem::of_backend(&error))?;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use erank_candle::CandleBackend;
 use erank_core::testing::answered;
-use erank_core::{AsyncReranker, Reranker, Workers};
+use erank_core::{AsyncReranker, AsyncSettings, Reranker};
 use erank_core::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use serde_json::{Value, json};
 use service::{Limits, Service};
@@ -30,10 +30,14 @@ struct Server {
 }
 
 impl Server {
-    fn start(backend: impl ScoringBackend + 'static, workers: Workers, limits: Limits) -> Self {
+    fn start(
+        backend: impl ScoringBackend + 'static,
+        workers: AsyncSettings,
+        limits: Limits,
+    ) -> Self {
         let model = backend.name().to_owned();
         let reranker = Reranker::builder(backend).build().expect("valid");
-        let reranker = AsyncReranker::with_workers(reranker, workers).expect("threads");
+        let reranker = AsyncReranker::with_settings(reranker, workers).expect("threads");
         let router = Service { reranker, model, limits }.router();
         let (address, listens) = channel();
         let (end, ended) = tokio::sync::oneshot::channel();
@@ -142,16 +146,16 @@ impl ScoringBackend for Gate {
     }
 }
 
-fn one_at_a_time() -> Workers {
-    let mut workers = Workers::default();
+fn one_at_a_time() -> AsyncSettings {
+    let mut workers = AsyncSettings::default();
     workers.threads = 1.try_into().expect("not 0");
-    workers.queue = 1.try_into().expect("not 0");
+    workers.queue_capacity = 1.try_into().expect("not 0");
     workers
 }
 
 fn tiny() -> Server {
     let backend = CandleBackend::tiny().expect("the bundled model");
-    Server::start(backend, Workers::default(), Limits::default())
+    Server::start(backend, AsyncSettings::default(), Limits::default())
 }
 
 const NECTAR: &str = "Nectar becomes honey when bees fan it dry with their wings.";
@@ -206,7 +210,7 @@ fn what_is_wrong_is_named() {
     let limits = Limits { body_bytes: 2000, documents: 3, text_bytes: 100, ..Limits::default() };
     let (gate, keeper) = gate();
     keeper.open();
-    let server = Server::start(gate, Workers::default(), limits);
+    let server = Server::start(gate, AsyncSettings::default(), limits);
     let long = "x".repeat(101);
     for (body, status, field) in [
         ("{".into(), 400, ""),
@@ -316,7 +320,7 @@ fn asked_to_end_it_finishes_what_is_under_way() {
 fn what_was_not_done_in_time_is_told() {
     let (gate, _keeper) = gate();
     let limits = Limits { time: Duration::ZERO, ..Limits::default() };
-    let server = Server::start(gate, Workers::default(), limits);
+    let server = Server::start(gate, AsyncSettings::default(), limits);
     let reply = server.post("/v1/rerank", json!({"query": "q", "documents": ["a"]}));
     assert_eq!((reply.status, indices(&reply.body).len()), (200, 0));
     assert_eq!(reply.body["unscored"][0]["error"]["code"], "stopped");

@@ -127,7 +127,7 @@ pub(crate) fn reply(
     let unscored = ranking.unscored.iter();
     warnings.extend(unscored.map(|d| format!("document {} has no score: {}", d.index, d.error)));
     let (prompt, generated) = (ranking.tokens.prompt, ranking.tokens.generated);
-    let documents = ranking.scored + ranking.unscored.len();
+    let documents = ranking.scored_count + ranking.unscored.len();
     json!({
         "object": "list",
         "model": model,

@@ -36,7 +36,7 @@ impl Sink for Count {
         self.failed += usize::from(outcome.is_err());
     }
 
-    fn advanced(&mut self, tokens: TokenCounts) {
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
         self.requests += tokens.generated;
     }
 }

@@ -86,7 +86,7 @@ impl Sink for Outcomes {
         self.by_document[index].push(outcome);
     }
 
-    fn advanced(&mut self, tokens: TokenCounts) {
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
         self.tokens += tokens;
     }
 }

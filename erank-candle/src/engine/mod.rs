@@ -137,7 +137,7 @@ impl Engine {
                 break;
             }
             match events.recv().map_err(|_| thread_ended())? {
-                Event::Advanced(counts) => sink.advanced(counts),
+                Event::Advanced(counts) => sink.tokens_processed(counts),
                 Event::Completed(index, result) => {
                     in_flight -= 1;
                     sink.completed(index, result);

@@ -97,7 +97,7 @@ impl Sequence {
         if context.options.mode == Mode::AnswerOnly {
             let lead = match context.prompt_opens_thought {
                 true => sequence.forced_lead(),
-                false => context.format.answer_only_lead(),
+                false => context.format.answer_only_prefix(),
             };
             sequence.force(lead)?;
             sequence.prompt_length = sequence.tokens.len();
@@ -243,7 +243,7 @@ impl Sequence {
     /// Returns the text that must follow so that the answer comes next.
     fn forced_lead(&self) -> &'static str {
         // Every open thought needs the same text.
-        self.context.format.forced_lead(self.after_thought().unwrap_or(THOUGHT_OPEN))
+        self.context.format.forced_answer_prefix(self.after_thought().unwrap_or(THOUGHT_OPEN))
     }
 
     /// Returns the text after the thought, which may hold an answer; `None` during the thought. If no single token

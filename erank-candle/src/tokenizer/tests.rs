@@ -1,6 +1,6 @@
 //! With a small byte-level tokenizer made here. Qwen3's own is tested in the workspace's `tests/`.
 
-use erank_core::answer::AnswerFormat;
+use erank_core::AnswerFormat;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;

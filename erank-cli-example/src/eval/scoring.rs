@@ -185,7 +185,7 @@ impl Sink for Recorder<'_> {
         self.show(&shared);
     }
 
-    fn advanced(&mut self, tokens: TokenCounts) {
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
         let mut shared = self.lock();
         shared.tokens += tokens;
         self.show(&shared);

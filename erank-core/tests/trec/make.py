@@ -1,21 +1,21 @@
-"""Makes the files beside it, which `../trec_eval.rs` reads.
+"""Creates the files of this folder, which `../trec_eval.rs` reads.
 
     pip install pytrec-eval-terrier==0.5.11 ir-measures==0.4.3 scipy==1.17.1
     python make.py
 
-- `qrels.txt`, `before.run`, `after.run`: small, and full of what goes wrong: ties, negative grades,
-  documents that nobody judged, queries without relevant documents, queries that only one of the
-  files has, ranks that contradict the scores. Lines are shuffled.
-- `expected.tsv`: measure, run, query and value by trec_eval, through pytrec_eval-terrier; the mean
-  over all judged queries stands under `all`. A query that the run lacks has the value 0, as with
-  `trec_eval -c`. RR with a cutoff is trec_eval's recip_rank of the run cut to that length (`-M`).
-  nDCG with exponential gain is trec_eval's nDCG on grades mapped to 2^grade - 1. Both are checked
-  here against the other implementations that ir-measures brings (MSMARCO's, gdeval's).
+- `qrels.txt`, `before.run`, `after.run`: small files with all difficult cases, namely ties, negative
+  grades, unjudged documents, queries without relevant documents, queries in only one of the files, and
+  ranks that contradict the scores. The lines are shuffled.
+- `expected.tsv`: measure, run, query and value of trec_eval, computed with pytrec_eval-terrier. The query
+  `all` has the mean over all judged queries. A query without documents in the run has the value 0, as with
+  `trec_eval -c`. RR with a cutoff is trec_eval's recip_rank of the run truncated to that length (`-M`).
+  nDCG with exponential gain is trec_eval's nDCG of grades mapped to 2^grade - 1. Both are compared with
+  the other implementations that ir-measures contains (MSMARCO's and gdeval's).
 - `t_test.tsv`: measure, t and p of scipy's two-sided paired t-test of `after` against `before`.
-- `student.tsv`: t, degrees of freedom and two-sided p by scipy, over the range of both.
+- `student.tsv`: t, degrees of freedom and two-sided p of scipy, over the range of both.
 
-No two scores differ only beyond single precision: trec_eval 9, which pytrec_eval-terrier holds, would
-take them for equal.
+No two scores differ only beyond single precision, because trec_eval 9, which pytrec_eval-terrier contains,
+compares scores in single precision.
 """
 
 import random
@@ -36,10 +36,10 @@ LEVELS = [("AP(rel=2)", "map", 2), ("RR(rel=2)", "recip_rank", 2), ("P(rel=2)@10
 
 
 def make_data():
-    """Queries to (grades of judged documents, scores before, scores after); None: not in that file."""
+    """Returns (grades, scores before, scores after) for each query, with None for a file without it."""
     rng = random.Random(20240717)
     data = {
-        # The order of ties is that of bytes, descending: "é" > "z" > "a" > "Z" > "9" > "10" > "1".
+        # Ties are in descending byte order: "é" > "z" > "a" > "Z" > "9" > "10" > "1".
         "ties": ({"10": 1, "9": 0, "z": 0, "Z": 2, "é": 0, "a": 3, "1": 1},
                  {d: 1.5 for d in ["1", "10", "9", "Z", "a", "z", "é"]},
                  {"1": 2, "10": 2.0, "9": -1, "Z": 2, "a": 0, "z": -0.0, "é": 0}),
@@ -57,7 +57,7 @@ def make_data():
         documents = [f"D{number}-{i}" for i in range(length)]
         grades = {d: rng.choice([-1, 0, 0, 0, 1, 1, 2, 3]) for d in rng.sample(documents, judged)}
         grades |= {f"elsewhere-{i}": rng.randint(0, 3) for i in range(number)}
-        # Coarse scores, so that there are ties.
+        # Coarse scores produce ties.
         before = {d: rng.randint(0, 40) / 8 for d in documents}
         after = {d: before[d] / 4 + max(grades.get(d, 0), 0) + rng.randint(0, 8) / 4
                  for d in rng.sample(documents, length * 3 // 4)}
@@ -84,14 +84,14 @@ def trec_eval(qrels, run, name, level=1):
 
 
 def ordered(run, k=None):
-    """The first k documents of every query in trec_eval's order, scored so that no ties are left."""
+    """Returns the first k documents of every query in trec_eval's order, with scores without ties."""
     def best(scores):
         return sorted(scores, key=lambda d: (scores[d], d.encode()), reverse=True)[:k]
     return {query: {d: -rank for rank, d in enumerate(best(scores))} for query, scores in run.items()}
 
 
 def check(measure, values, qrels, run, tolerance=1e-12):
-    """That ir-measures agrees. Queries are numbered, as gdeval must have it."""
+    """Checks that ir-measures agrees. Queries are numbered because gdeval requires numbers."""
     numbers = {query: str(number) for number, query in enumerate(qrels, 1)}
     numbered = {numbers[q]: judged for q, judged in qrels.items()}
     run = {numbers[q]: scores for q, scores in ordered(run).items() if q in numbers}
@@ -102,7 +102,7 @@ def check(measure, values, qrels, run, tolerance=1e-12):
 
 
 def evaluate(qrels, run):
-    """Measures with their values by query."""
+    """Returns the measures with their values by query."""
     for measure, name in MEASURES.items():
         yield measure, trec_eval(qrels, run, name)
     for measure, name, level in LEVELS:

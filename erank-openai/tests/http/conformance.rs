@@ -10,7 +10,7 @@ use crate::{backend, settings};
 
 fn options() -> Options {
     let mut options = Options::default();
-    options.many = 300;
+    options.large_job_documents = 300;
     // What the make-believe model reads, and more tokens than it thinks.
     options.documents =
         [7, 0, 10, 3, 5].map(|relevance| format!("of relevance {relevance}")).into();

@@ -27,7 +27,7 @@ impl Sink for Outcomes {
         self.documents[index].push(outcome);
     }
 
-    fn advanced(&mut self, tokens: TokenCounts) {
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
         self.tokens += tokens;
     }
 }

@@ -142,7 +142,7 @@ fn wrong_arguments_say_what_is_right() {
     };
     fails("jsonl", "--run ./bm25.run", "--run");
     fails("beir", "--corpus ./corpus.tsv", "--corpus");
-    fails("trec", "--measure nDCG@10,ERR@10", "\"ERR@10\" is no measure");
+    fails("trec", "--measure nDCG@10,ERR@10", "\"ERR@10\" is not a measure");
     fails("trec", "--measure P", "P needs a cutoff");
     fails("trec", "--depth 0", "--depth");
     fails("trec", "--hybrid 2", "between 0");

@@ -1,26 +1,55 @@
-//! What serde cannot derive: log-probabilities that are minus infinity, and errors.
+//! The serde implementations that cannot be derived: those of distributions and document errors.
 
 use std::borrow::Cow;
-use std::error::Error;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::answer::{AnswerDistribution, AnswerError};
 use crate::backend::DocumentError;
+use crate::distribution::{AnswerDistribution, AnswerLogProb};
+use crate::error::{AnswerError, chain};
 
-/// The log-probabilities, `None` for minus infinity, which JSON does not have.
+/// A log-probability, with `None` for minus infinity, which JSON cannot represent.
+type FiniteLogProb = Option<f64>;
+
+/// One entry of an [`AnswerDistribution`].
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Entry {
+    Exact(FiniteLogProb),
+    UpperBound(UpperBound),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpperBound {
+    // The attribute makes the field required. Without it, a missing field would be `None`.
+    #[serde(deserialize_with = "Option::deserialize")]
+    at_most: FiniteLogProb,
+}
+
+/// Serializes the distribution as an array of entries.
 impl Serialize for AnswerDistribution {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let finite = |log_prob: &f64| Some(*log_prob).filter(|log_prob| log_prob.is_finite());
-        serializer.collect_seq(self.log_probs().iter().map(finite))
+        let entry = |(index, log_prob): (usize, &f64)| {
+            let finite = Some(*log_prob).filter(|log_prob| log_prob.is_finite());
+            match self.is_bound(index) {
+                false => Entry::Exact(finite),
+                true => Entry::UpperBound(UpperBound { at_most: finite }),
+            }
+        };
+        serializer.collect_seq(self.log_probs().iter().enumerate().map(entry))
     }
 }
 
 impl<'de> Deserialize<'de> for AnswerDistribution {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let log_probs = Vec::<Option<f64>>::deserialize(deserializer)?;
-        let log_probs = log_probs.into_iter().map(|given| given.unwrap_or(f64::NEG_INFINITY));
-        Self::new(log_probs).map_err(de::Error::custom)
+        let value = |log_prob: FiniteLogProb| log_prob.unwrap_or(f64::NEG_INFINITY);
+        let entries = Vec::<Entry>::deserialize(deserializer)?.into_iter();
+        let log_probs = entries.map(|entry| match entry {
+            Entry::Exact(log_prob) => AnswerLogProb::Exact(value(log_prob)),
+            Entry::UpperBound(bound) => AnswerLogProb::UpperBound(value(bound.at_most)),
+        });
+        Self::with_bounds(log_probs).map_err(de::Error::custom)
     }
 }
 
@@ -32,7 +61,7 @@ struct Report<'a> {
     message: String,
 }
 
-/// A [`DocumentError`] that holds only text and numbers.
+/// The data of a [`DocumentError`], as text and numbers.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "code", rename_all = "snake_case")]
 enum Code<'a> {
@@ -101,16 +130,10 @@ impl From<Code<'_>> for DocumentError {
     }
 }
 
-/// What may be missing, as text that lives as long as the error.
+/// Returns the static text for the missing part of an [`AnswerError::NoProbability`].
 fn known(missing: &str) -> &'static str {
     let all = ["log-probabilities", "distribution over the answers"];
     all.into_iter().find(|known| *known == missing).unwrap_or("probability")
-}
-
-/// An error's message with those of its sources.
-fn chain(error: &dyn Error) -> String {
-    let sources = std::iter::successors(error.source(), |&error| error.source());
-    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 impl Serialize for DocumentError {
@@ -131,9 +154,8 @@ mod tests {
     use crate::backend::BackendError;
     use serde_json::{from_value, json, to_value};
 
-    /// Every kind of error as JSON, and back.
     #[test]
-    fn errors_have_codes() {
+    fn document_error_round_trips_with_its_code() {
         let found = || "11".to_owned();
         let expected = [
             (DocumentError::Empty, json!({"code": "empty"})),
@@ -186,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_with_its_sources() {
+    fn backend_error_includes_its_sources() {
         let cause = BackendError::Unavailable("connection reset".into());
         let json = to_value(DocumentError::Backend(cause.into())).expect("JSON");
         assert_eq!(
@@ -194,19 +216,59 @@ mod tests {
             json!({
                 "code": "backend",
                 "cause": "the backend is unavailable for now; try again: connection reset",
-                "message": "the backend failed on the document; its cause says why",
+                "message": "the backend failed on the document; see the cause",
             })
         );
     }
 
     #[test]
-    fn impossible_answers_are_null_and_not_certain() {
-        let distribution = AnswerDistribution::new([-0.5, f64::NEG_INFINITY]).expect("one");
+    fn distribution_writes_null_for_minus_infinity() {
+        let distribution = AnswerDistribution::new([-0.5, f64::NEG_INFINITY]).expect("valid");
         let json = to_value(&distribution).expect("JSON");
         assert_eq!(json, json!([-0.5, null]));
-        assert_eq!(from_value::<AnswerDistribution>(json).expect("one"), distribution);
-        for none in [json!([]), json!([null]), json!([0.5]), json!(null), json!([-0.5, "x"])] {
-            assert!(from_value::<AnswerDistribution>(none).is_err());
+        assert_eq!(from_value::<AnswerDistribution>(json).expect("valid"), distribution);
+    }
+
+    #[test]
+    fn distribution_keeps_bounds_in_a_round_trip() {
+        use AnswerLogProb::{Exact, UpperBound};
+        let log_probs = [
+            UpperBound(-3.2),
+            Exact(-0.1),
+            UpperBound(f64::NEG_INFINITY),
+            Exact(f64::NEG_INFINITY),
+        ];
+        let distribution = AnswerDistribution::with_bounds(log_probs).expect("valid");
+        let json = to_value(&distribution).expect("JSON");
+        assert_eq!(json, json!([{"at_most": -3.2}, -0.1, {"at_most": null}, null]));
+        let read: AnswerDistribution = from_value(json).expect("valid");
+        assert_eq!(read, distribution);
+        assert!(read.is_bound(0) && !read.is_bound(1) && read.is_bound(2) && !read.is_bound(3));
+    }
+
+    #[test]
+    fn distribution_reads_arrays_of_numbers() {
+        let read: AnswerDistribution = from_value(json!([-1, null, -0.5])).expect("valid");
+        let expected = AnswerDistribution::new([-1.0, f64::NEG_INFINITY, -0.5]).expect("valid");
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn distribution_rejects_invalid_json() {
+        for invalid in [
+            json!([]),
+            json!([null]),
+            json!([0.5]),
+            json!(null),
+            json!([-0.5, "x"]),
+            json!([-0.5, {}]),
+            json!([-0.5, {"at_most": 0.5}]),
+            json!([-0.5, {"at_most": "x"}]),
+            json!([-0.5, {"at_least": -1.0}]),
+            json!([-0.5, {"at_most": -1.0, "at_least": -2.0}]),
+            json!([{"at_most": -1.0}]),
+        ] {
+            assert!(from_value::<AnswerDistribution>(invalid.clone()).is_err(), "{invalid}");
         }
     }
 }

@@ -1,0 +1,264 @@
+//! The answers that a prompt allows.
+
+use std::ops::RangeInclusive;
+
+use thiserror::Error;
+
+/// The answers that a prompt allows: labels that the model writes, and the integer value of each.
+///
+/// A label with a larger value means a more relevant document. Values may repeat and may come in any
+/// order. The prompt must ask for the labels, and [`PromptTemplate::custom`] joins both.
+///
+/// ```
+/// use erank_core::{AnswerFormat, AnswerProbability, Completion};
+///
+/// let one_to_five = AnswerFormat::range(1..=5)?;
+/// let grades = AnswerFormat::labels([("A", 4), ("B", 3), ("C", 2), ("D", 1), ("E", 0)])?;
+/// let yes_no = AnswerFormat::labels([("No", 0), ("Yes", 1)])?;
+/// for (format, text, value) in [
+///     (&one_to_five, "<answer>5</answer>", 5),
+///     (&grades, "<answer>B</answer>", 3),
+///     (&yes_no, "<answer>Yes</answer>", 1),
+/// ] {
+///     let answer = format.parse(&Completion::new(text), AnswerProbability::Joint)?;
+///     assert_eq!(answer.integer, value);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// [`PromptTemplate::custom`]: crate::PromptTemplate::custom
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnswerFormat {
+    /// Labels with their values.
+    answers: Vec<(String, u32)>,
+}
+
+impl AnswerFormat {
+    /// The largest number of answers in a format.
+    ///
+    /// A distribution holds a number for each answer, and a backend may need a further step for each
+    /// text that begins several labels.
+    pub const MAX_ANSWERS: usize = 256;
+
+    /// Returns ERank's own scale, 0 to 10.
+    pub fn zero_to_ten() -> Self {
+        Self::integers(0..=10)
+    }
+
+    /// Returns the coarser scale that the paper compares with, 0 to 3 (arXiv 2509.00520, table 1).
+    pub fn zero_to_three() -> Self {
+        Self::integers(0..=3)
+    }
+
+    /// Returns the format with the labels `no` (value 0) and `yes` (value 1) (the same table). To
+    /// generate other spellings, such as `No` and `Yes`, use [`labels`](Self::labels); the parser
+    /// ignores ASCII case in every format.
+    pub fn yes_no() -> Self {
+        Self { answers: vec![("no".into(), 0), ("yes".into(), 1)] }
+    }
+
+    /// Returns the format of the integers in `range`, each its own value.
+    ///
+    /// # Errors
+    /// Returns [`AnswerFormatError::Count`] unless the range has 2 to [`MAX_ANSWERS`](Self::MAX_ANSWERS)
+    /// integers.
+    pub fn range(range: RangeInclusive<u32>) -> Result<Self, AnswerFormatError> {
+        let (first, last) = (u64::from(*range.start()), u64::from(*range.end()));
+        check_count((last + 1).saturating_sub(first))?;
+        Ok(Self::integers(range))
+    }
+
+    /// Returns the format of these labels with their values.
+    ///
+    /// # Errors
+    /// Returns an [`AnswerFormatError`] for the first label that the parser could not tell from the
+    /// text around it or from another label, and for a number of labels outside 2 to
+    /// [`MAX_ANSWERS`](Self::MAX_ANSWERS).
+    ///
+    /// ```
+    /// use erank_core::{AnswerFormat, answer_format::AnswerFormatError};
+    ///
+    /// let error = AnswerFormat::labels([("good", 1), ("bad", 0), ("Good", 2)]);
+    /// assert_eq!(error, Err(AnswerFormatError::Repeated { label: "Good".into() }));
+    /// ```
+    pub fn labels<L: Into<String>>(
+        labels: impl IntoIterator<Item = (L, u32)>,
+    ) -> Result<Self, AnswerFormatError> {
+        let mut answers: Vec<(String, u32)> = Vec::new();
+        let mut count = 0;
+        for (label, value) in labels {
+            count += 1;
+            if answers.len() == Self::MAX_ANSWERS {
+                // Counts the rest without storing it.
+                continue;
+            }
+            let label = label.into();
+            check_label(&label)?;
+            if answers.iter().any(|(other, _)| is_same_label(other, &label)) {
+                return Err(AnswerFormatError::Repeated { label });
+            }
+            answers.push((label, value));
+        }
+        check_count(count)?;
+        Ok(Self { answers })
+    }
+
+    fn integers(range: RangeInclusive<u32>) -> Self {
+        Self { answers: range.map(|value| (value.to_string(), value)).collect() }
+    }
+
+    /// Returns the labels with their values, in the order of an
+    /// [`AnswerDistribution`](crate::AnswerDistribution).
+    pub fn answers(&self) -> impl ExactSizeIterator<Item = (&str, u32)> {
+        self.answers.iter().map(|(label, value)| (label.as_str(), *value))
+    }
+
+    /// Returns the value of the answer at `index`.
+    pub(crate) fn value(&self, index: usize) -> u32 {
+        self.answers[index].1
+    }
+
+    /// Returns the index of the label that `found` stands for.
+    pub(crate) fn index_of(&self, found: &str) -> Option<usize> {
+        self.answers.iter().position(|(label, _)| is_same_label(label, found))
+    }
+}
+
+/// Whether the parser takes two labels for the same: they differ in ASCII case only, or are the same
+/// integer, such as `7` and `07`.
+fn is_same_label(a: &str, b: &str) -> bool {
+    let integer = |label: &str| label.parse::<i128>().ok();
+    a.eq_ignore_ascii_case(b) || integer(a).is_some_and(|value| integer(b) == Some(value))
+}
+
+fn check_label(label: &str) -> Result<(), AnswerFormatError> {
+    let label_owned = || label.to_owned();
+    if label.is_empty() {
+        return Err(AnswerFormatError::Empty);
+    }
+    if label.trim() != label {
+        return Err(AnswerFormatError::OuterWhiteSpace { label: label_owned() });
+    }
+    if label.contains('<') {
+        return Err(AnswerFormatError::AngleBracket { label: label_owned() });
+    }
+    Ok(())
+}
+
+fn check_count(count: u64) -> Result<(), AnswerFormatError> {
+    match count {
+        2.. if count <= AnswerFormat::MAX_ANSWERS as u64 => Ok(()),
+        _ => Err(AnswerFormatError::Count { count }),
+    }
+}
+
+/// The reason that labels do not make an [`AnswerFormat`].
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AnswerFormatError {
+    /// There are fewer than 2 labels, or more than [`AnswerFormat::MAX_ANSWERS`].
+    #[error(
+        "the answer format has {count} labels; give at least 2 and at most {}",
+        AnswerFormat::MAX_ANSWERS
+    )]
+    Count {
+        /// The number of labels.
+        count: u64,
+    },
+    /// A label is empty.
+    #[error("a label of the answer format is empty; give a text that the model can write")]
+    Empty,
+    /// A label begins or ends with white space, which the parser ignores.
+    #[error("the label {label:?} begins or ends with white space; remove it")]
+    OuterWhiteSpace {
+        /// The label.
+        label: String,
+    },
+    /// A label contains `<`, at which the parser ends an answer.
+    #[error("the label {label:?} contains `<`, which ends an answer; choose another label")]
+    AngleBracket {
+        /// The label.
+        label: String,
+    },
+    /// A label equals an earlier one, except for ASCII case or for another notation of the same
+    /// integer.
+    #[error(
+        "the label {label:?} equals an earlier one when case and leading zeros are ignored; choose \
+         another label"
+    )]
+    Repeated {
+        /// The later label.
+        label: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(format: &AnswerFormat) -> Vec<(&str, u32)> {
+        format.answers().collect()
+    }
+
+    fn labels(labels: &[&str]) -> Result<AnswerFormat, AnswerFormatError> {
+        AnswerFormat::labels(labels.iter().map(|label| (*label, 1)))
+    }
+
+    #[test]
+    fn range_holds_every_integer() {
+        let format = AnswerFormat::range(1..=5).expect("valid");
+        assert_eq!(answers(&format), [("1", 1), ("2", 2), ("3", 3), ("4", 4), ("5", 5)]);
+        assert_eq!(AnswerFormat::range(0..=10), Ok(AnswerFormat::zero_to_ten()));
+        let last = AnswerFormat::range(u32::MAX - 1..=u32::MAX).expect("valid");
+        assert_eq!(last.answers().last(), Some(("4294967295", u32::MAX)));
+    }
+
+    #[test]
+    #[expect(clippy::reversed_empty_ranges, reason = "the reversed range is under test")]
+    fn range_rejects_wrong_counts() {
+        for (range, count) in [(5..=1, 0), (3..=3, 1), (0..=256, 257), (0..=u32::MAX, 1 << 32)] {
+            assert_eq!(AnswerFormat::range(range), Err(AnswerFormatError::Count { count }));
+        }
+        assert!(AnswerFormat::range(0..=255).is_ok());
+    }
+
+    #[test]
+    fn labels_keep_order_and_values() {
+        let given = [("A", 4), ("B", 3), ("C", 2), ("D", 1), ("E", 0)];
+        assert_eq!(answers(&AnswerFormat::labels(given).expect("valid")), given);
+        let given = [("not relevant", 0), ("relevant", 7), ("très pertinent", 7)];
+        assert_eq!(answers(&AnswerFormat::labels(given).expect("valid")), given);
+        let owned = AnswerFormat::labels([("no".to_owned(), 0), ("yes".to_owned(), 1)]);
+        assert_eq!(owned, Ok(AnswerFormat::yes_no()));
+    }
+
+    #[test]
+    fn labels_reject_unreadable_labels() {
+        let label = |label: &str| label.to_owned();
+        assert_eq!(labels(&["a", ""]), Err(AnswerFormatError::Empty));
+        for text in [" a", "a\n", "\u{a0}a", " "] {
+            let expected = AnswerFormatError::OuterWhiteSpace { label: label(text) };
+            assert_eq!(labels(&["b", text]), Err(expected));
+        }
+        for text in ["<b>", "a < b", "</answer>"] {
+            let expected = AnswerFormatError::AngleBracket { label: label(text) };
+            assert_eq!(labels(&["b", text]), Err(expected));
+        }
+        for (first, text) in [("a", "a"), ("yes", "YES"), ("7", "07"), ("7", "+7"), ("0", "-0")] {
+            let expected = AnswerFormatError::Repeated { label: label(text) };
+            assert_eq!(labels(&[first, "b", text]), Err(expected));
+        }
+        let error = labels(&["b", "a "]).expect_err("a space at the end");
+        assert!(error.to_string().contains("\"a \""), "{error}");
+    }
+
+    #[test]
+    fn labels_reject_wrong_counts() {
+        let numbered = |count: u32| AnswerFormat::labels((0..count).map(|n| (format!("n{n}"), n)));
+        for count in [0, 1, 257, 5000] {
+            let expected = AnswerFormatError::Count { count: count.into() };
+            assert_eq!(numbered(count), Err(expected));
+        }
+        assert!(numbered(2).is_ok() && numbered(256).is_ok());
+    }
+}

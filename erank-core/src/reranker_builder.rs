@@ -1,0 +1,178 @@
+//! The builder of a reranker.
+
+use std::ops::ControlFlow;
+
+use crate::answer::AnswerProbability;
+use crate::backend::ScoringBackend;
+use crate::cascade::Cascade;
+use crate::fusion::Fusion;
+use crate::options::{ConfigError, Mode, Sampling, ScoringOptions};
+use crate::progress::Progress;
+use crate::prompt::{PromptTemplate, instructions};
+use crate::reranker::{Config, Reranker};
+use crate::score::ScoreKind;
+
+impl<B: ScoringBackend> Reranker<B> {
+    /// Returns a builder with the defaults: ERank's prompt, the generic instruction, reasoning of up to
+    /// 4,096 tokens, the score `N × P(N)`, no fusion, and all documents ranked.
+    pub fn builder(backend: B) -> RerankerBuilder<B> {
+        RerankerBuilder {
+            backend,
+            config: Config {
+                template: PromptTemplate::erank(),
+                instruction: instructions::GENERIC.to_owned(),
+                options: ScoringOptions::default(),
+                probability: AnswerProbability::default(),
+                score: ScoreKind::default(),
+                cascade: None,
+                fusion: Fusion::default(),
+                top_k: None,
+                on_progress: None,
+            },
+        }
+    }
+}
+
+/// A builder of a [`Reranker`]. [`build`](Self::build) checks the whole configuration.
+#[must_use]
+pub struct RerankerBuilder<B> {
+    backend: B,
+    config: Config,
+}
+
+impl<B: ScoringBackend> RerankerBuilder<B> {
+    /// Sets the prompt template. The default is ERank's own prompt.
+    pub fn template(mut self, template: PromptTemplate) -> Self {
+        self.config.template = template;
+        self
+    }
+
+    /// Sets the goal or relevance definition in the prompt. The module [`instructions`] has presets. The
+    /// instruction is trusted text, so control tokens in it are effective.
+    pub fn instruction(mut self, instruction: impl Into<String>) -> Self {
+        self.config.instruction = instruction.into();
+        self
+    }
+
+    /// Sets the mode, sampling settings and limits.
+    pub fn options(mut self, options: ScoringOptions) -> Self {
+        self.config.options = options;
+        self
+    }
+
+    /// Selects answer-only mode, which takes one pass over the prompt and no reasoning.
+    pub fn answer_only(mut self) -> Self {
+        self.config.options.mode = Mode::AnswerOnly;
+        self
+    }
+
+    /// Selects reasoning and forces the answer after `max_tokens` tokens.
+    pub fn max_tokens(mut self, max_tokens: usize) -> Self {
+        self.config.options.mode = Mode::Reason { max_tokens };
+        self
+    }
+
+    /// Sets the sampling settings for the reasoning. The default is greedy decoding.
+    pub fn sampling(mut self, sampling: Sampling) -> Self {
+        self.config.options.sampling = sampling;
+        self
+    }
+
+    /// Ranks by the mean score of `samples` samples of each document. This needs a
+    /// [sampling](Self::sampling) temperature above 0. ERank's authors report gains from such a consensus
+    /// (arXiv 2509.00520, §3.2).
+    pub fn samples(mut self, samples: usize) -> Self {
+        self.config.options.samples = samples;
+        self
+    }
+
+    /// Scores all documents in answer-only mode first and reasons only about some.
+    pub fn cascade(mut self, cascade: Cascade) -> Self {
+        self.config.cascade = Some(cascade);
+        self
+    }
+
+    /// Sets the way to compute an answer's probability.
+    pub fn probability(mut self, probability: AnswerProbability) -> Self {
+        self.config.probability = probability;
+        self
+    }
+
+    /// Sets the score that documents are ranked by.
+    pub fn score(mut self, score: ScoreKind) -> Self {
+        self.config.score = score;
+        self
+    }
+
+    /// Fuses the scores with the first stage's. Every document then needs a first-stage score.
+    pub fn fusion(mut self, fusion: Fusion) -> Self {
+        self.config.fusion = fusion;
+        self
+    }
+
+    /// Limits the ranking to the best `top_k` documents. The reranker still scores all documents.
+    pub fn top_k(mut self, top_k: usize) -> Self {
+        self.config.top_k = Some(top_k);
+        self
+    }
+
+    /// Sets a function that receives the progress, on the thread that called
+    /// [`rerank`](Reranker::rerank). Returning [`ControlFlow::Break`] cancels the request, including the
+    /// token given to [`rerank_with_cancellation`](Reranker::rerank_with_cancellation).
+    ///
+    /// The function is called for every request of this reranker and does not receive the request. To
+    /// watch a single request, build a reranker for it from a reference or an [`Arc`](std::sync::Arc) of
+    /// the backend; this does not load the model again.
+    pub fn on_progress(
+        mut self,
+        on_progress: impl Fn(&Progress) -> ControlFlow<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.config.on_progress = Some(Box::new(on_progress));
+        self
+    }
+
+    /// Builds the reranker.
+    ///
+    /// # Errors
+    /// Returns a [`ConfigError`] for the first invalid option.
+    pub fn build(self) -> Result<Reranker<B>, ConfigError> {
+        check_fusion(self.config.fusion)?;
+        let ScoringOptions { mode, sampling, samples, max_query_tokens, max_document_tokens } =
+            self.config.options;
+        let cascade = self.config.cascade;
+        let numbers = [
+            ("top_k", self.config.top_k == Some(0)),
+            ("max_tokens", mode == Mode::Reason { max_tokens: 0 }),
+            ("max_query_tokens", max_query_tokens == 0),
+            ("max_document_tokens", max_document_tokens == 0),
+            ("samples", samples == 0),
+            (
+                "the cascade's number of documents",
+                cascade.is_some_and(|cascade| cascade.max_documents() == 0),
+            ),
+        ];
+        if let Some((name, _)) = numbers.into_iter().find(|(_, is_zero)| *is_zero) {
+            return Err(ConfigError::Zero(name));
+        }
+        sampling.check()?;
+        if samples > 1 && (sampling.is_greedy() || !mode.is_reason()) {
+            return Err(ConfigError::EqualSamples);
+        }
+        if cascade.is_some() && !mode.is_reason() {
+            return Err(ConfigError::CascadeWithoutReasoning);
+        }
+        Ok(Reranker { backend: self.backend, config: self.config })
+    }
+}
+
+fn check_fusion(fusion: Fusion) -> Result<(), ConfigError> {
+    match fusion {
+        Fusion::ZScore { first_stage_weight: w } if !(0.0..=1.0).contains(&w) => {
+            Err(ConfigError::FirstStageWeight(w))
+        }
+        Fusion::ReciprocalRank { k } if !(k > 0.0 && k.is_finite()) => {
+            Err(ConfigError::ReciprocalRankConstant(k))
+        }
+        _ => Ok(()),
+    }
+}

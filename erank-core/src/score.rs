@@ -1,0 +1,59 @@
+//! The score of an answer.
+
+use crate::answer::Answer;
+use crate::error::AnswerError;
+
+/// The number that documents are ranked by, before fusion.
+///
+/// `N` is the value of the answer's label in the [`AnswerFormat`](crate::AnswerFormat), and `P(N)` is
+/// the label's probability. Every score is finite, at least 0, and at most the format's largest value.
+///
+/// With a format other than ERank's 0 to 10, mind that `N × P(N)` depends on the distance of the values
+/// from 0. On a scale of 1 to 5, a 5 with probability 0.2 ties with a certain 1. A label with value 0
+/// scores 0 whatever its probability. [`ExpectedValue`](Self::ExpectedValue) has neither effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum ScoreKind {
+    /// `N × P(N)`, as ERank's authors rank (arXiv 2509.00520, §3.2). Needs log-probabilities.
+    #[default]
+    ProbabilityWeighted,
+    /// `Σ i·P(i) / Σ P(i)` over the allowed answers. Needs their distribution.
+    ExpectedValue,
+    /// `N` alone. Needs no log-probabilities.
+    Integer,
+}
+
+impl ScoreKind {
+    /// Returns the score of `answer`.
+    ///
+    /// ```
+    /// use erank_core::{AnswerFormat, AnswerProbability, Completion, ScoreKind};
+    ///
+    /// let mut completion = Completion::new("<answer>");
+    /// completion.push("8", 0.5_f32.ln());
+    /// completion.push("</answer>", 0.0);
+    /// let format = AnswerFormat::zero_to_ten();
+    /// let answer = format.parse(&completion, AnswerProbability::Joint)?;
+    /// assert_eq!(ScoreKind::Integer.score(&answer)?, 8.0);
+    /// assert!((ScoreKind::ProbabilityWeighted.score(&answer)? - 4.0).abs() < 1e-6);
+    /// assert!(ScoreKind::ExpectedValue.score(&answer).is_err());
+    /// # Ok::<(), erank_core::AnswerError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Returns [`AnswerError::NoProbability`] if the answer lacks the probability or the distribution
+    /// that this score needs.
+    pub fn score(self, answer: &Answer) -> Result<f64, AnswerError> {
+        match self {
+            Self::ProbabilityWeighted => {
+                answer.probability_weighted().ok_or(AnswerError::NoProbability("log-probabilities"))
+            }
+            Self::ExpectedValue => answer
+                .expected_value
+                .ok_or(AnswerError::NoProbability("distribution over the answers")),
+            Self::Integer => Ok(f64::from(answer.integer)),
+        }
+    }
+}
