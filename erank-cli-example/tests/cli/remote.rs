@@ -114,7 +114,9 @@ fn rerank_names_the_address_of_an_unreachable_server() {
     drop(listener);
     let ended = rerank(&url, &[]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
-    for says in [format!("cannot connect to {url}").as_str(), "--url", "before it reached the document"] {
+    for says in
+        [format!("cannot connect to {url}").as_str(), "--url", "before it reached the document"]
+    {
         assert!(ended.err.contains(says), "{says}: {}", ended.err);
     }
     assert!(!ended.err.contains("conformance"), "{}", ended.err);
