@@ -3,9 +3,9 @@
     pip install pytrec-eval-terrier==0.5.11 scipy
     python check.py QRELS OUTPUT_FOLDER
 
-Reads the runs in the folder that `erank eval --output` made, computes every measure of its
-report.json with trec_eval (through pytrec_eval), query by query, and the paired t-tests with scipy,
-and prints means, p-values and the largest difference. It fails if that is more than rounding.
+Reads the runs in the output folder of `erank eval`. Computes each measure of report.json with trec_eval
+(through pytrec_eval), query by query, and the paired t-tests with scipy. Prints means, p-values and the
+largest difference, and fails if the difference exceeds rounding errors.
 """
 
 import json
@@ -24,17 +24,17 @@ def rows(path):
     return [line.split() for line in path.read_text().splitlines()]
 
 
-def reported(figures, system, place):
-    """A query's value in the report; `place` counts the hybrids."""
+def reported(figures, system, index):
+    """Return a query's value in the report; `index` is the position among the hybrids."""
     key = system["name"].replace(" ", "_")
-    return figures[key][place] if system["name"] == "hybrid" else figures[key]
+    return figures[key][index] if system["name"] == "hybrid" else figures[key]
 
 
 def by_trec_eval(qrels, run, measure):
-    """The measure of every judged query, 0 where the run has nothing."""
+    """Return the measure of each judged query, or 0 if the run does not contain the query."""
     name, level, cutoff = re.fullmatch(r"(\w+)(?:\(rel=(\d+)\))?(?:@(\d+))?", measure).groups()
     theirs = NAMES[name]
-    if cutoff and name == "RR":  # trec_eval has no cutoff for it: the run is cut.
+    if cutoff and name == "RR":  # trec_eval has no cutoff for RR, so the run is cut.
         run = {query: dict(list(scores.items())[: int(cutoff)]) for query, scores in run.items()}
     elif cutoff:
         theirs = f"{theirs}_{cutoff}"
@@ -59,19 +59,19 @@ def main():
             run.setdefault(query, {})[document] = float(score)
         if system["name"] == "hybrid" and not tag.endswith(f"-{system['alpha']}"):
             continue
-        for place, figure in enumerate(system["figures"]):
+        for position, figure in enumerate(system["figures"]):
             values = by_trec_eval(qrels, run, figure["measure"])
             mean = sum(values.values()) / len(values)
             differences.append(abs(mean - figure["mean"]))
             for query, value in values.items():
-                ours = reported(queries[query][place], system, number - 2)
+                ours = reported(queries[query][position], system, number - 2)
                 differences.append(abs(value - ours))
             test = ""
             if figure["gain"] and figure["gain"]["t_test"]:
-                p = stats.ttest_rel(list(values.values()), before[place]).pvalue
+                p = stats.ttest_rel(list(values.values()), before[position]).pvalue
                 differences.append(abs(p - figure["gain"]["t_test"]["p_value"]))
                 test = f"p {p:.6f}"
-            before.setdefault(place, list(values.values()))
+            before.setdefault(position, list(values.values()))
             print(f"{system['name']:12} {figure['measure']:14} {mean:.6f} {test}")
     print(f"{len(differences)} values, largest difference {max(differences):.1e}")
     sys.exit(1 if max(differences) > 1e-9 else 0)

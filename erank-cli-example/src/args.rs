@@ -1,4 +1,4 @@
-//! What can be asked for on the command line.
+//! The arguments of the command line.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -10,77 +10,13 @@ use erank_core::metrics::Measure;
 use erank_core::prompt::instructions;
 use erank_core::{Mode, ScoreKind};
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0    every document was ranked
-  1    failed: a file, the model or the output; what was ranked before is printed
-  2    the command line is wrong
-  3    some documents could not be ranked, or only by less than was asked for, such as fewer
-       samples; they are listed with line and reason
-  4    --timeout passed; what was done is printed
-  130  Ctrl-C; what was done is printed (a second Ctrl-C quits at once)";
+use crate::help;
 
-const RERANK_HELP: &str = "\
-Input, from FILE or standard input, is plain lines or JSON lines, whichever most lines look like:
-  plain   every line that is not blank is a document; its id is its line number
-  JSON    {\"id\": \"doc-7\", \"text\": \"…\", \"score\": 12.3}; only \"text\" is required, \"score\" is the
-          first stage's
-A folder's .txt and .md files are a document each, with their path as id; its .jsonl files are read
-as above. A line that cannot be used is listed with its reason and spares the others.
-
---json prints one object:
-  model, query, instruction
-  stopped      null, \"interrupted\" or \"timeout\"
-  counts       documents, ranked, beyond_top_k, unscored; the latter three add up to the first;
-               incomplete, which are among the ranked and beyond_top_k
-  tokens       prompt, generated
-  seconds      for ranking, without loading the model
-  documents[]  best first: rank, line, id, score, spread, integer, probability, official,
-               expected, entropy, first_stage_score, first_stage_rank, reasoning, mode
-               (\"reason\", \"answer_only\"), samples (how many the score is the mean of),
-               truncated, finish (\"answered\", \"end_of_text\", \"forced\"), tokens
-  unscored[]   by line: line, id, reason
-  incomplete[] ranked, but by less than was asked for: answered at once for want of a thought, or
-               by fewer samples; by line: line, id, reason
-What is not known is null. Diagnostics go to standard error.";
-
-const EVAL_HELP: &str = "\
-Input is a first stage's run, people's grades, and the texts:
-  TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS
-  BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
-  JSON lines  --jsonl FILE --qrels QRELS, with one query a line:
-              {\"id\": \"q1\", \"query\": \"…\", \"documents\": [{\"id\": \"d7\", \"text\": \"…\", \"score\": 12.3}]}
-TEXTS holds one text a line: the id, a tab and the text, or JSON with \"_id\" (or \"id\"), \"text\" (or
-\"contents\") and perhaps \"title\", which is put before the text. Queries without grades are left out.
-
---output FOLDER gets:
-  scores.jsonl     what the model said of each document, written as soon as it is known; the same
-                   command goes on from there, and computes none of it again
-  first_stage.run, reranked.run, hybrid.run   TREC runs
-  report.json      every figure, query by query; --json prints it
-  gains.svg        what each query gained or lost
-A document that cannot be scored ranks behind all that are, as the first stage had it. If the
-reason may pass, the next start tries again.";
-
-const EVAL_EXIT_CODES: &str = "\
-Exit codes:
-  0    every document was scored
-  1    failed: a file, the model or the output; scores are kept
-  2    the command line is wrong
-  3    some documents could not be scored; they are listed with the reason
-  4    --timeout passed; scores are kept
-  130  Ctrl-C; scores are kept (a second Ctrl-C quits at once)";
-
-const INSPECT_HELP: &str = "\
---json prints one object: model, description, vocab_size, prompt (null with --ids), query_truncated,
-document_truncated, and tokens[] with position, id, text, control, and next[], the most probable
-tokens behind that position, each with id, text and log_prob (natural logarithm).";
-
-/// Reranks documents with ERank, a reasoning language model, in this process or on your servers.
+/// Reranks search results with ERank, a reasoning language model, in this process or on your servers.
 ///
-/// Without a command, runs a demonstration with the bundled model.
+/// Without a command, erank runs a demonstration with the bundled model.
 #[derive(Debug, Parser)]
-#[command(name = "erank", version, after_help = EXIT_CODES)]
+#[command(name = "erank", version, after_help = help::EXIT_CODES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -88,59 +24,60 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Orders documents by how well they fit a query.
-    #[command(after_help = format!("{RERANK_HELP}\n\n{EXIT_CODES}"))]
+    /// Ranks documents by their relevance to a query.
+    #[command(after_help = format!("{}\n\n{}", help::RERANK, help::EXIT_CODES))]
     Rerank(RerankArguments),
-    /// Finds documents with BM25, and orders what it found by how well they fit the query.
+    /// Searches documents with BM25, and reranks the best matches.
     #[cfg(feature = "search")]
-    #[command(after_help = format!("{RERANK_HELP}\n\n{EXIT_CODES}"))]
+    #[command(after_help = format!("{}\n\n{}", help::RERANK, help::EXIT_CODES))]
     Search(SearchArguments),
-    /// Measures how much better a judged run gets by reranking it.
-    #[command(after_help = format!("{EVAL_HELP}\n\n{EVAL_EXIT_CODES}"))]
+    /// Reranks a judged run, and measures the gain.
+    #[command(after_help = format!("{}\n\n{}", help::EVAL, help::EVAL_EXIT_CODES))]
     Eval(EvalArguments),
-    /// Shows the rendered prompt, its tokens, and what the model finds most probable next.
-    #[command(after_help = INSPECT_HELP)]
+    /// Shows a prompt, its tokens, and the most probable next tokens.
+    #[command(after_help = help::INSPECT)]
     Inspect(InspectArguments),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RerankArguments {
-    /// What the user searched for.
+    /// The search query.
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) query: String,
     #[command(flatten)]
     pub(crate) goal: Goal,
-    /// The documents: a file with one a line, or a folder of text files; "-" is standard input.
+    /// The documents: a file with one document a line, or a folder of text files. "-" is standard input.
     #[arg(short, long, value_name = "FILE|FOLDER", default_value = "-")]
     pub(crate) docs: String,
-    /// Shows only the best N.
+    /// Prints only the best N documents.
     #[arg(short = 'k', long, value_name = "N")]
     pub(crate) top_k: Option<NonZeroUsize>,
-    /// Joins in the first stage's scores with this weight, between 0 and 1: z-scores of both are
-    /// added up. Without a value, 0.2. Then every document needs a "score".
+    /// Adds the first stage's scores with this weight, from 0 to 1 (0.2 if ALPHA is missing).
+    ///
+    /// The scores of both stages are normalised to z-scores and added. Each document needs a "score".
     #[arg(long, value_name = "ALPHA", num_args = 0..=1, default_missing_value = "0.2", value_parser = weight)]
     pub(crate) hybrid: Option<f64>,
     #[command(flatten)]
     pub(crate) thinking: Thinking,
-    /// Answers at once for all documents, and thinks only about the best N of those.
+    /// Scores all documents without reasoning, then reasons about the best N of them.
     #[arg(long, value_name = "N", conflicts_with = "answer_only")]
     pub(crate) think_about: Option<NonZeroUsize>,
-    /// Thinks K times about each document and ranks by the mean.
+    /// Draws K answers for each document, and ranks by their mean score.
     #[arg(long, value_name = "K", requires = "temperature")]
     pub(crate) samples: Option<NonZeroUsize>,
-    /// Chooses tokens by chance at this temperature; without it, always the most probable.
+    /// Samples tokens at this temperature. By default, decoding is greedy.
     #[arg(long, value_name = "T", conflicts_with = "answer_only")]
     pub(crate) temperature: Option<f32>,
-    /// Chooses otherwise by chance: the same seed gives the same thoughts.
+    /// Sets the seed for sampling. The same seed gives the same answers.
     #[arg(long, value_name = "N", requires = "temperature")]
     pub(crate) seed: Option<u64>,
-    /// What to rank by: N × P(N), the expected value of the answers, or the answer alone.
+    /// The score to rank by.
     #[arg(long, value_name = "KIND", value_enum, default_value_t)]
     pub(crate) score: Score,
-    /// Stops after this time, and prints what is done.
+    /// Stops after this time, and prints the documents that are ranked.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
-    /// Shows the whole thought under each row.
+    /// Prints the whole reasoning below each row.
     #[arg(short, long)]
     pub(crate) explain: bool,
     /// Prints one JSON object instead of a table.
@@ -155,7 +92,7 @@ pub(crate) struct RerankArguments {
 #[cfg(feature = "search")]
 #[derive(Debug, Args)]
 pub(crate) struct SearchArguments {
-    /// BM25 chooses this many documents; the others are not looked at.
+    /// Number of documents that BM25 selects for reranking.
     #[arg(long, value_name = "N", default_value = "20")]
     pub(crate) candidates: NonZeroUsize,
     #[command(flatten)]
@@ -167,8 +104,9 @@ pub(crate) struct EvalArguments {
     /// Reranks the first stage's best N documents of each query.
     #[arg(long, value_name = "N", default_value = "100")]
     pub(crate) depth: NonZeroUsize,
-    /// What to measure, as ir-measures writes it, with commas between; the first is tested for
-    /// significance in the table and drawn.
+    /// The measures, in the notation of ir-measures, separated by commas.
+    ///
+    /// The table shows a significance test for the first measure, and gains.svg draws it.
     #[arg(
         long,
         value_name = "LIST",
@@ -176,20 +114,20 @@ pub(crate) struct EvalArguments {
         default_value = "nDCG@10,RR@10,AP,P@10"
     )]
     pub(crate) measure: Vec<Measure>,
-    /// The folder for what is computed. What it holds already is not computed again.
+    /// The output folder. Scores that it already holds are not computed again.
     #[arg(short, long, value_name = "FOLDER")]
     pub(crate) output: PathBuf,
-    /// The first stage's weight in hybrid.run, between 0 and 1. The figures are of 0.1 to 0.9 as well.
+    /// The first stage's weight in hybrid.run, from 0 to 1. The report also covers 0.1 to 0.9.
     #[arg(long, value_name = "ALPHA", default_value = "0.2", value_parser = weight)]
     pub(crate) hybrid: f64,
     #[command(flatten)]
     pub(crate) goal: Goal,
     #[command(flatten)]
     pub(crate) thinking: Thinking,
-    /// What to rank by: N × P(N), the expected value of the answers, or the answer alone.
+    /// The score to rank by.
     #[arg(long, value_name = "KIND", value_enum, default_value_t)]
     pub(crate) score: Score,
-    /// Stops after this time; the same command goes on.
+    /// Stops after this time. The same command resumes.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
     /// Prints report.json instead of tables.
@@ -203,17 +141,17 @@ pub(crate) struct EvalArguments {
     pub(crate) remote: RemoteArguments,
 }
 
-/// Where the candidates, their texts and the grades are.
+/// The files of a judged collection.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Collection")]
 pub(crate) struct CollectionArguments {
     /// The first stage's run, in TREC's format.
     #[arg(long, value_name = "FILE", required_unless_present = "jsonl", conflicts_with = "jsonl")]
     pub(crate) run: Option<PathBuf>,
-    /// People's grades, in TREC's format or BEIR's.
+    /// The relevance judgements, in TREC's or BEIR's format.
     #[arg(long, value_name = "FILE", required_unless_present = "beir", conflicts_with = "beir")]
     pub(crate) qrels: Option<PathBuf>,
-    /// The queries' texts.
+    /// The texts of the queries.
     #[arg(
         long,
         value_name = "FILE",
@@ -221,7 +159,7 @@ pub(crate) struct CollectionArguments {
         conflicts_with_all = ["beir", "jsonl"]
     )]
     pub(crate) queries: Option<PathBuf>,
-    /// The documents' texts; may be given several times.
+    /// The texts of the documents. May be given several times.
     #[arg(
         long,
         value_name = "FILE",
@@ -229,42 +167,42 @@ pub(crate) struct CollectionArguments {
         conflicts_with_all = ["beir", "jsonl"]
     )]
     pub(crate) corpus: Vec<PathBuf>,
-    /// A folder in BEIR's layout, for grades and texts.
+    /// A folder in BEIR's layout, with judgements and texts.
     #[arg(long, value_name = "FOLDER", conflicts_with = "jsonl")]
     pub(crate) beir: Option<PathBuf>,
-    /// Which of the folder's grades.
+    /// The split of BEIR's judgements, such as train, dev or test.
     #[arg(long, value_name = "NAME", default_value = "test")]
     pub(crate) split: String,
-    /// Queries with their candidates' texts and scores, one query a line.
+    /// Queries with the texts and scores of their candidates, one query a line.
     #[arg(long, value_name = "FILE")]
     pub(crate) jsonl: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArguments {
-    /// The query of the prompt.
+    /// The query in the prompt.
     #[arg(short, long, value_name = "TEXT", default_value = "what is a jet?")]
     pub(crate) query: String,
-    /// The document of the prompt.
+    /// The document in the prompt.
     #[arg(short, long, value_name = "TEXT", default_value = "A jet is a stream of fluid.")]
     pub(crate) document: String,
     #[command(flatten)]
     pub(crate) goal: Goal,
-    /// Adds what `rerank --answer-only` adds to the prompt, so that the answer comes next.
+    /// Adds the text that `rerank --answer-only` adds to the prompt, so that the answer comes next.
     #[arg(short, long)]
     pub(crate) answer_only: bool,
-    /// Adds this text to the prompt, as if the model had written it. Control tokens in it count.
+    /// Adds this text to the assistant turn. Control tokens in it are read as control tokens.
     #[arg(long, value_name = "TEXT", conflicts_with = "answer_only")]
     pub(crate) append: Option<String>,
-    /// Takes these token ids instead of a prompt: numbers with commas or spaces between them, as a
-    /// JSON array as well; "-" is standard input.
+    /// Reads these token ids instead of a prompt: numbers separated by commas or spaces, or a JSON
+    /// array. "-" is standard input.
     #[arg(
         long,
         value_name = "IDS",
         conflicts_with_all = ["query", "document", "instruction", "task", "answer_only", "append"]
     )]
     pub(crate) ids: Option<String>,
-    /// Shows the K most probable next tokens at every position.
+    /// Shows the K most probable next tokens at each position.
     #[arg(short = 'k', long, value_name = "K")]
     pub(crate) logprobs: Option<NonZeroUsize>,
     /// Prints one JSON object instead of text.
@@ -274,36 +212,38 @@ pub(crate) struct InspectArguments {
     pub(crate) model: ModelArguments,
 }
 
-/// The goal or relevance definition in the prompt.
+/// The instruction in the prompt: the goal of the search, or a definition of relevance.
 #[derive(Debug, Args)]
 pub(crate) struct Goal {
-    /// The goal or relevance definition, in your own words. Control tokens in it count.
+    /// The goal of the search or a definition of relevance, for the prompt. Control tokens in it are
+    /// read as control tokens.
     #[arg(short, long, value_name = "TEXT", conflicts_with = "task")]
     instruction: Option<String>,
-    /// The goal or relevance definition that ERank was evaluated with on this task.
+    /// The instruction that ERank was evaluated with on this benchmark.
     #[arg(short, long, value_name = "NAME", value_parser = task())]
     task: Option<&'static str>,
 }
 
 impl Goal {
+    /// Returns the instruction that was given or selected, or else the generic one.
     pub(crate) fn instruction(&self) -> &str {
         self.instruction.as_deref().or(self.task).unwrap_or(instructions::GENERIC)
     }
 }
 
-/// Whether and how long the model thinks.
+/// The answering mode.
 #[derive(Debug, Args)]
 pub(crate) struct Thinking {
-    /// Answers at once, without thinking: much faster, less accurate.
+    /// Answers without reasoning: much faster, but less accurate.
     #[arg(short, long)]
     answer_only: bool,
-    /// Thinks for at most this many tokens per document; then the answer is forced.
+    /// Maximum number of reasoning tokens per document. Then the answer is forced.
     #[arg(long, value_name = "N", conflicts_with = "answer_only")]
     max_tokens: Option<NonZeroUsize>,
 }
 
 impl Thinking {
-    /// The mode that was asked for, or `default`.
+    /// Returns the mode that the arguments select, or `default`.
     pub(crate) fn mode(&self, default: Mode) -> Mode {
         match self.max_tokens {
             _ if self.answer_only => Mode::AnswerOnly,
@@ -313,66 +253,75 @@ impl Thinking {
     }
 }
 
-/// Which model, and how it runs.
+/// The model, and the settings of the local backend.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArguments {
-    /// A folder with config.json, tokenizer.json, tokenizer_config.json and model.safetensors, or a
-    /// name on the model hub such as Alibaba-NLP/ERank-4B, with an optional @REVISION. "tiny" is the
-    /// bundled model, a purely lexical demonstration.
+    /// The model: a folder, a name on the model hub, or "tiny" for the bundled model.
+    ///
+    /// A folder holds config.json, tokenizer.json, tokenizer_config.json and model.safetensors. A name
+    /// on the hub is for example Alibaba-NLP/ERank-4B, with an optional @REVISION. The bundled model
+    /// is a demonstration that compares words only.
     #[arg(short, long, value_name = "FOLDER|NAME", default_value = "tiny")]
     pub(crate) model: String,
-    /// The type that weights are kept in; by default the model's own.
-    #[arg(long, value_name = "TYPE", value_enum)]
-    pub(crate) dtype: Option<Dtype>,
-    /// Where the model is computed. A GPU takes an erank built with the feature of this name.
+    /// The format of the weights in memory. By default, the checkpoint's own.
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub(crate) weights: Option<NumberFormat>,
+    /// The format of the KV cache. By default, f32 for f32 weights and bf16 otherwise.
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub(crate) kv_cache: Option<NumberFormat>,
+    /// The device that runs the model. A GPU needs an erank built with the feature of the same name.
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t)]
     pub(crate) device: Device,
-    /// Threads to compute with; by default one per core.
+    /// Number of threads. By default, one per core.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// A document is cut to this many tokens; by default 2048, or half of what the model can hold.
+    /// Documents are truncated to this many tokens. By default 2048, or half of the model's context if
+    /// that is less.
     #[arg(long, value_name = "N")]
     pub(crate) max_document_tokens: Option<NonZeroUsize>,
-    /// Memory for what the model keeps of the texts that it works on, in MiB; by default a
-    /// quarter of what is available.
+    /// Memory for the KV cache, in MiB. By default, a quarter of the available memory.
     #[arg(long, value_name = "MIB")]
     pub(crate) cache_mb: Option<NonZeroUsize>,
 }
 
-/// A model that runs elsewhere.
+/// The remote backend.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Remote model")]
 pub(crate) struct RemoteArguments {
-    /// Where the model runs: in this process, or on a server with an OpenAI-compatible API (vLLM,
-    /// llama.cpp). Then --model is its name there, by default the only one, and ERANK_API_KEY in the
-    /// environment the key.
-    #[arg(long, value_name = "WHERE", value_enum, default_value_t)]
+    /// The backend: candle runs the model in this process, openai on a server with an
+    /// OpenAI-compatible API, such as vLLM or llama.cpp.
+    ///
+    /// With openai, --model is the model's name at the server; it may be left out if the server has
+    /// only one. The environment variable ERANK_API_KEY holds the API key.
+    #[arg(long, value_name = "BACKEND", value_enum, default_value_t)]
     pub(crate) backend: Backend,
-    /// The server's address, such as http://gpu-1:8000; given several times, the work is spread.
+    /// The address of a server, such as http://gpu-1:8000. Several addresses share the load.
     #[arg(
         long,
         value_name = "URL",
         required_if_eq("backend", "openai"),
-        conflicts_with_all = ["dtype", "device", "threads", "cache_mb"]
+        conflicts_with_all = ["weights", "kv_cache", "device", "threads", "cache_mb"]
     )]
     pub(crate) url: Vec<String>,
-    /// How prompts reach the model; by default in its own template, which the server renders.
-    #[arg(long, value_name = "HOW", value_enum)]
+    /// The form of the prompts that the server receives.
+    #[arg(long, value_name = "FORM", value_enum)]
     pub(crate) prompts: Option<Prompts>,
 }
 
+/// The form of prompts for a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Prompts {
-    /// As text in the model's own template; llama.cpp and vLLM render it
+    /// Text in the model's own template, which the server renders (vLLM, llama.cpp); the default
     #[default]
     Template,
-    /// As text in ChatML, the form of Qwen3's template, for servers that render none
+    /// Text in ChatML, the format of Qwen3's template, for servers that cannot render it
     Chatml,
-    /// As messages, for servers that have nothing else; not with --answer-only
+    /// Chat messages, for servers with a chat API only; not with --answer-only
     Chat,
 }
 
+/// The backend that runs the model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backend {
     #[default]
@@ -380,27 +329,46 @@ pub(crate) enum Backend {
     Openai,
 }
 
+/// The device that runs the model.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Device {
+    /// The processor
     #[default]
     Cpu,
-    /// The first of NVIDIA's GPUs
+    /// The first NVIDIA GPU
     Cuda,
-    /// Apple's GPU
+    /// The Apple GPU
     Metal,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Dtype {
+/// A format of weights or of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NumberFormat {
+    /// 32-bit floating point
     F32,
+    /// Brain floating point, 16 bits
     Bf16,
 }
 
+impl NumberFormat {
+    /// Returns the format's name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// The score to rank by.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Score {
+    /// The answer times its probability, N × P(N)
     #[default]
     ProbabilityWeighted,
+    /// The expected value over all answers
     ExpectedValue,
+    /// The answer alone
     Integer,
 }
 
@@ -414,22 +382,27 @@ impl From<Score> for ScoreKind {
     }
 }
 
-/// The instruction of a preset's name; a wrong name lists the choices.
+/// Parses the name of a preset into its instruction; the error for an unknown name lists all names.
 fn task() -> impl TypedValueParser<Value = &'static str> {
     PossibleValuesParser::new(instructions::PRESETS.map(|(name, _)| name))
         .map(|name| instructions::preset(&name).unwrap_or(instructions::GENERIC))
 }
 
+/// Parses a weight in `[0, 1]`.
 fn weight(given: &str) -> Result<f64, String> {
     match given.parse() {
         Ok(weight) if (0.0..=1.0).contains(&weight) => Ok(weight),
-        _ => Err("give a number between 0 (the model alone) and 1 (the first stage alone)".into()),
+        _ => {
+            Err("expected a number between 0 (the model alone) and 1 (the first stage alone)"
+                .into())
+        }
     }
 }
 
+/// Parses a non-negative number of seconds.
 fn seconds(given: &str) -> Result<Duration, String> {
     let seconds = given.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.ok_or_else(|| "give a number of seconds, such as 2.5".into())
+    seconds.ok_or_else(|| "expected a number of seconds, such as 2.5".into())
 }
 
 #[cfg(test)]
@@ -438,12 +411,12 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn arguments_pass_claps_own_checks() {
         Arguments::command().debug_assert();
     }
 
     #[test]
-    fn a_remote_model_needs_an_address_and_no_settings_of_a_local_one() {
+    fn openai_backend_requires_url_and_rejects_local_settings() {
         let parse = |arguments: &str| {
             let arguments = format!("erank rerank -q x {arguments}");
             Arguments::try_parse_from(arguments.split_whitespace()).map(|_| ())
@@ -451,13 +424,14 @@ mod tests {
         assert!(parse("--backend openai --url http://a --url http://b --model m").is_ok());
         assert!(parse("--backend openai").is_err());
         assert!(parse("--backend openai --url http://a --threads 2").is_err());
+        assert!(parse("--backend openai --url http://a --kv-cache f32").is_err());
         assert!(parse("--backend elsewhere").is_err());
         assert!(parse("--backend openai --url http://a --prompts chatml").is_ok());
         assert!(parse("--backend openai --url http://a --prompts frame").is_err());
     }
 
     #[test]
-    fn numbers_are_checked() {
+    fn weight_and_seconds_reject_invalid_numbers() {
         assert_eq!(weight("0.25"), Ok(0.25));
         assert!(["-0.1", "1.01", "NaN", "x", ""].iter().all(|given| weight(given).is_err()));
         assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));

@@ -1,4 +1,4 @@
-//! `erank` without arguments: a demonstration with the bundled model.
+//! The demonstration: `erank` without arguments reranks a few queries with the bundled model.
 
 mod queries;
 
@@ -14,20 +14,20 @@ use crate::input::{Input, InputDocument};
 use crate::interrupt::Interrupt;
 use crate::model;
 use crate::progress::Meter;
-use crate::report::{self, Report, Thoughts};
+use crate::report::{self, ReasoningDisplay, Report};
 use crate::rerank::rank;
 use queries::{Candidate, QUERIES};
 
 const INTRODUCTION: &str = "\
-A search engine's first stage found candidates for some queries; the bundled model reads each one,
-writes a thought, and answers how well it fits, from 0 to 10. The score is the answer times its
-probability. \"first\" is the first stage's rank.";
+A search engine's first stage found candidates for each query. The bundled model reads each candidate,
+writes its reasoning, and answers with a relevance from 0 to 10. The score is the answer times its
+probability. \"first\" is the candidate's rank in the first stage.";
 
-/// What the thoughts mean, and what the model is not.
+/// The meaning of the reasoning, and the limits of the model.
 const LEGEND: &str = "\
-The bundled model is a demonstration, tiny and purely lexical. It looks for each word of the query:
-- missing, + found, ++ found more than once, * next to the one before; ! and !! mark rare words.
-For real use, take ERank, which reasons in sentences:
+The bundled model is a tiny demonstration that compares words only. Its reasoning marks each word of the
+query: - missing, + found, ++ found more than once, * next to the previous word; ! and !! are rare words.
+For real use, load ERank, which reasons in sentences:
   erank rerank --model Alibaba-NLP/ERank-4B --query \"…\" --docs FILE";
 
 pub(crate) fn run(interrupt: &Interrupt) -> Result<Exit, CommandError> {
@@ -37,11 +37,12 @@ pub(crate) fn run(interrupt: &Interrupt) -> Result<Exit, CommandError> {
         .on_progress(move |progress| on_progress.show(progress))
         .build()?;
 
-    let stop = interrupt.begin(None);
+    let cancellation = interrupt.begin(None);
     let mut out = BufWriter::new(io::stdout().lock());
     writeln!(out, "{INTRODUCTION}")?;
     for (query, candidates) in QUERIES {
-        let exit = show(&reranker, query, &input(candidates), interrupt, &stop, &meter, &mut out)?;
+        let exit =
+            show(&reranker, query, &input(candidates), interrupt, &cancellation, &meter, &mut out)?;
         out.flush()?;
         if exit != Exit::Done {
             return Ok(exit);
@@ -58,13 +59,13 @@ fn show(
     query: &str,
     input: &Input,
     interrupt: &Interrupt,
-    stop: &CancellationToken,
+    cancellation: &CancellationToken,
     meter: &Meter,
     out: &mut dyn Write,
 ) -> Result<Exit, CommandError> {
     let begin = Instant::now();
     meter.begin();
-    let (ranking, failure) = rank(reranker, query, input, stop);
+    let (ranking, failure) = rank(reranker, query, input, cancellation);
     meter.finish();
     let report = Report {
         model: reranker.backend().name(),
@@ -76,12 +77,12 @@ fn show(
         interrupted: interrupt.was_pressed(),
     };
     writeln!(out, "\n{query}")?;
-    report.write_table(Thoughts::Column, out)?;
+    report.write_table(ReasoningDisplay::Column, out)?;
     report.note_problems();
     failure.map_or(Ok(report.exit()), Err)
 }
 
-/// The candidates in the first stage's order.
+/// Returns the candidates in the first stage's order.
 fn input(candidates: &[Candidate]) -> Input {
     let document = |(index, (score, text)): (usize, &Candidate)| InputDocument {
         line: index + 1,
@@ -95,16 +96,16 @@ fn input(candidates: &[Candidate]) -> Input {
 
 #[cfg(test)]
 mod tests {
-    use erank_candle::{CandleSettings, Checkpoint, WeightFormat};
+    use erank_candle::{CandleSettings, Checkpoint, Device, WeightFormat};
     use erank_core::{Document, Request};
 
     use super::*;
 
-    /// All queries at once: by query, the integer and the thought of each candidate.
-    fn answers(instruction_set: Option<&str>) -> Vec<Vec<(u32, String)>> {
+    /// Runs all queries at once. Returns the integer and the reasoning of each candidate, by query.
+    fn answers(device: Device) -> Vec<Vec<(u32, String)>> {
         let mut settings = CandleSettings::default();
         settings.weights = Some(WeightFormat::F32);
-        settings.instruction_set = instruction_set.map(str::to_owned);
+        settings.device = device;
         let backend = CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled");
         let reranker = Reranker::builder(backend).build().expect("valid");
         let of_query = |query: &str, candidates: &[Candidate]| {
@@ -127,14 +128,15 @@ mod tests {
         })
     }
 
-    /// As a GPU would run them. In BF16, rounding turns a thought whose next token is nearly a tie.
+    /// GPUs run candle's own operations. The weights are F32, because BF16 rounding changes the reasoning
+    /// where two tokens are nearly equally probable.
     #[test]
-    fn candles_own_operations_give_the_same_answers() {
-        assert_eq!(answers(Some("candle")), answers(None));
+    fn candle_operations_give_the_answers_of_the_kernels() {
+        assert_eq!(answers(Device::CpuCandle), answers(Device::Cpu));
     }
 
     #[test]
-    fn candidates_come_in_the_first_stages_order() {
+    fn candidates_are_in_first_stage_order() {
         for (query, candidates) in QUERIES {
             assert!((6..=8).contains(&candidates.len()), "{query}");
             assert!(candidates.is_sorted_by(|(a, _), (b, _)| a > b), "{query}");

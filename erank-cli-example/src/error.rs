@@ -1,29 +1,30 @@
-//! How the command ends: exit codes, and errors that say what to do next.
+//! Exit codes, and errors with advice.
 
 use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
 use erank_candle::LoadError;
+use erank_core::error::chain;
 use erank_core::{BackendError, ConfigError, DocumentError};
 use erank_openai::{CapabilityError, RequestError, SetupError};
 use thiserror::Error;
 
-use crate::eval::EvalError;
+use crate::eval::error::EvalError;
 use crate::text;
 
-/// How the command ended. The codes are part of its interface; `--help` lists them.
+/// The exit code of the command. `--help` lists the codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Everything was done.
+    /// The work was completed.
     Done = 0,
-    /// An error ended the work.
+    /// An error ended the command.
     Failed = 1,
-    /// Some documents could not be ranked.
+    /// Some documents could not be ranked or scored.
     SomeUnscored = 3,
-    /// The time was over.
+    /// `--timeout` expired.
     TimedOut = 4,
-    /// Ctrl-C, as shells count it: 128 + SIGINT.
+    /// Ctrl-C was pressed: 128 + SIGINT, as shells report it.
     Interrupted = 130,
 }
 
@@ -33,7 +34,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why the command cannot go on.
+/// An error that ends the command.
 #[derive(Debug, Error)]
 pub(crate) enum CommandError {
     #[error("{given} is neither a folder nor a name on the model hub")]
@@ -44,7 +45,7 @@ pub(crate) enum CommandError {
         #[source]
         source: LoadError,
     },
-    #[error("--url and --prompts are for a remote model; add --backend openai")]
+    #[error("--url and --prompts need --backend openai")]
     RemoteWithoutBackend,
     #[error("cannot use the remote model")]
     Remote(#[from] SetupError),
@@ -54,7 +55,7 @@ pub(crate) enum CommandError {
         #[source]
         source: io::Error,
     },
-    #[error("{piece:?} is no token id")]
+    #[error("{piece:?} is not a token id")]
     NoTokenId { piece: String },
     #[error("token id {id} is not in the model's vocabulary of {vocab_size}")]
     UnknownTokenId { id: u32, vocab_size: usize },
@@ -67,65 +68,67 @@ pub(crate) enum CommandError {
     Configuration(#[from] ConfigError),
     #[error(transparent)]
     Backend(#[from] BackendError),
-    #[error("cannot make the prompt")]
+    #[error("cannot render the prompt")]
     Prompt(#[from] DocumentError),
     #[error("cannot write the result")]
     Output(#[from] io::Error),
 }
 
 impl CommandError {
-    /// Prints the error to standard error, unless the reader of the output has just gone away
-    /// (`erank … | head`).
+    /// Prints the error with its causes and advice to standard error, and returns the exit code.
+    ///
+    /// A closed output pipe (`erank … | head`) is not reported as an error.
     pub(crate) fn report(&self) -> Exit {
         if matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
             return Exit::Done;
         }
-        text::note(&format!("error: {}", causes(self)));
+        text::note(&format!("error: {}", chain(self)));
         if let Some(advice) = self.advice() {
             text::note(&format!("  {advice}"));
         }
         Exit::Failed
     }
 
-    /// What to do next, where the error does not say it.
+    /// Returns advice, if the message does not already contain it.
     fn advice(&self) -> Option<&'static str> {
         const FOLDER: &str = "A model folder holds config.json, tokenizer.json, \
             tokenizer_config.json and model.safetensors, or model.safetensors.index.json with its \
-            parts. Give such a folder, a name on the model hub (--model OWNER/NAME), or leave \
-            --model out for the bundled model.";
-        const ARCHITECTURE: &str = "Only Qwen3 models such as ERank can be loaded; if this is one, \
-            get its files anew.";
+            parts. Give such a folder or a name on the model hub (--model OWNER/NAME), or omit \
+            --model for the bundled model.";
+        const ARCHITECTURE: &str = "Only Qwen3 models such as ERank can be loaded. If this is one, \
+            download its files again.";
         match self {
             Self::NoSuchModel { .. } | Self::Model { source: LoadError::Read { .. }, .. } => {
                 Some(FOLDER)
             }
             Self::Model { source: LoadError::Hub { .. }, .. } => {
-                Some("If you meant a folder: there is none of this name here.")
+                Some("If you meant a folder, check its path: it does not exist.")
             }
             Self::Model {
                 source: LoadError::Invalid { .. } | LoadError::Tensor { .. }, ..
             } => Some(ARCHITECTURE),
-            Self::Read { .. } => Some("Give a file that can be read, or - for standard input."),
+            Self::Read { .. } => Some("Give a readable file, or - for standard input."),
             Self::Backend(error) => remote_advice(error),
             Self::NoTokenId { .. } => {
-                Some("Give numbers with commas or spaces between them, such as --ids 9707,11,1879.")
+                Some("Give numbers separated by commas or spaces, such as --ids 9707,11,1879.")
             }
             _ => None,
         }
     }
 }
 
-/// The flag for what the remote backend, which speaks to programs, calls a setting, and for an address
-/// where nobody answers.
+/// Returns the flag that corresponds to the setting in an error of the remote backend, or advice for an
+/// unreachable server.
 fn remote_advice(error: &BackendError) -> Option<&'static str> {
     let mut cause = Error::source(error)?;
     let lacking = loop {
         if let Some(RequestError::RetriesExhausted { last, .. }) = cause.downcast_ref() {
-            let nobody = matches!(
+            let is_unreachable = matches!(
                 **last,
                 RequestError::Unreachable { .. } | RequestError::Connection { .. }
             );
-            return nobody.then_some("Check that the server runs, and that --url is its address.");
+            return is_unreachable
+                .then_some("Check that the server runs, and that --url is its address.");
         }
         match cause.downcast_ref::<CapabilityError>() {
             Some(lacking) => break lacking,
@@ -134,35 +137,22 @@ fn remote_advice(error: &BackendError) -> Option<&'static str> {
     };
     match lacking {
         CapabilityError::UnknownModel { .. } | CapabilityError::ModelNotSet { .. } => {
-            Some("Here the model's name at the server is --model.")
+            Some("The option --model sets the model's name at the server.")
         }
         CapabilityError::NoChatTemplate { .. } => {
-            Some("Here that is --prompts chatml, or --prompts chat.")
+            Some("The option for this is --prompts chatml, or --prompts chat.")
         }
-        CapabilityError::NoLogprobs { .. } => Some("Here integers alone are --score integer."),
+        CapabilityError::NoLogprobs { .. } => {
+            Some("To rank by integers alone, use --score integer.")
+        }
         CapabilityError::ChatAnswerOnly => Some(
-            "Here that is --prompts: choose another, or leave --answer-only and --think-about out.",
+            "Choose another form with --prompts, or leave --answer-only and --think-about out.",
         ),
         _ => None,
     }
 }
 
-/// The error with its causes, each said once.
-fn causes(error: &dyn Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !message.contains(&text) {
-            message.push_str(": ");
-            message.push_str(&text);
-        }
-        cause = error.source();
-    }
-    message
-}
-
-/// An error with its causes as one line for lists.
+/// Returns the error with its causes on one line.
 pub(crate) fn one_line(error: &dyn Error) -> String {
-    text::line(&causes(error))
+    text::line(&chain(error))
 }

@@ -1,10 +1,11 @@
-//! `erank eval`: a judged run reranked, and how much better it got.
+//! `erank eval`: reranks a judged run, and measures the gain.
 //!
 //! ```text
-//! collection ─▶ scoring: the model, into scores ─▶ systems: runs ─▶ report, gains
+//! collection ─▶ scoring: the model's answers → scores ─▶ systems: runs ─▶ report, gains
 //! ```
 
 mod collection;
+pub(crate) mod error;
 mod files;
 mod gains;
 mod report;
@@ -16,62 +17,23 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use erank_core::evaluation::UnpairedQuery;
-use erank_core::trec::EntryError;
 use erank_core::{Fusion, Mode, ScoreKind, ScoringOptions};
-use thiserror::Error;
 
-use crate::args::{Backend, Dtype, EvalArguments};
+use crate::args::{Backend, EvalArguments, NumberFormat};
 use crate::error::{CommandError, Exit};
 use crate::interrupt::Interrupt;
 use crate::model::{self, Chosen};
 use crate::progress::Meter;
 use crate::text;
 use collection::Collection;
+use error::EvalError;
 use report::{Report, Runs};
 use scores::{ScoreFile, Settings};
 use scoring::Scoring;
 use systems::Judgements;
 
+/// The file of scores in the output folder.
 const SCORES: &str = "scores.jsonl";
-
-/// Why nothing can be evaluated.
-#[derive(Debug, Error)]
-pub(crate) enum EvalError {
-    #[error("{file}: {problem}")]
-    File { file: String, problem: String },
-    #[error(
-        "no query of the run has grades: the run's first is {run}, the grades' first {qrels}; give \
-         both of the same collection"
-    )]
-    NoJudgedQuery { run: String, qrels: String },
-    #[error(
-        "none of the candidates was judged, {example} for instance: do run and grades name \
-         documents in the same way?"
-    )]
-    NoJudgedCandidate { example: String },
-    #[error("{file} has none of the {wanted} texts that the run needs, {example:?} for instance")]
-    NoText { file: String, wanted: usize, example: String },
-    #[error("{file} holds no scores of erank eval; choose another folder with --output")]
-    NoScores { file: String },
-    #[error(
-        "{file} holds scores that were made otherwise: {differences}. Choose another folder with \
-         --output, or the same settings"
-    )]
-    OtherScores { file: String, differences: String },
-    #[error("{file} is being written by another process; wait for it, or choose another --output")]
-    InUse { file: String },
-    #[error(transparent)]
-    Entry(#[from] EntryError),
-    #[error(transparent)]
-    Unpaired(#[from] UnpairedQuery),
-}
-
-impl EvalError {
-    fn file(file: &Path, problem: String) -> Self {
-        Self::File { file: text::line(&file.display().to_string()), problem }
-    }
-}
 
 pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Exit, CommandError> {
     let depth = arguments.depth.get();
@@ -91,23 +53,23 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
         "{} queries, {all} documents, {open} of them to be scored.",
         collection.queries.len()
     ));
-    let stop = interrupt.begin(arguments.timeout);
+    let cancellation = interrupt.begin(arguments.timeout);
     let meter = Meter::new();
     meter.begin();
     let scoring = Scoring {
         backend: &*backend,
         instruction: arguments.goal.instruction(),
         options,
-        stop: &stop,
+        cancellation: &cancellation,
         meter: &meter,
     };
     let scored = scoring.run(&collection, scores);
-    let (scores, failures) = scored.inspect_err(|_| note_going_on(output))?;
-    if stop.is_cancelled() {
+    let (scores, failures) = scored.inspect_err(|_| note_resuming(output))?;
+    if cancellation.is_cancelled() {
         let open = scoring::open_documents(&collection, &scores);
         if open > 0 {
-            text::note(&format!("Stopped: {} of {all} documents are done.", all - open));
-            note_going_on(output);
+            text::note(&format!("Stopped: {} of {all} documents are scored.", all - open));
+            note_resuming(output);
             let pressed = interrupt.was_pressed();
             return Ok(if pressed { Exit::Interrupted } else { Exit::TimedOut });
         }
@@ -125,11 +87,13 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     Ok(if report.is_complete() { Exit::Done } else { Exit::SomeUnscored })
 }
 
-fn note_going_on(output: &Path) {
+/// Says where the scores are, and how to resume.
+fn note_resuming(output: &Path) {
     let scores = text::line(&output.join(SCORES).display().to_string());
-    text::note(&format!("Scores are kept in {scores}; the same command goes on from there."));
+    text::note(&format!("Scores are kept in {scores}. The same command resumes from there."));
 }
 
+/// Returns the settings that the scores depend on.
 fn settings<'a>(
     arguments: &'a EvalArguments,
     model: &'a str,
@@ -144,10 +108,8 @@ fn settings<'a>(
             Backend::Candle => "candle",
             Backend::Openai => "openai",
         },
-        dtype: arguments.model.dtype.map(|dtype| match dtype {
-            Dtype::F32 => "f32",
-            Dtype::Bf16 => "bf16",
-        }),
+        weights: arguments.model.weights.map(NumberFormat::name),
+        kv_cache: arguments.model.kv_cache.map(NumberFormat::name),
         instruction: arguments.goal.instruction(),
         max_tokens: match options.mode {
             Mode::Reason { max_tokens } => Some(max_tokens),
@@ -158,7 +120,7 @@ fn settings<'a>(
     }
 }
 
-/// The runs to compare, with hybrids of the weights 0.1 to 0.9 and `alpha`.
+/// Builds the runs to compare, with hybrids for the weights 0.1 to 0.9 and `alpha`.
 fn runs(
     collection: &Collection,
     judgements: &Judgements<'_>,
@@ -178,6 +140,7 @@ fn runs(
     })
 }
 
+/// Writes the runs, the report and the picture to the output folder.
 fn write_files(
     output: &Path,
     report: &Report<'_>,
@@ -207,6 +170,7 @@ fn write_files(
     Ok(())
 }
 
+/// Prints the report to standard output.
 fn print(report: &Report<'_>, as_json: bool) -> Result<(), CommandError> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     if as_json {

@@ -1,7 +1,6 @@
-//! Documents from plain lines or JSON lines.
+//! Documents from plain text or JSON lines.
 //!
-//! Input is untrusted and read as bytes: whatever a line holds, the worst that happens is that this
-//! line is listed as bad.
+//! Input is untrusted and read as bytes. A line that cannot be used is listed as bad; the others are read.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
@@ -14,17 +13,18 @@ use serde_json::Value;
 use crate::error::CommandError;
 use crate::text;
 
-/// A line may have this many bytes. Documents are cut to some 10 kB anyway.
-const LONGEST_LINE: usize = 16 << 20;
+/// Maximum number of bytes in a line. Documents are truncated to some 10 kB later.
+const MAX_LINE_BYTES: usize = 16 << 20;
 
-/// The documents of a file, and the lines that are none.
+/// The documents of a file or folder, and the lines that hold no document.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Input {
     pub(crate) documents: Vec<InputDocument>,
     pub(crate) bad_lines: Vec<BadLine>,
 }
 
-/// A document with the number of its line, from 1; in a folder, its number among all.
+/// A document with the number of its line, from 1. In a folder, documents and bad lines are numbered
+/// together.
 #[derive(Debug, PartialEq)]
 pub(crate) struct InputDocument {
     pub(crate) line: usize,
@@ -34,7 +34,7 @@ pub(crate) struct InputDocument {
 }
 
 impl InputDocument {
-    /// As the library takes it.
+    /// Returns the document in the library's type.
     pub(crate) fn as_document(&self) -> Document<'_> {
         let mut document = Document::new(self.text.as_str());
         document.id = self.id.as_deref().map(Into::into);
@@ -42,7 +42,7 @@ impl InputDocument {
         document
     }
 
-    /// What the document is called: its id, or the number of its line.
+    /// Returns the document's id, or the number of its line.
     pub(crate) fn name(&self) -> String {
         self.id.clone().unwrap_or_else(|| self.line.to_string())
     }
@@ -60,7 +60,7 @@ pub(crate) struct BadLine {
 pub(crate) fn read(docs: &str) -> Result<Input, CommandError> {
     let input = if docs == "-" {
         if io::stdin().is_terminal() {
-            text::note("Reading documents from the terminal, one a line; end with Ctrl-D.");
+            text::note("Reading documents from the terminal, one a line. End with Ctrl-D.");
         }
         read_from(&mut io::stdin().lock())
     } else if Path::new(docs).is_dir() {
@@ -74,7 +74,11 @@ pub(crate) fn read(docs: &str) -> Result<Input, CommandError> {
     })
 }
 
-/// Reads all documents. Only errors of reading itself are errors.
+/// Reads all documents. Bad lines are part of the result.
+///
+/// # Errors
+///
+/// Returns any I/O error of the reader.
 fn read_from(reader: &mut dyn BufRead) -> io::Result<Input> {
     let lines = Lines::of(reader).collect::<io::Result<Vec<Line>>>()?;
     let parse = if is_json_lines(&lines) { json_line } else { plain_line };
@@ -89,14 +93,21 @@ fn read_from(reader: &mut dyn BufRead) -> io::Result<Input> {
     Ok(input)
 }
 
-/// Reads a folder's files and those below it, by name: each `.txt` and `.md` is a document with its
-/// path as its id, each `.jsonl` holds documents. Only an error of the folder itself is one.
+/// Reads the files of a folder and its subfolders, sorted by name.
+///
+/// Each `.txt` or `.md` file is a document with its path as id, and each `.jsonl` file holds documents. Other
+/// files and names that begin with a dot are skipped. A file that cannot be read is listed as bad.
+///
+/// # Errors
+///
+/// Returns an error if the folder itself cannot be read.
 fn read_folder(folder: &Path) -> io::Result<Input> {
     let mut input = Input::default();
     add_folder(&mut input, folder, folder)?;
     Ok(input)
 }
 
+/// Adds the files of `folder`, with ids relative to `root`.
 fn add_folder(input: &mut Input, root: &Path, folder: &Path) -> io::Result<()> {
     let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<io::Result<_>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
@@ -106,7 +117,7 @@ fn add_folder(input: &mut Input, root: &Path, folder: &Path) -> io::Result<()> {
         }
         let path = entry.path();
         let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
-        // A link to a folder is none, so that no circle of links is walked forever.
+        // Links to folders are not followed, because they may form a cycle.
         if entry.file_type()?.is_dir() {
             if let Err(error) = add_folder(input, root, &path) {
                 input.add_bad(name, error.to_string());
@@ -130,40 +141,40 @@ fn add_folder(input: &mut Input, root: &Path, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A whole file as one text, or why not.
+/// Reads a whole file as one text, or returns the reason why it cannot be used.
 fn read_text(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(LONGEST_LINE as u64 + 1)
+    file.take(MAX_LINE_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| error.to_string())?;
-    if bytes.len() > LONGEST_LINE {
-        return Err(format!("the file has more than {} MiB", LONGEST_LINE >> 20));
+    if bytes.len() > MAX_LINE_BYTES {
+        return Err(format!("the file is longer than {} MiB", MAX_LINE_BYTES >> 20));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
-        format!("not UTF-8: byte {} of the file is wrong", valid + 1)
+        format!("not UTF-8: byte {} of the file is invalid", valid + 1)
     })?;
     Ok(text.strip_prefix('\u{feff}').map(Into::into).unwrap_or(text))
 }
 
 impl Input {
-    /// The number that the next document or bad one gets.
-    fn next(&self) -> usize {
+    /// Returns the number of the next document or bad line.
+    fn next_number(&self) -> usize {
         self.documents.len() + self.bad_lines.len() + 1
     }
 
     fn add(&mut self, id: String, text: String, score: Option<f64>) {
-        let line = self.next();
+        let line = self.next_number();
         self.documents.push(InputDocument { line, id: Some(id), text, score });
     }
 
     fn add_bad(&mut self, id: String, reason: String) {
-        let line = self.next();
+        let line = self.next_number();
         self.bad_lines.push(BadLine { line, id: Some(id), reason });
     }
 
-    /// Adds the lines of the file `name`.
+    /// Adds the lines of the file `name`. Lines without an id get the name and the line number.
     fn append(&mut self, name: &str, lines: Input) {
         for InputDocument { line, id, text, score } in lines.documents {
             self.add(id.unwrap_or_else(|| format!("{name}:{line}")), text, score);
@@ -174,19 +185,19 @@ impl Input {
     }
 }
 
-/// A line that is not blank, or why it was not kept.
+/// A line that is not blank, or the reason why its bytes were dropped.
 pub(crate) struct Line {
-    /// From 1.
+    /// The line number, from 1.
     pub(crate) number: usize,
     bytes: Result<Vec<u8>, String>,
 }
 
 impl Line {
-    /// The line's text, or what is wrong with it.
+    /// Returns the line's text, or the reason why it cannot be used.
     pub(crate) fn text(self) -> Result<String, String> {
         String::from_utf8(self.bytes?).map_err(|error| {
             let valid = error.utf8_error().valid_up_to();
-            format!("not UTF-8: byte {} of the line is wrong", valid + 1)
+            format!("not UTF-8: byte {} of the line is invalid", valid + 1)
         })
     }
 
@@ -196,10 +207,10 @@ impl Line {
     }
 }
 
-/// The lines of a reader that are not blank.
+/// An iterator over the lines of a reader that are not blank.
 pub(crate) struct Lines<R> {
     reader: R,
-    /// The number of the line before.
+    /// The number of the previous line.
     number: usize,
 }
 
@@ -213,13 +224,13 @@ impl<R: BufRead> Lines<R> {
             self.number += 1;
             let number = self.number;
             let mut bytes = Vec::new();
-            let limit = LONGEST_LINE as u64 + 1;
+            let limit = MAX_LINE_BYTES as u64 + 1;
             if self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes)? == 0 {
                 return Ok(None);
             }
-            if bytes.len() > LONGEST_LINE && bytes.last() != Some(&b'\n') {
+            if bytes.len() > MAX_LINE_BYTES && bytes.last() != Some(&b'\n') {
                 self.reader.skip_until(b'\n')?;
-                let reason = format!("the line has more than {} MiB", LONGEST_LINE >> 20);
+                let reason = format!("the line is longer than {} MiB", MAX_LINE_BYTES >> 20);
                 return Ok(Some(Line { number, bytes: Err(reason) }));
             }
             if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
@@ -241,19 +252,20 @@ impl<R: BufRead> Iterator for Lines<R> {
     }
 }
 
-/// Most lines decide, so that neither a broken line among JSON nor a brace among plain lines does.
+/// Returns whether most lines look like JSON. A majority tolerates broken JSON lines, and plain lines that
+/// begin with a brace.
 fn is_json_lines(lines: &[Line]) -> bool {
     lines.iter().filter(|line| line.looks_like_json()).count() * 2 > lines.len()
 }
 
-/// A document, or its id, if that is known, with what is wrong.
+/// A document, or else its id, if known, and the error.
 type Parsed = Result<InputDocument, (Option<String>, String)>;
 
 fn plain_line(line: usize, text: String) -> Parsed {
     Ok(InputDocument { line, id: None, text, score: None })
 }
 
-/// Values of any kind, so that each can be judged by itself. Unknown fields are no mistake.
+/// The fields of a line, untyped so that each gets its own error message. Unknown fields are ignored.
 #[derive(Deserialize)]
 struct JsonLine {
     id: Option<Value>,
@@ -277,7 +289,7 @@ fn json_line(line: usize, text: String) -> Parsed {
     Ok(InputDocument { line, id, text, score })
 }
 
-/// An id; `None` for null.
+/// Converts a JSON string or number to an id, and null to `None`.
 pub(crate) fn json_id(value: Value) -> Result<Option<String>, String> {
     match value {
         Value::Null => Ok(None),
@@ -287,7 +299,7 @@ pub(crate) fn json_id(value: Value) -> Result<Option<String>, String> {
     }
 }
 
-/// serde_json's message, without the number of the line: to it there is only one.
+/// Returns serde_json's message without its line number, which is always 1.
 pub(crate) fn not_json(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let message = message.split(" at line ").next().unwrap_or(&message);
@@ -307,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_lines_are_documents() {
+    fn read_from_takes_plain_lines_as_documents() {
         let input = read(b"\xef\xbb\xbffirst\r\n\n  \n{second}\nthird \xff\n fourth");
         assert_eq!(texts(&input), [(1, "first"), (4, "{second}"), (6, " fourth")]);
         assert_eq!(input.documents[1].name(), "4");
@@ -317,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_have_id_text_and_score() {
+    fn read_from_parses_json_lines() {
         let input = read(
             b"{\"id\": \"a\", \"text\": \"x\", \"score\": 1.5, \"more\": []}\n\
               {\"id\": 7, \"text\": \"y\"}\n \n  {\"text\": \"\"}\n{\"id\": null, \"text\": \"z\", \"score\": null}",
@@ -339,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_json_lines_spare_the_others() {
+    fn read_from_lists_broken_json_lines_and_reads_the_others() {
         let good = "{\"text\": \"good\"}\n".repeat(20);
         let broken = [
             ("no JSON at all", "bad JSON"),
@@ -367,8 +379,8 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_not_kept() {
-        let long = vec![b'x'; LONGEST_LINE + 1];
+    fn read_from_drops_lines_beyond_the_limit() {
+        let long = vec![b'x'; MAX_LINE_BYTES + 1];
         let bytes = [b"before\n", long.as_slice(), b"\nafter\n"].concat();
         let input = read(&bytes);
         assert_eq!(texts(&input), [(1, "before"), (3, "after")]);
@@ -378,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_s_files_are_documents() {
+    fn read_takes_files_of_a_folder_as_documents() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = |name: &str, bytes: &[u8]| {
             let path = folder.path().join(name);
@@ -403,7 +415,7 @@ mod tests {
         assert!(found.eq(expected), "{input:?}");
         let bad = input.bad_lines.iter().map(|bad| (bad.id.as_deref(), bad.reason.as_str()));
         let reasons = [
-            (Some("bad.txt"), "not UTF-8: byte 4 of the file is wrong"),
+            (Some("bad.txt"), "not UTF-8: byte 4 of the file is invalid"),
             (Some("c.jsonl:2"), "\"text\" is missing"),
         ];
         assert!(bad.eq(reasons), "{input:?}");
@@ -414,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_no_document() {
+    fn read_from_accepts_empty_input() {
         assert_eq!(read(b""), Input::default());
         assert_eq!(read(b"\n \r\n"), Input::default());
     }

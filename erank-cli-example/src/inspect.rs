@@ -1,9 +1,9 @@
-//! `erank inspect`: what the model reads, token by token, and what it finds most probable next.
+//! `erank inspect`: shows a prompt, its tokens, and the most probable next tokens.
 
 use std::io::{self, BufWriter, Read, Write};
 
 use erank_candle::{CandleBackend, PromptTokenizer, TokenLogProb};
-use erank_core::{BackendError, PromptTemplate, ScoringBackend};
+use erank_core::{BackendError, PromptTemplate, ScoringBackend, tags};
 use serde::Serialize;
 
 use crate::args::InspectArguments;
@@ -38,7 +38,9 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<Exit, CommandError> {
     Ok(Exit::Done)
 }
 
-/// Token ids from the command line or standard input, as a list or a JSON array.
+/// Reads token ids from the command line, or from standard input if `given` is `-`.
+///
+/// The ids are separated by commas or white space, or form a JSON array.
 fn read_ids(given: &str) -> Result<Vec<u32>, CommandError> {
     let mut list = given.to_owned();
     if given == "-" {
@@ -57,7 +59,7 @@ fn read_ids(given: &str) -> Result<Vec<u32>, CommandError> {
         .collect()
 }
 
-/// What the model reads.
+/// The prompt as the model reads it.
 #[derive(Default)]
 struct Prompt {
     text: Option<String>,
@@ -67,7 +69,7 @@ struct Prompt {
 }
 
 impl Prompt {
-    /// The prompt that ranking would use.
+    /// Renders and tokenizes the prompt that ranking uses.
     fn rendered(
         backend: &CandleBackend,
         arguments: &InspectArguments,
@@ -81,12 +83,12 @@ impl Prompt {
         let encoded = frame.encode(&arguments.document)?;
         let mut ids = encoded.ids;
 
-        let lead = match frame.opens_thought() {
-            true => bound.answers().forced_answer_prefix(erank_core::tags::THINK_OPEN),
+        let prefix = match frame.opens_thought() {
+            true => bound.answers().forced_answer_prefix(tags::THINK_OPEN),
             false => bound.answers().answer_only_prefix(),
         };
-        let lead = arguments.answer_only.then_some(lead);
-        if let Some(more) = arguments.append.as_deref().or(lead) {
+        let prefix = arguments.answer_only.then_some(prefix);
+        if let Some(more) = arguments.append.as_deref().or(prefix) {
             ids.extend(tokenizer.encode_trusted(more).map_err(BackendError::from)?);
             text.push_str(more);
         }
@@ -99,7 +101,7 @@ impl Prompt {
     }
 }
 
-/// Everything that is shown. The JSON object is described in `--help`.
+/// The output. `--help` describes the JSON object.
 #[derive(Serialize)]
 struct Findings {
     model: String,
@@ -153,10 +155,11 @@ impl Findings {
         if let Some(prompt) = &self.prompt {
             writeln!(out, "\n--- prompt ---\n{}\n--- end ---", text::block(prompt))?;
         }
-        for (what, cut) in [("query", self.query_truncated), ("document", self.document_truncated)]
+        for (what, is_truncated) in
+            [("query", self.query_truncated), ("document", self.document_truncated)]
         {
-            if cut {
-                writeln!(out, "The {what} was cut to its limit.")?;
+            if is_truncated {
+                writeln!(out, "The {what} was truncated to its limit.")?;
             }
         }
         let tokens = self.tokens.len();
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_come_in_many_forms() {
+    fn read_ids_accepts_lists_and_json_and_rejects_other_text() {
         for list in ["1,2,3", "1 2 3", "[1, 2,\n3]", " 1,\t2 3, "] {
             assert_eq!(read_ids(list).expect("ids"), [1, 2, 3], "{list}");
         }

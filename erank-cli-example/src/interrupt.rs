@@ -1,5 +1,4 @@
-//! Ctrl-C: the first press ends the work so that what is done is kept, the second the
-//! command.
+//! Ctrl-C: the first press cancels the work, so that its results are kept; the second quits.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,29 +10,29 @@ use erank_core::CancellationToken;
 use crate::error::Exit;
 use crate::text;
 
-/// What Ctrl-C does.
+/// The handler of Ctrl-C.
 pub(crate) struct Interrupt {
     shared: Arc<Shared>,
 }
 
 #[derive(Default)]
 struct Shared {
-    /// Set while there is work of which something could be printed.
+    /// The token of the work. It is unset until there are results that could be printed.
     work: OnceLock<CancellationToken>,
     pressed: AtomicBool,
 }
 
 impl Interrupt {
-    /// From here on Ctrl-C comes here. Until work [`begin`](Self::begin)s it ends the command.
+    /// Installs the handler. Until work [`begin`](Self::begin)s, Ctrl-C quits.
     pub(crate) fn install() -> Self {
         let shared = Arc::new(Shared::default());
-        let of_handler = Arc::clone(&shared);
-        // If this is refused, Ctrl-C ends the command as it would any other.
-        let _ = ctrlc::set_handler(move || of_handler.press());
+        let handler = Arc::clone(&shared);
+        // If the system refuses the handler, Ctrl-C keeps its default action.
+        let _ = ctrlc::set_handler(move || handler.press());
         Self { shared }
     }
 
-    /// What ends the work that begins now: Ctrl-C, or the end of the time it has.
+    /// Begins the work. Ctrl-C cancels the returned token, and so does the end of `time`.
     pub(crate) fn begin(&self, time: Option<Duration>) -> CancellationToken {
         let deadline = time.and_then(|time| Instant::now().checked_add(time));
         self.shared
@@ -51,12 +50,15 @@ impl Interrupt {
 }
 
 impl Shared {
+    /// Cancels the work on the first press, and quits on the second.
     fn press(&self) {
         let again = self.pressed.swap(true, Ordering::Relaxed);
         match self.work.get() {
-            Some(stop) if !again => {
-                stop.cancel();
-                text::note("Stopping with what is done; Ctrl-C again quits at once.");
+            Some(cancellation) if !again => {
+                cancellation.cancel();
+                text::note(
+                    "Stopping. Results so far are kept; press Ctrl-C again to quit at once.",
+                );
             }
             _ => process::exit(Exit::Interrupted as i32),
         }

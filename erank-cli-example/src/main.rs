@@ -1,21 +1,24 @@
-//! The `erank` command: reranks documents with ERank, a reasoning language model, in this process or
-//! on your servers.
+//! The `erank` command: reranks search results with ERank, a reasoning language model, in this process
+//! or on your servers.
 //!
-//! It is also an example of how the library is used. The path of a `rerank` through the modules:
+//! The command is also an example of how to use the library. `erank rerank` passes through these modules:
 //!
 //! ```text
-//! args ─▶ input: lines → documents + bad lines ─▶ model: a backend ─▶ rerank ─▶ report: table or JSON
+//! args ─▶ input: lines → documents, bad lines ─▶ model: a backend ─▶ rerank ─▶ report: table or JSON
 //! ```
 //!
-//! `search` finds the documents first, with BM25; `eval` reranks a judged run and measures what it
-//! gains; `demo` runs the built-in demonstration, and `inspect` shows prompts, tokens and
-//! probabilities.
-//! What a person sees on a terminal goes through [`text`]: documents and model folders are untrusted.
+//! Each subcommand has a file of its own: [`rerank`]; `search`, which first selects candidates with BM25;
+//! [`eval`], which reranks a judged run and measures the gain; [`inspect`], which shows prompts, tokens and
+//! probabilities. [`demo`] runs without a subcommand.
+//!
+//! Documents and model folders are untrusted. Text from them is printed through [`text`], which escapes
+//! control characters.
 
 mod args;
 mod demo;
 mod error;
 mod eval;
+mod help;
 mod input;
 mod inspect;
 mod interrupt;

@@ -1,28 +1,30 @@
-//! Which model runs.
+//! The choice of the model and its backend.
 
 use std::path::Path;
 
-use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Config, LoadError, WeightFormat};
+use erank_candle::{
+    CandleBackend, CandleSettings, Checkpoint, Config, KvCacheFormat, LoadError, WeightFormat,
+};
 use erank_core::{ScoringBackend, ScoringOptions};
-use erank_openai::{ApiKey, OpenAiBackend};
+use erank_openai::{ApiKey, OpenAiBackend, OpenAiSettings};
 
-use crate::args::{Backend, Device, Dtype, ModelArguments, Prompts, RemoteArguments, Score};
+use crate::args::{Backend, Device, ModelArguments, NumberFormat, Prompts, RemoteArguments, Score};
 use crate::error::CommandError;
 use crate::text;
 
 /// The name of the bundled model.
 const BUNDLED: &str = "tiny";
 
-/// A model, here or elsewhere.
+/// A backend with a model, local or remote.
 pub(crate) struct Chosen {
     pub(crate) backend: Box<dyn ScoringBackend>,
-    /// The default options, with the limits for texts.
+    /// The default options, with the limits for queries and documents.
     pub(crate) limits: ScoringOptions,
-    /// The [`Checkpoint::fingerprint`] of a model that is here.
+    /// The [`Checkpoint::fingerprint`] of a local model; `None` for a remote one.
     pub(crate) fingerprint: Option<u32>,
 }
 
-/// Loads the model that was asked for.
+/// Loads a local model.
 pub(crate) fn load(arguments: &ModelArguments) -> Result<CandleBackend, CommandError> {
     Ok(load_with_fingerprint(arguments)?.0)
 }
@@ -39,7 +41,7 @@ fn load_with_fingerprint(arguments: &ModelArguments) -> Result<(CandleBackend, u
     loaded.map_err(|source| CommandError::Model { given: text::line(given), source })
 }
 
-/// The model that was asked for, here or elsewhere.
+/// Loads a local model, or connects to a remote one.
 pub(crate) fn choose(
     model: &ModelArguments,
     remote: &RemoteArguments,
@@ -53,7 +55,7 @@ pub(crate) fn choose(
         let limits = limits(model, backend.config());
         return Ok(Chosen { backend: Box::new(backend), limits, fingerprint: Some(fingerprint) });
     }
-    let mut settings = erank_openai::OpenAiSettings::default();
+    let mut settings = OpenAiSettings::default();
     settings.model = (model.model != BUNDLED).then(|| model.model.clone());
     settings.api_key = std::env::var("ERANK_API_KEY").ok().map(ApiKey::new);
     settings.prompt_format = match remote.prompts.unwrap_or_default() {
@@ -61,7 +63,7 @@ pub(crate) fn choose(
         Prompts::Chatml => erank_openai::PromptFormat::chat_ml(),
         Prompts::Chat => erank_openai::PromptFormat::Chat,
     };
-    // A server that gives none can still rank by integers.
+    // Servers without log-probabilities can still rank by integers.
     settings.logprobs = !matches!(score, Score::Integer);
     let backend = OpenAiBackend::new(&remote.url, settings)?;
     let mut limits = ScoringOptions::default();
@@ -71,13 +73,13 @@ pub(crate) fn choose(
     Ok(Chosen { backend: Box::new(backend), limits, fingerprint: None })
 }
 
-/// The bundled model, as it is.
+/// Loads the bundled model with default settings.
 pub(crate) fn bundled() -> Result<CandleBackend, CommandError> {
     CandleBackend::tiny()
         .map_err(|source| CommandError::Model { given: BUNDLED.to_owned(), source })
 }
 
-/// Where a model comes from.
+/// The source of a local model.
 #[derive(Debug, PartialEq)]
 enum Source<'a> {
     Folder(&'a Path),
@@ -86,7 +88,7 @@ enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// A folder if there is one; else a name, if it can be one.
+    /// Returns the folder of this path if it exists, or else the name on the hub if `given` is a valid one.
     fn of(given: &'a str) -> Option<Self> {
         let path = Path::new(given);
         if path.is_dir() {
@@ -108,6 +110,7 @@ impl<'a> Source<'a> {
         is_name.then_some(Self::Hub { name, revision })
     }
 
+    /// Opens the checkpoint; a checkpoint on the hub is downloaded first.
     fn checkpoint(&self) -> Result<Checkpoint, LoadError> {
         match self {
             Self::Folder(folder) => Checkpoint::open(folder),
@@ -117,11 +120,16 @@ impl<'a> Source<'a> {
     }
 }
 
+/// Returns the settings of the local backend.
 fn settings(arguments: &ModelArguments) -> CandleSettings {
     let mut settings = CandleSettings::default();
-    settings.weights = arguments.dtype.map(|format| match format {
-        Dtype::F32 => WeightFormat::F32,
-        Dtype::Bf16 => WeightFormat::Bf16,
+    settings.weights = arguments.weights.map(|format| match format {
+        NumberFormat::F32 => WeightFormat::F32,
+        NumberFormat::Bf16 => WeightFormat::Bf16,
+    });
+    settings.kv_cache = arguments.kv_cache.map(|format| match format {
+        NumberFormat::F32 => KvCacheFormat::F32,
+        NumberFormat::Bf16 => KvCacheFormat::Bf16,
     });
     settings.device = match arguments.device {
         Device::Cpu => erank_candle::Device::Cpu,
@@ -135,7 +143,10 @@ fn settings(arguments: &ModelArguments) -> CandleSettings {
     settings
 }
 
-/// The library's limits for texts, lowered for a model that cannot hold them, or as asked for.
+/// Returns the default options with the token limits for queries and documents.
+///
+/// The library's limits are lowered for a model with a short context. `--max-document-tokens` takes
+/// precedence.
 pub(crate) fn limits(arguments: &ModelArguments, config: &Config) -> ScoringOptions {
     let mut limits = ScoringOptions::default();
     let positions = config.max_position_embeddings;
@@ -152,16 +163,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_a_folder_or_a_name() {
+    fn source_is_a_folder_a_hub_name_or_the_bundled_model() {
         let hub = |name, revision| Some(Source::Hub { name, revision });
         assert_eq!(Source::of("tiny"), Some(Source::Bundled));
         assert_eq!(Source::of("/"), Some(Source::Folder(Path::new("/"))));
         assert_eq!(Source::of("Alibaba-NLP/ERank-4B"), hub("Alibaba-NLP/ERank-4B", None));
         assert_eq!(Source::of("a/b.c@v1/x"), hub("a/b.c", Some("v1/x")));
-        for neither in
+        for invalid in
             ["", "nowhere", "./nowhere", "/no/where", "a/b/c", "../a", "a/b@", "a/\u{1b}"]
         {
-            assert_eq!(Source::of(neither), None, "{neither}");
+            assert_eq!(Source::of(invalid), None, "{invalid}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A progress line on standard error: how far, how fast, how long still.
+//! A progress line on standard error: documents, tokens per second, remaining time.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,14 +10,14 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::text;
 
-/// Where standard error is no terminal, progress is a line this often.
-const PAUSE: Duration = Duration::from_secs(60);
+/// Interval between progress lines if standard error is not a terminal.
+const INTERVAL: Duration = Duration::from_secs(60);
 
-/// A progress line: renewed in place on a terminal, written now and then elsewhere.
+/// A progress line. On a terminal it is updated in place; elsewhere a line is written at intervals.
 #[derive(Clone)]
 pub(crate) struct Meter {
     bar: ProgressBar,
-    /// When a line was written last.
+    /// The time of the last line.
     written: Arc<Mutex<Instant>>,
 }
 
@@ -30,18 +30,18 @@ impl Meter {
         Self { bar, written: Arc::new(Mutex::new(Instant::now())) }
     }
 
-    /// Ranking begins now: what came before does not count.
+    /// Starts the clock, so that the time before, such as loading, does not count.
     pub(crate) fn begin(&self) {
         self.bar.reset();
     }
 
-    /// Shows how far the work is; never stops it.
+    /// Shows the progress of a reranker. Never cancels the work.
     pub(crate) fn show(&self, progress: &Progress) -> ControlFlow<()> {
         self.show_counts(progress.documents_done, progress.documents, progress.tokens);
         ControlFlow::Continue(())
     }
 
-    /// Shows that so many documents are done, of so many.
+    /// Shows that `done` of `documents` are done.
     pub(crate) fn show_counts(&self, done: usize, documents: usize, tokens: TokenCounts) {
         let speed = || speed(done, documents, tokens, self.bar.elapsed());
         if !self.bar.is_hidden() {
@@ -51,19 +51,19 @@ impl Meter {
             return;
         }
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if written.elapsed() >= PAUSE {
+        if written.elapsed() >= INTERVAL {
             *written = Instant::now();
             text::note(&format!("{done}/{documents} documents{}", speed()));
         }
     }
 
-    /// Removes the line.
+    /// Removes the line from the terminal.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// Tokens per second, and the time left if the other documents go on as those `done`.
+/// Returns tokens per second, and the remaining time at the rate of the documents that are `done`.
 fn speed(done: usize, documents: usize, tokens: TokenCounts, elapsed: Duration) -> String {
     let rate = (tokens.prompt + tokens.generated) as f64 / elapsed.as_secs_f64().max(1e-3);
     let rate = format!(", {} tokens/s", HumanCount(rate as u64));
@@ -79,19 +79,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn speed_is_that_of_the_time_given() {
+    fn speed_shows_rate_and_remaining_time() {
         let speed = |tokens, done, elapsed| {
             speed(done, 40, TokenCounts::new(tokens, 0), Duration::from_secs(elapsed))
         };
         assert_eq!(speed(24_000, 10, 20), ", 1,200 tokens/s, 60 seconds left");
         assert_eq!(speed(24_000, 0, 20), ", 1,200 tokens/s");
         assert_eq!(speed(0, 40, 5), ", 0 tokens/s, 0 seconds left");
-        // Nothing is divided by a time that has not passed.
+        // An elapsed time of zero does not divide by zero.
         assert_eq!(speed(5, 0, 0), ", 5,000 tokens/s");
     }
 
     #[test]
-    fn the_clock_starts_when_ranking_does() {
+    fn begin_restarts_the_clock() {
         let meter = Meter::new();
         std::thread::sleep(Duration::from_millis(300));
         for _query in 0..2 {

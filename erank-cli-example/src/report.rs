@@ -1,11 +1,11 @@
-//! A ranking as a table for people or as JSON for programs.
+//! The report of one ranking, as a table or as JSON.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
 use erank_core::TokenCounts;
-use erank_core::{DocumentError, DocumentFailure, FinishReason, RankedDocument, Ranking};
+use erank_core::{DocumentError, DocumentFailure, FinishReason, RankedDocument, Ranking, fusion};
 use serde::Serialize;
 
 use crate::error::{self, Exit};
@@ -13,19 +13,20 @@ use crate::input::{BadLine, Input, InputDocument};
 use crate::table::{self, Column, Table};
 use crate::text;
 
-/// Everything there is to say about one query.
+/// A ranking with its query, model and input.
 pub(crate) struct Report<'a> {
     pub(crate) model: &'a str,
     pub(crate) query: &'a str,
     pub(crate) instruction: &'a str,
     pub(crate) input: &'a Input,
     pub(crate) ranking: &'a Ranking,
+    /// The time of ranking.
     pub(crate) seconds: f64,
-    /// Whether it was Ctrl-C that stopped the work, if something did.
+    /// Whether Ctrl-C was pressed. If not, a cancellation means a timeout.
     pub(crate) interrupted: bool,
 }
 
-/// What ended the work before it was done.
+/// The reason for an early end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Stopped {
@@ -33,29 +34,29 @@ pub(crate) enum Stopped {
     Timeout,
 }
 
-/// What the table shows of the thoughts.
+/// The position of the reasoning in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Thoughts {
-    /// A column, cut to its width.
+pub(crate) enum ReasoningDisplay {
+    /// In a column, cut to its width.
     Column,
-    /// The whole of each, below its row.
+    /// Below the row, in full.
     Below,
 }
 
 impl Report<'_> {
-    /// What ended the work early, if a document was left, or a part of what was asked for it.
+    /// Returns the reason for an early end, or `None` if no document or sample was cancelled.
     pub(crate) fn stopped(&self) -> Option<Stopped> {
-        let mut lacking = self.ranking.unscored.iter().chain(&self.ranking.partially_scored);
-        let left = lacking.any(|document| is_stopped(&document.error));
-        let why = if self.interrupted { Stopped::Interrupted } else { Stopped::Timeout };
-        left.then_some(why)
+        let mut failures = self.ranking.unscored.iter().chain(&self.ranking.partially_scored);
+        let is_cut_short = failures.any(|document| is_cancelled(&document.error));
+        let reason = if self.interrupted { Stopped::Interrupted } else { Stopped::Timeout };
+        is_cut_short.then_some(reason)
     }
 
-    /// The exit code that says it.
+    /// Returns the exit code for this outcome.
     pub(crate) fn exit(&self) -> Exit {
-        let Ranking { unscored, partially_scored: incomplete, .. } = self.ranking;
+        let Ranking { unscored, partially_scored, .. } = self.ranking;
         let all_ranked =
-            unscored.is_empty() && incomplete.is_empty() && self.input.bad_lines.is_empty();
+            unscored.is_empty() && partially_scored.is_empty() && self.input.bad_lines.is_empty();
         match self.stopped() {
             Some(Stopped::Interrupted) => Exit::Interrupted,
             Some(Stopped::Timeout) => Exit::TimedOut,
@@ -65,16 +66,20 @@ impl Report<'_> {
     }
 
     /// Writes the table of the ranked documents.
-    pub(crate) fn write_table(&self, thoughts: Thoughts, out: &mut dyn Write) -> io::Result<()> {
+    pub(crate) fn write_table(
+        &self,
+        reasoning: ReasoningDisplay,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
         if self.ranking.documents.is_empty() {
             return Ok(());
         }
         let documents = &self.input.documents;
         let has_ids = documents.iter().any(|document| document.id.is_some());
         let first_stage = first_stage_ranks(documents);
-        let reasoned =
+        let has_reasoning =
             self.ranking.documents.iter().any(|document| !document.answer.reasoning.is_empty());
-        let in_column = reasoned && thoughts == Thoughts::Column;
+        let in_column = has_reasoning && reasoning == ReasoningDisplay::Column;
 
         let mut columns = vec![Column::Number("rank"), Column::Number("score")];
         columns.extend([Column::Number("integer"), Column::Number("prob.")]);
@@ -96,37 +101,40 @@ impl Report<'_> {
             cells.extend(has_ids.then(|| text::beginning(&document.name())));
             cells.push(text::beginning(&document.text));
             cells.extend(in_column.then(|| text::beginning(&ranked.answer.reasoning)));
-            let below = match thoughts {
-                Thoughts::Column => String::new(),
-                Thoughts::Below => text::block(&ranked.answer.reasoning),
+            let below = match reasoning {
+                ReasoningDisplay::Column => String::new(),
+                ReasoningDisplay::Below => text::block(&ranked.answer.reasoning),
             };
             table.row(cells, below);
         }
         table.write(table::output_width(), out)
     }
 
-    /// Says on standard error which documents were cut or are missing in the table, and why.
+    /// Lists truncated, unranked and partially scored documents on standard error, with reasons.
     pub(crate) fn note_problems(&self) {
-        let cut = self.ranking.documents.iter().filter(|document| document.truncated).count();
-        if cut > 0 {
-            let documents = counted(cut);
-            text::note(&format!("{documents} ranked by the beginning: the text is too long."));
+        let truncated = self.ranking.documents.iter().filter(|document| document.truncated).count();
+        if truncated > 0 {
+            let documents = counted(truncated);
+            text::note(&format!(
+                "{documents} ranked by the beginning, because the text is too long."
+            ));
         }
-        let (unscored, incomplete) = (self.unscored(), self.incomplete());
+        let (unscored, partially_scored) = (self.unscored(), self.partially_scored());
         note_each("could not be ranked", &unscored);
-        note_each("ranked by less than was asked for", &incomplete);
-        let why = match self.stopped() {
+        note_each("ranked with less than was requested", &partially_scored);
+        let reason = match self.stopped() {
             Some(Stopped::Interrupted) => "Interrupted",
-            Some(Stopped::Timeout) => "The time was over",
+            Some(Stopped::Timeout) => "The timeout expired",
             None => return,
         };
-        let left = |lacking: &[Lacking<'_>]| lacking.iter().filter(|d| d.is_stopped).count();
-        let mut left_out = vec![format!("{} not done", counted(left(&unscored)))];
-        if left(&incomplete) > 0 {
-            let documents = counted(left(&incomplete));
-            left_out.push(format!("{documents} ranked by less than was asked for"));
+        let cancelled =
+            |failures: &[Failure<'_>]| failures.iter().filter(|f| f.is_cancelled).count();
+        let mut parts = vec![format!("{} not ranked", counted(cancelled(&unscored)))];
+        if cancelled(&partially_scored) > 0 {
+            let documents = counted(cancelled(&partially_scored));
+            parts.push(format!("{documents} ranked with less than was requested"));
         }
-        text::note(&format!("{why}: {}.", left_out.join(", ")));
+        text::note(&format!("{reason}: {}.", parts.join(", ")));
     }
 
     /// Writes the JSON object that `--help` describes.
@@ -153,63 +161,63 @@ impl Report<'_> {
                 ranked: self.ranking.documents.len(),
                 beyond_top_k: self.ranking.scored_count - self.ranking.documents.len(),
                 unscored: unscored.len(),
-                incomplete: self.ranking.partially_scored.len(),
+                partially_scored: self.ranking.partially_scored.len(),
             },
             tokens: self.ranking.tokens.into(),
             seconds: self.seconds,
             documents: ranked.collect(),
             unscored,
-            incomplete: self.incomplete(),
+            partially_scored: self.partially_scored(),
         }
     }
 
-    /// Bad lines and documents without a score, by line.
-    fn unscored(&self) -> Vec<Lacking<'_>> {
-        let bad = self.input.bad_lines.iter().map(|BadLine { line, id, reason }| Lacking {
+    /// Returns bad lines and documents without a score, sorted by line.
+    fn unscored(&self) -> Vec<Failure<'_>> {
+        let bad = self.input.bad_lines.iter().map(|BadLine { line, id, reason }| Failure {
             line: *line,
             id: id.as_deref(),
             reason: reason.clone(),
-            is_stopped: false,
+            is_cancelled: false,
         });
-        let unscored = self.ranking.unscored.iter().map(|document| self.lacking(document));
+        let unscored = self.ranking.unscored.iter().map(|document| self.failure(document));
         let mut all: Vec<_> = bad.chain(unscored).collect();
         all.sort_by_key(|document| document.line);
         all
     }
 
-    /// Ranked documents that lack a part of what was asked for, by line.
-    fn incomplete(&self) -> Vec<Lacking<'_>> {
-        let incomplete =
-            self.ranking.partially_scored.iter().map(|document| self.lacking(document));
-        let mut all: Vec<_> = incomplete.collect();
+    /// Returns ranked documents that lack reasoning or samples, sorted by line.
+    fn partially_scored(&self) -> Vec<Failure<'_>> {
+        let partially_scored =
+            self.ranking.partially_scored.iter().map(|document| self.failure(document));
+        let mut all: Vec<_> = partially_scored.collect();
         all.sort_by_key(|document| document.line);
         all
     }
 
-    fn lacking(&self, document: &DocumentFailure) -> Lacking<'_> {
-        Lacking {
+    fn failure(&self, document: &DocumentFailure) -> Failure<'_> {
+        Failure {
             line: self.input.documents[document.index].line,
             id: self.input.documents[document.index].id.as_deref(),
             reason: error::one_line(&document.error),
-            is_stopped: is_stopped(&document.error),
+            is_cancelled: is_cancelled(&document.error),
         }
     }
 }
 
-/// Says which documents lack something, but those that were only stopped.
-fn note_each(what: &str, lacking: &[Lacking<'_>]) {
-    let bad: Vec<_> = lacking.iter().filter(|document| !document.is_stopped).collect();
-    if !bad.is_empty() {
-        text::note(&format!("{} {what}:", counted(bad.len())));
+/// Lists failures on standard error, except cancellations.
+fn note_each(what: &str, failures: &[Failure<'_>]) {
+    let failures: Vec<_> = failures.iter().filter(|document| !document.is_cancelled).collect();
+    if !failures.is_empty() {
+        text::note(&format!("{} {what}:", counted(failures.len())));
     }
-    for document in bad {
+    for document in failures {
         let id = document.id.map(text::beginning);
         let id = id.map_or(String::new(), |id| format!(" ({id})"));
         text::note(&format!("  line {}{id}: {}", document.line, document.reason));
     }
 }
 
-fn is_stopped(error: &DocumentError) -> bool {
+fn is_cancelled(error: &DocumentError) -> bool {
     matches!(error, DocumentError::Cancelled)
 }
 
@@ -217,13 +225,13 @@ fn counted(documents: usize) -> String {
     if documents == 1 { "1 document".into() } else { format!("{documents} documents") }
 }
 
-/// The rank of each document by the first stage's score, from 1; ties keep their order.
+/// Returns the rank of each document by its first-stage score, from 1. Ties keep the input order.
 fn first_stage_ranks(documents: &[InputDocument]) -> HashMap<usize, usize> {
     let scored = documents.iter().enumerate();
-    let mut scored: Vec<(usize, f64)> =
-        scored.filter_map(|(index, document)| Some((index, document.score?))).collect();
-    scored.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    scored.into_iter().enumerate().map(|(rank, (index, _))| (index, rank + 1)).collect()
+    let scored = scored.filter_map(|(index, document)| Some((index, document.score?)));
+    let (indices, scores): (Vec<usize>, Vec<f64>) = scored.unzip();
+    let order = fusion::best_first(&scores);
+    order.into_iter().zip(1..).map(|(position, rank)| (indices[position], rank)).collect()
 }
 
 #[derive(Serialize)]
@@ -236,8 +244,8 @@ struct JsonReport<'a> {
     tokens: JsonTokens,
     seconds: f64,
     documents: Vec<JsonDocument<'a>>,
-    unscored: Vec<Lacking<'a>>,
-    incomplete: Vec<Lacking<'a>>,
+    unscored: Vec<Failure<'a>>,
+    partially_scored: Vec<Failure<'a>>,
 }
 
 #[derive(Serialize)]
@@ -246,7 +254,7 @@ struct JsonCounts {
     ranked: usize,
     beyond_top_k: usize,
     unscored: usize,
-    incomplete: usize,
+    partially_scored: usize,
 }
 
 #[derive(Serialize)]
@@ -267,11 +275,11 @@ struct JsonDocument<'a> {
     line: usize,
     id: String,
     score: f64,
-    spread: f64,
+    std_dev: f64,
     integer: u32,
     probability: Option<f64>,
-    official: Option<f64>,
-    expected: Option<f64>,
+    probability_weighted: Option<f64>,
+    expected_value: Option<f64>,
     entropy: Option<f64>,
     first_stage_score: Option<f64>,
     first_stage_rank: Option<usize>,
@@ -279,7 +287,7 @@ struct JsonDocument<'a> {
     mode: &'static str,
     samples: usize,
     truncated: bool,
-    finish: &'static str,
+    finish_reason: &'static str,
     tokens: JsonTokens,
 }
 
@@ -295,11 +303,11 @@ impl<'a> JsonDocument<'a> {
             line: document.line,
             id: document.name(),
             score: ranked.score,
-            spread: ranked.std_dev,
+            std_dev: ranked.std_dev,
             integer: ranked.answer.integer,
             probability: ranked.answer.probability,
-            official: ranked.answer.probability_weighted(),
-            expected: ranked.answer.expected_value,
+            probability_weighted: ranked.answer.probability_weighted(),
+            expected_value: ranked.answer.expected_value,
             entropy: ranked.answer.entropy,
             first_stage_score: ranked.first_stage_score,
             first_stage_rank,
@@ -307,9 +315,9 @@ impl<'a> JsonDocument<'a> {
             mode: if ranked.mode.is_reason() { "reason" } else { "answer_only" },
             samples: ranked.samples.len().max(1),
             truncated: ranked.truncated,
-            finish: match ranked.finish_reason {
+            finish_reason: match ranked.finish_reason {
                 FinishReason::Answered => "answered",
-                FinishReason::EndOfTurn => "end_of_text",
+                FinishReason::EndOfTurn => "end_of_turn",
                 FinishReason::Forced => "forced",
                 _ => "other",
             },
@@ -318,17 +326,17 @@ impl<'a> JsonDocument<'a> {
     }
 }
 
-/// A document without a score, or without a part of what was asked for.
+/// A document that could not be ranked, or only without some of its reasoning or samples.
 #[derive(Serialize)]
-struct Lacking<'a> {
+struct Failure<'a> {
     line: usize,
     id: Option<&'a str>,
     reason: String,
     #[serde(skip)]
-    is_stopped: bool,
+    is_cancelled: bool,
 }
 
-/// Seconds, as precise as is of interest.
+/// Returns seconds, rounded to milliseconds.
 pub(crate) fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e3).round() / 1e3
 }
@@ -336,16 +344,15 @@ pub(crate) fn seconds(time: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rerank::rank;
     use erank_core::{BackendError, Completion, Job, ScoringBackend, Sink};
-    use erank_core::{CancellationToken, Cascade, Reranker, Sampling, ScoreKind};
+    use erank_core::{Cascade, Request, Reranker, Sampling, ScoreKind};
 
-    /// Answers at once, but is stopped when it should think; of two samples, one has no answer.
-    struct Hasty;
+    /// Scores without reasoning, but reports reasoning as cancelled. Of two samples, one has no answer.
+    struct AnswerOnly;
 
-    impl ScoringBackend for Hasty {
+    impl ScoringBackend for AnswerOnly {
         fn name(&self) -> &str {
-            "hasty"
+            "answer-only"
         }
 
         fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
@@ -364,16 +371,16 @@ mod tests {
         }
     }
 
-    /// How the command ends with three lines of which the second has the id "b", and its JSON.
-    fn report(reranker: &Reranker<Hasty>, interrupted: bool) -> (Exit, serde_json::Value) {
+    /// Ranks three lines, of which the second has the id "b". Returns the exit code and the JSON.
+    fn report(reranker: &Reranker<AnswerOnly>, interrupted: bool) -> (Exit, serde_json::Value) {
         let documents = [None, Some("b".to_owned()), None].into_iter().zip(1..);
         let documents = documents.map(|(id, line)| {
             let text = "text".to_owned();
             InputDocument { line, id, text, score: None }
         });
         let input = Input { documents: documents.collect(), ..Input::default() };
-        let (ranking, failure) = rank(reranker, "q", &input, &CancellationToken::new());
-        assert!(failure.is_none());
+        let documents = input.documents.iter().map(InputDocument::as_document);
+        let ranking = reranker.rerank(&Request::new("q", documents)).expect("a ranking");
         let (model, query, instruction, seconds) = ("m", "q", "i", 0.0);
         let (input, ranking) = (&input, &ranking);
         let report = Report { model, query, instruction, input, ranking, seconds, interrupted };
@@ -383,18 +390,18 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_while_a_cascade_thinks_is_told() {
-        let builder = Reranker::builder(Hasty).score(ScoreKind::Integer);
+    fn report_lists_documents_whose_reasoning_was_cancelled() {
+        let builder = Reranker::builder(AnswerOnly).score(ScoreKind::Integer);
         let reranker = builder.cascade(Cascade::best(2)).build().expect("valid");
         let (exit, json) = report(&reranker, false);
         assert_eq!((exit, &json["stopped"]), (Exit::TimedOut, &"timeout".into()));
         assert_eq!(json["counts"]["ranked"], 3);
         assert_eq!(
-            (&json["counts"]["unscored"], &json["counts"]["incomplete"]),
+            (&json["counts"]["unscored"], &json["counts"]["partially_scored"]),
             (&0.into(), &2.into())
         );
         assert_eq!(
-            (&json["incomplete"][1]["line"], &json["incomplete"][1]["id"]),
+            (&json["partially_scored"][1]["line"], &json["partially_scored"][1]["id"]),
             (&2.into(), &"b".into())
         );
         assert_eq!(json["documents"][0]["mode"], "answer_only");
@@ -403,12 +410,12 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_without_an_answer_is_told() {
-        let builder = Reranker::builder(Hasty).score(ScoreKind::Integer);
+    fn report_lists_samples_without_an_answer() {
+        let builder = Reranker::builder(AnswerOnly).score(ScoreKind::Integer);
         let sampled = builder.sampling(Sampling::with_temperature(1.0)).samples(2);
         let (exit, json) = report(&sampled.build().expect("valid"), false);
         assert_eq!((exit, &json["stopped"]), (Exit::SomeUnscored, &serde_json::Value::Null));
-        let reason = json["incomplete"][0]["reason"].as_str().expect("a reason");
+        let reason = json["partially_scored"][0]["reason"].as_str().expect("a reason");
         assert!(reason.contains("no <answer>"), "{reason}");
         let document = &json["documents"][0];
         assert_eq!((&document["mode"], &document["samples"]), (&"reason".into(), &1.into()));

@@ -1,4 +1,4 @@
-//! `erank rerank`: documents from a file or standard input, ranked.
+//! `erank rerank`: ranks the documents of a file, a folder or standard input.
 
 use std::io::{self, BufWriter, Write};
 use std::num::NonZeroUsize;
@@ -14,7 +14,7 @@ use crate::input::{self, Input};
 use crate::interrupt::Interrupt;
 use crate::model;
 use crate::progress::Meter;
-use crate::report::{self, Report, Thoughts};
+use crate::report::{self, ReasoningDisplay, Report};
 use crate::text;
 
 pub(crate) fn run(
@@ -24,24 +24,26 @@ pub(crate) fn run(
     rank_and_report(arguments, input::read(&arguments.docs)?, interrupt)
 }
 
-/// Ranks what was read, and prints it.
+/// Ranks the documents of `input`, and prints the report.
 pub(crate) fn rank_and_report(
     arguments: &RerankArguments,
     input: Input,
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
     if input.documents.is_empty() && input.bad_lines.is_empty() {
-        text::note("There are no documents to rank; give one a line with --docs FILE.");
+        text::note(
+            "There are no documents to rank. Give a file with one document a line: --docs FILE.",
+        );
     }
     let meter = Meter::new();
     let model::Chosen { backend, limits, .. } =
         model::choose(&arguments.model, &arguments.remote, arguments.score)?;
     let reranker = reranker(arguments, backend, limits, meter.clone())?;
 
-    let stop = interrupt.begin(arguments.timeout);
+    let cancellation = interrupt.begin(arguments.timeout);
     let begin = Instant::now();
     meter.begin();
-    let (ranking, failure) = rank(&reranker, &arguments.query, &input, &stop);
+    let (ranking, failure) = rank(&reranker, &arguments.query, &input, &cancellation);
     meter.finish();
     let report = Report {
         model: reranker.backend().name(),
@@ -56,7 +58,7 @@ pub(crate) fn rank_and_report(
     failure.map_or(Ok(report.exit()), Err)
 }
 
-/// The reranker that the arguments ask for.
+/// Builds the reranker from the arguments.
 fn reranker(
     arguments: &RerankArguments,
     backend: Box<dyn ScoringBackend>,
@@ -75,8 +77,8 @@ fn reranker(
     if let Some(top_k) = arguments.top_k {
         builder = builder.top_k(top_k.get());
     }
-    if let Some(most) = arguments.think_about {
-        builder = builder.cascade(Cascade::best(most.get()));
+    if let Some(count) = arguments.think_about {
+        builder = builder.cascade(Cascade::best(count.get()));
     }
     if let Some(first_stage_weight) = arguments.hybrid {
         builder = builder.fusion(Fusion::ZScore { first_stage_weight });
@@ -84,27 +86,29 @@ fn reranker(
     Ok(builder.build()?)
 }
 
-/// The ranking, and what ended it if the model failed: then it is what was done until there.
+/// Ranks the documents of `input`. If the backend fails, returns the partial ranking and the error.
 pub(crate) fn rank(
     reranker: &Reranker<impl ScoringBackend>,
     query: &str,
     input: &Input,
-    stop: &CancellationToken,
+    cancellation: &CancellationToken,
 ) -> (Ranking, Option<CommandError>) {
     let documents = input.documents.iter().map(|document| document.as_document());
-    match reranker.rerank_with_cancellation(&Request::new(query, documents), stop) {
+    match reranker.rerank_with_cancellation(&Request::new(query, documents), cancellation) {
         Ok(ranking) => (ranking, None),
         Err(error) => (*error.partial, Some(error.source.into())),
     }
 }
 
+/// Prints the report to standard output.
 fn write(report: &Report<'_>, arguments: &RerankArguments) -> Result<(), CommandError> {
     let mut out = BufWriter::new(io::stdout().lock());
     if arguments.json {
         report.write_json(&mut out)?;
     } else {
-        let thoughts = if arguments.explain { Thoughts::Below } else { Thoughts::Column };
-        report.write_table(thoughts, &mut out)?;
+        let reasoning =
+            if arguments.explain { ReasoningDisplay::Below } else { ReasoningDisplay::Column };
+        report.write_table(reasoning, &mut out)?;
     }
     out.flush()?;
     if !arguments.json {

@@ -1,4 +1,4 @@
-//! `erank search`: BM25 finds the candidates among the documents; the rest is `erank rerank`.
+//! `erank search`: selects candidates with BM25, and reranks them as `erank rerank` does.
 
 use tantivy::collector::TopDocs;
 use tantivy::query::QueryParser;
@@ -12,7 +12,7 @@ use crate::interrupt::Interrupt;
 use crate::rerank;
 use crate::text;
 
-/// What tantivy collects before it writes a segment.
+/// Memory in which tantivy collects documents before it writes a segment.
 const INDEX_BYTES: usize = 64 << 20;
 
 pub(crate) fn run(
@@ -24,38 +24,38 @@ pub(crate) fn run(
     let (query, candidates) = (&arguments.rerank.query, arguments.candidates.get());
     keep_candidates(&mut input, query, candidates).map_err(Box::new)?;
     if input.documents.is_empty() && searched > 0 {
-        text::note(&format!("None of {searched} documents has a word of the query."));
+        text::note(&format!("None of {searched} documents contains a word of the query."));
     } else if searched > 0 {
-        text::note(&format!("BM25 chose {} of {searched} documents.", input.documents.len()));
+        text::note(&format!("BM25 selected {} of {searched} documents.", input.documents.len()));
     }
     rerank::rank_and_report(&arguments.rerank, input, interrupt)
 }
 
-/// Keeps the documents that BM25 finds best for `query`, at most so many, best first, with its
+/// Keeps the `candidates` documents with the highest BM25 scores for `query`, best first, and sets their
 /// scores.
 fn keep_candidates(input: &mut Input, query: &str, candidates: usize) -> Result<(), TantivyError> {
     let mut schema = Schema::builder();
-    let place = schema.add_u64_field("place", INDEXED | STORED | FAST);
+    let position = schema.add_u64_field("position", INDEXED | STORED | FAST);
     let body = schema.add_text_field("text", TEXT);
     let index = Index::create_in_ram(schema.build());
     let mut writer = index.writer_with_num_threads(1, INDEX_BYTES)?;
     for (number, document) in (0..).zip(&input.documents) {
         let mut indexed = TantivyDocument::new();
-        indexed.add_u64(place, number);
+        indexed.add_u64(position, number);
         indexed.add_text(body, &document.text);
         writer.add_document(indexed)?;
     }
     writer.commit()?;
 
     let searcher = index.reader()?.searcher();
-    // What is no query syntax is passed over: people ask questions.
+    // Lenient: a question may contain characters that are invalid in the query syntax.
     let (query, _) = QueryParser::for_index(&index, vec![body]).parse_query_lenient(query);
     let hits = searcher.search(&query, &TopDocs::with_limit(candidates).order_by_score())?;
     let mut documents: Vec<_> =
         std::mem::take(&mut input.documents).into_iter().map(Some).collect();
     for (score, address) in hits {
         let hit: TantivyDocument = searcher.doc(address)?;
-        let number = hit.get_first(place).and_then(|value| value.as_u64());
+        let number = hit.get_first(position).and_then(|value| value.as_u64());
         let found =
             number.and_then(|number| documents.get_mut(usize::try_from(number).ok()?)?.take());
         if let Some(mut document) = found {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn bm25_as_it_is_defined() {
+    fn keep_candidates_computes_bm25() {
         let found = found(&["a jet flies", "", "tea", "jet, jet and noise!"], "JET noise?", 10);
         // k1 = 1.2, b = 0.75; idf = ln(1 + (N - n + 0.5) / (n + 0.5)); lengths 3, 0, 1, 4, mean 2.
         let idf = |n: f64| (1.0 + (4.0 - n + 0.5) / (n + 0.5)).ln();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_and_never_an_error_of_syntax() {
+    fn keep_candidates_obeys_limit_and_accepts_any_syntax() {
         let texts = ["jet one", "jet two jet", "jet three"];
         assert_eq!(found(&texts, "jet", 1).len(), 1);
         assert_eq!(found(&texts, "jet", 1)[0].0, 2);

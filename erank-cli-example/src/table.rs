@@ -1,4 +1,7 @@
-//! Plain tables: columns padded by what is seen, long text cut to the width there is.
+//! Plain-text tables: columns padded by display width, long text cut to the terminal's width.
+//!
+//! `console` measures, pads and cuts. Table libraries would replace the rest only in part: comfy-table and
+//! tabled know no text that spans the columns below a row, and divide the width between columns otherwise.
 
 use std::io::{self, Write};
 
@@ -7,23 +10,23 @@ use console::{Alignment, measure_text_width, pad_str};
 const GAP: &str = "  ";
 const CUT: &str = "…";
 
-/// How wide output may be: the terminal, or a fixed width if there is none.
+/// Returns the width of the terminal in columns, or a fixed width if output is not a terminal.
 pub(crate) fn output_width() -> usize {
-    const ELSEWHERE: usize = 120;
-    const NARROWEST: usize = 60;
+    const DEFAULT: usize = 120;
+    const MINIMUM: usize = 60;
     let terminal = console::Term::stdout();
     let size = terminal.is_term().then(|| terminal.size_checked()).flatten();
-    size.map_or(ELSEWHERE, |(_, columns)| usize::from(columns).max(NARROWEST))
+    size.map_or(DEFAULT, |(_, columns)| usize::from(columns).max(MINIMUM))
 }
 
-/// A column's title and how it is laid out.
+/// A column's title and layout.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Column<'a> {
-    /// To the right, as wide as needed.
+    /// Right-aligned, never cut.
     Number(&'a str),
-    /// To the left, as wide as needed but for very long ones.
+    /// Left-aligned, cut to 24 columns.
     Word(&'a str),
-    /// To the left, cut to its share of what the others leave.
+    /// Left-aligned, cut to its share of the remaining width.
     Text(&'a str),
 }
 
@@ -40,7 +43,7 @@ struct Row {
     below: String,
 }
 
-/// A table of texts that are safe to show.
+/// A table of cells that are safe to print.
 pub(crate) struct Table<'a> {
     columns: Vec<Column<'a>>,
     rows: Vec<Row>,
@@ -52,12 +55,16 @@ impl<'a> Table<'a> {
         Self { columns, rows: vec![Row { cells: titles, below: String::new() }] }
     }
 
-    /// Adds a row, with a text to stand below it, which may be empty.
+    /// Adds a row, and the text below it, which may be empty.
     pub(crate) fn row(&mut self, cells: Vec<String>, below: String) {
         self.rows.push(Row { cells, below });
     }
 
-    /// Writes the table, at most `width` columns wide.
+    /// Writes the table, wrapped and cut to `width` columns.
+    ///
+    /// # Errors
+    ///
+    /// Returns any I/O error of the writer.
     pub(crate) fn write(&self, width: usize, out: &mut dyn Write) -> io::Result<()> {
         let widths = self.widths(width);
         for row in &self.rows {
@@ -72,40 +79,42 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
+    /// Returns the width of each column in a table of `width` columns.
     fn widths(&self, width: usize) -> Vec<usize> {
-        const WIDEST_WORD: usize = 24;
-        const NARROWEST_TEXT: usize = 12;
+        const MAX_WORD_WIDTH: usize = 24;
+        const MIN_TEXT_WIDTH: usize = 12;
         let widest = |index: usize| {
             let cells = self.rows.iter().filter_map(|row| row.cells.get(index));
             cells.map(|cell| measure_text_width(cell)).max().unwrap_or(0)
         };
         let mut widths: Vec<usize> = (0..self.columns.len()).map(widest).collect();
         let mut texts = Vec::new();
-        let mut left = width.saturating_sub(GAP.len() * self.columns.len().saturating_sub(1));
+        let mut remaining = width.saturating_sub(GAP.len() * self.columns.len().saturating_sub(1));
         for (index, column) in self.columns.iter().enumerate() {
             match column {
                 Column::Text(_) => texts.push(index),
-                Column::Word(_) => widths[index] = widths[index].min(WIDEST_WORD),
+                Column::Word(_) => widths[index] = widths[index].min(MAX_WORD_WIDTH),
                 Column::Number(_) => {}
             }
             if !matches!(column, Column::Text(_)) {
-                left = left.saturating_sub(widths[index]);
+                remaining = remaining.saturating_sub(widths[index]);
             }
         }
-        // The narrower first: what one does not need, the others may have.
+        // Narrow columns first: wider columns share the width that they do not need.
         texts.sort_by_key(|&index| widths[index]);
         for (done, &index) in texts.iter().enumerate() {
-            let share = left / (texts.len() - done);
-            widths[index] = widths[index].min(share.max(NARROWEST_TEXT));
-            left = left.saturating_sub(widths[index]);
+            let share = remaining / (texts.len() - done);
+            widths[index] = widths[index].min(share.max(MIN_TEXT_WIDTH));
+            remaining = remaining.saturating_sub(widths[index]);
         }
         widths
     }
 }
 
-/// Stands before every line below a row.
+/// The indentation of text below a row.
 const BELOW: &str = "      ";
 
+/// Pads or cuts a cell to `width` columns.
 fn pad(cell: &str, column: Column<'_>, width: usize) -> String {
     let alignment = match column {
         Column::Number(_) => Alignment::Right,
@@ -114,7 +123,7 @@ fn pad(cell: &str, column: Column<'_>, width: usize) -> String {
     pad_str(cell, width, alignment, Some(CUT)).into_owned()
 }
 
-/// The lines of a text, none wider than `width` (nor than a character).
+/// Wraps text into lines of at most `width` columns, but at least one character.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for paragraph in text.lines() {
@@ -165,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up_and_long_text_is_cut() {
+    fn write_aligns_columns_and_cuts_long_text() {
         let expected = "\
 rank  id    text
    1  東京  x x x x x x x x…
@@ -178,7 +187,7 @@ rank  id    text
     }
 
     #[test]
-    fn text_columns_share_what_is_left() {
+    fn widths_divides_remaining_width_between_text_columns() {
         let mut table = Table::new(vec![Column::Text("a"), Column::Text("b")]);
         table.row(vec!["y".repeat(100), "z".repeat(20)], String::new());
         assert_eq!(table.widths(82), [60, 20]);
@@ -187,7 +196,7 @@ rank  id    text
     }
 
     #[test]
-    fn wrapping_breaks_long_words_and_keeps_paragraphs() {
+    fn wrapped_breaks_long_words_and_keeps_paragraphs() {
         assert_eq!(wrapped("ab cd\n\nefghij k", 5), ["ab cd", "", "efghi", "j k"]);
         assert_eq!(wrapped("東京", 1), ["東", "京"]);
         assert!(wrapped("", 5).is_empty());

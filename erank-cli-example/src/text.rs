@@ -1,13 +1,13 @@
-//! Making untrusted text safe to show.
+//! Escaping of untrusted text.
 //!
-//! Documents, ids, thoughts and names from model folders may hold anything: characters that move
-//! the cursor, recolour or retitle a terminal, or turn the direction of what follows. They are
-//! shown as escapes.
+//! Documents, ids, reasoning and names from model folders may contain characters that move the cursor,
+//! change a terminal's colours or title, or reverse the direction of the following text. These characters
+//! are printed as escapes.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-/// One line: white space becomes single spaces, and what is dangerous an escape.
+/// Returns the text on one line: white space becomes single spaces, dangerous characters become escapes.
 pub(crate) fn line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for word in text.split_whitespace() {
@@ -19,9 +19,9 @@ pub(crate) fn line(text: &str) -> String {
     line
 }
 
-/// The beginning of a text that may be very long, as one [`line`](fn@line).
+/// Returns the first 1,000 characters of a text as one [`line`](fn@line).
 pub(crate) fn beginning(text: &str) -> String {
-    // More than any terminal is wide.
+    // No terminal is wider.
     const LONGEST: usize = 1000;
     line(
         text.trim_start()
@@ -31,7 +31,7 @@ pub(crate) fn beginning(text: &str) -> String {
     )
 }
 
-/// Several lines: line breaks stay.
+/// Returns the text with its line breaks; other dangerous characters become escapes.
 pub(crate) fn block(text: &str) -> String {
     let shown = |c| if c == '\t' { Shown::Same(' ') } else { Shown::of(c) };
     let lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
@@ -39,7 +39,7 @@ pub(crate) fn block(text: &str) -> String {
     lines.join("\n")
 }
 
-/// JSON in which dangerous characters are escaped as well: JSON itself lets some stand.
+/// Escapes dangerous characters in JSON. JSON itself allows some of them, such as U+202E.
 pub(crate) fn json(json: &str) -> Cow<'_, str> {
     if !json.contains(is_dangerous) {
         return Cow::Borrowed(json);
@@ -47,7 +47,7 @@ pub(crate) fn json(json: &str) -> Cow<'_, str> {
     let mut safe = String::with_capacity(json.len() + 16);
     for c in json.chars() {
         if is_dangerous(c) {
-            // Outside of strings JSON is ASCII without controls, so this is within a string.
+            // serde_json writes no such character outside strings, so an escape is valid here.
             let mut units = [0; 2];
             safe.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
         } else {
@@ -57,12 +57,12 @@ pub(crate) fn json(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Prints a diagnostic to standard error. If that is closed, there is nobody to tell.
+/// Prints a diagnostic to standard error. Errors are ignored: there is no other place to report them.
 pub(crate) fn note(message: &str) {
     let _ = writeln!(io::stderr(), "{}", block(message));
 }
 
-/// A character as it is shown.
+/// The printed form of a character.
 enum Shown {
     Same(char),
     Escaped(std::char::EscapeUnicode),
@@ -91,7 +91,7 @@ impl Iterator for Shown {
     }
 }
 
-/// Whether a character acts on a terminal or on the text around it rather than being shown.
+/// Returns whether a character controls the terminal or the surrounding text.
 fn is_dangerous(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_one_line_without_controls() {
+    fn line_joins_lines_and_escapes_control_characters() {
         assert_eq!(line("  a\tb\r\n\nc  "), "a b c");
         assert_eq!(line("\u{1b}[31mred\u{1b}]0;title\u{7}"), r"\u{1b}[31mred\u{1b}]0;title\u{7}");
         assert_eq!(line("\u{9b}2J \u{202e}evil\u{200b}"), r"\u{9b}2J \u{202e}evil\u{200b}");
@@ -113,19 +113,19 @@ mod tests {
     }
 
     #[test]
-    fn a_beginning_ends() {
+    fn beginning_cuts_long_text() {
         let long = format!("  {}", "é".repeat(100_000));
         assert_eq!(beginning(&long).chars().count(), 1000);
         assert_eq!(beginning(" a b "), "a b");
     }
 
     #[test]
-    fn a_block_keeps_its_lines() {
+    fn block_keeps_line_breaks() {
         assert_eq!(block("a\r\n\n\tb\u{1b}\rc"), "a\n\n b\\u{1b}\\u{d}c");
     }
 
     #[test]
-    fn json_stays_the_same_json() {
+    fn json_escapes_without_changing_the_value() {
         let text = "a\u{9b}b\u{202e}c\u{e0041}d\u{1b}é";
         let written = serde_json::to_string(text).expect("a string");
         let safe = json(&written);

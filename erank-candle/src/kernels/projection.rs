@@ -88,10 +88,10 @@ impl Projection {
     /// If the shapes differ.
     pub(crate) fn gate_up(&self, up: &Self, x: &[f32], norm: &Norm, y: &mut [f32]) {
         assert_eq!((self.outputs, self.inputs), (up.outputs, up.inputs), "shapes of gate and up");
-        if let ([gate], [up]) = (&self.parts[..], &up.parts[..]) {
-            if gate.gate_up(&**up, x, norm, Columns::all(y, self.outputs)) {
-                return;
-            }
+        if let ([gate], [up]) = (&self.parts[..], &up.parts[..])
+            && gate.gate_up(&**up, x, norm, Columns::all(y, self.outputs))
+        {
+            return;
         }
         let mut up_products = vec![0.0; y.len()];
         up.project(x, Some(norm), &mut up_products);

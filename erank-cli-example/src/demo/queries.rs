@@ -1,11 +1,12 @@
-//! The demonstration's queries, each with candidates and their first-stage scores, best first.
+//! The queries of the demonstration, each with candidates and their first-stage scores, best first.
 //!
-//! The scores are as a plain BM25 might give them, and wrong in its ways: texts that repeat one
-//! word of the query, or hold some of its words in another sense, come before the answer.
+//! The scores imitate BM25 and its mistakes: texts that repeat one word of the query, or use its words in
+//! another sense, rank above the answer.
 
-/// A first-stage score and a text.
+/// A first-stage score, and the text of the document.
 pub(super) type Candidate = (f64, &'static str);
 
+/// The queries with their candidates.
 pub(super) const QUERIES: &[(&str, &[Candidate])] = &[
     (
         "why do leaves change colour in autumn",

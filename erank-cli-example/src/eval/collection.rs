@@ -1,4 +1,4 @@
-//! What is evaluated: a first stage's candidates with their texts, and people's grades.
+//! A judged collection: queries, candidates of a first stage with their texts, and relevance judgements.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 use erank_core::DocumentError;
 use erank_core::trec::{Qrels, Run};
 
-use super::EvalError;
+use super::error::EvalError;
 use super::files::{self, CandidateLine};
 use crate::args::CollectionArguments;
 use crate::text;
 
 /// A judged collection.
 pub(super) struct Collection {
-    /// The judged queries that have candidates, in the order of their ids.
+    /// The judged queries that have candidates, sorted by id.
     pub(super) queries: Vec<Query>,
     pub(super) qrels: Qrels,
-    /// The candidates of those queries.
+    /// The run of these candidates.
     pub(super) first_stage: Run,
 }
 
@@ -27,21 +27,24 @@ pub(super) struct Query {
     pub(super) candidates: Vec<Candidate>,
 }
 
-/// A document that the first stage found.
+/// A document in the first stage's run.
 pub(super) struct Candidate {
     pub(super) id: String,
     pub(super) score: f64,
     pub(super) text: Option<String>,
 }
 
-/// The texts of query and document, or why there is nothing to ask the model.
+/// Returns the texts of query and document, or the reason why the model cannot score them.
 pub(super) fn texts<'a>(
     query: &'a Query,
     candidate: &'a Candidate,
 ) -> Result<(&'a str, &'a str), String> {
-    let query = query.text.as_deref().ok_or("the query's id is not among the queries' texts")?;
-    let document =
-        candidate.text.as_deref().ok_or("the document's id is not among the documents' texts")?;
+    let query =
+        query.text.as_deref().ok_or("the texts of the queries do not contain the query's id")?;
+    let document = candidate
+        .text
+        .as_deref()
+        .ok_or("the texts of the documents do not contain the document's id")?;
     if document.trim().is_empty() {
         return Err(DocumentError::Empty.to_string());
     }
@@ -49,7 +52,7 @@ pub(super) fn texts<'a>(
 }
 
 impl Collection {
-    /// Reads what the arguments name, with the best `depth` candidates of each query.
+    /// Reads the files of the arguments, with the best `depth` candidates of each query.
     pub(super) fn read(arguments: &CollectionArguments, depth: usize) -> Result<Self, EvalError> {
         let beir = |file: &str| arguments.beir.as_ref().map(|folder| folder.join(file));
         let (run, lines) = match (&arguments.jsonl, &arguments.run) {
@@ -78,6 +81,7 @@ impl Collection {
         Ok(collection)
     }
 
+    /// Selects the judged queries and their candidates.
     fn without_texts(run: &Run, qrels: Qrels, depth: usize) -> Result<Self, EvalError> {
         let (judged, others): (Vec<&str>, Vec<&str>) =
             run.queries().partition(|query| qrels.has_query(query));
@@ -89,7 +93,9 @@ impl Collection {
         }
         if !others.is_empty() {
             let (count, of) = (others.len(), run.queries().len());
-            text::note(&format!("{count} of the run's {of} queries have no grades: left out."));
+            text::note(&format!(
+                "{count} of the run's {of} queries are not judged and are skipped."
+            ));
         }
         let (mut queries, mut first_stage) = (Vec::new(), Run::new());
         for id in judged {
@@ -113,6 +119,7 @@ impl Collection {
         Ok(Self { queries, qrels, first_stage })
     }
 
+    /// Adds the texts of JSON lines.
     fn add_lines(&mut self, lines: Vec<CandidateLine>) {
         let mut lines: HashMap<String, CandidateLine> =
             lines.into_iter().map(|line| (line.id.clone(), line)).collect();
@@ -125,6 +132,7 @@ impl Collection {
         }
     }
 
+    /// Adds the texts of the files `queries` and `corpus`.
     fn add_texts(&mut self, queries: &Path, corpus: &[PathBuf]) -> Result<(), EvalError> {
         let ids: HashSet<&str> = self.queries.iter().map(|query| query.id.as_str()).collect();
         let mut texts = HashMap::new();
@@ -147,12 +155,12 @@ impl Collection {
     }
 }
 
-/// The first of some ids, to show.
+/// Returns the first id in quotes, or "nothing" if there is none.
 fn first<'a>(ids: impl IntoIterator<Item = &'a str>) -> String {
     ids.into_iter().next().map_or("nothing".into(), |id| format!("{id:?}"))
 }
 
-/// That nothing at all was found is a mistake of whoever chose the file.
+/// Returns an error if no text was found at all, because then the file is probably the wrong one.
 fn require_some(
     found: &HashMap<String, String>,
     wanted: &HashSet<&str>,

@@ -1,4 +1,4 @@
-//! The files of a collection: runs, grades, texts, and candidates with their texts.
+//! Readers for the files of a collection: runs, judgements, texts, and candidates with their texts.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use erank_core::trec::{EntryError, Qrels, Run};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::EvalError;
+use super::error::EvalError;
 use crate::error::one_line;
 use crate::input::{self, Line, Lines};
 use crate::text;
@@ -19,8 +19,8 @@ pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
     Run::read(open(file)?).map_err(|error| EvalError::file(file, one_line(&error)))
 }
 
-/// Reads grades in TREC's format, or in BEIR's: a line with the columns' names, then query id,
-/// document id and grade with tabs between.
+/// Reads judgements in TREC's format, or in BEIR's: a header line, then query id, document id and grade,
+/// separated by tabs.
 pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
     let problem = |problem: String| EvalError::file(file, problem);
     let bytes = fs::read(file).map_err(|error| problem(error.to_string()))?;
@@ -37,17 +37,19 @@ pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
     Ok(qrels)
 }
 
+/// Adds a line of BEIR's format to `qrels`.
 fn beir_grade(line: &str, qrels: &mut Qrels) -> Result<(), String> {
     let fields: Vec<&str> = line.split('\t').collect();
     let [query, document, grade] = fields[..] else {
-        return Err("there must be 3 fields with tabs between: query id, document id, grade".into());
+        return Err("expected 3 fields separated by tabs: query id, document id, grade".into());
     };
     let number = grade.parse().map_err(|_| EntryError::Grade(grade.to_owned()).to_string())?;
     qrels.insert(query, document, number).map_err(|error| error.to_string())
 }
 
-/// Adds those of a file's texts to `texts` whose ids are `wanted`. A line is an id, a tab and the
-/// text, or JSON. Lines that cannot be read are passed over, and said to be.
+/// Adds the texts of a file whose ids are `wanted` to `texts`.
+///
+/// A line is an id, a tab and the text, or JSON. Lines that cannot be used are skipped and reported.
 pub(super) fn read_texts(
     file: &Path,
     wanted: &HashSet<&str>,
@@ -60,7 +62,7 @@ pub(super) fn read_texts(
         match named_text(line) {
             Ok((id, text)) if wanted.contains(id.as_str()) => {
                 if texts.contains_key(&id) {
-                    let problem = format!("line {number}: {id:?} was there before; remove one");
+                    let problem = format!("line {number}: duplicate id {id:?}; remove one");
                     return Err(EvalError::file(file, problem));
                 }
                 texts.insert(id, text);
@@ -77,7 +79,7 @@ pub(super) fn read_texts(
     if bad.0 > 0 {
         let (count, first) = bad;
         let name = text::line(&file.display().to_string());
-        text::note(&format!("{name}: passed over {count} lines that are no text; {first}"));
+        text::note(&format!("{name}: skipped {count} lines that cannot be used; {first}"));
     }
     Ok(())
 }
@@ -92,16 +94,17 @@ struct JsonText {
     text: String,
 }
 
+/// Parses a line into an id and a text.
 fn named_text(line: Line) -> Result<(String, String), String> {
     let line = line.text()?;
     if !line.trim_start().starts_with('{') {
-        let (id, text) = line.split_once('\t').ok_or("there is no text behind the id and a tab")?;
+        let (id, text) = line.split_once('\t').ok_or("there is no tab after the id")?;
         return Ok((id.to_owned(), text.to_owned()));
     }
     let JsonText { id, title, text } =
         serde_json::from_str(&line).map_err(|error| input::not_json(&error))?;
     let id = input::json_id(id)?.ok_or("\"id\" is null")?;
-    // As BEIR's own rerankers join them.
+    // BEIR's own rerankers join them in the same way.
     let text = match title {
         Some(title) if !title.is_empty() => format!("{title} {text}"),
         _ => text,
@@ -109,11 +112,11 @@ fn named_text(line: Line) -> Result<(String, String), String> {
     Ok((id, text))
 }
 
-/// A query with its candidates, as a line of `--jsonl` has it.
+/// A line of `--jsonl`: a query with the texts of its candidates.
 pub(super) struct CandidateLine {
     pub(super) id: String,
     pub(super) query: String,
-    /// By document id.
+    /// The texts by document id.
     pub(super) texts: HashMap<String, String>,
 }
 
@@ -134,7 +137,7 @@ struct JsonCandidate {
     score: f64,
 }
 
-/// Reads queries with candidates, whose scores become a run.
+/// Reads queries with candidates. Returns the run of the scores, and the lines.
 pub(super) fn read_candidates(file: &Path) -> Result<(Run, Vec<CandidateLine>), EvalError> {
     let (mut run, mut queries) = (Run::new(), Vec::new());
     for line in Lines::of(open(file)?) {
@@ -148,12 +151,13 @@ pub(super) fn read_candidates(file: &Path) -> Result<(Run, Vec<CandidateLine>), 
     Ok((run, queries))
 }
 
+/// Parses a line, and adds its scores to `run`.
 fn candidate_line(line: &str, run: &mut Run) -> Result<CandidateLine, String> {
     let JsonQuery { id, query, documents } =
         serde_json::from_str(line).map_err(|error| input::not_json(&error))?;
     let id = input::json_id(id)?.ok_or("\"id\" is null")?;
     if run.has_query(&id) {
-        return Err(format!("query {id:?} was there before; remove one"));
+        return Err(format!("duplicate query {id:?}; remove one"));
     }
     let mut texts = HashMap::new();
     for JsonCandidate { id: document, text, score } in documents {
@@ -180,13 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn grades_are_read_in_both_formats() {
+    fn read_qrels_accepts_both_formats() {
         let trec = written("q1 0 d1 2\nq1 0 d2 0\n");
         let beir = written("query-id\tcorpus-id\tscore\r\nq1\td1\t2\r\n\r\nq1\td2\t0\r\n");
         let expected = read_qrels(trec.path()).expect("qrels");
         assert_eq!(read_qrels(beir.path()).expect("qrels"), expected);
         for (bad, said) in [
-            ("q1\td1\n", "line 2: there must be 3 fields"),
+            ("q1\td1\n", "line 2: expected 3 fields"),
             ("q1\td1\t1.5\n", "line 2: the grade \"1.5\""),
             ("q1\td1\t1\nq1\td1\t1\n", "line 3: query \"q1\" has document \"d1\" twice"),
         ] {
@@ -197,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_read_as_tsv_and_as_json() {
+    fn read_texts_accepts_tsv_and_json() {
         let file = written(
             "1\tone\ttab\nno tab\n{\"_id\": \"2\", \"title\": \"A\", \"text\": \"two\"}\n\
              {\"id\": 3, \"contents\": \"three\", \"metadata\": {}}\n\
@@ -210,11 +214,11 @@ mod tests {
         let expected = expected.map(|(id, text)| (id.to_owned(), text.to_owned()));
         assert_eq!(texts, HashMap::from(expected));
         let error = read_texts(file.path(), &wanted, &mut texts).expect_err("twice").to_string();
-        assert!(error.ends_with("line 1: \"1\" was there before; remove one"), "{error}");
+        assert!(error.ends_with("line 1: duplicate id \"1\"; remove one"), "{error}");
     }
 
     #[test]
-    fn a_line_of_candidates_that_cannot_be_used_is_named() {
+    fn read_candidates_names_the_invalid_line() {
         let line =
             |documents: &str| format!(r#"{{"id": 1, "query": "x", "documents": {documents}}}"#);
         let good = r#"[{"id": "a", "text": "x", "score": 1}, {"id": "b", "score": 2}]"#;
@@ -226,7 +230,7 @@ mod tests {
             (line(r#"[{"id": "a b", "score": 1}]"#), "cannot be a document id"),
             (line(r#"[{"id": "a", "score": 1}, {"id": "a", "score": 2}]"#), "\"a\" twice"),
             (line(r#"[{"id": [], "score": 1}]"#), "neither a string nor a number"),
-            (format!("{}\n{}", line(good), line(good)), "line 2: query \"1\" was there before"),
+            (format!("{}\n{}", line(good), line(good)), "line 2: duplicate query \"1\""),
         ] {
             let error = read_candidates(written(&bad).path()).err().expect("refused").to_string();
             assert!(error.contains(said), "{error}");

@@ -1,4 +1,4 @@
-//! What came out, as tables for people and as JSON for programs.
+//! The report of an evaluation, as tables and as JSON.
 
 use std::io::{self, Write};
 
@@ -14,15 +14,15 @@ use super::systems::Judgements;
 use crate::table::{self, Column, Table};
 use crate::text;
 
-/// Drawings of the randomisation test; the p-value 0.05 is then within ±0.0043 (95 %).
+/// Number of rounds of the randomisation test. The 95 % confidence interval of p = 0.05 is then ±0.0043.
 const ROUNDS: u32 = 10_000;
 const SEED: u64 = 1;
-/// Below this, a difference counts as one.
+/// The significance level.
 const SIGNIFICANT: f64 = 0.05;
-/// Queries that the tables name on either side.
-const MOST_NAMED: usize = 5;
+/// Maximum number of queries in the tables of gains and losses.
+const MAX_LISTED_QUERIES: usize = 5;
 
-/// `report.json`. Nothing in it depends on when, where or in how many starts it was made.
+/// The object of `report.json`. It does not depend on times, machines or the number of starts.
 #[derive(Serialize)]
 pub(super) struct Report<'a> {
     settings: &'a Settings<'a>,
@@ -37,15 +37,16 @@ pub(super) struct Report<'a> {
 
 #[derive(Serialize)]
 struct Counts {
-    /// Judged queries, over which every mean is.
+    /// Number of judged queries, over which each mean is computed.
     queries: usize,
-    /// Those of them that the run has nothing for: they count 0.
+    /// Judged queries that are not in the run, whose measures are 0.
     without_candidates: usize,
     documents: usize,
     scored: usize,
     unscored: usize,
-    /// Of those scored: answers that had to be forced, and texts that were cut.
+    /// Scored documents whose answer was forced.
     forced: usize,
+    /// Scored documents whose query or text was truncated.
     truncated: usize,
 }
 
@@ -59,7 +60,7 @@ struct Tokens {
 #[derive(Serialize)]
 struct System {
     name: &'static str,
-    /// The weight of the first stage.
+    /// The first stage's weight, of a hybrid.
     alpha: Option<f64>,
     figures: Vec<Figure>,
     #[serde(skip)]
@@ -70,7 +71,7 @@ struct System {
 struct Figure {
     measure: String,
     mean: f64,
-    /// Over the first stage; null for itself.
+    /// The gain over the first stage; null for the first stage itself.
     gain: Option<Gain>,
 }
 
@@ -123,7 +124,7 @@ struct Unscored<'a> {
     reason: &'a str,
 }
 
-/// What a query's first measure was and became.
+/// The first measure of a query before and after reranking.
 pub(super) struct Change<'a> {
     pub(super) query: &'a str,
     pub(super) text: &'a str,
@@ -132,6 +133,7 @@ pub(super) struct Change<'a> {
 }
 
 impl Change<'_> {
+    /// Returns the difference.
     pub(super) fn gain(&self) -> f64 {
         self.after - self.before
     }
@@ -141,11 +143,16 @@ impl Change<'_> {
 pub(super) struct Runs {
     pub(super) first_stage: Run,
     pub(super) reranked: Run,
-    /// By the weight of the first stage.
+    /// Hybrids with their first stage's weight.
     pub(super) hybrids: Vec<(f64, Run)>,
 }
 
 impl<'a> Report<'a> {
+    /// Measures all runs.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if two runs were measured on different queries.
     pub(super) fn new(
         settings: &'a Settings<'a>,
         kind: ScoreKind,
@@ -170,8 +177,8 @@ impl<'a> Report<'a> {
         let mut report = Self {
             settings,
             score: match kind {
-                ScoreKind::ProbabilityWeighted => "official",
-                ScoreKind::ExpectedValue => "expected",
+                ScoreKind::ProbabilityWeighted => "probability_weighted",
+                ScoreKind::ExpectedValue => "expected_value",
                 _ => "integer",
             },
             depth,
@@ -183,20 +190,21 @@ impl<'a> Report<'a> {
         };
         let ids = collection.qrels.queries();
         report.queries =
-            ids.map(|id| report.of_query(id, measures, collection, judgements)).collect();
+            ids.map(|id| report.query_report(id, measures, collection, judgements)).collect();
         Ok(report)
     }
 
-    fn of_query(
+    /// Returns the figures of one query.
+    fn query_report(
         &self,
         id: &'a str,
         measures: &[Measure],
         collection: &'a Collection,
         judgements: &Judgements<'_>,
     ) -> QueryReport<'a> {
-        let place = collection.queries.binary_search_by(|query| query.id.as_str().cmp(id)).ok();
-        let query = place.map(|place| &collection.queries[place]);
-        let judgements = place.map_or(&[][..], |place| &judgements.of_queries[place]);
+        let position = collection.queries.binary_search_by(|query| query.id.as_str().cmp(id)).ok();
+        let query = position.map(|position| &collection.queries[position]);
+        let judgements = position.map_or(&[][..], |position| &judgements.of_queries[position]);
         let value = |system: &System, index: usize| system.values[index].get(id).unwrap_or(0.0);
         let figures = measures.iter().enumerate().map(|(index, measure)| QueryFigures {
             measure: measure.to_string(),
@@ -213,12 +221,12 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Whether every document was scored.
+    /// Returns whether all documents were scored.
     pub(super) fn is_complete(&self) -> bool {
         self.unscored.is_empty()
     }
 
-    /// The first measure's changes by reranking, the largest gain first.
+    /// Returns each query's change in the first measure by reranking, the largest gain first.
     pub(super) fn changes(&self) -> Vec<Change<'_>> {
         let changes = self.queries.iter().filter_map(|query| {
             let figures = query.figures.first()?;
@@ -234,11 +242,16 @@ impl<'a> Report<'a> {
         changes
     }
 
-    /// The object of `report.json`, on one line.
+    /// Returns `report.json`: an object on one line.
     pub(super) fn json(&self) -> serde_json::Result<String> {
         Ok(format!("{}\n", text::json(&serde_json::to_string(self)?)))
     }
 
+    /// Writes the tables of systems, gains and losses.
+    ///
+    /// # Errors
+    ///
+    /// Returns any I/O error of the writer.
     pub(super) fn write_tables(&self, out: &mut dyn Write) -> io::Result<()> {
         self.write_systems(out)?;
         let changes = self.changes();
@@ -254,7 +267,7 @@ impl<'a> Report<'a> {
                 [Column::Word("query"), Column::Number("first"), Column::Number("reranked")];
             let columns = columns.into_iter().chain([Column::Number("gain"), Column::Text("text")]);
             let mut table = Table::new(columns.collect());
-            for change in changes.into_iter().take(MOST_NAMED) {
+            for change in changes.into_iter().take(MAX_LISTED_QUERIES) {
                 let numbers = [three(change.before), three(change.after), signed(change.gain())];
                 let cells = [vec![text::beginning(change.query)], numbers.to_vec()].concat();
                 table.row([cells, vec![text::beginning(change.text)]].concat(), String::new());
@@ -264,6 +277,7 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
+    /// Writes the table of systems.
     fn write_systems(&self, out: &mut dyn Write) -> io::Result<()> {
         let measures: Vec<&str> =
             self.systems[0].figures.iter().map(|figure| figure.measure.as_str()).collect();
@@ -273,7 +287,7 @@ impl<'a> Report<'a> {
         let mut table = Table::new(columns);
         for system in &self.systems {
             let (first, others) = (&system.figures[0], &system.figures[1..]);
-            let mut cells = vec![system.label(), first.shown()];
+            let mut cells = vec![system.label(), first.cell()];
             cells.extend(first.gain.as_ref().map_or_else(
                 || vec![String::new(); 5],
                 |gain| {
@@ -282,41 +296,41 @@ impl<'a> Report<'a> {
                     [vec![signed(gain.mean), p], counts.to_vec()].concat()
                 },
             ));
-            cells.extend(others.iter().map(Figure::shown));
+            cells.extend(others.iter().map(Figure::cell));
             table.row(cells, String::new());
         }
         table.write(table::output_width(), out)?;
         let Counts { queries, documents, .. } = self.counts;
         writeln!(
             out,
-            "{queries} queries, {documents} documents. hybrid: weight of the first stage. \
+            "{queries} queries, {documents} documents. hybrid: with the first stage's weight. \
              * p < {SIGNIFICANT}, paired t-test against the first stage."
         )
     }
 
-    /// Says on standard error what is missing, and why.
+    /// Lists missing queries and unscored documents on standard error, with reasons.
     pub(super) fn note_problems(&self) {
-        const MOST: usize = 20;
+        const MAX_LISTED: usize = 20;
         let Counts { without_candidates, forced, truncated, unscored, .. } = self.counts;
         for (count, what) in [
-            (without_candidates, "judged queries are not in the run, and count 0"),
-            (forced, "answers had to be forced: --max-tokens was reached, or the end of the text"),
-            (truncated, "documents were judged by the beginning: query or text is too long"),
+            (without_candidates, "judged queries are not in the run, and count as 0"),
+            (forced, "answers were forced at --max-tokens, or after the model ended its turn"),
             (
-                unscored,
-                "documents could not be scored; they rank last, as the first stage had them",
+                truncated,
+                "documents were scored by the beginning, because query or text is too long",
             ),
+            (unscored, "documents could not be scored; they rank last, in the first stage's order"),
         ] {
             if count > 0 {
                 text::note(&format!("{count} {what}."));
             }
         }
-        for Unscored { query, document, reason } in self.unscored.iter().take(MOST) {
+        for Unscored { query, document, reason } in self.unscored.iter().take(MAX_LISTED) {
             let (query, document) = (text::beginning(query), text::beginning(document));
             text::note(&format!("  query {query}, document {document}: {}", text::line(reason)));
         }
-        if unscored > MOST {
-            text::note(&format!("  and {} more: see report.json.", unscored - MOST));
+        if unscored > MAX_LISTED {
+            text::note(&format!("  and {} more: see report.json.", unscored - MAX_LISTED));
         }
     }
 }
@@ -338,13 +352,15 @@ impl System {
         Ok(Self { name, alpha, figures, values })
     }
 
+    /// Returns the name, with the weight of a hybrid.
     fn label(&self) -> String {
         self.alpha.map_or(self.name.into(), |alpha| format!("{} {alpha}", self.name))
     }
 }
 
 impl Figure {
-    fn shown(&self) -> String {
+    /// Returns the mean with four decimals, marked if the gain is significant.
+    fn cell(&self) -> String {
         let p = self.gain.as_ref().and_then(|gain| Some(gain.t_test.as_ref()?.p_value));
         let mark = if p.is_some_and(|p| p < SIGNIFICANT) { "*" } else { " " };
         format!("{:.4}{mark}", self.mean)
@@ -352,10 +368,11 @@ impl Figure {
 }
 
 impl Gain {
+    /// Compares the values of each query before and after.
     fn between(before: &QueryValues, after: &QueryValues) -> Result<Self, UnpairedQuery> {
         let comparison = Comparison::between(before, after)?;
-        let count = |is: &dyn Fn(f64) -> bool| {
-            comparison.differences().filter(|(_, difference)| is(*difference)).count()
+        let count = |condition: &dyn Fn(f64) -> bool| {
+            comparison.differences().filter(|(_, difference)| condition(*difference)).count()
         };
         let t_test = comparison.t_test();
         let randomised = comparison.randomisation_test(ROUNDS, SEED);
@@ -378,10 +395,12 @@ impl Gain {
     }
 }
 
+/// Returns the values of each measure for all judged queries.
 fn evaluate(measures: &[Measure], qrels: &Qrels, run: &Run) -> Vec<QueryValues> {
     measures.iter().map(|measure| measure.evaluate(qrels, run)).collect()
 }
 
+/// Counts documents and tokens.
 fn count(collection: &Collection, judgements: &Judgements<'_>) -> (Counts, Tokens) {
     let all = || judgements.of_queries.iter().flatten();
     let scored = all().filter(|judgement| judgement.score.is_ok()).count();
@@ -408,6 +427,7 @@ fn count(collection: &Collection, judgements: &Judgements<'_>) -> (Counts, Token
     (counts, tokens)
 }
 
+/// Returns the documents without a score.
 fn unscored<'a>(collection: &'a Collection, judgements: &'a Judgements<'_>) -> Vec<Unscored<'a>> {
     let queries = collection.queries.iter().zip(&judgements.of_queries);
     let documents = queries.flat_map(|(query, judgements)| {
@@ -419,14 +439,17 @@ fn unscored<'a>(collection: &'a Collection, judgements: &'a Judgements<'_>) -> V
     documents.collect()
 }
 
+/// Formats a value with three decimals.
 fn three(value: f64) -> String {
     format!("{value:.3}")
 }
 
+/// Formats a difference with its sign and three decimals.
 fn signed(value: f64) -> String {
     format!("{value:+.3}")
 }
 
+/// Formats a p-value, marked if significant.
 fn p_value(p: f64) -> String {
     let mark = if p < SIGNIFICANT { "*" } else { " " };
     if p < 0.001 { format!("<.001{mark}") } else { format!("{p:.3}{mark}") }

@@ -1,5 +1,5 @@
-//! The file of scores: JSON lines, added to as soon as something is known, and read again by the
-//! next start.
+//! The file of scores: JSON lines. Each score is appended as soon as it is known, and read again by the next
+//! start.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -10,40 +10,42 @@ use erank_core::{Answer, FinishReason, ScoreKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::EvalError;
+use super::error::EvalError;
 use crate::input;
 use crate::text;
 
-/// What the scores depend on besides the texts: the file's first line.
+/// The settings that scores depend on: the file's first line.
 #[derive(Serialize)]
 pub(super) struct Settings<'a> {
-    /// The version of the file's format.
+    /// The version of the file format.
     pub(super) erank_eval: u32,
     pub(super) model: &'a str,
     /// [`erank_candle::Checkpoint::fingerprint`]; null for a remote model.
     pub(super) fingerprint: Option<u32>,
     pub(super) backend: &'static str,
-    /// Null for the model's own.
-    pub(super) dtype: Option<&'static str>,
+    /// Null for the checkpoint's own format.
+    pub(super) weights: Option<&'static str>,
+    /// Null for the default format.
+    pub(super) kv_cache: Option<&'static str>,
     pub(super) instruction: &'a str,
-    /// Of a thought; null for answers without one.
+    /// The limit for reasoning; null for answers without reasoning.
     pub(super) max_tokens: Option<usize>,
     pub(super) max_query_tokens: usize,
     pub(super) max_document_tokens: usize,
 }
 
-/// One document's line.
+/// The line of one document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) query: String,
     pub(super) document: String,
-    /// CRC-32 of both texts.
+    /// The CRC-32 of both texts.
     pub(super) texts_crc32: u32,
     #[serde(flatten)]
     pub(super) outcome: Outcome,
 }
 
-/// What the model answered, or why it cannot.
+/// The answer of the model, or a permanent error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Outcome {
@@ -51,37 +53,39 @@ pub(super) enum Outcome {
     Failed { error: String },
 }
 
-/// An answer with what was measured with it.
+/// An answer with its scores and token counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Score {
     integer: u32,
-    official: Option<f64>,
-    expected: Option<f64>,
-    finish: Finish,
+    probability_weighted: Option<f64>,
+    expected_value: Option<f64>,
+    finish_reason: Finish,
     truncated: bool,
     pub(super) prompt_tokens: usize,
     pub(super) generated_tokens: usize,
     reasoning: String,
 }
 
+/// The [`FinishReason`] in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Finish {
     Answered,
-    EndOfText,
+    EndOfTurn,
     Forced,
     Other,
 }
 
 impl Score {
+    /// Returns the line's part for an answer.
     pub(super) fn new(answer: Answer, completion: &erank_core::Completion) -> Self {
         Self {
             integer: answer.integer,
-            official: answer.probability_weighted(),
-            expected: answer.expected_value,
-            finish: match completion.finish_reason {
+            probability_weighted: answer.probability_weighted(),
+            expected_value: answer.expected_value,
+            finish_reason: match completion.finish_reason {
                 FinishReason::Answered => Finish::Answered,
-                FinishReason::EndOfTurn => Finish::EndOfText,
+                FinishReason::EndOfTurn => Finish::EndOfTurn,
                 FinishReason::Forced => Finish::Forced,
                 _ => Finish::Other,
             },
@@ -92,45 +96,46 @@ impl Score {
         }
     }
 
-    /// The number to rank by, if the backend gave what it needs.
+    /// Returns the score of this kind, or `None` if the backend gave no log-probabilities for it.
     pub(super) fn value(&self, kind: ScoreKind) -> Option<f64> {
         match kind {
-            ScoreKind::ProbabilityWeighted => self.official,
-            ScoreKind::ExpectedValue => self.expected,
+            ScoreKind::ProbabilityWeighted => self.probability_weighted,
+            ScoreKind::ExpectedValue => self.expected_value,
             _ => Some(f64::from(self.integer)),
         }
     }
 
-    /// Whether the answer had to be forced.
+    /// Returns whether the answer was forced.
     pub(super) fn is_forced(&self) -> bool {
-        self.finish == Finish::Forced
+        self.finish_reason == Finish::Forced
     }
 
-    /// Whether query or document were cut.
+    /// Returns whether query or document was truncated.
     pub(super) fn is_truncated(&self) -> bool {
         self.truncated
     }
 }
 
-/// The file, open for more.
+/// The open file and its entries.
 pub(super) struct ScoreFile {
     path: PathBuf,
     file: File,
-    /// By query, then by document.
+    /// The entries by query, then by document.
     entries: HashMap<String, HashMap<String, Entry>>,
 }
 
 impl ScoreFile {
-    /// Opens the file, or begins it. A last line that was cut off by the end of the command is
-    /// dropped.
+    /// Opens or creates the file. An incomplete last line, left by a killed process, is dropped.
     ///
-    /// Scores that were made with other settings are refused, and so is a file that another process
-    /// is writing.
+    /// # Errors
+    ///
+    /// Returns an error if the scores were made with other settings, if another process is writing the file,
+    /// or if a line is invalid.
     pub(super) fn open(path: &Path, settings: &Settings<'_>) -> Result<Self, EvalError> {
         let problem = |error: io::Error| EvalError::file(path, error.to_string());
         let mut file =
             OpenOptions::new().read(true).append(true).create(true).open(path).map_err(problem)?;
-        // Not every file system has locks.
+        // Other errors are ignored, because some file systems have no locks.
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             return Err(EvalError::InUse { file: shown(path) });
         }
@@ -151,6 +156,7 @@ impl ScoreFile {
         Ok(scores)
     }
 
+    /// Reads the lines of an existing file.
     fn read(&mut self, bytes: &[u8], header: &Value) -> Result<(), EvalError> {
         let mut lines = input::Lines::of(bytes);
         let first = lines.next().and_then(Result::ok).and_then(|line| line.text().ok());
@@ -170,36 +176,39 @@ impl ScoreFile {
                 serde_json::from_str(&text).map_err(|error| input::not_json(&error))
             });
             let entry = entry.map_err(|reason| {
-                problem(format!("line {number}: {reason}; delete the line to have it done anew"))
+                problem(format!(
+                    "line {number}: {reason}; delete the line to score its document again"
+                ))
             })?;
             self.keep(entry);
         }
         Ok(())
     }
 
-    /// What is known of these texts.
+    /// Returns the outcome for these texts, if known.
     pub(super) fn get(&self, query: &str, document: &str, texts_crc32: u32) -> Option<&Outcome> {
         let entry = self.entries.get(query)?.get(document)?;
         (entry.texts_crc32 == texts_crc32).then_some(&entry.outcome)
     }
 
-    /// Adds a line, at once.
+    /// Adds an entry, and writes it immediately.
     pub(super) fn add(&mut self, entry: Entry) -> Result<(), EvalError> {
         self.write(&entry).map_err(|error| EvalError::file(&self.path, error.to_string()))?;
         self.keep(entry);
         Ok(())
     }
 
+    /// Adds an entry to the memory.
     fn keep(&mut self, mut entry: Entry) {
         if let Outcome::Answered(score) = &mut entry.outcome {
-            // For people who read the file; a large collection's thoughts would fill the memory.
+            // Only the file keeps the reasoning: that of a large collection would fill the memory.
             score.reasoning = String::new();
         }
         let documents = self.entries.entry(entry.query.clone()).or_default();
         documents.insert(entry.document.clone(), entry);
     }
 
-    /// Writes a line in one call.
+    /// Writes a line with one system call.
     fn write(&mut self, line: &impl Serialize) -> io::Result<()> {
         let mut json = serde_json::to_vec(line)?;
         json.push(b'\n');
@@ -207,7 +216,7 @@ impl ScoreFile {
     }
 }
 
-/// What a score was made from.
+/// Returns the CRC-32 of both texts, separated by a zero byte.
 pub(super) fn texts_crc32(query: &str, document: &str) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(query.as_bytes());
@@ -216,7 +225,7 @@ pub(super) fn texts_crc32(query: &str, document: &str) -> u32 {
     hasher.finalize()
 }
 
-/// The settings that are not the same, each with both values.
+/// Returns the settings that differ, each with both values.
 fn differences(found: &Map<String, Value>, now: &Value) -> String {
     let now = now.as_object().into_iter().flatten();
     let different = now.filter(|(name, value)| found.get(*name) != Some(*value));
@@ -229,6 +238,7 @@ fn differences(found: &Map<String, Value>, now: &Value) -> String {
     differences.join("; ")
 }
 
+/// Returns the path, safe to print.
 fn shown(path: &Path) -> String {
     text::line(&path.display().to_string())
 }
@@ -244,7 +254,8 @@ mod tests {
             model,
             fingerprint: Some(7),
             backend: "candle",
-            dtype: None,
+            weights: None,
+            kv_cache: None,
             instruction: "x",
             max_tokens: None,
             max_query_tokens: 1,
@@ -252,12 +263,12 @@ mod tests {
         }
     }
 
-    fn entry(document: &str, official: f64) -> Entry {
+    fn entry(document: &str, probability_weighted: f64) -> Entry {
         let score = Score {
             integer: 3,
-            official: Some(official),
-            expected: None,
-            finish: Finish::Answered,
+            probability_weighted: Some(probability_weighted),
+            expected_value: None,
+            finish_reason: Finish::Answered,
             truncated: false,
             prompt_tokens: 1,
             generated_tokens: 2,
@@ -268,17 +279,17 @@ mod tests {
     }
 
     #[test]
-    fn the_next_start_reads_what_this_one_kept_and_drops_a_cut_line() {
+    fn open_reads_entries_and_drops_an_incomplete_last_line() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("scores.jsonl");
-        let mut scores = ScoreFile::open(&path, &settings("m")).expect("begun");
+        let mut scores = ScoreFile::open(&path, &settings("m")).expect("created");
         for number in 0..500 {
             scores.add(entry(&number.to_string(), 10.0 / f64::from(number + 1))).expect("added");
         }
         let failed = Outcome::Failed { error: "too long".into() };
         scores.add(Entry { outcome: failed.clone(), ..entry("failed", 0.0) }).expect("added");
         assert_eq!(scores.get("q", "failed", 9), Some(&failed));
-        assert_eq!(scores.get("q", "1", 10), None, "of another text");
+        assert_eq!(scores.get("q", "1", 10), None, "the text has changed");
         let kept = scores.entries.clone();
         drop(scores);
         let whole = fs::read(&path).expect("there");
@@ -294,14 +305,14 @@ mod tests {
     }
 
     #[test]
-    fn other_settings_another_writer_and_broken_lines_are_refused() {
+    fn open_refuses_other_settings_a_second_writer_and_broken_lines() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("scores.jsonl");
         let refused = |model: &str| match ScoreFile::open(&path, &settings(model)) {
             Err(error) => error.to_string(),
             Ok(_) => panic!("not refused"),
         };
-        let first = ScoreFile::open(&path, &settings("m")).expect("begun");
+        let first = ScoreFile::open(&path, &settings("m")).expect("created");
         assert!(refused("m").contains("another process"));
         drop(first);
         assert!(refused("n").contains("model was \"m\" and is \"n\""), "{}", refused("n"));
@@ -309,6 +320,6 @@ mod tests {
         fs::write(&path, format!("{header}{{}}\n{{\"query\": \"q\"}}\n")).expect("written");
         assert!(refused("m").contains("line 2: bad JSON: missing field `query`"));
         fs::write(&path, "something else\n").expect("written");
-        assert!(refused("m").contains("holds no scores"), "{}", refused("m"));
+        assert!(refused("m").contains("is not a score file"), "{}", refused("m"));
     }
 }

@@ -1,4 +1,4 @@
-//! Has the model score what has no score yet, and writes each down as it comes.
+//! Scores the documents that have no score yet, and stores each score as soon as it is known.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,49 +15,54 @@ use super::scores::{Entry, Outcome, Score, ScoreFile, texts_crc32};
 use crate::error::{CommandError, one_line};
 use crate::progress::Meter;
 
-/// While the last documents of a query are thought about, the next query's fill the batch.
+/// Number of concurrent queries. While the last documents of one query run, those of the next fill the batch.
 const QUERIES_AT_ONCE: usize = 2;
 
-/// How the model is asked.
+/// The backend and its options.
 pub(super) struct Scoring<'a> {
     pub(super) backend: &'a dyn ScoringBackend,
     pub(super) instruction: &'a str,
     pub(super) options: ScoringOptions,
-    pub(super) stop: &'a CancellationToken,
+    pub(super) cancellation: &'a CancellationToken,
     pub(super) meter: &'a Meter,
 }
 
-/// A query with those of its candidates that are to be scored.
+/// A query with its candidates that have no score yet.
 struct Task<'a> {
     query: &'a Query,
     text: &'a str,
-    documents: Vec<Todo<'a>>,
+    documents: Vec<Pending<'a>>,
 }
 
-struct Todo<'a> {
+/// A candidate that has no score yet.
+struct Pending<'a> {
     id: &'a str,
     text: &'a str,
     texts_crc32: u32,
 }
 
-/// What this start could not score but the next one may: reasons by query, then by document.
+/// Reasons of temporary failures, by query, then by document. The next start tries these documents again.
 pub(super) type Failures = HashMap<String, HashMap<String, String>>;
 
-/// What all threads write to.
+/// The state that all threads share.
 struct Shared {
     scores: ScoreFile,
     failures: Failures,
-    /// Documents that are done now, of so many that were to do.
+    /// Number of documents that this start has completed, of `documents`.
     done: usize,
     documents: usize,
     tokens: TokenCounts,
-    /// What ended the work.
+    /// The error that ended the work.
     error: Option<CommandError>,
 }
 
 impl Scoring<'_> {
-    /// Scores every candidate that `scores` does not have, until done or stopped. What was scored is
-    /// kept also if an error ends the work.
+    /// Scores each candidate that `scores` lacks, until cancelled. Returns the scores and the temporary
+    /// failures.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first error of the backend or of the file. Scores before it are in the file.
     pub(super) fn run(
         &self,
         collection: &Collection,
@@ -73,7 +78,7 @@ impl Scoring<'_> {
         thread::scope(|scope| {
             for _ in 0..QUERIES_AT_ONCE {
                 scope.spawn(|| {
-                    while let Some(task) = next().filter(|_| !self.stop.is_cancelled()) {
+                    while let Some(task) = next().filter(|_| !self.cancellation.is_cancelled()) {
                         self.score(&task, &shared);
                     }
                 });
@@ -87,12 +92,13 @@ impl Scoring<'_> {
         }
     }
 
+    /// Scores the documents of one query.
     fn score(&self, task: &Task<'_>, shared: &Mutex<Shared>) {
         let template = PromptTemplate::erank();
         let documents: Vec<&str> = task.documents.iter().map(|document| document.text).collect();
         let job = Job::new(template.bind(self.instruction, task.text), &documents)
             .with_options(self.options)
-            .with_cancellation(self.stop.clone());
+            .with_cancellation(self.cancellation.clone());
         let mut sink = Recorder { scoring: self, template: &template, task, shared };
         if let Err(error) = self.backend.score(&job, &mut sink) {
             sink.fail(&mut sink.lock(), error.into());
@@ -100,26 +106,30 @@ impl Scoring<'_> {
     }
 }
 
-/// What is to be done, query by query.
+/// Returns the candidates without a score, by query.
 fn tasks<'a>(collection: &'a Collection, scores: &ScoreFile) -> Vec<Task<'a>> {
     let task = |query: &'a Query| {
-        let todo = query.candidates.iter().filter_map(|candidate| {
+        let pending = query.candidates.iter().filter_map(|candidate| {
             let (query_text, text) = collection::texts(query, candidate).ok()?;
             let crc32 = texts_crc32(query_text, text);
             let is_known = scores.get(&query.id, &candidate.id, crc32).is_some();
-            (!is_known).then_some(Todo { id: &candidate.id, text, texts_crc32: crc32 })
+            (!is_known).then_some(Pending { id: &candidate.id, text, texts_crc32: crc32 })
         });
-        Task { query, text: query.text.as_deref().unwrap_or_default(), documents: todo.collect() }
+        Task {
+            query,
+            text: query.text.as_deref().unwrap_or_default(),
+            documents: pending.collect(),
+        }
     };
     collection.queries.iter().map(task).filter(|task| !task.documents.is_empty()).collect()
 }
 
-/// Documents still to be scored.
+/// Returns the number of candidates without a score.
 pub(super) fn open_documents(collection: &Collection, scores: &ScoreFile) -> usize {
     tasks(collection, scores).iter().map(|task| task.documents.len()).sum()
 }
 
-/// Writes down what the model says of one query's documents.
+/// The sink for the documents of one query.
 struct Recorder<'a> {
     scoring: &'a Scoring<'a>,
     template: &'a PromptTemplate,
@@ -136,13 +146,13 @@ impl Recorder<'_> {
         self.scoring.meter.show_counts(shared.done, shared.documents, shared.tokens);
     }
 
-    /// Ends the work of all threads.
+    /// Keeps the first error, and cancels the work of all threads.
     fn fail(&self, shared: &mut Shared, error: CommandError) {
         shared.error.get_or_insert(error);
-        self.scoring.stop.cancel();
+        self.scoring.cancellation.cancel();
     }
 
-    /// The outcome to write down; an error if it may be another next time.
+    /// Returns the outcome to store, or an error if the failure may be temporary.
     fn read(&self, outcome: Result<Completion, DocumentError>) -> Result<Outcome, DocumentError> {
         let completion = match outcome {
             Ok(completion) => completion,
@@ -151,8 +161,8 @@ impl Recorder<'_> {
             }
             Err(error) => return Err(error),
         };
-        let reading = AnswerProbability::default();
-        Ok(match self.template.answers().parse(&completion, reading) {
+        let probability = AnswerProbability::default();
+        Ok(match self.template.answers().parse(&completion, probability) {
             Ok(answer) => Outcome::Answered(Score::new(answer, &completion)),
             Err(error) => Outcome::Failed { error: one_line(&error) },
         })
@@ -161,13 +171,13 @@ impl Recorder<'_> {
 
 impl Sink for Recorder<'_> {
     fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
-        // A backend that names an unknown document does no harm.
+        // Ignore an index that a faulty backend made up.
         let Some(document) = self.task.documents.get(index) else { return };
         let outcome = self.read(outcome);
         let mut shared = self.lock();
         let (query, id) = (self.task.query.id.clone(), document.id.to_owned());
         match outcome {
-            // After an error nothing may be written behind what is perhaps half a line.
+            // After an error the last line may be incomplete, so nothing may follow it.
             Ok(_) if shared.error.is_some() => return,
             Ok(outcome) => {
                 let texts_crc32 = document.texts_crc32;

@@ -1,31 +1,32 @@
-//! The runs that are compared: the first stage's, the reranked one, and hybrids of both.
+//! The scores of all candidates, and the runs that rank by them.
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
 
+use erank_core::fusion::best_first;
 use erank_core::trec::Run;
 use erank_core::{AnswerError, DocumentError, Fusion, ScoreKind};
 
-use super::EvalError;
 use super::collection::{self, Candidate, Collection, Query};
+use super::error::EvalError;
 use super::scores::{Outcome, ScoreFile, texts_crc32};
 use super::scoring::Failures;
 
-/// Every candidate's score, or why it has none.
+/// The score of each candidate, or the reason why it has none.
 pub(super) struct Judgements<'a> {
-    /// By query, as in the collection; then by candidate.
+    /// By query and candidate, in the collection's order.
     pub(super) of_queries: Vec<Vec<Judgement<'a>>>,
 }
 
-/// What is known of one candidate.
+/// The result for one candidate.
 pub(super) struct Judgement<'a> {
-    /// What to rank by, or why that is not known.
+    /// The score to rank by, or the reason why there is none.
     pub(super) score: Result<f64, String>,
-    /// What the model said, if it did.
+    /// The outcome, if the model was asked.
     pub(super) outcome: Option<&'a Outcome>,
 }
 
 impl<'a> Judgements<'a> {
+    /// Looks up the scores and failures of all candidates.
     pub(super) fn new(
         collection: &Collection,
         scores: &'a ScoreFile,
@@ -50,6 +51,7 @@ impl<'a> Judgements<'a> {
     }
 }
 
+/// Returns the score of this kind, or the reason why there is none.
 fn score(outcome: Option<&Outcome>, failure: Option<&str>, kind: ScoreKind) -> Result<f64, String> {
     match (outcome, failure) {
         (Some(Outcome::Answered(score)), _) => score.value(kind).ok_or_else(|| {
@@ -65,11 +67,11 @@ fn score(outcome: Option<&Outcome>, failure: Option<&str>, kind: ScoreKind) -> R
     }
 }
 
-/// The run that ranks by scores fused in this way.
+/// Returns the run that ranks by the fusion of both stages' scores.
 ///
-/// Documents without a score come behind all others, as the first stage had them, and so do those
-/// whose scores tie. The run's own scores are in that order for whoever reads them, in single
-/// precision as well: where they tie, or nearly, a millionth lies between them.
+/// Documents without a score rank last. They keep the first stage's order, as documents with equal scores do.
+/// Readers of a run sort by its scores, some in single precision. So scores that tie or nearly tie are
+/// separated by a millionth.
 pub(super) fn fused(
     collection: &Collection,
     judgements: &Judgements<'_>,
@@ -83,14 +85,11 @@ pub(super) fn fused(
             });
         let (scored, scores): (Vec<_>, Vec<f64>) = scored.unzip();
         let first_stage: Vec<f64> = scored.iter().map(|candidate| candidate.score).collect();
-        let mut ranking: Vec<_> =
-            scored.into_iter().zip(fusion.fuse(&first_stage, &scores)).collect();
-        // Stable: ties stay in the first stage's order.
-        ranking.sort_by(|(_, a), (_, b)| b.partial_cmp(a).unwrap_or(Ordering::Equal));
+        let fused = fusion.fuse(&first_stage, &scores);
         let mut last = f64::INFINITY;
-        for (candidate, score) in ranking {
-            last = score.min(last - 1e-6 * last.abs().max(1.0));
-            run.insert(&query.id, &candidate.id, last)?;
+        for index in best_first(&fused) {
+            last = fused[index].min(last - 1e-6 * last.abs().max(1.0));
+            run.insert(&query.id, &scored[index].id, last)?;
         }
         let mut below = if last.is_finite() { last } else { 0.0 };
         for (candidate, judgement) in query.candidates.iter().zip(judgements) {

@@ -1,11 +1,11 @@
-//! The built-in demonstration.
+//! The demonstration.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use crate::{ERANK, erank};
 
-/// The queries, and how their answers begin.
+/// The queries, and the beginnings of their answers.
 const ANSWERS: [(&str, &str); 6] = [
     ("why do leaves change colour in autumn", "Many trees change"),
     ("boil eggs at high altitude", "At high altitude, water"),
@@ -16,9 +16,9 @@ const ANSWERS: [(&str, &str); 6] = [
 ];
 
 #[test]
-fn every_answer_comes_first() {
-    let none: [&str; 0] = [];
-    let demo = erank(&none, b"");
+fn demo_ranks_each_answer_first() {
+    let no_arguments: [&str; 0] = [];
+    let demo = erank(&no_arguments, b"");
     assert_eq!(demo.code, Some(0), "{demo:?}");
     assert_eq!(demo.err, "");
     demo.assert_harmless();
@@ -36,7 +36,7 @@ fn every_answer_comes_first() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn demo_succeeds_if_the_reader_closes_the_pipe() {
     let mut child = Command::new(ERANK)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -52,7 +52,7 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn an_output_that_is_full_is_an_error() {
+fn demo_fails_if_the_output_is_full() {
     let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
     let ended = Command::new(ERANK).stdout(full).output().expect("it runs");
     assert_eq!(ended.status.code(), Some(1));

@@ -17,7 +17,7 @@ use crate::{Ended, erank};
 const CANDIDATES: &str = include_str!("../../evaluation/candidates.jsonl");
 const QRELS: &str = include_str!("../../evaluation/qrels.txt");
 
-/// A folder with the collection as JSON lines, as TREC's files and as BEIR's.
+/// A folder with the collection as JSON lines, in TREC's format, and in BEIR's.
 struct Collection {
     folder: TempDir,
 }
@@ -38,7 +38,7 @@ impl Collection {
                 run += &format!("{id} Q0 {document_id} 0 {} bm25\n", document["score"]);
                 if !corpus.contains(&format!("{document_id}\t")) {
                     corpus += &format!("{document_id}\t{text}\n");
-                    // The title is what the text begins with.
+                    // The first word is the title.
                     let (title, rest) = text.split_once(' ').expect("two words");
                     let document =
                         serde_json::json!({"_id": document_id, "title": title, "text": rest});
@@ -82,8 +82,8 @@ impl Collection {
         self.write(file, &change(&self.read(file)));
     }
 
-    /// The arguments for the collection in a format, with `output` for what is computed. Words that
-    /// name a file begin with "./", here and in `more`.
+    /// Returns the arguments for the collection in a format. Words that name a file begin with "./",
+    /// also in `more`.
     fn arguments(&self, format: &str, output: &str, more: &str) -> Vec<String> {
         let format = match format {
             "jsonl" => "--jsonl ./candidates.jsonl --qrels ./qrels.txt",
@@ -108,7 +108,7 @@ impl Collection {
         serde_json::from_str(&self.read(&format!("{output}/report.json"))).expect("JSON")
     }
 
-    /// The query's documents in a run of TREC's.
+    /// Returns the documents of a query in a run file.
     fn ranking(&self, run: &str, query: &str) -> Vec<String> {
         let run = self.read(run);
         let lines = run.lines().map(|line| line.split(' ').collect::<Vec<_>>());
@@ -120,13 +120,13 @@ fn string(value: &Value) -> &str {
     value.as_str().expect("a string")
 }
 
-/// A mean of a system, by its place.
+/// Returns the mean of a figure of a system, both by position.
 fn mean(report: &Value, system: usize, figure: usize) -> f64 {
     report["systems"][system]["figures"][figure]["mean"].as_f64().expect("a mean")
 }
 
 #[test]
-fn three_formats_give_the_same_report() {
+fn eval_gives_the_same_report_for_all_formats() {
     let collection = Collection::new();
     for format in ["jsonl", "trec", "beir"] {
         let run = collection.eval(format, format, "--json");
@@ -144,20 +144,22 @@ fn three_formats_give_the_same_report() {
     assert_eq!(report["counts"]["scored"], 48);
     assert_eq!(report["systems"].as_array().map(Vec::len), Some(2 + 9));
     assert_eq!(collection.read("jsonl/gains.svg").matches("<title>query ").count(), 6);
-    // The first stage's figures by pytrec_eval-terrier 0.5.11.
     for (figure, expected) in FIRST_STAGE.into_iter().enumerate() {
         assert!((mean(&report, 0, figure) - expected).abs() < 1e-6, "{figure}");
     }
-    assert!(mean(&report, 1, 0) > FIRST_STAGE[0] + 0.05, "the model finds what was written for it");
+    assert!(
+        mean(&report, 1, 0) > FIRST_STAGE[0] + 0.05,
+        "the model gains on queries that were written for it"
+    );
 }
 
-/// nDCG@10, RR@10, AP and P@10.
+/// nDCG@10, RR@10, AP and P@10 of the first stage, computed by pytrec_eval-terrier 0.5.11.
 const FIRST_STAGE: [f64; 4] = [0.686_276_933, 0.666_666_667, 0.613_425_926, 0.3];
 
 #[test]
-fn the_runs_are_what_was_measured() {
+fn eval_writes_the_runs_that_it_measured() {
     let collection = Collection::new();
-    let more = "--hybrid 0.25 --measure nDCG@3,RR@1 --depth 5 --score expected --answer-only";
+    let more = "--hybrid 0.25 --measure nDCG@3,RR@1 --depth 5 --score expected-value --answer-only";
     let run = collection.eval("trec", "out", more);
     assert_eq!(run.code, Some(0), "{run:?}");
     let report = collection.report("out");
@@ -178,16 +180,16 @@ fn the_runs_are_what_was_measured() {
     let first: Vec<&str> = run.out.lines().next().expect("a head").split_whitespace().collect();
     assert_eq!(first, ["system", "nDCG@3", "gain", "p", "wins", "ties", "losses", "RR@1"]);
     assert!(run.out.contains("\nhybrid 0.25 "), "{}", run.out);
-    // Deeper, what is known is not asked for again.
+    // A greater depth scores only the additional documents.
     let deeper = collection.eval("trec", "out", "--depth 6 --answer-only");
     assert!(deeper.err.contains("36 documents, 6 of them to be scored"), "{}", deeper.err);
 }
 
 #[test]
-fn what_ties_stays_in_the_first_stages_order() {
+fn eval_keeps_first_stage_order_for_ties() {
     let collection = Collection::new();
     collection.edit("candidates.jsonl", |text| {
-        // Documents that are the same but for their ids.
+        // All documents have the same text.
         let first = text.lines().next().expect("a line");
         let mut query: Value = serde_json::from_str(first).expect("JSON");
         for document in query["documents"].as_array_mut().expect("documents") {
@@ -200,7 +202,7 @@ fn what_ties_stays_in_the_first_stages_order() {
     let first_stage = collection.ranking("out/first_stage.run", "bees");
     assert_eq!(first_stage, (1..=8).map(|number| format!("bees-{number}")).collect::<Vec<_>>());
     assert_eq!(collection.ranking("out/reranked.run", "bees"), first_stage);
-    // For readers in single precision, too.
+    // The order also holds in single precision.
     let run = collection.read("out/reranked.run");
     let scores = run.lines().map(|line| line.split(' ').nth(4).expect("a score"));
     let scores: Vec<f32> = scores.map(|score| score.parse().expect("a number")).collect();

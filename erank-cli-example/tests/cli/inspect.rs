@@ -6,20 +6,20 @@ const PROMPT: [&str; 5] =
     ["inspect", "--query", "the jet <|im_end|>", "--document", "A jet \u{9b}."];
 
 #[test]
-fn text_shows_prompt_and_tokens() {
+fn inspect_prints_prompt_and_tokens() {
     let run = erank(&PROMPT, b"");
     assert_eq!(run.code, Some(0), "{run:?}");
     run.assert_harmless();
     assert!(run.out.contains("Here is the query:\nthe jet <|im_end|>\n"), "{}", run.out);
     assert!(run.out.contains(r"A jet \u{9b}."), "{}", run.out);
     let marked: Vec<&str> = run.out.lines().filter(|line| line.contains(" *")).collect();
-    // The template's own <|im_end|> is a control token; the query's is not.
+    // The template's own <|im_end|> is a control token; the one in the query is text.
     assert_eq!(marked.iter().filter(|line| line.contains("<|im_end|>")).count(), 1, "{marked:?}");
     assert!(marked.iter().any(|line| line.contains("<|im_start|>")), "{marked:?}");
 }
 
 #[test]
-fn json_gives_ids_and_the_most_probable_tokens() {
+fn inspect_prints_most_probable_tokens_as_json() {
     let run = erank(&[&PROMPT[..], &["--answer-only", "--logprobs", "5", "--json"]].concat(), b"");
     assert_eq!(run.code, Some(0), "{run:?}");
     run.assert_harmless();
@@ -38,7 +38,7 @@ fn json_gives_ids_and_the_most_probable_tokens() {
         let total: f64 = log_probs.iter().map(|log_prob| log_prob.exp()).sum();
         assert!(total > 0.0 && total <= 1.0 + 1e-4, "{total}");
     }
-    // The same ids give the same.
+    // The same ids give the same tokens.
     let ids: Vec<String> = tokens.iter().map(|token| token["id"].to_string()).collect();
     let ids = format!("[{}]", ids.join(", "));
     let again = erank(&["inspect", "--ids", "-", "-k", "5", "--json"], ids.as_bytes());
@@ -47,7 +47,7 @@ fn json_gives_ids_and_the_most_probable_tokens() {
 }
 
 #[test]
-fn text_can_be_appended() {
+fn inspect_appends_text_with_control_tokens() {
     let run = erank(&["inspect", "--append", "<think>so</think><answer>", "--json"], b"");
     let found = run.json();
     assert!(found["prompt"].as_str().is_some_and(|prompt| prompt.ends_with("so</think><answer>")));
@@ -57,8 +57,9 @@ fn text_can_be_appended() {
 }
 
 #[test]
-fn wrong_ids_are_named() {
-    for (ids, said) in [("1,x2", "\"x2\" is no token id"), ("1 4294967295", "4294967295 is not in")]
+fn inspect_names_invalid_ids() {
+    for (ids, said) in
+        [("1,x2", "\"x2\" is not a token id"), ("1 4294967295", "4294967295 is not in")]
     {
         let run = erank(&["inspect", "--ids", ids], b"");
         assert_eq!((run.code, run.out.as_str()), (Some(1), ""));

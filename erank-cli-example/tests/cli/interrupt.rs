@@ -1,4 +1,4 @@
-//! Work that is ended before it is done.
+//! Cancellation of `erank rerank` by Ctrl-C and by a timeout.
 
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use crate::{ERANK, Ended};
 
 const DOCUMENTS: usize = 30_000;
 
-/// Minutes of work; the folder holds its input.
+/// Starts a command with minutes of work. Returns the folder of its input, and the process.
 fn long_work(more: &[&str]) -> (TempDir, Child) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("long.txt");
@@ -33,20 +33,20 @@ fn long_work(more: &[&str]) -> (TempDir, Child) {
     (folder, command.spawn().expect("it starts"))
 }
 
-/// How many documents were ranked; the others must be listed as not done.
+/// Asserts that the other documents are listed as cancelled, and returns the number of ranked ones.
 fn ranked(ended: &Ended, stopped: &str) -> u64 {
     let report = ended.json();
     assert_eq!(report["stopped"], stopped);
     let count = |name: &str| report["counts"][name].as_u64().expect("a count");
     assert_eq!(count("ranked") + count("unscored"), DOCUMENTS as u64);
     assert!(count("unscored") > 0);
-    assert!(report["unscored"][0]["reason"].as_str().is_some_and(|why| why.contains("stopped")));
+    assert!(report["unscored"][0]["reason"].as_str().is_some_and(|why| why.contains("cancelled")));
     count("ranked")
 }
 
 #[test]
-fn ctrl_c_prints_what_is_done() {
-    // How long it takes until something is done depends on the machine.
+fn rerank_prints_partial_ranking_on_ctrl_c() {
+    // The time of the first result depends on the machine.
     for seconds in [2, 4, 8, 16, 32] {
         let (_folder, child) = long_work(&[]);
         sleep(Duration::from_secs(seconds));
@@ -55,7 +55,7 @@ fn ctrl_c_prints_what_is_done() {
         assert!(sent.success());
         let ended = Ended::new(child.wait_with_output().expect("it ends"));
         assert_eq!(ended.code, Some(130), "{}", ended.err);
-        // Before there is work, there is nothing to print.
+        // Before ranking begins, there is nothing to print.
         if !ended.out.is_empty() && ranked(&ended, "interrupted") > 0 {
             assert!(ended.err.contains("Ctrl-C again"), "{}", ended.err);
             return;
@@ -65,7 +65,7 @@ fn ctrl_c_prints_what_is_done() {
 }
 
 #[test]
-fn a_timeout_prints_what_is_done() {
+fn rerank_prints_partial_ranking_on_timeout() {
     let (_folder, child) = long_work(&["--timeout", "1.5"]);
     let ended = Ended::new(child.wait_with_output().expect("it ends"));
     assert_eq!(ended.code, Some(4), "{}", ended.err);

@@ -1,4 +1,4 @@
-//! The command as its users run it.
+//! Tests that run the command.
 
 mod demo;
 mod eval;
@@ -17,7 +17,7 @@ use std::process::{Command, Output, Stdio};
 
 const ERANK: &str = env!("CARGO_BIN_EXE_erank");
 
-/// How a command ended, and what it printed.
+/// The exit code and the output of a command.
 #[derive(Debug)]
 struct Ended {
     code: Option<i32>,
@@ -34,12 +34,13 @@ impl Ended {
         }
     }
 
+    /// Parses standard output as JSON.
     #[track_caller]
     fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Nothing printed may act on a terminal.
+    /// Asserts that the output holds no control characters.
     #[track_caller]
     fn assert_harmless(&self) {
         for text in [&self.out, &self.err] {
@@ -49,7 +50,7 @@ impl Ended {
     }
 }
 
-/// Runs `erank` with these arguments and this standard input.
+/// Runs `erank` with arguments and standard input.
 fn erank<S: AsRef<OsStr>>(arguments: &[S], input: &[u8]) -> Ended {
     let mut child = Command::new(ERANK)
         .args(arguments)
@@ -60,7 +61,7 @@ fn erank<S: AsRef<OsStr>>(arguments: &[S], input: &[u8]) -> Ended {
         .expect("it starts");
     let mut stdin = child.stdin.take().expect("piped");
     std::thread::scope(|scope| {
-        // The command need not read it.
+        // An error is ignored, because the command may end without reading its input.
         scope.spawn(move || stdin.write_all(input));
         Ended::new(child.wait_with_output().expect("it ends"))
     })

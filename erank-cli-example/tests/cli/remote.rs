@@ -1,4 +1,4 @@
-//! Models on servers: a real one of llama.cpp, where it is installed, and one that is made up.
+//! Reranking with a remote model: on a llama.cpp server, if it is installed, and on a mock server.
 
 #[path = "../../../tests/remote/llama_cpp.rs"]
 #[allow(dead_code, reason = "tests/remote uses more of it")]
@@ -25,7 +25,7 @@ fn rerank(url: &str, more: &[&str]) -> Ended {
 }
 
 #[test]
-fn documents_are_ranked_by_a_model_on_a_real_server() {
+fn rerank_works_with_llama_cpp() {
     let Some(python) = llama_cpp::python() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let server = LlamaCpp::start(&python, &llama_cpp::tiny_model(&python, folder.path()), 2, 2048);
@@ -45,21 +45,20 @@ fn documents_are_ranked_by_a_model_on_a_real_server() {
             assert_eq!(probability.is_some(), has_probabilities, "{more:?}");
             assert!(probability.is_none_or(|p| p > 0.0 && p <= 1.0), "{more:?}");
         }
-        // Prompts of some forty-five of the tiny model's tokens each, all of them counted.
+        // Each prompt has some 45 of the tiny model's tokens.
         let prompts: Vec<u64> =
             documents.iter().filter_map(|d| d["tokens"]["prompt"].as_u64()).collect();
         assert!(prompts.len() == 4 && prompts.iter().all(|tokens| *tokens >= 40), "{report}");
         let all = report["tokens"]["prompt"].as_u64();
         assert!(all >= Some(prompts.iter().sum()), "{report}");
     }
-    // The table, for people.
     let ended = rerank(&server.url(), &["--answer-only"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.out.contains("bicycle chain"), "{ended:?}");
     ended.assert_harmless();
 }
 
-/// A server with messages and nothing else.
+/// Starts a server with a chat API only.
 fn hosted() -> Server {
     Server::start(|request| match request.path.as_str() {
         "/v1/models" => Reaction::ok(json!({"data": [{"id": "hosted"}]})),
@@ -76,7 +75,7 @@ fn hosted() -> Server {
 }
 
 #[test]
-fn a_server_with_messages_alone_ranks_by_integers() {
+fn rerank_ranks_by_integers_with_a_chat_server() {
     let server = hosted();
     let ended = rerank(&server.url(), &["--json", "--prompts", "chat", "--score", "integer"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -89,7 +88,7 @@ fn a_server_with_messages_alone_ranks_by_integers() {
 }
 
 #[test]
-fn what_a_server_cannot_do_is_told_with_the_flag_that_helps() {
+fn rerank_names_the_flag_for_a_missing_capability() {
     let server = hosted();
     for (more, flag) in [
         (&[][..], "--prompts chatml"),
@@ -108,14 +107,16 @@ fn what_a_server_cannot_do_is_told_with_the_flag_that_helps() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_told_with_its_address() {
-    // Bound and let go, so that nobody listens there.
+fn rerank_names_the_address_of_an_unreachable_server() {
+    // The port is free again after the listener is dropped.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     drop(listener);
     let ended = rerank(&url, &[]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
-    for says in [format!("cannot connect to {url}").as_str(), "--url", "not reached before"] {
+    for says in
+        [format!("cannot connect to {url}").as_str(), "--url", "before it reached the document"]
+    {
         assert!(ended.err.contains(says), "{says}: {}", ended.err);
     }
     assert!(!ended.err.contains("conformance"), "{}", ended.err);

@@ -4,9 +4,8 @@ use std::fs;
 
 use crate::erank;
 
-/// Few files of a folder have a word of the query; the best of those are ranked.
 #[test]
-fn a_folder_is_searched_and_what_is_found_is_ranked() {
+fn search_ranks_the_matching_files_of_a_folder() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, text) in [
         ("chain.txt", "A worn bicycle chain keeps slipping over the teeth; put on a new chain."),
@@ -30,16 +29,16 @@ fn a_folder_is_searched_and_what_is_found_is_ranked() {
     assert_eq!(first["first_stage_rank"], 1);
     assert!(first["first_stage_score"].as_f64().is_some_and(|score| score > 0.0), "{run:?}");
     assert_eq!(report["unscored"][0]["id"], "bad.txt");
-    assert!(run.err.contains("BM25 chose 2 of 3 documents"), "{}", run.err);
+    assert!(run.err.contains("BM25 selected 2 of 3 documents"), "{}", run.err);
 
     let run = erank(&["search", "-q", query, "--docs", docs, "--candidates", "1"], b"");
     assert!(run.out.contains("chain.txt") && !run.out.contains("jewels"), "{}", run.out);
 }
 
 #[test]
-fn nothing_found_is_said() {
+fn search_reports_that_nothing_matches() {
     let run = erank(&["search", "-q", "boat"], b"tea\ncoffee\n");
     assert_eq!(run.code, Some(0), "{run:?}");
-    assert!(run.err.contains("None of 2 documents has a word of the query"), "{}", run.err);
+    assert!(run.err.contains("None of 2 documents contains a word of the query"), "{}", run.err);
     assert_eq!(run.out, "");
 }

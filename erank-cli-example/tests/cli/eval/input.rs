@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{Collection, QRELS, string};
 
 #[test]
-fn documents_and_queries_without_texts_are_listed_and_rank_last() {
+fn eval_lists_candidates_without_text_and_ranks_them_last() {
     let collection = Collection::new();
     collection.edit("corpus.tsv", |text| {
         let lines = text.lines().filter(|line| !line.starts_with("bees-2\t"));
@@ -18,11 +18,11 @@ fn documents_and_queries_without_texts_are_listed_and_rank_last() {
     let run = collection.eval("trec", "out", "--answer-only");
     assert_eq!(run.code, Some(3), "{run:?}");
     for said in [
-        "corpus.tsv: passed over 1 lines that are no text; line 3: there is no text",
+        "corpus.tsv: skipped 1 lines that cannot be used; line 3: there is no tab",
         "11 documents could not be scored; they rank last",
-        "query bees, document bees-2: the document's id is not among the documents' texts",
+        "query bees, document bees-2: the texts of the documents do not contain the document's id",
         "query tap, document tap-1: the document is empty",
-        "query sea, document sea-1: the query's id is not among the queries' texts",
+        "query sea, document sea-1: the texts of the queries do not contain the query's id",
     ] {
         assert!(run.err.contains(said), "{said}: {}", run.err);
     }
@@ -38,7 +38,7 @@ fn documents_and_queries_without_texts_are_listed_and_rank_last() {
     assert_eq!(names[..3], ["bees-2", "bees-4", "sea-1"]);
     assert_eq!(report["queries"][0]["unscored"], 2);
 
-    // Once they are there, only they are scored.
+    // With complete texts, only the missing scores are computed.
     let whole = Collection::new();
     for file in ["corpus.tsv", "topics.tsv"] {
         collection.write(file, &whole.read(file));
@@ -53,7 +53,7 @@ fn documents_and_queries_without_texts_are_listed_and_rank_last() {
 }
 
 #[test]
-fn scores_of_another_model_or_mode_are_refused() {
+fn eval_refuses_scores_of_other_settings() {
     let collection = Collection::new();
     let run = collection.eval("jsonl", "out", "--answer-only --depth 1");
     assert_eq!(run.code, Some(0), "{run:?}");
@@ -61,7 +61,8 @@ fn scores_of_another_model_or_mode_are_refused() {
     for (more, said) in [
         ("--depth 1", "max_tokens was null and is 4096"),
         ("--answer-only --task bright", "instruction was \"Retrieve relevant documents"),
-        ("--answer-only --dtype f32", "dtype was null and is \"f32\""),
+        ("--answer-only --weights f32", "weights was null and is \"f32\""),
+        ("--answer-only --kv-cache f32", "kv_cache was null and is \"f32\""),
         ("--answer-only --max-document-tokens 3", "max_document_tokens was "),
     ] {
         let run = collection.eval("jsonl", "out", more);
@@ -81,12 +82,12 @@ fn scores_of_another_model_or_mode_are_refused() {
     assert!(run.err.contains("scores.jsonl: line 2: bad JSON"), "{}", run.err);
     collection.write("out/scores.jsonl", "my notes\n");
     let run = collection.eval("jsonl", "out", "--answer-only");
-    assert!(run.err.contains("holds no scores of erank eval"), "{}", run.err);
+    assert!(run.err.contains("is not a score file of erank eval"), "{}", run.err);
     assert_eq!(collection.read("out/scores.jsonl"), "my notes\n");
 }
 
 #[test]
-fn what_cannot_be_evaluated_is_named() {
+fn eval_names_invalid_input() {
     let fails = |change: &dyn Fn(&Collection), said: &str| {
         let collection = Collection::new();
         change(&collection);
@@ -105,8 +106,8 @@ fn what_cannot_be_evaluated_is_named() {
     };
     fails(&twice("bm25.run"), "bm25.run: line 49: query \"bees\" has document \"bees-1\" twice");
     fails(&twice("qrels.txt"), "qrels.txt: line 45: query \"bees\" has document \"bees-1\" twice");
-    fails(&twice("topics.tsv"), "topics.tsv: line 7: \"bees\" was there before");
-    fails(&twice("corpus.tsv"), "corpus.tsv: line 48: \"bees-1\" was there before");
+    fails(&twice("topics.tsv"), "topics.tsv: line 7: duplicate id \"bees\"");
+    fails(&twice("corpus.tsv"), "corpus.tsv: line 48: duplicate id \"bees-1\"");
     let write = |file: &'static str, text: String| {
         move |collection: &Collection| collection.write(file, &text)
     };
@@ -118,12 +119,12 @@ fn what_cannot_be_evaluated_is_named() {
         .collect();
     fails(
         &write("qrels.txt", other_queries),
-        "the run's first is \"bees\", the grades' first \"1\"",
+        "the first query of the run is \"bees\", that of the qrels \"1\"",
     );
     let other_documents = QRELS.replace("-", "_");
-    fails(&write("qrels.txt", other_documents), "none of the candidates was judged, \"bees-1\"");
+    fails(&write("qrels.txt", other_documents), "no candidate is judged, for example \"bees-1\"");
     fails(&write("bm25.run", "bees Q0 bees-1 1 high x\n".into()), "line 1: the score \"high\"");
-    fails(&write("bm25.run", String::new()), "the run's first is nothing");
+    fails(&write("bm25.run", String::new()), "the first query of the run is nothing");
     fails(&write("corpus.tsv", "x\ty\n".into()), "corpus.tsv has none of the 47 texts");
     fails(&write("topics.tsv", String::new()), "topics.tsv has none of the 6 texts");
     let gone = |collection: &Collection| {
@@ -133,7 +134,7 @@ fn what_cannot_be_evaluated_is_named() {
 }
 
 #[test]
-fn wrong_arguments_say_what_is_right() {
+fn eval_explains_invalid_arguments() {
     let collection = Collection::new();
     let fails = |format: &str, more: &str, said: &str| {
         let run = collection.eval(format, "out", more);

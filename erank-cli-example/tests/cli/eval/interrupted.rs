@@ -1,4 +1,4 @@
-//! Evaluations that are ended before they are done, and go on.
+//! Evaluations that are interrupted and resumed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,17 +11,18 @@ use serde_json::Value;
 use super::{Collection, string};
 use crate::{ERANK, Ended};
 
-/// Lines of the scores' file, the first one included.
+/// Returns the number of lines in the file of scores, including the first.
 fn lines(collection: &Collection) -> usize {
     let scores = fs::read(collection.path("out/scores.jsonl")).unwrap_or_default();
     scores.iter().filter(|byte| **byte == b'\n').count()
 }
 
-/// Starts the evaluation, and sends it a signal once something is scored. Most is not by then.
+/// Starts the evaluation, and sends a signal after the first scores.
 fn interrupted(collection: &Collection, signal: &str) -> Ended {
     let mut command = Command::new(ERANK);
     command.args(collection.arguments("jsonl", "out", "--threads 1"));
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
     let begin = Instant::now();
     while lines(collection) < 3 {
         assert!(begin.elapsed() < Duration::from_secs(120), "nothing was scored");
@@ -32,11 +33,14 @@ fn interrupted(collection: &Collection, signal: &str) -> Ended {
     Ended::new(child.wait_with_output().expect("it ends"))
 }
 
-/// Goes on, and checks that the outcome is the one of an evaluation that was not ended.
-fn goes_on(collection: &Collection) {
+/// Resumes, and asserts that the output equals that of an uninterrupted evaluation.
+fn assert_resumes(collection: &Collection) {
     let kept = lines(collection) - 1;
     assert!((1..48).contains(&kept), "{kept}");
-    assert!(!fs::exists(collection.path("out/report.json")).expect("known"), "it was not done");
+    assert!(
+        !fs::exists(collection.path("out/report.json")).expect("known"),
+        "the evaluation was complete"
+    );
     let run = collection.eval("jsonl", "out", "");
     assert_eq!(run.code, Some(0), "{run:?}");
     let said = format!("48 documents, {} of them to be scored", 48 - kept);
@@ -48,7 +52,7 @@ fn goes_on(collection: &Collection) {
         (string(&entry["query"]).to_owned(), string(&entry["document"]).to_owned())
     });
     assert_eq!(entries.collect::<BTreeSet<_>>().len(), 48);
-    assert_eq!(lines(collection), 1 + 48, "nothing was computed twice");
+    assert_eq!(lines(collection), 1 + 48, "a document was scored twice");
 
     let whole = collection.eval("jsonl", "whole", "");
     assert_eq!(whole.code, Some(0), "{whole:?}");
@@ -63,31 +67,32 @@ fn goes_on(collection: &Collection) {
 }
 
 #[test]
-fn what_was_scored_survives_kill_9() {
+fn eval_resumes_after_kill_9() {
     let collection = Collection::new();
     let ended = interrupted(&collection, "-KILL");
     assert_eq!(ended.code, None, "{ended:?}");
-    // As if it had happened within a line.
+    // An incomplete last line imitates a kill during a write.
     collection.edit("out/scores.jsonl", |text| format!("{text}{{\"query\":\"bees\",\"docu"));
-    goes_on(&collection);
+    assert_resumes(&collection);
 }
 
 #[test]
-fn ctrl_c_keeps_what_is_done_and_says_how_to_go_on() {
+fn eval_resumes_after_ctrl_c() {
     let collection = Collection::new();
     let ended = interrupted(&collection, "-INT");
     assert_eq!((ended.code, ended.out.as_str()), (Some(130), ""), "{ended:?}");
-    for said in ["of 48 documents are done", "scores.jsonl; the same command goes on from there"] {
+    for said in ["of 48 documents are scored", "scores.jsonl. The same command resumes from there"]
+    {
         assert!(ended.err.contains(said), "{said}: {}", ended.err);
     }
-    goes_on(&collection);
+    assert_resumes(&collection);
 }
 
 #[test]
-fn so_does_a_timeout() {
+fn eval_keeps_scores_on_timeout() {
     let collection = Collection::new();
     let ended = collection.eval("jsonl", "out", "--timeout 0");
     assert_eq!((ended.code, ended.out.as_str()), (Some(4), ""), "{ended:?}");
-    assert!(ended.err.contains("Stopped: 0 of 48 documents are done"), "{}", ended.err);
-    assert!(ended.err.contains("goes on from there"), "{}", ended.err);
+    assert!(ended.err.contains("Stopped: 0 of 48 documents are scored"), "{}", ended.err);
+    assert!(ended.err.contains("resumes from there"), "{}", ended.err);
 }

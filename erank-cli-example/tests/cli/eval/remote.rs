@@ -1,4 +1,4 @@
-//! With a model on a server, which here is made up, in the shape of llama.cpp's.
+//! Evaluation with a remote model, on a mock server that imitates llama.cpp.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Collection;
 
-/// A server whose model thinks nothing of note, and likes long documents.
+/// A server whose model answers with a number that depends on the length of the prompt.
 struct Server {
     url: String,
     state: Arc<State>,
@@ -18,11 +18,11 @@ struct Server {
 
 #[derive(Default)]
 struct State {
-    /// Documents that were thought about.
+    /// Number of documents with reasoning.
     thoughts: AtomicUsize,
-    /// Whether documents about wasps are refused.
-    dislikes_wasps: AtomicBool,
-    /// Whether everything is refused.
+    /// Whether documents about wasps are rejected.
+    rejects_wasps: AtomicBool,
+    /// Whether all requests are rejected.
     is_down: AtomicBool,
 }
 
@@ -32,7 +32,7 @@ impl Server {
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
-        // Ends with the test's process.
+        // The thread ends with the process.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let state = Arc::clone(&shared);
@@ -92,9 +92,9 @@ fn reply(state: &State, route: &str, body: &Value) -> (u16, Value) {
             completion(json!({"text": digit, "finish_reason": "length", "logprobs": log_probs}))
         }
         "/v1/completions" => {
-            // The common part of the prompts is sent ahead; nobody thinks about that.
+            // The shared prefix of the prompts is sent first, without an assistant turn.
             if prompt.contains(ASSISTANT) {
-                if prompt.contains("Wasps") && state.dislikes_wasps.load(Ordering::SeqCst) {
+                if prompt.contains("Wasps") && state.rejects_wasps.load(Ordering::SeqCst) {
                     return (400, json!({"error": {"message": "no wasps, please"}}));
                 }
                 state.thoughts.fetch_add(1, Ordering::SeqCst);
@@ -106,7 +106,7 @@ fn reply(state: &State, route: &str, body: &Value) -> (u16, Value) {
 }
 
 #[test]
-fn a_remote_model_is_evaluated_and_asked_again_where_it_failed() {
+fn eval_retries_failed_documents_of_a_remote_model() {
     let collection = Collection::new();
     let server = Server::start();
     let thoughts = || server.state.thoughts.load(Ordering::SeqCst);
@@ -117,7 +117,7 @@ fn a_remote_model_is_evaluated_and_asked_again_where_it_failed() {
             &format!("--backend openai --url {} --model erank", server.url),
         )
     };
-    server.state.dislikes_wasps.store(true, Ordering::SeqCst);
+    server.state.rejects_wasps.store(true, Ordering::SeqCst);
     let run = eval();
     assert_eq!(run.code, Some(3), "{run:?}");
     assert_eq!(thoughts(), 47);
@@ -126,7 +126,7 @@ fn a_remote_model_is_evaluated_and_asked_again_where_it_failed() {
     assert_eq!(collection.report("out")["counts"]["unscored"], 1);
     assert_eq!(collection.ranking("out/reranked.run", "bees")[7], "bees-8");
 
-    server.state.dislikes_wasps.store(false, Ordering::SeqCst);
+    server.state.rejects_wasps.store(false, Ordering::SeqCst);
     let run = eval();
     assert_eq!(run.code, Some(0), "{run:?}");
     assert_eq!(thoughts(), 48);
@@ -140,13 +140,13 @@ fn a_remote_model_is_evaluated_and_asked_again_where_it_failed() {
 }
 
 #[test]
-fn a_server_that_refuses_everything_ends_the_work() {
+fn eval_fails_if_the_server_rejects_all_requests() {
     let collection = Collection::new();
     let server = Server::start();
     server.state.is_down.store(true, Ordering::SeqCst);
     let run = collection.eval("jsonl", "out", &format!("--backend openai --url {}", server.url));
     assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{run:?}");
-    assert!(run.err.contains("the same command goes on from there"), "{}", run.err);
+    assert!(run.err.contains("The same command resumes from there"), "{}", run.err);
     server.state.is_down.store(false, Ordering::SeqCst);
     let run = collection.eval("jsonl", "out", &format!("--backend openai --url {}", server.url));
     assert_eq!(run.code, Some(0), "{run:?}");

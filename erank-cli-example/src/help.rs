@@ -1,0 +1,75 @@
+//! The texts at the end of `--help`: input, output and exit codes.
+
+/// The exit codes of `erank`, `erank rerank` and `erank search`.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+  0    All documents were ranked.
+  1    A file, the model or the output failed. Documents that were ranked before are printed.
+  2    The command line is invalid.
+  3    Some documents could not be ranked, or only with less than was requested, such as fewer
+       samples. They are listed with line and reason.
+  4    --timeout expired. Documents that were ranked before are printed.
+  130  Ctrl-C was pressed. Documents that were ranked before are printed; a second Ctrl-C quits
+       at once.";
+
+/// The input and the JSON output of `erank rerank` and `erank search`.
+pub(crate) const RERANK: &str = "\
+Input is plain text or JSON lines, whichever format most lines have:
+  plain text   Each line that is not blank is a document. Its id is its line number.
+  JSON lines   {\"id\": \"doc-7\", \"text\": \"…\", \"score\": 12.3}
+               Only \"text\" is required. \"score\" is the score of the first stage.
+In a folder, each .txt or .md file is a document with its path as id, and each .jsonl file is read
+as above. A line that cannot be used is listed with the reason; the other lines are ranked.
+
+--json prints one object:
+  model, query, instruction
+  stopped      null, \"interrupted\" or \"timeout\"
+  counts       documents = ranked + beyond_top_k + unscored;
+               partially_scored: how many of the ranked and beyond_top_k lack something
+  tokens       prompt, generated
+  seconds      time of ranking, without loading the model
+  documents[]  best first: rank, line, id, score, std_dev, integer, probability,
+               probability_weighted, expected_value, entropy, first_stage_score,
+               first_stage_rank, reasoning, mode (\"reason\", \"answer_only\"), samples (number of
+               samples in the mean score), truncated, finish_reason (\"answered\",
+               \"end_of_turn\", \"forced\"), tokens
+  unscored[]   documents without a score, by line: line, id, reason
+  partially_scored[]  documents that lack their reasoning or some samples, by line: line, id,
+               reason
+Unknown values are null. Diagnostics are written to standard error.";
+
+/// The input and the output files of `erank eval`.
+pub(crate) const EVAL: &str = "\
+Input is the run of a first stage, relevance judgements (qrels), and the texts:
+  TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS
+  BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
+  JSON lines  --jsonl FILE --qrels QRELS, with one query a line:
+              {\"id\": \"q1\", \"query\": \"…\", \"documents\": [{\"id\": \"d7\", \"text\": \"…\", \"score\": 12.3}]}
+A file of TEXTS has one text a line: the id, a tab and the text; or JSON with \"_id\" (or \"id\"),
+\"text\" (or \"contents\") and an optional \"title\", which is put before the text. Queries without
+judgements are skipped.
+
+Output is written to the folder of --output:
+  scores.jsonl     The model's answer for each document, written as soon as it is known. The same
+                   command resumes from this file and recomputes nothing.
+  first_stage.run, reranked.run, hybrid.run   Runs in TREC's format.
+  report.json      All figures, query by query. --json prints it.
+  gains.svg        The gain or loss of each query.
+Documents that cannot be scored rank last, in the order of the first stage. If the reason may be
+temporary, the next start tries them again.";
+
+/// The exit codes of `erank eval`.
+pub(crate) const EVAL_EXIT_CODES: &str = "\
+Exit codes:
+  0    All documents were scored.
+  1    A file, the model or the output failed. The scores so far are kept.
+  2    The command line is invalid.
+  3    Some documents could not be scored. They are listed with the reason.
+  4    --timeout expired. The scores so far are kept.
+  130  Ctrl-C was pressed. The scores so far are kept; a second Ctrl-C quits at once.";
+
+/// The JSON output of `erank inspect`.
+pub(crate) const INSPECT: &str = "\
+--json prints one object: model, description, vocab_size, prompt (null with --ids), query_truncated,
+document_truncated, and tokens[] with position, id, text, control and next[]. next[] holds the most
+probable next tokens after that position, each with id, text and log_prob (natural logarithm).";
