@@ -1,12 +1,12 @@
-//! Measures the projections alone, at the shapes of a model's layers, beside what the machine can do
-//! at most.
+//! Measures the projections alone, at the shapes of a model's layers, and compares them with the limits of
+//! the machine.
 //!
 //! ```sh
 //! cargo run --release -p erank-benches --bin kernels -- [0.6B|4B]
 //! ```
 //!
-//! Prints a line of JSON per shape and number of rows: the limit is the longer of two times, reading
-//! the matrix at the bandwidth or multiplying at the peak, both measured between the runs.
+//! Prints a line of JSON per shape and number of rows. The limit is the longer of two times: reading the
+//! matrix at the bandwidth, or multiplying at the peak. Both are measured between the runs.
 //! `ERANK_INSTRUCTION_SET` chooses other kernels.
 
 use erank_benches::checkpoint::{SHAPES, Shape};

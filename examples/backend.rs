@@ -1,4 +1,4 @@
-//! A backend without a model: it counts the query's words in a document. `docs/backends.md` explains it.
+//! A backend without a model. It counts the query's words in a document. `docs/backends.md` explains the code.
 
 use erank_core::{AnswerDistribution, Request, Reranker, ScoreKind, ScoringBackend};
 use erank_core::{BackendError, Completion, DocumentError, Job, Sink};

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 /// targets.
 ///
 /// # Panics
-/// If the executable is missing or older than one of its sources.
+/// Panics if the executable is missing or older than one of its sources.
 pub(crate) fn example(name: &str) -> PathBuf {
     // target/debug/deps/run-0123456789abcdef → target/debug/examples/NAME
     let test = std::env::current_exe().expect("a test knows its executable");

@@ -15,7 +15,7 @@ use rig_core::operation::{Rerank, RerankRequest};
 use rig_core::rerank::{RerankResponse, RerankResult};
 use rig_core::{DynModel, serde_json, wire::Capabilities};
 
-/// A transport of rig, which answers a model's requests; this one answers them in this process.
+/// A transport of rig, which answers a model's requests. This one answers them in this process.
 #[derive(Clone)]
 struct ERank(Arc<Reranker<CandleBackend>>);
 

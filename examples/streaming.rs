@@ -60,8 +60,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ranking = reranker.rerank(&request)?;
     println!("best: {}", DOCUMENTS[ranking.documents[0].index]);
 
-    // At the deadline the ranking is returned as it is: documents without an answer are listed as
-    // cancelled. Any thread can end the work earlier with `cancellation.cancel()`.
+    // At the deadline the ranking is returned as it is. Documents without an answer are listed as cancelled.
+    // Any thread can end the work earlier with `cancellation.cancel()`.
     let cancellation = CancellationToken::with_deadline(Instant::now() + Duration::from_secs(60));
     let reranker = Reranker::builder(&backend).build()?;
     let ranking = reranker.rerank_with_cancellation(&request, &cancellation)?;

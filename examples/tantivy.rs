@@ -1,4 +1,4 @@
-//! Reranks the hits of a tantivy index: BM25 selects the candidates, ERank scores them, and the ranking
+//! Reranks the hits of a tantivy index. BM25 selects the candidates, ERank scores them, and the ranking
 //! combines both scores.
 //!
 //! ```sh

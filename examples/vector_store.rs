@@ -1,6 +1,6 @@
-//! Reranks the hits of a vector store: the nearest neighbours are the candidates, and the ranking combines
-//! their cosine similarity with ERank's score. The store is [USearch](https://docs.rs/usearch), which
-//! runs in this process.
+//! Reranks the hits of a vector store. The nearest neighbours are the candidates, and the ranking combines
+//! their cosine similarity with ERank's score. The store is [USearch](https://docs.rs/usearch), which runs in
+//! this process.
 //!
 //! ```sh
 //! cargo run -p erank-examples --features vector-store --example vector_store

@@ -52,7 +52,7 @@ fn completions_have_the_same_bits_with_any_step_size_thread_count_and_cache_size
     let one_thread = tiny_with(|settings| settings.threads = NonZeroUsize::new(1));
     assert_eq!(completions(&one_thread, &DOCUMENTS, REASON), expected);
 
-    // The cache holds only some of the six sequences: the others wait, and running ones are preempted.
+    // The cache holds only some of the six sequences. The others wait, and running ones are preempted.
     for blocks in [20, 26, 33] {
         let full =
             tiny_with(|settings| settings.kv_cache_memory_bytes = Some(blocks * BLOCK_BYTES));

@@ -1,5 +1,5 @@
-//! Broken model folders. Model folders are untrusted: each defect must give an error that names the
-//! file or the tensor, and never a panic.
+//! Broken model folders. Model folders are untrusted. Each defect must give an error that names the file or
+//! the tensor, and never a panic.
 
 use std::fs;
 use std::path::Path;

@@ -39,12 +39,13 @@ fn sampled(temperature: f32, samples: usize, seed: u64) -> ScoringOptions {
     options
 }
 
-/// Tokens of a step, sequences, speculative tokens, cache blocks and threads.
+/// Returns a strategy for the numbers of tokens in a step, sequences, speculative tokens, cache blocks and
+/// threads.
 fn settings() -> impl Strategy<Value = (usize, usize, usize, usize, usize)> {
     (1..40usize, 1..9usize, 0..12usize, 17..60usize, 1..4usize)
 }
 
-/// The bundled model with default settings, for each instruction set of the machine.
+/// Returns the bundled model with default settings, for each instruction set of the machine.
 fn references() -> &'static [(&'static str, CandleBackend)] {
     static REFERENCES: OnceLock<Vec<(&str, CandleBackend)>> = OnceLock::new();
     REFERENCES.get_or_init(|| {
@@ -112,7 +113,7 @@ fn prefix_cache_serves_the_next_page_of_a_query() {
     let second = idle(&backend);
     assert!(second.cached_tokens > first.cached_tokens, "{second:?}");
     assert_eq!(warm, page(tiny(), &DOCUMENTS[3..]));
-    // The first page again: only the last blocks of its prompts are computed.
+    // The first page is ranked again. Only the last blocks of its prompts are computed.
     assert_eq!(page(&backend, &DOCUMENTS[..3]), cold);
     let third = idle(&backend);
     let computed = third.prompt_tokens - second.prompt_tokens;
@@ -262,7 +263,8 @@ fn small_request_is_scheduled_while_a_large_one_waits() {
         let before = done.load(Ordering::Relaxed);
         completions(&backend, &DOCUMENTS[..2], options(REASON));
         let meanwhile = done.load(Ordering::Relaxed) - before;
-        // The two documents get half of the sequences, so the large request completes some four meanwhile.
+        // The two documents get half of the sequences. So while they run, the large request completes some
+        // four documents.
         assert!(meanwhile < 12, "{meanwhile} documents of the large request were done first");
     });
     assert_eq!(done.load(Ordering::Relaxed), large.len());

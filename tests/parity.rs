@@ -22,7 +22,7 @@ use serde::Deserialize;
 /// Largest error of an F32 logit, relative to the largest logit.
 const F32_BOUND: f64 = 1e-4;
 
-/// The one model whose checkpoint is written as two files.
+/// The only model whose checkpoint is written as two files.
 const SHARDED: &str = "g8_d128_l3_tied";
 
 /// The logits of one token, `[vocab_size]`.
@@ -202,17 +202,18 @@ fn cache_for(model: &dyn Model, lengths: &[usize]) -> (KvCache, Vec<Vec<BlockId>
 /// Distributes sequences over steps.
 type Plan = fn(&[Vec<u32>]) -> Vec<Vec<Part>>;
 
-/// One step for each sequence.
+/// Makes one step for each sequence.
 fn one_by_one(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     sequences.iter().enumerate().map(|(index, tokens)| vec![(index, tokens.len())]).collect()
 }
 
-/// One step for all sequences.
+/// Makes one step for all sequences.
 fn ragged(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     vec![one_by_one(sequences).concat()]
 }
 
-/// Each sequence by itself: one token per step until past the fourth block, then the rest in one step.
+/// Computes each sequence by itself. Each step has one token until past the fourth block, and the last step
+/// has the rest.
 fn token_by_token(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     const SINGLE: usize = 4 * BLOCK_TOKENS + 1;
     let of = |(index, tokens): (usize, &Vec<u32>)| {
@@ -223,7 +224,7 @@ fn token_by_token(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     sequences.iter().enumerate().flat_map(of).collect()
 }
 
-/// Each sequence by itself: prefill in chunks, then decode.
+/// Computes each sequence by itself. First the prompt is prefilled in chunks, then tokens are decoded.
 fn chunked(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     let of = |(index, tokens): (usize, &Vec<u32>)| {
         chunks(tokens.len()).into_iter().map(move |count| vec![(index, count)])
@@ -231,8 +232,8 @@ fn chunked(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     sequences.iter().enumerate().flat_map(of).collect()
 }
 
-/// All sequences together, each starting two steps after the previous one. Most steps hold prefill chunks and
-/// decodes, and sequences start and end at different steps.
+/// Computes all sequences together. Each starts two steps after the previous one. Most steps hold prefill
+/// chunks and decodes, and sequences start and end at different steps.
 fn continuous(sequences: &[Vec<u32>]) -> Vec<Vec<Part>> {
     let mut steps = Vec::new();
     for (index, tokens) in sequences.iter().enumerate() {

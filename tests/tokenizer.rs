@@ -146,7 +146,7 @@ fn tight_prompt_ids_equal_transformers() {
     }
 }
 
-/// The time limit is generous: a busy machine passes, but quadratic time does not.
+/// The time limit is generous. A busy machine passes, but quadratic time does not.
 #[test]
 fn encode_truncates_a_megabyte_in_linear_time() {
     let Some(tokenizer) = qwen3(None) else { return };

@@ -32,7 +32,7 @@ const VOCABULARY: usize = 151_936;
 /// The text that a model generates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Unpredictable text: all weights are random.
+    /// Unpredictable text, because all weights are random.
     Random,
     /// The same token repeatedly, so that every speculative token is accepted. The output projections of
     /// attention and feed-forward are zero, at the same cost.
@@ -78,7 +78,7 @@ impl Shape {
     /// uses a part of the vocabulary.
     ///
     /// # Errors
-    /// Any I/O error.
+    /// Returns any I/O error.
     pub fn write(&self, folder: &Path, behaviour: Behaviour) -> io::Result<()> {
         fs::create_dir_all(folder)?;
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");

@@ -6,7 +6,7 @@ use std::io;
 /// Resets the peak, so that [`peak`] counts from now on.
 ///
 /// # Errors
-/// If Linux's `/proc/self/clear_refs` cannot be written.
+/// Returns an error if Linux's `/proc/self/clear_refs` cannot be written.
 pub fn reset_peak() -> io::Result<()> {
     fs::write("/proc/self/clear_refs", "5")
 }
@@ -14,7 +14,7 @@ pub fn reset_peak() -> io::Result<()> {
 /// Returns the peak of the resident memory since [`reset_peak`], in bytes.
 ///
 /// # Errors
-/// If Linux's `/proc/self/status` has no `VmHWM`.
+/// Returns an error if Linux's `/proc/self/status` has no `VmHWM`.
 pub fn peak() -> io::Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,7 +1,7 @@
 //! Compares runs with the machine's roofline: its memory bandwidth and its arithmetic peak.
 //!
 //! Other work on the same host changes both within minutes. So every run has its own limit, from measurements
-//! just before and just after it, and the result is the median of the fractions that the runs reach.
+//! just before and just after the run. The result is the median of the fractions that the runs reach.
 
 use std::error::Error;
 use std::time::Duration;
@@ -27,8 +27,8 @@ pub struct Work {
 pub struct Reached {
     /// Seconds of a run.
     pub seconds: f64,
-    /// The least seconds of a run: the longer of reading its bytes at the bandwidth and doing its operations
-    /// at the peak.
+    /// The least seconds of a run. It is the longer of two times: reading its bytes at the bandwidth, or
+    /// doing its operations at the peak.
     pub limit_seconds: f64,
     /// A run's limit divided by its seconds.
     pub fraction: f64,
@@ -44,7 +44,7 @@ pub struct Reached {
 /// roofline.
 ///
 /// # Errors
-/// Any error of `run`, or if the machine lacks the forced instruction set.
+/// Returns any error of `run`, or an error if the machine lacks the forced instruction set.
 pub fn compare(
     runs: usize,
     memory: &Memory,

@@ -14,7 +14,7 @@ impl Words {
     /// Selects words of a vocabulary that are one token each at the start of a text and after a space.
     ///
     /// # Errors
-    /// If there are fewer than 1,000 of them.
+    /// Returns an error if there are fewer than 1,000 of them.
     pub fn of(tokenizer: &PromptTokenizer) -> Result<Self, String> {
         let is_one_token = |id: u32, word: &str| {
             let pair = tokenizer.encode_trusted(&format!("{word} {word}"));

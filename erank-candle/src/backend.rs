@@ -30,7 +30,7 @@ use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
 ///
 /// One model serves any number of threads. The documents of all callers share one running batch, on a thread
 /// that the backend starts and that ends when the backend is dropped. On the CPU, a document's result has the
-/// same bits whatever else runs.
+/// same bits, no matter what else runs.
 ///
 /// ```
 /// use erank_candle::CandleBackend;
@@ -121,13 +121,13 @@ impl CandleBackend {
         &self.tokenizer
     }
 
-    /// Describes what runs, for logs: the format of the weights, and the kernels or the device.
+    /// Returns a description of what runs, for logs. It names the format of the weights, and the kernels or
+    /// the device.
     pub fn description(&self) -> String {
         let (weights, kernels) = (self.model.weights.name(), self.model.kernels);
         match self.device {
             Device::Cpu | Device::CpuCandle => format!("{weights} weights, {kernels} kernels"),
-            Device::Cuda { ordinal } => format!("{weights} weights, on CUDA device {ordinal}"),
-            Device::Metal { ordinal } => format!("{weights} weights, on Metal device {ordinal}"),
+            device => format!("{weights} weights, on {device}"),
         }
     }
 
@@ -136,7 +136,7 @@ impl CandleBackend {
         self.engine.statistics()
     }
 
-    /// Renders the prompt for a document as the model reads it: its text and its tokens.
+    /// Renders the prompt for a document as the model reads it. Returns its text and its tokens.
     ///
     /// # Errors
     /// Returns a [`BackendError`] if the chat template or the tokenizer fails on it.
@@ -261,7 +261,7 @@ fn start_engine(
 
 /// Returns the number of blocks that the budget pays for, at most as many as the running sequences could fill.
 fn cache_blocks(shape: ModelShape, settings: &CandleSettings) -> Result<usize, LoadError> {
-    // A prompt and its answer need at least this.
+    // A prompt and its answer need at least this number of blocks.
     const MIN_BLOCKS: usize = 16;
     let available = || match settings.device {
         Device::Cpu | Device::CpuCandle => memory::available(),

@@ -1,7 +1,8 @@
 //! The local backend of erank: ERank's model on candle, in your own process.
 //!
-//! A [`Checkpoint`] holds the model's files: from a folder, from the model hub, or bundled with the binary.
-//! [`CandleBackend::load`] loads it with [`CandleSettings`] into a backend for a [`Reranker`](erank_core::Reranker).
+//! A [`Checkpoint`] holds the model's files. They come from a folder or from the model hub, or are bundled
+//! with the binary. [`CandleBackend::load`] loads the checkpoint with [`CandleSettings`] into a backend for a
+//! [`Reranker`](erank_core::Reranker).
 //!
 //! ```
 //! use std::num::NonZeroUsize;
@@ -27,11 +28,11 @@
 //!
 //! # The engine
 //!
-//! A backend has a thread that runs one batch for all callers, step by step. A step computes the next token of
-//! every document that is being generated, and chunks of the prompts that wait, within
-//! [`CandleSettings::max_num_batched_tokens`]. Common prefixes of prompts are computed once and cached while
-//! [`CandleSettings::kv_cache_memory_bytes`] has space for them. Callers with fewer running documents are scheduled
-//! first. On the CPU, a document's result has the same bits whatever else runs.
+//! A backend has a thread that runs one batch for all callers, step by step. A step computes at most
+//! [`CandleSettings::max_num_batched_tokens`] tokens. These are the next token of every running document,
+//! then chunks of waiting prompts. Common prefixes of prompts are computed once and cached while
+//! [`CandleSettings::kv_cache_memory_bytes`] has space for them. Callers with fewer running documents are
+//! scheduled first. On the CPU, a document's result has the same bits, no matter what else runs.
 //!
 //! Two interfaces observe the engine: [`Statistics`] holds its counters, and the `tracing` crate gets a span `score`
 //! for each job (level debug, field `documents`) and a span `step` for each step (level trace, fields `rows` and
@@ -66,16 +67,16 @@ pub struct Readme;
 
 pub use backend::CandleBackend;
 pub use checkpoint::Checkpoint;
-pub use checkpoint::config::Config;
+pub use checkpoint::config::{Architecture, Config};
 pub use engine::statistics::Statistics;
 pub use error::LoadError;
-pub use kernels::WeightFormat;
+pub use kernels::{UnknownWeightFormat, WeightFormat};
 pub use logits::TokenLogProb;
 pub use settings::{CandleSettings, Device, KvCacheFormat};
 pub use tokenizer::{EncodedPrompt, PromptError, PromptFrame, PromptTokenizer, TokenDecoder};
 
-/// The model below the engine, for this workspace's tests and benchmarks alone: not covered by semantic
-/// versioning.
+/// The model below the engine, for this workspace's tests and benchmarks alone. Semantic versioning does not
+/// cover it.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::engine::block_allocator::BlockAllocator;

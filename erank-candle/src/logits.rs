@@ -3,7 +3,7 @@
 use crate::kernels::InstructionSet;
 use crate::kernels::exp::exp;
 
-/// Partial maxima and sums, which the compiler vectorises.
+/// The number of partial maxima and sums. The compiler computes them in vector registers.
 const LANES: usize = 16;
 
 /// A token with its natural log-probability.

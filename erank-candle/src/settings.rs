@@ -1,5 +1,6 @@
 //! The settings of the local backend.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 
 use crate::kernels::WeightFormat;
@@ -50,8 +51,8 @@ pub struct CandleSettings {
 }
 
 impl Default for CandleSettings {
-    /// The checkpoint's format, the CPU, all its cores, a quarter of the available memory, 512 tokens a step,
-    /// 64 sequences, speculation up to 8 tokens.
+    /// Returns the checkpoint's format, the CPU, all its cores, a quarter of the available memory, 512 tokens
+    /// per step, 64 sequences, and speculation up to 8 tokens.
     fn default() -> Self {
         Self {
             weights: None,
@@ -97,4 +98,14 @@ pub enum Device {
         /// The GPU's number, from 0.
         ordinal: usize,
     },
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu | Self::CpuCandle => f.write_str("CPU"),
+            Self::Cuda { ordinal } => write!(f, "CUDA device {ordinal}"),
+            Self::Metal { ordinal } => write!(f, "Metal device {ordinal}"),
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use erank_candle::WeightFormat;
 use erank_core::metrics::Measure;
 use erank_core::prompt::instructions;
 use erank_core::{Mode, ScoreKind};
@@ -46,7 +47,7 @@ pub(crate) struct RerankArguments {
     pub(crate) query: String,
     #[command(flatten)]
     pub(crate) goal: Goal,
-    /// The documents: a file with one document a line, or a folder of text files. "-" is standard input.
+    /// The documents: a file with one document per line, or a folder of text files. "-" is standard input.
     #[arg(short, long, value_name = "FILE|FOLDER", default_value = "-")]
     pub(crate) docs: String,
     /// Prints only the best N documents.
@@ -74,7 +75,7 @@ pub(crate) struct RerankArguments {
     /// The score to rank by.
     #[arg(long, value_name = "KIND", value_enum, default_value_t)]
     pub(crate) score: Score,
-    /// Stops after this time, and prints the documents that are ranked.
+    /// Stops after this time, and prints the documents ranked so far.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
     /// Prints the whole reasoning below each row.
@@ -106,7 +107,8 @@ pub(crate) struct EvalArguments {
     pub(crate) depth: NonZeroUsize,
     /// The measures, in the notation of ir-measures, separated by commas.
     ///
-    /// The table shows a significance test for the first measure, and gains.svg draws it.
+    /// The table shows a significance test for the first measure. gains.svg shows the gains in the first
+    /// measure.
     #[arg(
         long,
         value_name = "LIST",
@@ -159,7 +161,7 @@ pub(crate) struct CollectionArguments {
         conflicts_with_all = ["beir", "jsonl"]
     )]
     pub(crate) queries: Option<PathBuf>,
-    /// The texts of the documents. May be given several times.
+    /// The texts of the documents. This option can be repeated.
     #[arg(
         long,
         value_name = "FILE",
@@ -173,7 +175,7 @@ pub(crate) struct CollectionArguments {
     /// The split of BEIR's judgements, such as train, dev or test.
     #[arg(long, value_name = "NAME", default_value = "test")]
     pub(crate) split: String,
-    /// Queries with the texts and scores of their candidates, one query a line.
+    /// Queries with the texts and scores of their candidates, one query per line.
     #[arg(long, value_name = "FILE")]
     pub(crate) jsonl: Option<PathBuf>,
 }
@@ -191,7 +193,7 @@ pub(crate) struct InspectArguments {
     /// Adds the text that `rerank --answer-only` adds to the prompt, so that the answer comes next.
     #[arg(short, long)]
     pub(crate) answer_only: bool,
-    /// Adds this text to the assistant turn. Control tokens in it are read as control tokens.
+    /// Adds this text to the assistant turn. The text is trusted: `<|im_end|>` in it ends the turn.
     #[arg(long, value_name = "TEXT", conflicts_with = "answer_only")]
     pub(crate) append: Option<String>,
     /// Reads these token ids instead of a prompt: numbers separated by commas or spaces, or a JSON
@@ -215,8 +217,8 @@ pub(crate) struct InspectArguments {
 /// The instruction in the prompt: the goal of the search, or a definition of relevance.
 #[derive(Debug, Args)]
 pub(crate) struct Goal {
-    /// The goal of the search or a definition of relevance, for the prompt. Control tokens in it are
-    /// read as control tokens.
+    /// The goal of the search or a definition of relevance, for the prompt. The instruction is trusted:
+    /// `<|im_end|>` in it ends the turn.
     #[arg(short, long, value_name = "TEXT", conflicts_with = "task")]
     instruction: Option<String>,
     /// The instruction that ERank was evaluated with on this benchmark.
@@ -264,23 +266,23 @@ pub(crate) struct ModelArguments {
     /// is a demonstration that compares words only.
     #[arg(short, long, value_name = "FOLDER|NAME", default_value = "tiny")]
     pub(crate) model: String,
-    /// The format of the weights in memory. By default, the checkpoint's own.
+    /// The format of the weights in memory. The default is the checkpoint's own format.
+    #[arg(long, value_name = "FORMAT", value_parser = weight_format_parser(), ignore_case = true)]
+    pub(crate) weights: Option<WeightFormat>,
+    /// The format of the KV cache. The default is f32 for f32 weights, and bf16 otherwise.
     #[arg(long, value_name = "FORMAT", value_enum)]
-    pub(crate) weights: Option<NumberFormat>,
-    /// The format of the KV cache. By default, f32 for f32 weights and bf16 otherwise.
-    #[arg(long, value_name = "FORMAT", value_enum)]
-    pub(crate) kv_cache: Option<NumberFormat>,
+    pub(crate) kv_cache: Option<CacheFormat>,
     /// The device that runs the model. A GPU needs an erank built with the feature of the same name.
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t)]
     pub(crate) device: Device,
-    /// Number of threads. By default, one per core.
+    /// Number of threads. The default is one per core.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Documents are truncated to this many tokens. By default 2048, or half of the model's context if
-    /// that is less.
+    /// Documents are truncated to this number of tokens. The default is 2048, or half of the model's context
+    /// if that is less.
     #[arg(long, value_name = "N")]
     pub(crate) max_document_tokens: Option<NonZeroUsize>,
-    /// Memory for the KV cache, in MiB. By default, a quarter of the available memory.
+    /// Memory for the KV cache, in MiB. The default is a quarter of the available memory.
     #[arg(long, value_name = "MIB")]
     pub(crate) cache_mb: Option<NonZeroUsize>,
 }
@@ -289,11 +291,11 @@ pub(crate) struct ModelArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Remote model")]
 pub(crate) struct RemoteArguments {
-    /// The backend: candle runs the model in this process, openai on a server with an
+    /// The backend. candle runs the model in this process, and openai runs it on a server with an
     /// OpenAI-compatible API, such as vLLM or llama.cpp.
     ///
-    /// With openai, --model is the model's name at the server; it may be left out if the server has
-    /// only one. The environment variable ERANK_API_KEY holds the API key.
+    /// With openai, --model is the model's name at the server. This option can be left out if the server has
+    /// only one model. The environment variable ERANK_API_KEY holds the API key.
     #[arg(long, value_name = "BACKEND", value_enum, default_value_t)]
     pub(crate) backend: Backend,
     /// The address of a server, such as http://gpu-1:8000. Several addresses share the load.
@@ -341,16 +343,16 @@ pub(crate) enum Device {
     Metal,
 }
 
-/// A format of weights or of the KV cache.
+/// A format of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum NumberFormat {
+pub(crate) enum CacheFormat {
     /// 32-bit floating point
     F32,
     /// Brain floating point, 16 bits
     Bf16,
 }
 
-impl NumberFormat {
+impl CacheFormat {
     /// Returns the format's name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -358,6 +360,12 @@ impl NumberFormat {
             Self::Bf16 => "bf16",
         }
     }
+}
+
+/// Reads a format of weights. Case does not matter.
+fn weight_format_parser() -> impl TypedValueParser<Value = WeightFormat> {
+    PossibleValuesParser::new(WeightFormat::ALL.iter().map(|format| format.name()))
+        .try_map(|name| name.parse::<WeightFormat>())
 }
 
 /// The score to rank by.
@@ -382,7 +390,7 @@ impl From<Score> for ScoreKind {
     }
 }
 
-/// Parses the name of a preset into its instruction; the error for an unknown name lists all names.
+/// Parses the name of a preset into its instruction. The error for an unknown name lists all names.
 fn task() -> impl TypedValueParser<Value = &'static str> {
     PossibleValuesParser::new(instructions::PRESETS.map(|(name, _)| name))
         .map(|name| instructions::preset(&name).unwrap_or(instructions::GENERIC))

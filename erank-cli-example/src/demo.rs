@@ -1,4 +1,4 @@
-//! The demonstration: `erank` without arguments reranks a few queries with the bundled model.
+//! The demonstration. `erank` without arguments reranks a few queries with the bundled model.
 
 mod queries;
 

@@ -24,7 +24,7 @@ pub(crate) enum Exit {
     SomeUnscored = 3,
     /// `--timeout` expired.
     TimedOut = 4,
-    /// Ctrl-C was pressed: 128 + SIGINT, as shells report it.
+    /// Ctrl-C was pressed. Shells report 128 plus the signal's number.
     Interrupted = 130,
 }
 

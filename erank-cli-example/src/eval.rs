@@ -17,9 +17,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use erank_candle::WeightFormat;
 use erank_core::{Fusion, Mode, ScoreKind, ScoringOptions};
 
-use crate::args::{Backend, EvalArguments, NumberFormat};
+use crate::args::{Backend, CacheFormat, EvalArguments};
 use crate::error::{CommandError, Exit};
 use crate::interrupt::Interrupt;
 use crate::model::{self, Chosen};
@@ -108,8 +109,8 @@ fn settings<'a>(
             Backend::Candle => "candle",
             Backend::Openai => "openai",
         },
-        weights: arguments.model.weights.map(NumberFormat::name),
-        kv_cache: arguments.model.kv_cache.map(NumberFormat::name),
+        weights: arguments.model.weights.map(WeightFormat::name),
+        kv_cache: arguments.model.kv_cache.map(CacheFormat::name),
         instruction: arguments.goal.instruction(),
         max_tokens: match options.mode {
             Mode::Reason { max_tokens } => Some(max_tokens),

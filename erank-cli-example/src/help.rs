@@ -43,9 +43,9 @@ pub(crate) const EVAL: &str = "\
 Input is the run of a first stage, relevance judgements (qrels), and the texts:
   TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS
   BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
-  JSON lines  --jsonl FILE --qrels QRELS, with one query a line:
+  JSON lines  --jsonl FILE --qrels QRELS, with one query per line:
               {\"id\": \"q1\", \"query\": \"…\", \"documents\": [{\"id\": \"d7\", \"text\": \"…\", \"score\": 12.3}]}
-A file of TEXTS has one text a line: the id, a tab and the text; or JSON with \"_id\" (or \"id\"),
+A file of TEXTS has one text per line: the id, a tab and the text; or JSON with \"_id\" (or \"id\"),
 \"text\" (or \"contents\") and an optional \"title\", which is put before the text. Queries without
 judgements are skipped.
 

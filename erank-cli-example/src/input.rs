@@ -60,7 +60,7 @@ pub(crate) struct BadLine {
 pub(crate) fn read(docs: &str) -> Result<Input, CommandError> {
     let input = if docs == "-" {
         if io::stdin().is_terminal() {
-            text::note("Reading documents from the terminal, one a line. End with Ctrl-D.");
+            text::note("Reading documents from the terminal, one per line. End with Ctrl-D.");
         }
         read_from(&mut io::stdin().lock())
     } else if Path::new(docs).is_dir() {
@@ -252,8 +252,8 @@ impl<R: BufRead> Iterator for Lines<R> {
     }
 }
 
-/// Returns whether most lines look like JSON. A majority tolerates broken JSON lines, and plain lines that
-/// begin with a brace.
+/// Returns whether most lines look like JSON. A few broken JSON lines, or a few text lines that begin with a
+/// brace, do not change the result.
 fn is_json_lines(lines: &[Line]) -> bool {
     lines.iter().filter(|line| line.looks_like_json()).count() * 2 > lines.len()
 }

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first press cancels the work, so that its results are kept; the second quits.
+//! Ctrl-C. The first press cancels the work, so that its results are kept. The second press quits.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ pub(crate) struct Interrupt {
 
 #[derive(Default)]
 struct Shared {
-    /// The token of the work. It is unset until there are results that could be printed.
+    /// Cancels the work. It is set once there are results to print.
     work: OnceLock<CancellationToken>,
     pressed: AtomicBool,
 }
@@ -43,7 +43,7 @@ impl Interrupt {
             .clone()
     }
 
-    /// Whether Ctrl-C was pressed.
+    /// Returns whether Ctrl-C was pressed.
     pub(crate) fn was_pressed(&self) -> bool {
         self.shared.pressed.load(Ordering::Relaxed)
     }

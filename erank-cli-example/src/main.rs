@@ -7,9 +7,15 @@
 //! args ─▶ input: lines → documents, bad lines ─▶ model: a backend ─▶ rerank ─▶ report: table or JSON
 //! ```
 //!
-//! Each subcommand has a file of its own: [`rerank`]; `search`, which first selects candidates with BM25;
-//! [`eval`], which reranks a judged run and measures the gain; [`inspect`], which shows prompts, tokens and
-//! probabilities. [`demo`] runs without a subcommand.
+//! Each subcommand has a file of its own:
+//!
+//! | file | command |
+//! |---|---|
+//! | [`demo`] | no subcommand: reranks a few queries with the bundled model |
+//! | [`rerank`] | ranks documents by their relevance to a query |
+//! | `search` | selects documents with BM25, and reranks them |
+//! | [`eval`] | reranks a judged run, and measures the gain |
+//! | [`inspect`] | shows a prompt, its tokens, and the most probable next tokens |
 //!
 //! Documents and model folders are untrusted. Text from them is printed through [`text`], which escapes
 //! control characters.

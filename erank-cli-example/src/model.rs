@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use erank_candle::{
-    CandleBackend, CandleSettings, Checkpoint, Config, KvCacheFormat, LoadError, WeightFormat,
-};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Config, KvCacheFormat, LoadError};
 use erank_core::{ScoringBackend, ScoringOptions};
 use erank_openai::{ApiKey, OpenAiBackend, OpenAiSettings};
 
-use crate::args::{Backend, Device, ModelArguments, NumberFormat, Prompts, RemoteArguments, Score};
+use crate::args::{Backend, CacheFormat, Device, ModelArguments, Prompts, RemoteArguments, Score};
 use crate::error::CommandError;
 use crate::text;
 
@@ -123,13 +121,10 @@ impl<'a> Source<'a> {
 /// Returns the settings of the local backend.
 fn settings(arguments: &ModelArguments) -> CandleSettings {
     let mut settings = CandleSettings::default();
-    settings.weights = arguments.weights.map(|format| match format {
-        NumberFormat::F32 => WeightFormat::F32,
-        NumberFormat::Bf16 => WeightFormat::Bf16,
-    });
+    settings.weights = arguments.weights;
     settings.kv_cache = arguments.kv_cache.map(|format| match format {
-        NumberFormat::F32 => KvCacheFormat::F32,
-        NumberFormat::Bf16 => KvCacheFormat::Bf16,
+        CacheFormat::F32 => KvCacheFormat::F32,
+        CacheFormat::Bf16 => KvCacheFormat::Bf16,
     });
     settings.device = match arguments.device {
         Device::Cpu => erank_candle::Device::Cpu,

@@ -1,4 +1,4 @@
-//! A progress line on standard error: documents, tokens per second, remaining time.
+//! A progress line on standard error. It shows documents, tokens per second, and the remaining time.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(speed(24_000, 10, 20), ", 1,200 tokens/s, 60 seconds left");
         assert_eq!(speed(24_000, 0, 20), ", 1,200 tokens/s");
         assert_eq!(speed(0, 40, 5), ", 0 tokens/s, 0 seconds left");
-        // An elapsed time of zero does not divide by zero.
+        // If no time has passed, the rate must not be divided by zero.
         assert_eq!(speed(5, 0, 0), ", 5,000 tokens/s");
     }
 

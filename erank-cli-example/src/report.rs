@@ -326,7 +326,7 @@ impl<'a> JsonDocument<'a> {
     }
 }
 
-/// A document that could not be ranked, or only without some of its reasoning or samples.
+/// A document that could not be ranked, or that was ranked without some of its reasoning or samples.
 #[derive(Serialize)]
 struct Failure<'a> {
     line: usize,
@@ -347,7 +347,8 @@ mod tests {
     use erank_core::{BackendError, Completion, Job, ScoringBackend, Sink};
     use erank_core::{Cascade, Request, Reranker, Sampling, ScoreKind};
 
-    /// Scores without reasoning, but reports reasoning as cancelled. Of two samples, one has no answer.
+    /// Scores without reasoning, but reports reasoning as cancelled. If there are two samples, one has no
+    /// answer.
     struct AnswerOnly;
 
     impl ScoringBackend for AnswerOnly {
@@ -371,7 +372,7 @@ mod tests {
         }
     }
 
-    /// Ranks three lines, of which the second has the id "b". Returns the exit code and the JSON.
+    /// Ranks three lines. The second has the id "b". Returns the exit code and the JSON.
     fn report(reranker: &Reranker<AnswerOnly>, interrupted: bool) -> (Exit, serde_json::Value) {
         let documents = [None, Some("b".to_owned()), None].into_iter().zip(1..);
         let documents = documents.map(|(id, line)| {

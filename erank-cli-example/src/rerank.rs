@@ -32,7 +32,7 @@ pub(crate) fn rank_and_report(
 ) -> Result<Exit, CommandError> {
     if input.documents.is_empty() && input.bad_lines.is_empty() {
         text::note(
-            "There are no documents to rank. Give a file with one document a line: --docs FILE.",
+            "There are no documents to rank. Give a file with one document per line: --docs FILE.",
         );
     }
     let meter = Meter::new();

@@ -48,7 +48,8 @@ fn keep_candidates(input: &mut Input, query: &str, candidates: usize) -> Result<
     writer.commit()?;
 
     let searcher = index.reader()?.searcher();
-    // Lenient: a question may contain characters that are invalid in the query syntax.
+    // The lenient parser is used, because a question may contain characters that are invalid in the query
+    // syntax.
     let (query, _) = QueryParser::for_index(&index, vec![body]).parse_query_lenient(query);
     let hits = searcher.search(&query, &TopDocs::with_limit(candidates).order_by_score())?;
     let mut documents: Vec<_> =

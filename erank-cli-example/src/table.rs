@@ -1,7 +1,8 @@
-//! Plain-text tables: columns padded by display width, long text cut to the terminal's width.
+//! Plain-text tables. Columns are padded by display width, and long text is cut to the terminal's width.
 //!
-//! `console` measures, pads and cuts. Table libraries would replace the rest only in part: comfy-table and
-//! tabled know no text that spans the columns below a row, and divide the width between columns otherwise.
+//! `console` measures, pads and cuts. Table libraries would replace the rest only in part. comfy-table and
+//! tabled know no text that spans the columns below a row, and they divide the width between columns in
+//! another way.
 
 use std::io::{self, Write};
 
@@ -100,7 +101,7 @@ impl<'a> Table<'a> {
                 remaining = remaining.saturating_sub(widths[index]);
             }
         }
-        // Narrow columns first: wider columns share the width that they do not need.
+        // Narrow columns come first, because wider columns share the width that narrow ones do not need.
         texts.sort_by_key(|&index| widths[index]);
         for (done, &index) in texts.iter().enumerate() {
             let share = remaining / (texts.len() - done);
@@ -123,7 +124,8 @@ fn pad(cell: &str, column: Column<'_>, width: usize) -> String {
     pad_str(cell, width, alignment, Some(CUT)).into_owned()
 }
 
-/// Wraps text into lines of at most `width` columns, but at least one character.
+/// Wraps text into lines of at most `width` columns. A line has at least one character, even if that is
+/// wider.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for paragraph in text.lines() {

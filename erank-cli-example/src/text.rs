@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-/// Returns the text on one line: white space becomes single spaces, dangerous characters become escapes.
+/// Returns the text on one line. White space becomes single spaces, and dangerous characters become escapes.
 pub(crate) fn line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for word in text.split_whitespace() {
@@ -21,7 +21,7 @@ pub(crate) fn line(text: &str) -> String {
 
 /// Returns the first 1,000 characters of a text as one [`line`](fn@line).
 pub(crate) fn beginning(text: &str) -> String {
-    // No terminal is wider.
+    // More than a terminal's width.
     const LONGEST: usize = 1000;
     line(
         text.trim_start()
@@ -31,7 +31,7 @@ pub(crate) fn beginning(text: &str) -> String {
     )
 }
 
-/// Returns the text with its line breaks; other dangerous characters become escapes.
+/// Returns the text with its line breaks. Other dangerous characters become escapes.
 pub(crate) fn block(text: &str) -> String {
     let shown = |c| if c == '\t' { Shown::Same(' ') } else { Shown::of(c) };
     let lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
@@ -57,7 +57,7 @@ pub(crate) fn json(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Prints a diagnostic to standard error. Errors are ignored: there is no other place to report them.
+/// Prints a diagnostic to standard error. Errors are ignored, because there is no other place to report them.
 pub(crate) fn note(message: &str) {
     let _ = writeln!(io::stderr(), "{}", block(message));
 }

@@ -8,9 +8,9 @@ use crate::distribution::AnswerDistribution;
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum AnswerProbability {
-    /// The product over all tokens of the answer. With Qwen's tokenizer "10" is two tokens, and the
-    /// first alone mixes the answers 1 and 10. If the backend returns an [`AnswerDistribution`] with
-    /// an exact value for the answer, that value is used.
+    /// The product over all tokens of the answer. With Qwen's tokenizer, "10" is two tokens, and the first
+    /// token, `1`, is the same for the answers 1 and 10. If the backend returns an [`AnswerDistribution`]
+    /// with an exact value for the answer, that value is used.
     #[default]
     Joint,
     /// The probability of the answer's first token alone, the literal reading of `P(token = N)` in the

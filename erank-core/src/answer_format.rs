@@ -4,10 +4,10 @@ use std::ops::RangeInclusive;
 
 use thiserror::Error;
 
-/// The answers that a prompt allows: labels that the model writes, and the integer value of each.
+/// The answers that a prompt allows. An answer is a label that the model writes, with an integer value.
 ///
 /// A label with a larger value means a more relevant document. Values may repeat and may come in any
-/// order. The prompt must ask for the labels, and [`PromptTemplate::custom`] joins both.
+/// order. The prompt must ask for the labels. [`PromptTemplate::custom`] joins a prompt and its format.
 ///
 /// ```
 /// use erank_core::{AnswerFormat, AnswerProbability, Completion};
@@ -57,11 +57,11 @@ impl AnswerFormat {
         Self { answers: vec![("no".into(), 0), ("yes".into(), 1)] }
     }
 
-    /// Returns the format of the integers in `range`, each its own value.
+    /// Returns a format whose labels are the integers in `range`. The value of a label is its integer.
     ///
     /// # Errors
-    /// Returns [`AnswerFormatError::Count`] unless the range has 2 to [`MAX_ANSWERS`](Self::MAX_ANSWERS)
-    /// integers.
+    /// Returns [`AnswerFormatError::Count`] if the range has fewer than 2 or more than
+    /// [`MAX_ANSWERS`](Self::MAX_ANSWERS) integers.
     pub fn range(range: RangeInclusive<u32>) -> Result<Self, AnswerFormatError> {
         let (first, last) = (u64::from(*range.start()), u64::from(*range.end()));
         check_count((last + 1).saturating_sub(first))?;
@@ -71,9 +71,9 @@ impl AnswerFormat {
     /// Returns the format of these labels with their values.
     ///
     /// # Errors
-    /// Returns an [`AnswerFormatError`] for the first label that the parser could not tell from the
-    /// text around it or from another label, and for a number of labels outside 2 to
-    /// [`MAX_ANSWERS`](Self::MAX_ANSWERS).
+    /// Returns an [`AnswerFormatError`] for the first label that the parser could not distinguish from the
+    /// text around it or from another label. Also returns one if there are fewer than 2 or more than
+    /// [`MAX_ANSWERS`](Self::MAX_ANSWERS) labels.
     ///
     /// ```
     /// use erank_core::{AnswerFormat, answer_format::AnswerFormatError};
@@ -124,8 +124,8 @@ impl AnswerFormat {
     }
 }
 
-/// Whether the parser takes two labels for the same: they differ in ASCII case only, or are the same
-/// integer, such as `7` and `07`.
+/// Returns whether the parser takes two labels for the same. Such labels differ in ASCII case only, or are
+/// the same integer, such as `7` and `07`.
 fn is_same_label(a: &str, b: &str) -> bool {
     let integer = |label: &str| label.parse::<i128>().ok();
     a.eq_ignore_ascii_case(b) || integer(a).is_some_and(|value| integer(b) == Some(value))

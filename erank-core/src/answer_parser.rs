@@ -1,8 +1,7 @@
 //! The parser that reads an [`Answer`] from a [`Completion`].
 //!
-//! ERank writes `<think>…</think><answer>N</answer>`. The parser needs no tokenizer: token boundaries
-//! are byte ranges of the text, so the result does not depend on how the tokenizer splits an integer or
-//! a tag.
+//! ERank writes `<think>…</think><answer>N</answer>`. The parser needs no tokenizer, because the completion
+//! gives each token's byte range. So the way in which a tokenizer splits an integer or a tag does not matter.
 //!
 //! The reasoning may quote its document, tags included. If the backend knows the token that ended the
 //! reasoning, it sets [`Completion::thought_end`], and the parser ignores every tag before that byte.
@@ -24,10 +23,10 @@ impl AnswerFormat {
     }
 
     /// Returns the text to append to `text` when the token budget is spent, so that the next token is
-    /// the answer's first. It closes the reasoning and opens the answer, where either is still missing.
+    /// the answer's first. It closes the reasoning if that is open, and opens the answer if that is not open.
     ///
     /// `text` is the assistant's turn. A backend that knows the
-    /// [end of the reasoning](Completion::thought_end) passes the text from there on.
+    /// [end of the reasoning](Completion::thought_end) passes only the text after that byte.
     pub fn forced_answer_prefix(&self, text: &str) -> &'static str {
         if is_thinking(text) {
             FORCED_ANSWER_PREFIX
@@ -38,10 +37,10 @@ impl AnswerFormat {
         }
     }
 
-    /// Whether `text` contains a complete answer, so that generation can end.
+    /// Returns whether `text` contains a complete answer, so that generation can end.
     ///
     /// `text` is the assistant's turn. A backend that knows the
-    /// [end of the reasoning](Completion::thought_end) passes the text from there on.
+    /// [end of the reasoning](Completion::thought_end) passes only the text after that byte.
     pub fn is_answered(&self, text: &str) -> bool {
         !is_thinking(text) && last_complete_answer(text, reasoning_end(text)).is_some()
     }
@@ -106,12 +105,12 @@ fn unknown_answer(found: &str) -> AnswerError {
     if is_integer { AnswerError::OutOfRange { found } } else { AnswerError::NotAnAnswer { found } }
 }
 
-/// Whether `text` begins with reasoning that is not closed.
+/// Returns whether `text` begins with reasoning that is not closed.
 fn is_thinking(text: &str) -> bool {
     text.trim_start().starts_with(THINK_OPEN) && !text.contains(THINK_CLOSE)
 }
 
-/// Returns the byte after the first tag that closes the reasoning; 0 without such a tag.
+/// Returns the index of the byte after the first tag that closes the reasoning, or 0 if there is no such tag.
 fn reasoning_end(text: &str) -> usize {
     text.find(THINK_CLOSE).map_or(0, |start| start + THINK_CLOSE.len())
 }
@@ -138,7 +137,7 @@ fn reasoning(text: &str, thought_end: Option<usize>) -> &str {
     reasoning.strip_prefix(THINK_OPEN).unwrap_or(reasoning).trim()
 }
 
-/// Returns the probability of the tokens that overlap the bytes of `label`. `None` if no token does.
+/// Returns the probability of the tokens that overlap the bytes of `label`. Returns `None` if no token does.
 fn tokens_probability(
     tokens: &[GeneratedToken],
     label: &Range<usize>,

@@ -1,6 +1,6 @@
 //! Reranking from asynchronous code (feature `async`).
 //!
-//! A model blocks the thread that calls it, which must not be an executor's thread. An [`AsyncReranker`]
+//! A model blocks the thread that calls it. So never call it on an executor's thread. An [`AsyncReranker`]
 //! has its own threads and returns futures that work with any executor, such as tokio, smol or a plain
 //! `block_on`.
 //!
@@ -38,8 +38,8 @@ use crate::reranker::{RerankError, Reranker};
 /// end when the last clone is dropped and all accepted requests are finished.
 ///
 /// Dropping a future cancels its request at the next step of the backend. A cancelled request that still
-/// waits in the queue leaves it when a thread reaches it. A panic of the backend becomes an error of
-/// that future alone.
+/// waits in the queue is removed when a thread reaches it. A panic of the backend becomes an error of that
+/// future alone.
 #[derive(Debug, Clone)]
 pub struct AsyncReranker {
     queue: Sender<Work>,
@@ -50,7 +50,7 @@ pub struct AsyncReranker {
 #[non_exhaustive]
 pub struct AsyncSettings {
     /// The number of threads, which is the number of requests processed at the same time. A backend with
-    /// continuous batching, such as `erank-candle`, computes them together.
+    /// continuous batching, such as `erank-candle`, computes these requests together.
     pub threads: NonZeroUsize,
     /// The number of requests that can wait for a thread.
     pub queue_capacity: NonZeroUsize,

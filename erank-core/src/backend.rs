@@ -1,10 +1,10 @@
-//! The interface between ranking and models: implement [`ScoringBackend`] to add a backend.
+//! The interface between ranking and models. Implement [`ScoringBackend`] to add a backend.
 //!
-//! A backend receives a [`Job`], one query with its documents. It passes a [`Completion`] or a
-//! [`DocumentError`] for each document to a [`Sink`], by index, in any order, as they finish. A backend
-//! returns text and log-probabilities; this crate parses answers and computes scores, in the same way
-//! for every backend. The trait is made for three kinds of backends: a local model (`erank-candle`), a
-//! remote engine with an HTTP API (`erank-openai`), and a script for tests
+//! A backend receives a [`Job`], one query with its documents. It passes each result, a [`Completion`] or a
+//! [`DocumentError`], to a [`Sink`], with the document's index, as soon as it is ready. The order does not
+//! matter. A backend returns text and log-probabilities; this crate parses answers and computes scores, in
+//! the same way for every backend. The trait is made for three kinds of backends: a local model
+//! (`erank-candle`), a remote engine with an HTTP API (`erank-openai`), and a script for tests
 //! ([`testing`](crate::testing)).
 
 use std::sync::Arc;

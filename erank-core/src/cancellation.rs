@@ -46,7 +46,7 @@ impl CancellationToken {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the work should end.
+    /// Returns whether the work should end.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
             || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)

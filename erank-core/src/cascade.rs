@@ -7,13 +7,13 @@ use crate::ranking::RankedDocument;
 /// A cheap pass over all documents, followed by a pass with reasoning over some of them.
 ///
 /// The first pass scores all documents in answer-only mode ([`Mode::AnswerOnly`](crate::Mode)) and
-/// sorts them by the expected value. The second pass reasons about the documents of some ranges of that
-/// order and sorts each range by the new scores. Ties keep the first pass's order, and the other
-/// documents keep their ranks. A document whose second pass fails keeps its first answer, moves to the
-/// end of its range, and is listed in
+/// sorts them by the expected value. The second pass takes one or several ranges of the sorted list, or none
+/// if every rank is certain. It scores their documents with reasoning and sorts each range again. Ties keep
+/// the first pass's order, and the other documents keep their ranks. A document whose second pass fails keeps
+/// its first answer, moves to the end of its range, and is listed in
 /// [`Ranking::partially_scored`](crate::Ranking::partially_scored). A cascade works with any backend. A
-/// backend that keeps its prefix cache between calls computes the shared part of the second pass's
-/// prompts only once.
+/// backend that keeps its prefix cache between calls computes the shared part of the second pass's prompts
+/// only once.
 ///
 /// ```
 /// use erank_core::testing::{ScriptedBackend, answered};
@@ -76,7 +76,7 @@ impl Cascade {
     }
 }
 
-/// Whether the order of two documents is uncertain.
+/// Returns whether the order of two documents is uncertain.
 fn is_uncertain(a: &RankedDocument, b: &RankedDocument) -> bool {
     let moments =
         |document: &RankedDocument| document.answer.expected_value.zip(document.answer.variance);

@@ -27,8 +27,8 @@ impl AnswerDistribution {
     /// The probabilities need not add up to one. The rest belongs to texts that are not answers.
     ///
     /// # Errors
-    /// Returns [`AnswerError::InvalidProbability`] if a logarithm is NaN or above 0, or if all are
-    /// minus infinity.
+    /// Returns [`AnswerError::InvalidProbability`] if a logarithm is NaN or above 0, or if all
+    /// log-probabilities are minus infinity.
     pub fn new(log_probs: impl IntoIterator<Item = f64>) -> Result<Self, AnswerError> {
         Self::with_bounds(log_probs.into_iter().map(AnswerLogProb::Exact))
     }
@@ -39,7 +39,7 @@ impl AnswerDistribution {
     ///
     /// # Errors
     /// Returns [`AnswerError::InvalidProbability`] if a logarithm is NaN or above 0, or if all exact
-    /// ones are minus infinity.
+    /// log-probabilities are minus infinity.
     pub fn with_bounds(
         log_probs: impl IntoIterator<Item = AnswerLogProb>,
     ) -> Result<Self, AnswerError> {
@@ -57,7 +57,7 @@ impl AnswerDistribution {
         if some_is_possible { Ok(distribution) } else { Err(AnswerError::InvalidProbability) }
     }
 
-    /// Whether the log-probability of the answer at `index` is an upper bound.
+    /// Returns whether the log-probability of the answer at `index` is an upper bound.
     pub fn is_bound(&self, index: usize) -> bool {
         self.bounds.get(index).is_some_and(|is_bound| *is_bound)
     }
@@ -127,7 +127,7 @@ impl AnswerDistribution {
     }
 }
 
-/// Returns a log-probability, with a value that rounding put slightly above 0 set to 0.
+/// Returns a log-probability. A value that rounding put slightly above 0 becomes 0.
 ///
 /// # Errors
 /// Returns [`AnswerError::InvalidProbability`] for NaN and for larger values.

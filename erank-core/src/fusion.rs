@@ -2,13 +2,13 @@
 
 /// The way to combine the first stage's scores with the reranker's.
 ///
-/// Both lists cover the same documents, those of one query that have an answer.
+/// Both lists cover the same documents. These are the documents of one query that have an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum Fusion {
-    /// The reranker's score alone.
+    /// Ignores the first stage. The score is the reranker's.
     #[default]
     None,
     /// `w·z(first stage) + (1 − w)·z(reranker)`, each list standardised by its mean and population

@@ -1,5 +1,5 @@
-//! Reranking with ERank, a reasoning language model: text in, a ranking with scores, probabilities
-//! and reasons out.
+//! Reranking with ERank, a reasoning language model. The input is text, and the output is a ranking with
+//! scores, probabilities and reasons.
 //!
 //! This crate has no tensors and no network. It builds prompts from a query and its documents, passes
 //! them to a [`ScoringBackend`], parses the integer answer and its probability from the generated text,

@@ -12,8 +12,8 @@ pub struct ScoringOptions {
     pub mode: Mode,
     /// The sampling settings for the tokens of the reasoning.
     pub sampling: Sampling,
-    /// The number of completions for each document, told apart by
-    /// [`Completion::sample`](crate::Completion::sample).
+    /// The number of completions for each document. [`Completion::sample`](crate::Completion::sample) numbers
+    /// them.
     pub samples: usize,
     /// The maximum number of tokens of the query. The rest is truncated.
     pub max_query_tokens: usize,
@@ -54,7 +54,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Whether the model thinks.
+    /// Returns whether the model thinks.
     pub fn is_reason(self) -> bool {
         matches!(self, Self::Reason { .. })
     }
@@ -95,8 +95,8 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Subtracted once from the logit of every generated token.
     pub presence_penalty: f32,
-    /// The seed of the random generator. The same seed gives the same text for the same prompt,
-    /// whatever else is running. The samples of a document differ.
+    /// The seed of the random generator. The same seed gives the same text for the same prompt, no matter
+    /// what else is running. The samples of a document differ.
     pub seed: u64,
 }
 
@@ -122,12 +122,12 @@ impl Sampling {
         Self { temperature, ..Self::default() }
     }
 
-    /// Whether the most probable token, after the penalties, is chosen.
+    /// Returns whether the most probable token, after the penalties, is chosen.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
 
-    /// Whether a penalty changes the logits.
+    /// Returns whether a penalty changes the logits.
     pub fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0
             || self.frequency_penalty != 0.0

@@ -56,7 +56,7 @@ pub mod instructions {
         ("bright", BRIGHT),
     ];
 
-    /// Returns the preset called `name`. `None` for an unknown name.
+    /// Returns the preset called `name`. Returns `None` for an unknown name.
     pub fn preset(name: &str) -> Option<&'static str> {
         PRESETS.iter().find(|(preset, _)| *preset == name).map(|(_, text)| *text)
     }
@@ -167,8 +167,8 @@ pub enum TemplateError {
 /// A part of the prompt's text, with its origin.
 ///
 /// A backend must treat the text of [`Query`](Segment::Query) and [`Document`](Segment::Document) as
-/// data. A control token in it must reach the model as plain text. Only these two are truncated. The enum
-/// is exhaustive, so that a new kind of text would not compile with an old backend.
+/// data. A control token in them must reach the model as plain text. Only these two are truncated. The enum
+/// is exhaustive. If a kind of text is added, backends that do not handle it no longer compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment<'a> {
     /// Text of the template or the instruction, in which control tokens are effective.

@@ -21,9 +21,9 @@ pub struct Ranking {
     pub scored_count: usize,
     /// Documents without a score, in the request's order, each with its error.
     pub unscored: Vec<DocumentFailure>,
-    /// Documents whose score rests on fewer results than requested, in the request's order, each with
-    /// its first error. Either some of their samples have no answer, or the second pass of a cascade
-    /// failed and they keep the score of the first. Includes documents that `top_k` removed.
+    /// Documents for which some results are missing, in the request's order, each with its first error.
+    /// Either some of their samples have no answer, or the second pass of a cascade failed and they keep the
+    /// score of the first. Includes documents that `top_k` removed.
     #[cfg_attr(feature = "serde", serde(default))]
     pub partially_scored: Vec<DocumentFailure>,
     /// The numbers of tokens processed, over all documents.

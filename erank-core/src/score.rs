@@ -9,8 +9,9 @@ use crate::error::AnswerError;
 /// the label's probability. Every score is finite, at least 0, and at most the format's largest value.
 ///
 /// With a format other than ERank's 0 to 10, mind that `N × P(N)` depends on the distance of the values
-/// from 0. On a scale of 1 to 5, a 5 with probability 0.2 ties with a certain 1. A label with value 0
-/// scores 0 whatever its probability. [`ExpectedValue`](Self::ExpectedValue) has neither effect.
+/// from 0. On a scale of 1 to 5, a 5 with probability 0.2 ties with a certain 1. A label with value 0 scores
+/// 0, no matter how probable it is. A ranking by [`ExpectedValue`](Self::ExpectedValue) does not depend on
+/// the distance from 0, and gives a label with value 0 no special role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]

@@ -1,8 +1,8 @@
 //! Student's t distribution.
 //!
-//! This crate is part of every user's build, and this is the only function of its kind that it needs.
-//! The crate `statrs` 0.19, without its default features, would add five crates and eight seconds of
-//! processor time to a first build.
+//! erank-core needs only one function of Student's distribution. It is written here, because the crate
+//! `statrs` 0.19, without its default features, would add five crates and eight seconds of processor time to
+//! every user's first build.
 
 /// Returns the probability that a variable with Student's t distribution is at least as far from 0 as
 /// `t`, on either side. It is the regularised incomplete beta function `I_x(ν/2, ½)` at
@@ -30,7 +30,7 @@ pub(crate) fn two_sided_p(t: f64, degrees_of_freedom: usize) -> f64 {
 /// Evaluates the continued fraction of the incomplete beta function, `1/(1 + d₁/(1 + d₂/…))` (DLMF
 /// 8.17.22), with Lentz's method.
 fn beta_fraction(x: f64, a: f64, b: f64) -> f64 {
-    // A generous limit: convergence takes about √max(a, b) terms.
+    // This limit is generous, because convergence takes about √max(a, b) terms.
     const MAX_TERMS: u32 = 100_000;
     let (mut c, mut d, mut fraction) = (1.0, 0.0, 1.0);
     for term in 1..MAX_TERMS {

@@ -1,4 +1,4 @@
-//! TREC's file formats: runs, the ranked documents of many queries, and qrels, the grades of judges.
+//! TREC's file formats. A run holds the ranked documents of many queries. Qrels hold the judges' grades.
 //!
 //! [`Run`] and [`Qrels`] read from any [`BufRead`] and write to any [`Write`]. Both files have one entry
 //! per line, with fields separated by white space:
@@ -10,9 +10,9 @@
 //!
 //! The parser follows trec_eval. It ignores the second field, the rank, the tag, empty lines, and lines
 //! that begin with `#`. Lines may come in any order. Windows line ends and a byte order mark are
-//! accepted. If trec_eval would guess, the parser returns an error with the line number: for too many
-//! fields (an id with a space in it), for a score or a grade that is not a number, for a score that is
-//! NaN or infinite, and for a document that occurs twice in a query.
+//! accepted. Where trec_eval accepts an unclear line, the parser returns an error with the line number. Such
+//! a line has too many fields (an id with a space in it), a score or a grade that is not a number, a score
+//! that is NaN or infinite, or a document that occurs twice in a query.
 //!
 //! The formats are implemented here because they take a few lines, and these errors need a parser that
 //! checks every field.
@@ -42,7 +42,7 @@ use thiserror::Error;
 /// Values by query id, then by document id. The order of `str` is that of trec_eval's `strcmp`.
 type Table<V> = BTreeMap<String, BTreeMap<String, V>>;
 
-/// A run: the scored documents of many queries.
+/// A run, which holds the scored documents of many queries.
 ///
 /// As in trec_eval, a query's documents are ordered by score alone, highest first, and the ranks in a
 /// file are ignored. Of two documents with the same score, the one with the greater id in byte order
@@ -131,7 +131,7 @@ impl Run {
         self.scores.keys().map(String::as_str)
     }
 
-    /// Whether the query has documents.
+    /// Returns whether the query has documents.
     pub fn has_query(&self, query: &str) -> bool {
         self.scores.contains_key(query)
     }
@@ -146,7 +146,7 @@ impl Run {
     }
 }
 
-/// Qrels: the relevance grades of documents for many queries.
+/// Qrels, which hold the relevance grades of documents for many queries.
 ///
 /// A grade above 0 means relevant, 0 means not relevant, and a negative grade means unjudged.
 ///
@@ -216,7 +216,7 @@ impl Qrels {
         self.grades.keys().map(String::as_str)
     }
 
-    /// Whether the query has a judged document.
+    /// Returns whether the query has a judged document.
     pub fn has_query(&self, query: &str) -> bool {
         self.grades.contains_key(query)
     }
@@ -233,7 +233,7 @@ impl Qrels {
         grades.map(|(document, grade)| (document.as_str(), *grade))
     }
 
-    /// Returns the document's grade. `None` if it was not judged for the query.
+    /// Returns the document's grade, or `None` if the document was not judged for the query.
     pub fn grade(&self, query: &str, document: &str) -> Option<i32> {
         self.grades.get(query)?.get(document).copied()
     }

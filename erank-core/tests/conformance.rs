@@ -1,4 +1,4 @@
-//! Tests of the conformance checks: a backend that keeps the contract passes, and a backend with a fault
+//! Tests of the conformance checks. A backend that keeps the contract passes, and a backend with a fault
 //! fails the check for that fault.
 
 use std::sync::Mutex;

@@ -21,8 +21,8 @@ pub(crate) const TOKENIZE: &str = "/tokenize";
 /// The response to a generation request, independent of the server's shape.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Response {
-    /// The generated text. For a chat it includes the thought with its tags, whatever the server's field
-    /// for it.
+    /// The generated text. For a chat it includes the thought with its tags, no matter which field the server
+    /// uses for it.
     pub(crate) text: String,
     /// The generated tokens, if there are log-probabilities.
     pub(crate) tokens: Vec<Token>,
@@ -50,7 +50,7 @@ pub(crate) enum FinishReason {
     EndOfTurn,
     /// The model generated a stop string.
     StopString,
-    /// One of the last two; the server does not tell which.
+    /// One of the last two. The server does not report which.
     #[default]
     Stop,
 }

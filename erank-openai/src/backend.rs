@@ -20,12 +20,11 @@ use crate::settings::{OpenAiSettings, PromptFormat};
 /// A model behind an OpenAI-compatible HTTP API: a [`ScoringBackend`] for one or more servers with the
 /// same model.
 ///
-/// Each server is probed once, before its first document. A server that rejects the probe, fails, or
-/// differs from the others is ejected for a while and its work goes to the others; the log (`tracing`)
-/// tells so.
+/// Each server is probed once, before its first document. A server that rejects the probe, fails, or differs
+/// from the others is ejected for a while, and its work goes to the others. A `tracing` event reports this.
 ///
 /// Any number of threads may use the backend. They share the connections and the concurrency limit of
-/// each endpoint. A job holds only its open documents in memory a second time.
+/// each endpoint. A job copies the text only of the documents whose requests are open.
 ///
 /// ```no_run
 /// use erank_core::{Request, Reranker};

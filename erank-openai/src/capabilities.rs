@@ -147,7 +147,7 @@ impl Capabilities {
                     "logprobs": true, "top_logprobs": 1,
                 }),
             ),
-            // Every vocabulary has id 0, whatever it means.
+            // Token id 0 exists in every vocabulary, so it is safe to send it.
             PromptFormat::TokenIds(_) => (
                 COMPLETIONS,
                 json!({"prompt": [0], "logprobs": top_logprobs, "return_token_ids": true}),
@@ -194,7 +194,7 @@ impl Capabilities {
             |setting, problem| Err(CapabilityError::UnsupportedSampling { setting, problem });
         match self.kind {
             ServerKind::Vllm => Ok(()),
-            // Checked with the server: it also counts the tokens of the prompt.
+            // This was checked with the server. It also counts the tokens of the prompt.
             ServerKind::LlamaCpp if sampling.frequency_penalty != 0.0 => unsupported(
                 "frequency_penalty",
                 "llama.cpp also counts the prompt's tokens; leave it at 0",

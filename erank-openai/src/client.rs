@@ -1,4 +1,4 @@
-//! The client of one job: sends requests through the load balancer, with retries.
+//! The client of one job. It sends requests through the load balancer, with retries.
 //!
 //! A failed request is retried with exponential backoff and jitter, at another endpoint if there is one,
 //! until it succeeds, is rejected, reaches the maximum number of attempts, or is cancelled.
@@ -125,7 +125,7 @@ impl Client {
         }
     }
 
-    /// Returns the id of the first token of `text`, cached. `None` if the server does not tell.
+    /// Returns the id of the first token of `text`, cached. Returns `None` if the server does not report it.
     pub(crate) fn first_token_id(&self, server: &Capabilities, text: &str) -> Option<u32> {
         let ids = || self.shared.first_token_ids.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(id) = ids().get(text) {
@@ -138,8 +138,8 @@ impl Client {
         Some(id)
     }
 
-    /// Returns the number of tokens of `text` by the server's tokenizer. `None` if the server does not
-    /// tell.
+    /// Returns the number of tokens of `text` by the server's tokenizer. Returns `None` if the server does
+    /// not report it.
     pub(crate) fn count_tokens(
         &self,
         server: &Capabilities,
@@ -220,9 +220,9 @@ impl Client {
         }
     }
 
-    /// Returns the number of failures after which a request is given up, if the last one was `error`. An
-    /// outage is not the document's fault: it may last for as many attempts as the endpoints get before
-    /// all are down, unless no endpoint was ever reached.
+    /// Returns the number of failures after which a request is given up, if the last failure was `error`. An
+    /// outage is not the document's fault. So it may last for as many attempts as the endpoints get before
+    /// all of them are down. If no endpoint was ever reached, an outage counts like any other failure.
     fn max_failures(&self, error: &RequestError) -> usize {
         let max_attempts = self.shared.max_attempts;
         match error.is_outage() && self.balancer().was_reached() {
@@ -246,7 +246,7 @@ impl Client {
 
     fn outcome<T>(&self, result: &Result<T, RequestError>) -> Outcome {
         match result {
-            // A cancelled request tells nothing about the endpoint.
+            // A cancelled request shows nothing about the endpoint.
             Err(_) if self.session.is_cancelled() => Outcome::Unknown,
             Err(RequestError::Unreachable { .. }) => Outcome::Unreachable,
             Err(RequestError::Overloaded { status: 503, retry_after: None, .. }) => {

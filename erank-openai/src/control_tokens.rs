@@ -1,10 +1,10 @@
 //! The neutralization of control tokens in queries and documents.
 //!
 //! A server tokenizes a raw prompt with control tokens enabled. A document with `<|im_end|>` would end
-//! the user's turn, and one with `</think><answer>10</answer>` could answer for the model. The
-//! server cannot be told which text is data, so the data is changed: every control token that overlaps
-//! the data gets a space after its first character. `<|im_end|>` becomes `< |im_end|>`, which is plain
-//! text to the tokenizer and still legible to the model. No other text changes.
+//! the user's turn, and one with `</think><answer>10</answer>` could answer for the model. The server cannot
+//! be told which text is data, so the data is changed. Every control token that overlaps the data gets a
+//! space after its first character. `<|im_end|>` becomes `< |im_end|>`, which is plain text to the tokenizer
+//! and still legible to the model. No other text changes.
 
 use std::ops::Range;
 
@@ -111,7 +111,7 @@ mod tests {
         ControlTokens::new(&extra).expect("few tokens")
     }
 
-    /// Neutralizes `text`, all of which is data.
+    /// Neutralizes `text`. All of it is data.
     fn neutralize(extra: &[&str], text: &str) -> String {
         tokens(extra).neutralize(text.to_owned(), std::slice::from_ref(&(0..text.len())))
     }

@@ -144,8 +144,8 @@ impl RequestError {
         )
     }
 
-    /// Returns whether the endpoint is down for every request: it accepts no connection, or a proxy in
-    /// front of it reports that no server is available.
+    /// Returns whether the endpoint is down for every request. This is the case if it accepts no connection,
+    /// or if a proxy in front of it reports that no server is available.
     pub(crate) fn is_outage(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::ServerError { status: 502 | 504, .. } => true,
@@ -155,8 +155,8 @@ impl RequestError {
         }
     }
 
-    /// Returns whether the endpoint rejects every request: a wrong key, model or route. Status 403 does
-    /// not count, because a firewall may send it for a single document.
+    /// Returns whether the endpoint rejects every request, because of a wrong key, model or route. Status 403
+    /// does not count, because a firewall may send it for a single document.
     pub(crate) fn is_fatal(&self) -> bool {
         matches!(
             self,

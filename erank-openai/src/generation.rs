@@ -6,9 +6,9 @@
 //!            └──────▶ one token: its log-probabilities are the distribution ◀┘
 //! ```
 //!
-//! The answer is read in the same way whether the model opened it, it was forced, or the mode is answer
-//! only: a request with the prompt so far generates one token with its top log-probabilities. The thought
-//! itself needs no log-probabilities, so its responses are small.
+//! The answer is read in the same way in three cases: the model opened it, it was forced, or the mode is
+//! answer only. A request with the prompt so far generates one token with its top log-probabilities. The
+//! thought itself needs no log-probabilities, so its responses are small.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -29,15 +29,15 @@ use crate::prompts::{DocumentPrompt, Prompt};
 use crate::settings::{OpenAiSettings, PromptFormat, ServerKind};
 use crate::tokenizer::ClientTokenizer;
 
-/// Tokens reserved for closing the thought and opening the answer. No tokenizer makes more tokens of a
-/// text than it has bytes.
+/// Number of tokens reserved for closing the thought and opening the answer. A text never has more tokens
+/// than bytes.
 const FORCED_TOKENS: usize = FORCED_ANSWER_PREFIX.len();
-/// Tokens reserved for the server's chat template around a message.
+/// Number of tokens reserved for the server's chat template around a message.
 const TEMPLATE_TOKENS: usize = 64;
 
 /// The state that all documents of a job share.
 pub(crate) struct JobContext {
-    /// The job's client, for state that does not belong to one document.
+    /// The job's client, for data that all documents share.
     pub(crate) client: Client,
     pub(crate) server: Arc<Capabilities>,
     pub(crate) settings: Arc<OpenAiSettings>,
@@ -138,11 +138,11 @@ impl JobContext {
     }
 }
 
-/// The state of one generation: the assistant turn so far.
+/// The state of one generation, with the assistant turn so far.
 struct Generation<'a> {
     job: &'a JobContext,
     client: &'a Client,
-    /// The prompt of the next request: the document's prompt and the turn so far.
+    /// The prompt of the next request. It is the document's prompt and the turn so far.
     prompt: Prompt,
     completion: Completion,
     sample: usize,
@@ -185,7 +185,7 @@ impl Generation<'_> {
         let reserved = FORCED_TOKENS + self.job.longest_label();
         let tokens = match &self.prompt {
             Prompt::TokenIds(ids) => ids.len(),
-            // No tokenizer makes more tokens of a text than it has bytes.
+            // A text never has more tokens than bytes.
             Prompt::Text(text) | Prompt::Message(text)
                 if text.len() + reserved + wanted <= limit =>
             {
@@ -244,8 +244,8 @@ impl Generation<'_> {
                 }
                 // The tag is part of an open thought, which continues.
                 api::FinishReason::StopString => self.append(ANSWER_OPEN)?,
-                // Either the tag inside the thought or the end of the turn. Only the latter is safe to
-                // assume.
+                // The reason is either the tag inside the thought or the end of the turn. Only the latter is
+                // safe to assume.
                 api::FinishReason::Stop => return Ok(false),
             }
         }

@@ -1,4 +1,4 @@
-//! The HTTP client: sends one JSON request, returns one JSON response, and classifies every failure.
+//! The HTTP client. It sends one JSON request, returns one JSON response, and classifies every failure.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,9 +24,9 @@ const REDACTED: &str = "[key]";
 
 /// A secret that is sent as a bearer token. Neither `Debug` nor any error of this crate shows it.
 ///
-/// The underlying HTTP client logs through the `log` crate, at `DEBUG` without the key. At `TRACE` its
-/// target `ureq_proto` dumps every byte that is sent, including the key and the documents: keep that
-/// target at `DEBUG` unless the logs are secret.
+/// The underlying HTTP client logs through the `log` crate. Its `DEBUG` messages do not contain the key. Its
+/// `TRACE` messages contain everything that is sent, including the key and the documents. So keep the target
+/// `ureq_proto`, which writes them, at `DEBUG` unless the logs are secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey(String);
 
@@ -222,8 +222,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Closes all connections: open requests in other threads fail at once, and so does every later
-    /// request.
+    /// Closes all connections. Open requests in other threads fail at once, and every later request fails as
+    /// well.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
         self.agent.clone().shutdown();

@@ -1,4 +1,4 @@
-//! The execution of one job: its documents are sent as fast as the endpoints accept them.
+//! The execution of one job. Its documents are sent as fast as the endpoints accept them.
 //!
 //! The calling thread builds the prompts, starts one thread per open document, and forwards their results
 //! to the sink. It also checks for cancellation.
@@ -245,7 +245,7 @@ impl<'a> JobRunner<'a> {
     fn poll_event(&mut self, sink: &mut dyn Sink) -> Result<(), BackendError> {
         match self.events.recv_timeout(POLL) {
             Ok(event) => self.handle(event, sink),
-            // A timeout: the channel cannot be disconnected, because `self` holds a sender.
+            // This is a timeout. The channel cannot be disconnected, because `self` holds a sender.
             Err(_) => Ok(()),
         }
     }

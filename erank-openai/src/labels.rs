@@ -1,8 +1,9 @@
 //! The distribution over the allowed answers, from the top log-probabilities of a server.
 //!
-//! An answer is a text, its label, and the server's tokens are known only by their texts. Starting at
-//! the answer position, a position is requested for every text that is a proper prefix of a label: with
-//! Qwen's tokenizer "10" is "1" and then "0".
+//! Each answer has a text, its label. The server describes its tokens only by their texts. One request reads
+//! the distribution where the answer begins. One more request follows for each text that begins a label
+//! without completing it. With Qwen's tokenizer, "10" is "1" and then "0", so one more request follows for
+//! "1".
 //!
 //! ```text
 //! P(10) = P("1") · P("0" | "1")
@@ -14,8 +15,8 @@
 //! If the server accepts token ids, it returns the first tokens of all answers
 //! ([`LogprobSource::RequestedIds`]), so no first token needs a bound.
 //!
-//! A further position takes a further request. A prefix with a probability below [`NEGLIGIBLE`] gets no
-//! request; its own probability is the upper bound of its answers.
+//! A prefix with a probability below [`NEGLIGIBLE`] gets no request. Its own probability is the upper bound
+//! of its answers.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +38,7 @@ pub(crate) enum LogprobSource {
     RequestedIds,
 }
 
-/// The tokens at one position: the generated one, and the log-probabilities by text.
+/// The generated token at one position, and the log-probabilities of tokens by their text.
 struct Position {
     generated: String,
     log_probs: BTreeMap<String, f64>,
@@ -59,8 +60,8 @@ impl Position {
         }
         let probabilities = token.top_logprobs.iter().map(|(_, log_prob)| log_prob.exp());
         let remainder = (1.0 - probabilities.sum::<f64>()).max(0.0) + ROUNDING_ERROR;
-        // vLLM adds a sampled token that is not among the most probable ones. Tokens more probable than
-        // it may be missing, so it does not bound them.
+        // vLLM adds a sampled token that is not among the most probable ones. Other tokens may be missing
+        // although they are more probable. So its probability is no upper bound for them.
         let others = token.top_logprobs.iter().filter(|(bytes, _)| *bytes != token.bytes);
         let least = others.filter(|_| source == LogprobSource::TopLogprobs);
         let least = least.map(|(_, log_prob)| *log_prob);
@@ -98,7 +99,7 @@ pub(crate) fn label_distribution<E: From<AnswerError>>(
 ) -> Result<LabelDistribution, E> {
     let labels: Vec<&str> = format.answers().map(|(label, _)| label).collect();
     let mut positions: BTreeMap<String, Position> = BTreeMap::new();
-    // Prefixes of answers to request, with their log-probabilities. A stack.
+    // A stack of the prefixes of answers to request, with their log-probabilities.
     let mut open = vec![(String::new(), 0.0_f64)];
     let mut negligible = Vec::new();
     while let Some((prefix, log_prob)) = open.pop() {
@@ -152,7 +153,7 @@ fn label_log_prob(
             return (log_prob, tokens);
         };
         if prefix == label {
-            // The label is a prefix of others: subtract the probability of their further tokens.
+            // The label is a prefix of others, so subtract the probability of their further tokens.
             let further = position.log_probs.iter().filter(|(token, _)| {
                 labels.iter().any(|other| {
                     other.strip_prefix(label).is_some_and(|rest| rest.starts_with(token.as_str()))

@@ -14,15 +14,16 @@
 //! Proxies come from the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`). Redirects are
 //! not followed.
 //!
-//! Retries, and endpoints that are ejected, reject every request or recover, are logged with `tracing`,
-//! without keys and without text of documents or responses. The HTTP client logs through the `log` crate;
-//! see [`ApiKey`] for its content.
+//! The crate logs retries. It also logs when an endpoint is ejected, recovers, or rejects every request.
+//! These events (`tracing`) contain no keys and no text of documents or responses. The HTTP client logs
+//! through the `log` crate. [`ApiKey`] describes what its messages contain.
 //!
 //! # Limits
 //! - An answer that is not among the server's top log-probabilities has an
 //!   [upper bound](erank_core::AnswerDistribution::is_bound) instead of a probability.
 //! - With raw text, a thought is tokenized again when the answer is read, and limits in tokens become
-//!   limits in bytes ([`OpenAiSettings::bytes_per_token`]). [`PromptFormat::TokenIds`] has neither limit.
+//!   limits in bytes ([`OpenAiSettings::bytes_per_token`]). With [`PromptFormat::TokenIds`], thoughts are not
+//!   tokenized again, and limits are exact.
 //! - The same prompt gives the same bits only if the server ensures it. The log-probabilities of
 //!   llama.cpp and vLLM depend slightly on the batch and on the cache.
 

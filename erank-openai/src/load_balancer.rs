@@ -1,15 +1,15 @@
-//! The load balancer: selects an endpoint for each request, limits its concurrency, and ejects it while
-//! it fails.
+//! The load balancer. It selects an endpoint for each request, limits the concurrent requests of each
+//! endpoint, and ejects endpoints that fail.
 //!
-//! Concurrency limit: each endpoint has a limit of concurrent requests with additive increase and
-//! multiplicative decrease (AIMD). It grows by one per round of successes, and halves when the endpoint
-//! reports an overload. Written here because the crates for it are asynchronous (`tower` and `tokio`).
+//! Each endpoint has a limit of concurrent requests with additive increase and multiplicative decrease
+//! (AIMD). The limit grows by one per round of successes, and halves when the endpoint reports an overload.
+//! This is not taken from a crate, because the crates for it are asynchronous (`tower` and `tokio`).
 //!
-//! Ejection: an endpoint that fails [`CONSECUTIVE_FAILURES`] times in a row is ejected for a time that
-//! doubles with every further failure. Afterwards it is half-open: it gets a single trial request, and
-//! recovers if that succeeds. If the endpoint is reachable, repeated failures of one document count once,
-//! because the document may be their cause. Written here because the blocking circuit breaker crates
-//! count every failure, whatever its cause.
+//! An endpoint that fails [`CONSECUTIVE_FAILURES`] times in a row is ejected for a time that doubles with
+//! every further failure. Afterwards the endpoint is half-open. It gets a single trial request, and recovers
+//! if that succeeds. If the endpoint is reachable, repeated failures of one document count once, because the
+//! document may be their cause. This is not taken from a crate, because the blocking circuit breaker crates
+//! count every failure and do not distinguish the causes.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,8 +38,8 @@ pub(crate) struct LoadBalancer {
     released: Condvar,
 }
 
-/// Identifies the task of a request: one document with all its samples, or the requests that a job sends
-/// for itself.
+/// Identifies the task of a request. A task is one document with all its samples, or the requests that a job
+/// sends for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TaskId(pub(crate) u64);
 
@@ -62,9 +62,11 @@ struct EndpointState {
     ejected_until: Option<Instant>,
     /// The end of the pause that the server asked for.
     retry_after: Option<Instant>,
-    /// When the limit was last lowered. A request from before cannot lower it again.
+    /// The time when the limit was last lowered. A request that was sent before this time does not lower the
+    /// limit again.
     limit_lowered_at: Instant,
-    /// When the endpoint was last ejected. A failure of a request from before does not count.
+    /// The time when the endpoint was last ejected. Until it recovers, a failure of a request that was sent
+    /// before this time does not count.
     ejected_at: Instant,
 }
 
@@ -90,7 +92,7 @@ impl EndpointState {
         self.rejects || self.failures >= CONSECUTIVE_FAILURES
     }
 
-    /// Returns the number of concurrent requests allowed: one if the endpoint is half-open.
+    /// Returns the number of concurrent requests allowed. It is one if the endpoint is half-open.
     fn allowed(&self) -> usize {
         if self.is_ejected() { 1 } else { self.limit as usize }
     }
@@ -100,14 +102,15 @@ impl EndpointState {
         is_over(self.ejected_until) && is_over(self.retry_after) && self.in_flight < self.allowed()
     }
 
-    /// Returns whether the endpoint failed `trials` times since it was first ejected, for several tasks
-    /// or without a connection.
+    /// Returns whether the endpoint is down. It is down if it rejects every request, or if it has failed at
+    /// least `trials` times since its first ejection. The failures must be of several tasks, or the last one
+    /// must be a failure to connect.
     fn is_down(&self, trials: usize) -> bool {
         let is_endpoint_fault = self.unreachable || self.failed_tasks.len() >= CONSECUTIVE_FAILURES;
         self.rejects || (self.failures >= CONSECUTIVE_FAILURES + trials && is_endpoint_fault)
     }
 
-    /// Ends an ejection, because the endpoint answered. A pause that it asked for stays in force.
+    /// Ends an ejection, because the endpoint answered. A pause that the endpoint asked for stays in force.
     fn recover(&mut self) {
         self.failures = 0;
         self.failed_tasks.clear();
@@ -159,11 +162,11 @@ pub(crate) enum Outcome {
     Unreachable,
     /// The request failed, perhaps because of its document.
     Failure,
-    /// The endpoint is not ready: a failure that may also be an overload.
+    /// The endpoint is not ready. This is a failure that may also be an overload.
     NotReady,
     /// The endpoint rejects every request.
     Rejected,
-    /// Unknown, because the request was cancelled.
+    /// The request was cancelled, so its outcome is unknown.
     Unknown,
 }
 
@@ -180,14 +183,15 @@ impl LoadBalancer {
         self.urls.len()
     }
 
-    /// Returns the number of concurrent requests that all endpoints together allow. It is at least one,
-    /// so that a trial request can notice a recovery.
+    /// Returns the number of concurrent requests that all endpoints together allow. It is at least one. Even
+    /// if all endpoints are ejected, one trial request must be possible.
     pub(crate) fn capacity(&self) -> usize {
         self.states().iter().map(EndpointState::allowed).sum::<usize>().max(1)
     }
 
-    /// Returns whether every endpoint is ejected and has failed at least `trials` times since, for
-    /// several tasks or without a connection.
+    /// Returns whether every endpoint is ejected and has failed at least `trials` times since its first
+    /// ejection. The failures must be of several tasks, or failures to connect. An endpoint that rejects
+    /// every request counts as well.
     pub(crate) fn is_down(&self, trials: usize) -> bool {
         self.states().iter().all(|state| state.is_down(trials))
     }

@@ -1,4 +1,5 @@
-//! The prompts of a job: the request field that holds a query, a document and the text around them.
+//! The prompts of a job. A prompt is the request field that holds a query, a document and the text around
+//! them.
 
 use std::ops::Range;
 
@@ -31,8 +32,8 @@ impl Prompt {
         }
     }
 
-    /// Returns the longest common prefix of two prompts. `None` for messages, because a server does not
-    /// accept a prefix of one.
+    /// Returns the longest common prefix of two prompts. Returns `None` for messages, because a server does
+    /// not accept a prefix of a message.
     pub(crate) fn common_prefix(&self, other: &Self) -> Option<Self> {
         match (self, other) {
             (Self::Text(a), Self::Text(b)) => {

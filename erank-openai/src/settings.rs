@@ -47,8 +47,8 @@ pub struct OpenAiSettings {
     ///
     /// An outage (no connection, or status 502, 503 or 504) gets three attempts more, with exponential
     /// backoff, before the open documents and the job fail. With 5, an endpoint may be down for 10 to
-    /// 20 seconds; with 8, for 30 to 90. An address that never accepted a connection fails sooner: with
-    /// 5, after about 2 seconds.
+    /// 20 seconds; with 8, for 30 to 90. An address that never accepted a connection fails sooner. With 5, it
+    /// fails after about 2 seconds.
     pub max_attempts: usize,
     /// The timeout for name resolution, and the timeout for a connection.
     pub connect_timeout: Duration,
@@ -63,7 +63,7 @@ pub struct OpenAiSettings {
     pub control_tokens: Vec<String>,
     /// The assumed average number of bytes per token, as a lower estimate. The limits of
     /// [`ScoringOptions`](erank_core::ScoringOptions) are in tokens, and the client does not have the
-    /// server's tokenizer: query and document are truncated to the limit times this number of bytes.
+    /// server's tokenizer. So query and document are truncated to the limit times this number of bytes.
     /// [`PromptFormat::TokenIds`] does not use it.
     pub bytes_per_token: f64,
 }

@@ -22,7 +22,7 @@ pub trait ClientTokenizer: Send + Sync {
         options: &ScoringOptions,
     ) -> Result<TokenizedPrompt, Cause>;
 
-    /// Returns the ids of text in the assistant turn, such as `</think><answer>`. Control tokens in it
+    /// Returns the ids of text in the assistant turn, such as `</think><answer>`. Control tokens in the text
     /// count as such.
     ///
     /// # Errors

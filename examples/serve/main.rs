@@ -1,5 +1,5 @@
-//! Serves ERank over HTTP: `/v1/rerank` in the format of Jina and Cohere. Their clients work with another
-//! URL and no other change.
+//! Serves ERank over HTTP at `/v1/rerank`, in the format of Jina and Cohere. Their clients need only another
+//! URL.
 //!
 //! ```sh
 //! cargo run --release -p erank-examples --features serve --example serve -- 127.0.0.1:8080 [FOLDER]
@@ -21,8 +21,8 @@
 //! cargo add erank-core --features async,serde
 //! ```
 //!
-//! [wire.rs](wire.rs) defines requests and replies, [service.rs](service.rs) the routes and the limits. The
-//! service has neither API keys nor TLS: run it behind a proxy that adds both.
+//! [wire.rs](wire.rs) defines requests and replies, and [service.rs](service.rs) defines the routes and the
+//! limits. The service has neither API keys nor TLS. So run it behind a proxy that adds both.
 
 mod service;
 mod wire;

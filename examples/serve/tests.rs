@@ -133,7 +133,7 @@ impl ScoringBackend for Gate {
         }
         let mut open = self.open.0.lock().expect("no panic");
         while !*open && !job.cancellation.is_cancelled() {
-            // Cancellation is a flag, which does not wake this thread: poll it.
+            // Cancellation is a flag, which does not wake this thread. So poll the flag.
             open = self.open.1.wait_timeout(open, Duration::from_millis(1)).expect("no panic").0;
         }
         for index in 0..job.documents.len() {

@@ -51,7 +51,7 @@ impl RerankRequest {
                     let message = format!("the body is not valid JSON: {error}");
                     Problem::new(StatusCode::BAD_REQUEST, message)
                 }
-                // The path of the whole body: a field is missing, and the message names it.
+                // This is the path of the whole body. A field is missing, and the message names the field.
                 "." => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
                 field => Problem::of_field(field, error.to_string()),
             }
@@ -148,7 +148,7 @@ pub(crate) fn reply(
     })
 }
 
-/// An error reply: as JSON, a message and the field that caused it.
+/// An error reply. Its JSON has a message and the field that caused the error.
 #[derive(Debug)]
 pub(crate) struct Problem {
     status: StatusCode,

@@ -1,4 +1,4 @@
-//! Faults of a llama.cpp server and of the network: no document is lost, and no result changes.
+//! Faults of a llama.cpp server and of the network. No document is lost, and no result changes.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

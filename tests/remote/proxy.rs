@@ -1,4 +1,4 @@
-//! A proxy between the backend and a real server: it records every exchange, and can replace responses.
+//! A proxy between the backend and a real server. It records every exchange, and can replace responses.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

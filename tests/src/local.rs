@@ -125,7 +125,7 @@ pub fn run(
 /// Scores `documents` for [`QUERY`], and returns their completions.
 ///
 /// # Panics
-/// If a document has an error.
+/// Panics if a document has an error.
 pub fn completions(
     backend: &dyn ScoringBackend,
     documents: &[&str],
@@ -137,7 +137,7 @@ pub fn completions(
 /// Scores `documents` for `query`, and returns each document's samples in their order.
 ///
 /// # Panics
-/// If a document has an error.
+/// Panics if a document has an error.
 pub fn samples(
     backend: &dyn ScoringBackend,
     query: &str,

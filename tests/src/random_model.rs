@@ -59,7 +59,7 @@ impl RandomModel {
     /// Creates the model of a `config.json`.
     ///
     /// # Errors
-    /// If a dimension is missing.
+    /// Returns an error if a dimension is missing.
     pub fn new(config: Value) -> serde_json::Result<Self> {
         let sizes = Sizes::deserialize(&config)?;
         Ok(Self { config, sizes })
@@ -97,7 +97,7 @@ impl RandomModel {
     /// Writes a folder in the layout of Hugging Face's models: configuration and BF16 weights.
     ///
     /// # Errors
-    /// Any I/O error.
+    /// Returns any I/O error.
     pub fn write(&self, folder: &Path, layout: Layout) -> io::Result<()> {
         fs::write(folder.join("config.json"), serde_json::to_vec_pretty(&self.config)?)?;
         let weights = self.weights();

@@ -7,10 +7,20 @@ use crate::error::LoadError;
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
-/// The architecture of a Qwen3 model, as its checkpoint states it.
+/// A model that this crate runs. The names are those of transformers' classes in `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Architecture {
+    /// Qwen3 with dense layers as a causal language model.
+    Qwen3ForCausalLM,
+}
+
+/// The sizes of a model, as its checkpoint states them.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
+    /// The model's class.
+    pub architecture: Architecture,
     /// Number of rows of the embedding. Token ids are smaller than this.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -40,9 +50,9 @@ pub struct Config {
 impl Config {
     /// Parses `config.json` and, if the checkpoint has one, `generation_config.json`.
     ///
-    /// The tokens that end a turn are the `eos_token_id`s of both files. The files of Qwen3's base
-    /// models differ: one names `<|endoftext|>`, the other `<|im_end|>`, and a model that was
-    /// fine-tuned from them may generate either.
+    /// The tokens that end a turn are the `eos_token_id`s of both files. The files of Qwen3's base models
+    /// differ. One names `<|endoftext|>`, and the other names `<|im_end|>`. A model that was fine-tuned from
+    /// them may generate either.
     ///
     /// # Errors
     /// Returns [`LoadError::Invalid`] with the file and the key, if a value is missing or out of
@@ -53,8 +63,8 @@ impl Config {
             Some(bytes) => parse(GENERATION_CONFIG, bytes)?,
             None => GenerationConfigFile::default(),
         };
-        file.check_architecture()?;
         let config = Self {
+            architecture: file.architecture()?,
             vocab_size: file.vocab_size,
             hidden_size: file.hidden_size,
             intermediate_size: file.intermediate_size,
@@ -128,6 +138,8 @@ impl Config {
 #[derive(Debug, Deserialize)]
 struct ConfigFile {
     model_type: String,
+    /// transformers' classes. Files that were written by hand may lack the key.
+    architectures: Option<Vec<String>>,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -193,14 +205,23 @@ impl Default for TokenIds {
 }
 
 impl ConfigFile {
-    /// Rejects variants of the architecture that this implementation would compute wrongly.
-    fn check_architecture(&self) -> Result<(), LoadError> {
+    /// Returns the model's class. Rejects variants that this implementation would compute wrongly.
+    fn architecture(&self) -> Result<Architecture, LoadError> {
         if self.model_type != "qwen3" {
             return invalid(format!(
                 "model_type is {:?}; only \"qwen3\" (dense) is implemented",
                 self.model_type
             ));
         }
+        let architecture = match self.architectures.as_deref() {
+            None | Some([]) => Architecture::Qwen3ForCausalLM,
+            Some([name]) if name == "Qwen3ForCausalLM" => Architecture::Qwen3ForCausalLM,
+            Some(names) => {
+                return invalid(format!(
+                    "architectures is {names:?}; only \"Qwen3ForCausalLM\" is implemented"
+                ));
+            }
+        };
         if self.hidden_act != "silu" {
             return invalid(format!(
                 "hidden_act is {:?}; only \"silu\" is implemented",
@@ -218,7 +239,7 @@ impl ConfigFile {
                 return invalid(format!("rope_type is {kind:?}; only \"default\" is implemented"));
             }
         }
-        Ok(())
+        Ok(architecture)
     }
 
     /// Returns the tokens that end a turn, without duplicates; `generation_config.json`'s come first.
@@ -260,7 +281,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// The `config.json` of Qwen3-4B.
+    /// Returns the `config.json` of Qwen3-4B.
     fn qwen3_4b() -> Value {
         json!({
             "architectures": ["Qwen3ForCausalLM"], "attention_bias": false,
@@ -311,6 +332,7 @@ mod tests {
     fn from_json_reports_unsupported_and_invalid_values() {
         for (setting, value) in [
             ("model_type", json!("qwen3_moe")),
+            ("architectures", json!(["Qwen3ForSequenceClassification"])),
             ("hidden_act", json!("gelu")),
             ("attention_bias", json!(true)),
             ("use_sliding_window", json!(true)),

@@ -25,7 +25,7 @@ impl<'a> Weights<'a> {
     /// Reads the headers of the shards.
     ///
     /// # Errors
-    /// If a shard is not a whole safetensors file, or a tensor is in more than one.
+    /// Returns an error if a shard is not a whole safetensors file, or a tensor is in more than one.
     pub(crate) fn new(shards: &'a [Shard]) -> Result<Self, LoadError> {
         let mut tensors = HashMap::new();
         for shard in shards {
@@ -53,8 +53,8 @@ impl<'a> Weights<'a> {
     /// rayon's current threads.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape or a type that is not read, or the system cannot provide
-    /// the memory.
+    /// Returns an error if a tensor is missing or has another shape or a type that is not read, or the system
+    /// cannot provide the memory.
     pub(crate) fn packed(
         &self,
         parts: &[(&str, usize)],
@@ -75,7 +75,8 @@ impl<'a> Weights<'a> {
     /// `[outputs, inputs]`.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape or a type that is not read, or the device cannot take it.
+    /// Returns an error if a tensor is missing or has another shape or a type that is not read, or the device
+    /// cannot take it.
     pub(crate) fn on_device(
         &self,
         parts: &[(&str, usize)],
@@ -101,7 +102,7 @@ impl<'a> Weights<'a> {
     /// Returns the vector `name` in F32.
     ///
     /// # Errors
-    /// If the tensor is missing or has another shape or a type that is not read.
+    /// Returns an error if the tensor is missing or has another shape or a type that is not read.
     pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
         let mut vector = vec![0.0; length];
         stored(name, self.tensor(name, &[length])?)?.to_f32(&mut vector);
@@ -148,16 +149,6 @@ fn stored<'a>(name: &str, view: &TensorView<'a>) -> Result<StoredRow<'a>, LoadEr
         other => {
             let reason = format!("its type is {other:?}; only F32, F16 and BF16 are read");
             Err(LoadError::tensor(name, reason))
-        }
-    }
-}
-
-impl From<WeightFormat> for DType {
-    /// Returns the type of candle's that holds weights of this format.
-    fn from(format: WeightFormat) -> Self {
-        match format {
-            WeightFormat::F32 => Self::F32,
-            WeightFormat::Bf16 => Self::BF16,
         }
     }
 }

@@ -1,4 +1,7 @@
 //! A weight file, mapped into memory.
+//!
+//! Two functions use unsafe code. `map` maps a file, and `release` returns pages of the mapping to the
+//! system.
 
 use std::fs::File;
 use std::path::Path;
@@ -76,8 +79,8 @@ impl Shard {
             if range.contains(&part.as_ptr()) && start + part.len() <= range.end as usize {
                 let offset = start - range.start as usize;
                 // SAFETY: The advice must not change the mapped contents. The mapping is read-only
-                // and backed by a file, so discarded pages are read from the file again. An error
-                // is ignored: the memory then stays allocated.
+                // and backed by a file, so discarded pages are read from the file again. An error is ignored.
+                // The memory then stays allocated.
                 let _ = unsafe {
                     map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, part.len())
                 };

@@ -59,7 +59,7 @@ impl AnswerTrie {
 /// A walk over the trie's inner nodes, which collects the log-probabilities.
 #[derive(Debug, Clone)]
 pub(crate) struct TrieWalk {
-    /// Each answer's tokens' log-probabilities, given the tokens before.
+    /// The log-probabilities of each answer's tokens, given the tokens before.
     log_probs: Vec<Vec<f64>>,
     /// Each answer's log-probability of ending after its last token.
     ends: Vec<f64>,
@@ -126,7 +126,8 @@ impl TrieWalk {
 mod tests {
     use super::*;
 
-    /// The answers 0 to 10 over a vocabulary of ten digits and a token that ends the answer.
+    /// Returns the trie of the answers 0 to 10, over a vocabulary of ten digits and a token that ends the
+    /// answer.
     fn zero_to_ten() -> AnswerTrie {
         let mut tokens: Vec<Vec<u32>> = (0..10).map(|digit| vec![digit]).collect();
         tokens.push(vec![1, 0]);

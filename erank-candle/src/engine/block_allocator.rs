@@ -11,10 +11,10 @@ pub struct BlockAllocator {
 }
 
 impl BlockAllocator {
-    /// Creates an allocator of `blocks` free blocks; ids beyond 32 bits are left out.
+    /// Creates an allocator of `blocks` free blocks. Blocks whose ids exceed 32 bits are left out.
     pub fn new(blocks: usize) -> Self {
         let count = u32::try_from(blocks).unwrap_or(u32::MAX);
-        // Blocks are taken from the end: the lowest id first.
+        // Blocks are taken from the end, so the lowest id comes first.
         let free = (0..count).rev().map(BlockId).collect();
         Self { allocated: vec![false; count as usize], free }
     }

@@ -38,7 +38,7 @@ impl Caller {
         Self { id, cancellation, events, waiting: VecDeque::new() }
     }
 
-    /// Sends an event. Ignores a caller that has left: the scheduler reads its departure later.
+    /// Sends an event. If the caller has left, nothing is sent; the scheduler removes the caller later.
     pub(super) fn send(&self, event: Event) {
         let _ = self.events.send(event);
     }

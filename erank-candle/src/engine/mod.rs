@@ -95,7 +95,8 @@ impl Engine {
         })
     }
 
-    /// Returns the maximum number of tokens of one sequence: the model's limit, or the size of the cache.
+    /// Returns the maximum number of tokens of one sequence. It is the model's limit or the size of the
+    /// cache, whichever is smaller.
     pub(crate) fn max_tokens(&self) -> usize {
         self.max_tokens
     }

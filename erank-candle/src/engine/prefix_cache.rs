@@ -5,9 +5,9 @@
 //!                              └ 16 tokens ─ …    another document
 //! ```
 //!
-//! A prompt uses the nodes along its path. Nodes without users stay cached until their blocks are needed; then the
-//! least recently used leaf is evicted. A node is inserted when its computation begins. A prompt that finds a node
-//! that is still being computed waits for it instead of computing it again.
+//! A prompt uses the nodes along its path. Nodes without users stay cached until their blocks are needed.
+//! Then the least recently used leaf is evicted. A node is inserted when its computation begins. A prompt
+//! that finds a node that is still being computed waits for it instead of computing it again.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -84,7 +84,7 @@ impl PrefixCache {
         path.iter().filter(|node| self.nodes[node].users == 0).count()
     }
 
-    /// Adds a user to every node of a path.
+    /// Increments the user count of every node of a path.
     pub(super) fn acquire(&mut self, path: &[NodeId]) {
         for id in path {
             let Some(node) = self.nodes.get_mut(id) else { continue };
@@ -124,7 +124,8 @@ impl PrefixCache {
         }
     }
 
-    /// Removes a user from every node of a path. Returns the blocks that were not computed and are free now.
+    /// Decrements the user count of every node of a path. Returns the blocks that this frees because they
+    /// were never fully computed.
     pub(super) fn release(&mut self, path: &[NodeId]) -> Vec<BlockId> {
         self.clock += 1;
         let mut blocks = Vec::new();

@@ -1,5 +1,5 @@
-//! Speculative tokens by prompt lookup: a thought that quotes the document probably continues as the document does
-//! (prompt lookup decoding, Saxena 2023).
+//! Speculative tokens by prompt lookup (prompt lookup decoding, Saxena 2023). A thought that quotes the
+//! document probably continues as the document does.
 
 /// Maximum number of last tokens that an earlier occurrence must match.
 const LONGEST_MATCH: usize = 4;

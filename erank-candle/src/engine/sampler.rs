@@ -1,15 +1,15 @@
 //! The choice of the next token.
 //!
 //! The steps have vLLM's order: repetition, frequency and presence penalties; temperature; `min_p`; `top_k`; `top_p`;
-//! then a draw. Tokens that tie at the limit of `top_k` all stay. The sampler is our own because results must have
-//! the same bits in any batch: a draw depends on the seed, the sample and the position alone.
+//! then a draw. Tokens that tie at the limit of `top_k` all stay. The sampler is our own, because results
+//! must have the same bits in any batch. So a draw depends only on the seed, the sample and the position.
 
 use std::collections::HashMap;
 
 use erank_core::Sampling;
 
-/// Chooses a token id by `logits` after `prompt` and the `generated` tokens. The draw depends on the seed, the
-/// sample's number and the number of generated tokens alone.
+/// Chooses a token id by `logits` after `prompt` and the `generated` tokens. The draw depends only on the
+/// seed, the sample's number and the number of generated tokens.
 pub(super) fn sample(
     logits: &[f32],
     sampling: &Sampling,
@@ -159,7 +159,7 @@ mod tests {
             let limit = sorted[sampling.top_k as usize - 1];
             logits.iter_mut().filter(|l| **l < limit).for_each(|l| *l = f64::NEG_INFINITY);
         }
-        // In ascending order: drops tokens while their sum does not exceed 1 − top_p, but keeps the last one.
+        // Drops tokens in ascending order while their sum does not exceed 1 − top_p, but keeps the last one.
         let probabilities = softmax(&logits);
         let mut ascending: Vec<usize> = (0..logits.len()).collect();
         ascending.sort_by(|a, b| probabilities[*a].total_cmp(&probabilities[*b]).then(b.cmp(a)));
@@ -228,7 +228,7 @@ mod tests {
         }
         for (count, expected) in counts.iter().zip([0.5, 0.2, 0.1, 0.2]) {
             let share = f64::from(*count) / draws as f64;
-            // Five standard deviations.
+            // The tolerance is five standard deviations.
             assert!((share - expected).abs() < 5.0 * (expected / draws as f64).sqrt(), "{share}");
         }
         // Seed, sample and position each change the number.

@@ -1,4 +1,4 @@
-//! The scheduler: which sequences run, and what each step computes.
+//! The scheduler. It decides which sequences run, and what each step computes.
 //!
 //! ```text
 //! waiting, by caller ──admit, if the cache has blocks for the prompt──▶ running ──answer──▶ the caller
@@ -41,7 +41,8 @@ struct Running {
 struct Chunk {
     /// Index of the running sequence.
     index: usize,
-    /// Pending tokens; if these are all pending ones, speculative tokens may follow.
+    /// The tokens to compute. These are pending tokens, and speculative tokens may follow only if these are
+    /// all of the pending ones.
     tokens: Vec<u32>,
     /// Number of speculative tokens.
     speculative: usize,
@@ -84,7 +85,7 @@ impl Running {
 /// The result of an attempt to admit a sequence.
 enum Admission {
     Admitted,
-    /// Another sequence is computing a common prefix; the sequence waits for it.
+    /// Another sequence is computing a common prefix, and this sequence waits for that.
     Deferred,
     /// The batch or the cache is full.
     Full,
@@ -262,7 +263,7 @@ impl Scheduler {
         self.running.iter().filter(|running| running.caller == caller).count()
     }
 
-    /// Tries to admit the caller's waiting sequence at `next`.
+    /// Tries to admit the caller's waiting sequence at index `next`.
     fn try_admit(&mut self, id: CallerId, next: usize) -> Admission {
         if self.running.len() >= self.limits.max_num_seqs {
             return Admission::Full;
@@ -278,7 +279,7 @@ impl Scheduler {
         let missing = sequence.tokens().len().div_ceil(BLOCK_TOKENS) - path.len();
         let available = self.allocator.free_blocks() + self.prefixes.evictable_blocks()
             - self.prefixes.unused_among(&path);
-        // One block more, so that a new sequence does not cause a preemption in the next step.
+        // One more block is required, so that a new sequence does not cause a preemption in the next step.
         if missing + 1 > available && !self.running.is_empty() {
             return Admission::Full;
         }
@@ -313,7 +314,8 @@ impl Scheduler {
         }
     }
 
-    /// Allocates blocks for a sequence's tokens and `more`. Returns whether there were enough.
+    /// Allocates blocks for a sequence's tokens and `more` further tokens. Returns whether there were enough
+    /// blocks.
     fn extend(&mut self, running: &mut Running, more: usize) -> bool {
         let needed = (running.sequence.tokens().len() + more).div_ceil(BLOCK_TOKENS);
         while running.blocks.len() < needed {
@@ -323,7 +325,7 @@ impl Scheduler {
         true
     }
 
-    /// Allocates a block; if none is free, evicts the least recently used prefix.
+    /// Allocates a block. If no block is free, evicts the least recently used prefix.
     fn allocate(&mut self) -> Option<BlockId> {
         if self.allocator.free_blocks() == 0
             && let Some(block) = self.prefixes.evict()

@@ -11,7 +11,8 @@ use super::sampler::sample;
 use crate::logits::{Logits, TokenLogProb};
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer, TokenDecoder};
 
-/// Tokens reserved to close the thought and open the answer: no tokenizer makes more tokens than bytes.
+/// Number of tokens reserved to close the thought and open the answer. No tokenizer makes more tokens than
+/// bytes.
 const PREFIX_RESERVE: usize = FORCED_ANSWER_PREFIX.len();
 
 /// The state that all sequences of a job share.
@@ -35,7 +36,8 @@ pub(crate) struct Sequence {
     context: Arc<JobContext>,
     /// The document's index in the job.
     pub(crate) index: usize,
-    /// Prompt, generated and forced tokens; while the answer distribution is read, a probe at the end.
+    /// Prompt, generated and forced tokens. While the answer distribution is read, the last tokens are a
+    /// probe, the beginning of a possible answer.
     tokens: Vec<u32>,
     /// Number of tokens of the prompt, including a forced beginning of the answer.
     prompt_length: usize,
@@ -54,8 +56,9 @@ enum State {
     Generating,
     /// They begin the answer distribution of a forced answer.
     ForcedAnswer,
-    /// They continue the answer distribution of answers that begin at token `start`. `chosen` are the tokens that
-    /// the model chose there, as far as an answer may begin with them; empty if the answer is forced.
+    /// They continue the answer distribution of answers that begin at token `start`. `chosen` are the tokens
+    /// that the model chose there, as far as an answer may begin with them. It is empty if the answer is
+    /// forced.
     ReadingDistribution { walk: TrieWalk, start: usize, chosen: Vec<u32> },
 }
 
@@ -120,8 +123,8 @@ impl Sequence {
         &self.tokens
     }
 
-    /// Returns the prompt's tokens that other sequences may share: all but the last token, whose logits this
-    /// sequence needs.
+    /// Returns the prompt's tokens that other sequences may share. The last token is not among them, because
+    /// this sequence needs its logits.
     pub(super) fn shareable(&self) -> &[u32] {
         &self.tokens[..self.prompt_length.min(self.tokens.len() - 1)]
     }
@@ -146,8 +149,8 @@ impl Sequence {
         self.completion.usage.generated
     }
 
-    /// Returns up to `most` tokens that may follow the pending ones: if they do, computing them in the same step
-    /// saves a step. The answer's next probe is returned whole.
+    /// Returns up to `most` tokens that may follow the pending ones. If they do, computing them in the same
+    /// step saves a step. The answer's next probe is returned whole.
     pub(super) fn draft(&self, most: usize) -> &[u32] {
         match self.state {
             State::ForcedAnswer => self.context.answers.first_probe(),
@@ -233,7 +236,8 @@ impl Sequence {
         logits.token(sample(logits.values(), sampling, prompt, generated, number))
     }
 
-    /// Returns whether the answer's first token comes next: nothing would have to be forced before it.
+    /// Returns whether the answer's first token comes next, so that nothing would have to be forced before
+    /// it.
     fn is_at_answer(&self) -> bool {
         self.forced_prefix().is_empty()
     }
@@ -244,8 +248,8 @@ impl Sequence {
         self.context.format.forced_answer_prefix(self.after_thought().unwrap_or(THINK_OPEN))
     }
 
-    /// Returns the text after the thought, which may hold an answer; `None` during the thought. If no single token
-    /// ends a thought, returns the whole turn, in which the format looks for the end.
+    /// Returns the text after the thought, which may hold an answer; `None` during the thought. If no single
+    /// token ends a thought, returns the whole turn. The format then looks for the end in it.
     fn after_thought(&self) -> Option<&str> {
         let after = &self.completion.text[self.completion.thought_end.unwrap_or(0)..];
         let is_thinking = after.trim_start().starts_with(THINK_OPEN);
@@ -257,8 +261,8 @@ impl Sequence {
         !text.is_empty() && text.trim().is_empty()
     }
 
-    /// Probes the next inner node of the answer trie. After the last one, completes: with the model's own answer if
-    /// the `chosen` tokens make one, or else with the most probable answer.
+    /// Probes the next inner node of the answer trie. After the last one, completes the sequence. The answer
+    /// is the model's own if the `chosen` tokens make one, and otherwise the most probable one.
     fn read_distribution(
         &mut self,
         walk: TrieWalk,
@@ -290,7 +294,7 @@ impl Sequence {
     /// Appends a token that the model chose.
     fn accept(&mut self, chosen: TokenLogProb) -> Result<Outcome, DocumentError> {
         if self.context.eos_token_ids.contains(&chosen.id) {
-            // The turn ended without an answer: an answer would have completed the sequence before.
+            // The turn ended without an answer, because an answer would have completed the sequence before.
             self.force_answer()?;
             return Ok(None);
         }
@@ -336,7 +340,7 @@ impl Sequence {
         self.tokens.extend(self.context.tokenizer.encode_trusted(prefix)?);
         self.state = State::ForcedAnswer;
         if self.pending().is_empty() {
-            // The prefix was empty: the last token is computed again for its logits.
+            // The prefix was empty, so the last token is computed again for its logits.
             self.computed -= 1;
         }
         Ok(())

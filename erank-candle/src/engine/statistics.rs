@@ -20,8 +20,8 @@ pub struct Statistics {
     pub drafted_tokens: u64,
     /// Number of speculative tokens that the model confirmed.
     pub accepted_tokens: u64,
-    /// Number of preemptions: sequences that had to free their blocks because the cache was full or another caller
-    /// had no running sequence.
+    /// Number of preemptions. A preempted sequence had to free its blocks because the cache was full or
+    /// another caller had no running sequence.
     pub preemptions: u64,
     /// Current number of callers.
     pub callers: usize,
@@ -32,7 +32,8 @@ pub struct Statistics {
     pub waiting: usize,
     /// Current number of cache blocks of running sequences.
     pub used_blocks: usize,
-    /// Current number of cache blocks that hold cached prefixes only and can be evicted.
+    /// Current number of cache blocks that hold only prefixes that no running sequence uses. They can be
+    /// evicted.
     pub prefix_blocks: usize,
     /// Number of all cache blocks.
     pub total_blocks: usize,

@@ -1,7 +1,7 @@
 //! The tokens that one step computes.
 //!
 //! 1. Every sequence that decodes gets one token.
-//! 2. The rest of the budget goes to prompts, in even shares for the callers that have some; a share that its
+//! 2. The rest of the budget goes to prompts, in even shares for the callers that have some. A share that its
 //!    caller does not need goes to the others, the longest admitted sequence first.
 //! 3. A small step is filled up with speculative tokens ([`speculative_share`]).
 

@@ -19,11 +19,11 @@
 //! ```
 //!
 //! So a block that several tokens see, of one prompt or of prompts with a common prefix, is one matrix
-//! product for all of them. A query meets its blocks in the order of its sequence, and its sums do not depend
-//! on other queries.
+//! product for all of them. Each query is multiplied with its blocks in the order of its sequence, and its
+//! sums do not depend on other queries.
 //!
-//! A block is read from its first byte to its last, then the next one: with few queries, attention is limited
-//! by memory, and processors prefetch by themselves only memory that is read in order.
+//! A block is read from its first byte to its last, then the next block is read. With few queries, attention
+//! is limited by memory, and processors prefetch by themselves only memory that is read in order.
 
 use std::ops::Range;
 
@@ -38,7 +38,8 @@ pub(crate) const BLOCK_TOKENS: usize = NR;
 /// Queries of the highest tile of any set.
 const MAX_QUERIES: usize = 8;
 
-/// The layout of a layer's cache: `[blocks][KV heads]`, each the keys and then the values of 16 tokens.
+/// The layout of a layer's cache, `[blocks][KV heads]`. Each entry holds the keys and then the values of 16
+/// tokens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlockLayout {
     pub(crate) kv_heads: usize,
@@ -47,7 +48,7 @@ pub(crate) struct BlockLayout {
 
 impl BlockLayout {
     fn keys_size(self) -> usize {
-        // An even number of dimensions, for pairs.
+        // The number of dimensions is rounded up to an even number, because pairs need it.
         self.head_dim.next_multiple_of(2) * BLOCK_TOKENS
     }
 
@@ -92,7 +93,7 @@ impl BlockLayout {
             let panel = &mut panel[word * NR * E::DEPTH..];
             for (to, value) in panel.chunks_exact_mut(E::DEPTH).zip(value) {
                 to[index] = E::round(*value);
-                // The rest of a word, which is not written yet, is multiplied by 0. A NaN that another
+                // The rest of the word is not written yet, and is multiplied by 0. A NaN that another
                 // sequence left there would spoil the sum.
                 to[index + 1..].fill(E::round(0.0));
             }
@@ -173,8 +174,8 @@ struct Softmax<'a> {
 }
 
 impl<K: CacheKernel> Group<'_, K> {
-    /// Adds the blocks that `tokens` see from block number `number` on. Token `first` of all is the first
-    /// of them.
+    /// Adds the blocks that `tokens` see from block number `number` on. `first` is the number of the first of
+    /// these tokens among all tokens.
     fn descend(
         &self,
         tokens: &[Visible<'_>],
@@ -210,7 +211,7 @@ impl<K: CacheKernel> Group<'_, K> {
     ) {
         let max_mr = K::Isa::MAX_MR.rows();
         let rows = tokens.len() * self.heads;
-        // By KV head, then by query.
+        // The tiles are in the order of KV heads, then of queries.
         let mut tiles = Vec::with_capacity(self.kv_heads.len() * rows.div_ceil(max_mr));
         for kv_head in 0..self.kv_heads.len() {
             for row in (0..rows).step_by(max_mr) {
@@ -237,7 +238,8 @@ impl<K: CacheKernel> Group<'_, K> {
         }
     }
 
-    /// Makes the tile of some `rows` of the queries of `tokens`. Query `query` of all is the first of them.
+    /// Makes the tile of some `rows` of the queries of `tokens`. `query` is the number of the first of them
+    /// among all queries.
     fn tile(
         &self,
         tokens: &[Visible<'_>],
@@ -282,7 +284,7 @@ impl<K: CacheKernel> Group<'_, K> {
 
 /// Queries that are multiplied together, with their running sums.
 struct Tile<K: CacheKernel> {
-    /// Number of the first of its queries among all.
+    /// The number of its first query among all queries.
     query: usize,
     scale: f32,
     rows: usize,

@@ -1,5 +1,5 @@
-//! Memory for weights and for the KV cache, in large pages where the system has them: with small pages, reading
-//! gigabytes in order spends much of its time on address translation.
+//! Memory for weights and for the KV cache, in large pages where the system has them. With small pages,
+//! reading gigabytes in order spends much of its time on address translation.
 #![expect(unsafe_code, reason = "advice to the system about memory that a vector owns")]
 
 use std::io;
@@ -24,7 +24,7 @@ impl<E: Pod> Buffer<E> {
     /// Allocates `length` elements.
     ///
     /// # Errors
-    /// If the system cannot provide the memory.
+    /// Returns an error if the system cannot provide the memory.
     pub(super) fn zeroed(length: usize) -> io::Result<Self> {
         let size = length.checked_mul(size_of::<E>()).ok_or(io::ErrorKind::OutOfMemory)?;
         // A mapping of 0 bytes is an error.
@@ -97,8 +97,8 @@ pub(crate) fn use_large_pages<E>(numbers: &mut [E]) {
         let start = bytes.start.addr().next_multiple_of(SMALL_PAGE);
         let end = bytes.end.addr() / SMALL_PAGE * SMALL_PAGE;
         if start < end {
-            // SAFETY: the range must belong to this process, and its content must stay. It lies within the
-            // slice, and the advice changes neither content nor access.
+            // SAFETY: the range must belong to this process, and the advice must not change its content. The
+            // range lies within the slice, and the advice changes neither content nor access.
             unsafe {
                 let start = bytes.start.wrapping_byte_add(start - bytes.start.addr());
                 libc::madvise(start.cast(), end - start.addr(), libc::MADV_HUGEPAGE);

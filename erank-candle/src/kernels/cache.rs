@@ -30,7 +30,7 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     fn isa(self) -> Self::Isa;
 
     /// Packs queries of `head_dim` numbers, rounded to the cache's type, as `[head_dim / DEPTH][mr]`.
-    /// Queries that are missing to `mr` keep the value that `packed` has.
+    /// If there are fewer than `mr` queries, the places of the missing queries in `packed` are not written.
     fn pack_queries(queries: &[f32], head_dim: usize, mr: usize, packed: &mut [Self::Query]);
 
     /// Adds the products of queries and the keys of 16 tokens, `[head_dim / DEPTH][16][DEPTH]`, to
@@ -46,8 +46,8 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     /// Adds the products of attention weights, `[mr][16 tokens]`, rounded to the cache's type, and the
     /// tokens' values, panels of `[16 / DEPTH][16][DEPTH]`, to `sums`, `[panels][mr][16]`.
     ///
-    /// Weights from token `visible` on must be 0, and their values are not read, except for those in the
-    /// same word as a visible token's.
+    /// Weights from token `visible` on must be 0. The values of these tokens are not read, except for those
+    /// in the same word as a visible token's value.
     fn weigh_values(
         self,
         weights: &[[f32; NR]],
@@ -58,7 +58,7 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     );
 }
 
-/// Work that is generic over the kernel of a cache of type `E`: a closure cannot be.
+/// Work for any type of kernel of a cache of type `E`. It is a trait because closures cannot be generic.
 pub(crate) trait CacheVisitor<E: Element> {
     type Output;
 
@@ -121,7 +121,7 @@ struct Widened<I, E> {
     element: PhantomData<E>,
 }
 
-/// The prefetch of [`Widened`]: measured on Zen 3, see docs/kernels.md.
+/// The prefetch of [`Widened`]. It was measured on Zen 3 (see docs/kernels.md).
 const PREFETCH: Prefetch = Prefetch { distance: 4096, stride: 64 };
 
 impl<I: WideningIsa, E: Element> Widened<I, E> {
@@ -165,7 +165,7 @@ impl<I: WideningIsa, E: Element> CacheKernel for Widened<I, E> {
         pack_widened::<E>(weights.as_flattened(), NR, mr.rows(), lhs);
         let lhs = &lhs[..visible.div_ceil(E::DEPTH) * mr.rows()];
         let values: &[E::Block] = bytemuck::cast_slice(values);
-        // One panel at a time, so that memory is read in order.
+        // One panel is multiplied at a time, so that memory is read in order.
         let panels = values.chunks_exact(NR / E::DEPTH);
         for (panel, sums) in panels.zip(sums.chunks_exact_mut(mr.rows())) {
             self.isa.multiply_widened::<E>(lhs, &[panel], mr, sums, PREFETCH);

@@ -24,7 +24,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// A block of neighbouring columns, to which it has exclusive access.
+/// A block of neighbouring columns. It has exclusive access to their elements.
 pub(super) struct ColumnBlock<'a> {
     /// The first element of the first row.
     start: *mut f32,
@@ -35,8 +35,8 @@ pub(super) struct ColumnBlock<'a> {
     matrix: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: a block may move to another thread if its elements may be written there. A block is equivalent to
-// a `&mut [f32]`: it has exclusive access to its elements.
+// SAFETY: a block may move to another thread if its elements may be written there. It has exclusive access to
+// them, like a `&mut [f32]`.
 unsafe impl Send for ColumnBlock<'_> {}
 
 impl ColumnBlock<'_> {
@@ -47,7 +47,7 @@ impl ColumnBlock<'_> {
     /// Returns the block's part of a row.
     ///
     /// # Panics
-    /// If there are not as many rows.
+    /// Panics if there are fewer rows.
     pub(super) fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         // SAFETY: the elements must lie in the matrix, and no other reference to them may exist while the
@@ -61,7 +61,7 @@ impl ColumnBlock<'_> {
 /// may be narrower. `scratch` makes a value that several blocks use, one after another.
 ///
 /// # Panics
-/// If the columns exceed the stride.
+/// Panics if the columns exceed the stride.
 pub(super) fn par_column_blocks<T>(
     y: Columns<'_>,
     width: usize,

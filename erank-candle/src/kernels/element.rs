@@ -7,12 +7,12 @@ use half::bf16;
 
 use super::tile::NR;
 
-/// A stored number. `DEPTH` numbers of a column fill one 32-bit word, and 16 columns' words a block of 64
-/// bytes: one step of a panel.
+/// A stored number. `DEPTH` numbers of a column fill one 32-bit word. The words of 16 columns fill a block of
+/// 64 bytes, one step of a panel.
 pub(crate) trait Element: Pod + Debug + Send + Sync {
     /// Numbers in a word.
     const DEPTH: usize;
-    /// The numbers of one row that meet a block, widened to F32.
+    /// The numbers of one row that are multiplied with a block, widened to F32.
     type Lhs: Pod + Default + AsRef<[f32]> + AsMut<[f32]> + Send + Sync;
     /// One step of a panel, `[16][DEPTH]`.
     type Block: Pod + Debug + Send + Sync;
@@ -70,7 +70,8 @@ impl Element for bf16 {
         Self::from_bits((bits >> 16) as u16)
     }
 
-    // One shift or one mask per word. Spreading sixteen neighbouring numbers over sixteen words is slower.
+    // This takes one shift or one mask per word. Spreading sixteen neighbouring numbers over sixteen words is
+    // slower.
     #[inline(always)]
     fn column(block: &[[bf16; 2]; NR], index: usize) -> [f32; NR] {
         let words: [u32; NR] = bytemuck::cast(*block);

@@ -1,16 +1,17 @@
 //! The exponential function, written so that the compiler vectorises it.
 
-/// Computes `e^x` within two units in the last place. Below −87 the result is `e^−87` (about 10⁻³⁸), above 88
-/// it is `e^88`: it is never 0 and never infinite. NaN stays NaN.
+/// Computes `e^x` within two units in the last place. Below −87 the result is `e^−87` (about 10⁻³⁸), and
+/// above 88 it is `e^88`, so it is never 0 and never infinite. NaN stays NaN.
 ///
 /// `e^x = 2^n · e^r` with `n = round(x / ln 2)` and `r = x − n · ln 2`, `ln 2` in two parts (Cody and
 /// Waite 1980), and `e^r` as Cephes' polynomial for `|r| ≤ ln 2 / 2`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // Comparisons that are false for NaN.
+    // These comparisons are false for NaN.
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
-    // After adding 1.5 · 2²³, no bits are left for a fraction: the sum is rounded, and its last bits are n.
+    // After adding 1.5 · 2²³, no bits are left for a fraction. So the sum is rounded, and its last bits are
+    // n.
     const ROUNDER: f32 = 12_582_912.0;
     let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
     let n = shifted - ROUNDER;

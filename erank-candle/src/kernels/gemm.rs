@@ -5,14 +5,14 @@
 //!     y[row][column] = epilogue(Σ_k norm(x[row])[k] · weights[column][k])
 //! ```
 //!
-//! Departures from that:
+//! The code differs from that in these points:
 //!
-//! 1. Rows are normalised, rounded and packed once, before the columns are computed, in tiles of up to MR
-//!    rows: the lhs.
-//! 2. The k are divided into parts of KC inputs. The panels' part stays in the nearer caches while it is
-//!    multiplied with several tiles of rows, and the next part is prefetched meanwhile.
-//! 3. Several panels are multiplied at once, which share each load of the lhs. With few rows, these are more
-//!    panels, because each has fewer accumulators.
+//! 1. Rows are normalised, rounded and packed once, before the columns are computed. They form the lhs, in
+//!    tiles of up to MR rows.
+//! 2. The inputs are divided into parts of KC. The panels' part stays in the nearer caches while it is
+//!    multiplied with several tiles of rows. During these products, the next part is prefetched.
+//! 3. Several panels are multiplied at once, and share each load of the lhs. With few rows, more panels are
+//!    multiplied at once, because each has fewer accumulators.
 //! 4. The panels of two matrices can be multiplied side by side, and the epilogue gets both sums.
 
 use std::any::Any;
@@ -35,10 +35,10 @@ const PANELS_OF_FEW_ROWS: usize = 4;
 /// Tiles of rows that are multiplied with a part of the panels while it is in a near cache.
 const TILES_AT_ONCE: usize = 8;
 
-/// A packed matrix of any format: the seam between formats and the code above them.
+/// A packed matrix of any format. The code above the formats uses matrices only through this trait.
 ///
-/// `x` is `[rows][inputs]`, and the columns of `y` are as many as the matrix has outputs. Each method is one
-/// virtual call for a whole projection.
+/// `x` is `[rows][inputs]`, and `y` has one column for each output of the matrix. Each method is one virtual
+/// call for a whole projection.
 pub(super) trait PackedWeights: Any + Debug + Send + Sync {
     fn outputs(&self) -> usize;
 
@@ -111,13 +111,13 @@ impl<K: MicroKernel> PackedWeights for PackedMatrix<K> {
     }
 }
 
-/// Multiplies with `N` matrices of the same shape: calls `epilogue(element of y, products)` once for each
+/// Multiplies with `N` matrices of the same shape. Calls `epilogue(element of y, products)` once for each
 /// element of `y`.
 ///
 /// An epilogue that is `#[inline(always)]` is compiled with the set's instructions.
 ///
 /// # Panics
-/// If the columns of `y` are not as many as a matrix has outputs.
+/// Panics if the number of columns of `y` is not the number of outputs of a matrix.
 pub(super) fn multiply<K: MicroKernel, const N: usize>(
     x: &[f32],
     norm: Option<&Norm>,

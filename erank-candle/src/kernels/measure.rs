@@ -1,5 +1,5 @@
-//! Measures the limits of this machine, by the kernels' own means: the peak of the micro-kernel and the
-//! bandwidth of memory. Measures projections alone, to compare with these limits.
+//! Measures the limits of this machine with the kernels' own code. These are the peak of the micro-kernel and
+//! the bandwidth of memory. Also measures projections alone, to compare them with these limits.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::error::LoadError;
 /// with all operands in the nearest cache, on all of rayon's current threads.
 ///
 /// # Errors
-/// If the machine does not have the set.
+/// Returns an error if the machine does not have the set.
 pub fn matrix_peak(instruction_set: Option<&str>, time: Duration) -> Result<f64, LoadError> {
     let set = InstructionSet::choose(instruction_set)?;
     let begin = Instant::now();
@@ -34,7 +34,7 @@ pub fn matrix_peak(instruction_set: Option<&str>, time: Duration) -> Result<f64,
     Ok(operations / begin.elapsed().as_secs_f64())
 }
 
-/// Multiplies with a micro-kernel as often as this.
+/// Multiplies with a micro-kernel this number of times.
 struct Exercise(usize);
 
 impl KernelVisitor for Exercise {
@@ -45,22 +45,22 @@ impl KernelVisitor for Exercise {
     }
 }
 
-/// Memory to measure the bandwidth of reading with: more than caches hold.
+/// Memory for measuring the read bandwidth. It must be larger than the caches.
 pub struct Memory(Buffer<u64>);
 
 impl Memory {
     /// Allocates and writes `bytes` bytes.
     ///
     /// # Errors
-    /// If the system cannot provide the memory.
+    /// Returns an error if the system cannot provide the memory.
     pub fn new(bytes: usize) -> std::io::Result<Self> {
         let mut numbers = Buffer::zeroed(bytes / 8)?;
         numbers.fill(1);
         Ok(Self(numbers))
     }
 
-    /// Returns the bytes per second that all of rayon's current threads read, each four neighbouring streams
-    /// at once.
+    /// Returns the bytes per second that all of rayon's current threads read. Each thread reads four
+    /// neighbouring streams at once.
     pub fn read_bandwidth(&self) -> f64 {
         let begin = Instant::now();
         let sum: u64 = self
@@ -83,7 +83,7 @@ impl Memory {
 const STREAMS: usize = 4;
 /// Sums of a stream, which the compiler vectorises.
 const SUMS: usize = 16;
-/// Numbers that a thread reads at a time: a quarter of a megabyte.
+/// Number of numbers that a thread reads at a time, a quarter of a megabyte.
 const PART: usize = 1 << 15;
 
 /// Adds up the numbers of all streams.
@@ -113,7 +113,8 @@ impl Projections {
     /// with them.
     ///
     /// # Errors
-    /// If the machine does not have the instruction set, or the system cannot provide the memory.
+    /// Returns an error if the machine does not have the instruction set, or the system cannot provide the
+    /// memory.
     pub fn new(
         instruction_set: Option<&str>,
         rows: usize,

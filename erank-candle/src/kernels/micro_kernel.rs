@@ -11,23 +11,24 @@ use super::tile::{NR, Prefetch, TileRows};
 
 /// Multiplies packed rows of activations (the lhs) with panels of 16 packed outputs (the rhs).
 ///
-/// A value holds the token of its instruction set, so it proves that the machine has the set, and a matrix
-/// that holds it can only be multiplied by the kernel that it was packed for.
+/// A value contains a proof that the machine has the instruction set. A packed matrix stores its
+/// micro-kernel, so no other kernel can multiply it.
 pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     /// The instruction set.
     type Isa: Isa;
     /// The heights of tile.
     type Rows: TileRows;
-    /// The inputs of one row that meet a block: the packed lhs is `[blocks][mr]` of these.
+    /// The inputs of one row that are multiplied with a block. The packed lhs is `[blocks][mr]` of these.
     type Lhs: Pod + Send + Sync;
-    /// One step of a panel, `BLOCK_K` inputs of 16 outputs: a panel is `[blocks]` of these.
+    /// One step of a panel, `BLOCK_K` inputs of 16 outputs. A panel is `[blocks]` of these.
     type Block: Pod + Debug + Send + Sync;
-    /// Inputs of a block. A panel is padded with zeros to a whole number of blocks.
+    /// Number of inputs of a block. A panel is padded with zeros to a whole number of blocks.
     const BLOCK_K: usize;
-    /// Panels to multiply at once with many rows: as many as have their accumulators in registers.
+    /// Number of panels to multiply at once with many rows. The accumulators of all of them stay in
+    /// registers.
     const PANELS: usize;
-    /// Inputs to multiply at a time, a multiple of `BLOCK_K`: the panels' part of them stays in a near cache
-    /// while several tiles of rows are multiplied with it.
+    /// Number of inputs to multiply at a time, a multiple of `BLOCK_K`. The panels' part of these inputs
+    /// stays in a near cache while several tiles of rows are multiplied with it.
     const KC: usize;
     /// The prefetch of a projection that multiplies each weight once.
     const PREFETCH: Prefetch;
@@ -38,8 +39,9 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     /// Returns the highest tile whose accumulators stay in registers.
     fn max_mr(self) -> Self::Rows;
 
-    /// Packs rows of `k` numbers, rounded as the weights are, as `[blocks][mr]`. Rows that are missing to
-    /// `mr`, and numbers past `k`, keep the value that `lhs` has: 0.
+    /// Packs rows of `k` numbers, rounded as the weights are, as `[blocks][mr]`. `lhs` must be all zeros. The
+    /// places of numbers past `k` stay 0. If there are fewer than `mr` rows, the places of the missing rows
+    /// in `lhs` are not written.
     fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [Self::Lhs]);
 
     /// Packs up to 16 rows of a stored matrix into a panel that is all zeros.
@@ -48,8 +50,8 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     /// Writes the first `out.len()` weights of one output of a panel, dequantised to F32.
     fn unpack_row(panel: &[Self::Block], column: usize, out: &mut [f32]);
 
-    /// Adds the product of the lhs and each panel to `sums`, `[panels][mr][16]`. Each sum runs over k in
-    /// order.
+    /// Adds the product of the lhs and each panel to `sums`, `[panels][mr][16]`. Each sum adds one block
+    /// after another, in the order of k.
     fn multiply(
         self,
         lhs: &[Self::Lhs],
@@ -76,7 +78,7 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     }
 }
 
-/// Work that is generic over the micro-kernel: a closure cannot be.
+/// Work for any type of micro-kernel. It is a trait because closures cannot be generic.
 pub(crate) trait KernelVisitor {
     type Output;
 

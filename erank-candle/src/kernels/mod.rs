@@ -1,6 +1,6 @@
 //! The computations of the forward pass, as plain functions over slices.
 //!
-//! Everything rests on one inner loop, a micro-kernel, which multiplies a few rows with a panel of 16 columns:
+//! All products use one inner loop, the micro-kernel. It multiplies a few rows with a panel of 16 columns:
 //!
 //! ```text
 //! multiply(lhs: [k][MR], panel: [k][16]):
@@ -10,8 +10,8 @@
 //!
 //! Weights are packed into such panels while loading ([`packed_matrix`]), and the KV cache is kept in them
 //! ([`attention`]), so the same loop serves projections, attention scores and the weighted sum of values.
-//! Each sum runs over `k` in order in one accumulator: it depends on its own row and column alone, so a row's
-//! result has the same bits whatever other rows are computed with it.
+//! Each sum adds its products in a fixed order in one accumulator, and depends only on its own row and
+//! column. So a row's result has the same bits, no matter which other rows are computed with it.
 //!
 //! | module | content |
 //! |---|---|
@@ -21,8 +21,8 @@
 //! | [`gemm`], [`projection`] | products of any number of rows, with their epilogues |
 //! | [`cache`], [`attention`] | the KV cache's types, and attention over it |
 //!
-//! The sets differ in their bits (fused or separate multiply-add, pairs at once, tiles of pairs). With each
-//! set, the order of summation is always the same.
+//! Different sets may give results with different last bits, because they round differently (fused or
+//! separate multiply-add, pairs, tiles of pairs). Within one set, the order of summation is always the same.
 
 pub(crate) mod arch;
 pub(crate) mod attention;
@@ -45,5 +45,5 @@ mod tests;
 mod tile;
 
 pub(crate) use arch::InstructionSet;
-pub use formats::WeightFormat;
+pub use formats::{UnknownWeightFormat, WeightFormat};
 pub(crate) use projection::Projection;

@@ -2,7 +2,7 @@
 
 use super::exp::exp;
 
-/// Partial sums of squares.
+/// Number of partial sums of squares.
 const SUMS: usize = 16;
 
 /// RMSNorm with its weights, as in Qwen3.
@@ -16,7 +16,7 @@ impl Norm {
     /// Computes `out = x / √(mean(x²) + ε) · weight`.
     #[inline(always)]
     pub(crate) fn apply(&self, x: &[f32], out: &mut [f32]) {
-        // Sixteen sums, so that the compiler vectorises them.
+        // With sixteen sums, the compiler vectorises them.
         let mut squares = [0.0; SUMS];
         let (whole, rest) = x.as_chunks::<SUMS>();
         for x in whole {
@@ -31,8 +31,8 @@ impl Norm {
     }
 }
 
-/// Rotates a head in place: element `i` pairs with element `i + head_dim / 2` ("rotate half"). The
-/// angles are given as cosines and sines, `head_dim / 2` each.
+/// Rotates a head in place. Element `i` pairs with element `i + head_dim / 2` ("rotate half"). The angles are
+/// given as cosines and sines, `head_dim / 2` each.
 #[inline(always)]
 pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (first, second) = head.split_at_mut(cos.len());
@@ -44,7 +44,7 @@ pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 /// Computes `x · sigmoid(x)`.
 #[inline(always)]
 pub(crate) fn silu(x: f32) -> f32 {
-    // The limit of `exp`. The comparison is false for NaN.
+    // `exp` has this limit. The comparison is false for NaN.
     let x = if x < -88.0 { -88.0 } else { x };
     x / (1.0 + exp(-x))
 }

@@ -8,10 +8,10 @@
 //!     panel[word][row] = row[word], converted
 //! ```
 //!
-//! Departures from that, for weights:
+//! For weights, the code differs from that in one point:
 //!
-//! 1. Sixteen words of each row are converted at a time. So whole cache lines are read of a row, the
-//!    conversion is one loop without a branch on the type, and whole cache lines are written.
+//! 1. Sixteen words of each row are converted at a time. So whole cache lines of a row are read, whole cache
+//!    lines are written, and the conversion is one loop without a branch on the type.
 
 use half::bf16;
 
@@ -19,11 +19,11 @@ use super::element::Element;
 use super::stored::StoredRow;
 use super::tile::NR;
 
-/// Words that are converted at a time: those of a cache line.
+/// Number of words that are converted at a time. They fill a cache line.
 const WORDS: usize = 16;
 
-/// Packs rows of `k` numbers as `[k / DEPTH][mr][DEPTH]`, rounded to `E` and widened again. Rows that are
-/// missing to `mr` keep the value that `lhs` has.
+/// Packs rows of `k` numbers as `[k / DEPTH][mr][DEPTH]`, rounded to `E` and widened again. If there are
+/// fewer than `mr` rows, the places of the missing rows in `lhs` are not written.
 #[inline(always)]
 pub(super) fn pack_widened<E: Element>(rows: &[f32], k: usize, mr: usize, lhs: &mut [E::Lhs]) {
     for (r, row) in rows.chunks_exact(k).enumerate() {
@@ -35,8 +35,8 @@ pub(super) fn pack_widened<E: Element>(rows: &[f32], k: usize, mr: usize, lhs: &
     }
 }
 
-/// Packs rows of `k` numbers as `[k / 2][mr][2]`, rounded to BF16. An odd last number is paired with 0.
-/// Rows that are missing to `mr` keep the value that `lhs` has.
+/// Packs rows of `k` numbers as `[k / 2][mr][2]`, rounded to BF16. An odd last number is paired with 0. If
+/// there are fewer than `mr` rows, the places of the missing rows in `lhs` are not written.
 #[inline(always)]
 pub(super) fn pack_pairs(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 2]]) {
     for (r, row) in rows.chunks_exact(k).enumerate() {
@@ -50,8 +50,8 @@ pub(super) fn pack_pairs(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 2]
     }
 }
 
-/// Packs up to 16 rows of the same length into a panel, `[words][16][DEPTH]`. Numbers past a row's end are
-/// 0; missing rows keep the value that `panel` has.
+/// Packs up to 16 rows of the same length into a panel, `[words][16][DEPTH]`. Numbers past a row's end are 0.
+/// If there are fewer than 16 rows, the places of the missing rows in `panel` are not written.
 #[inline(always)]
 pub(super) fn pack_panel<E: Element>(rows: &[StoredRow<'_>], panel: &mut [E::Block]) {
     let panel: &mut [[u32; NR]] = bytemuck::cast_slice_mut(panel);
@@ -70,13 +70,13 @@ pub(super) fn pack_panel<E: Element>(rows: &[StoredRow<'_>], panel: &mut [E::Blo
     }
 }
 
-/// Converts the numbers of a row to `E`, `DEPTH` in a word. Numbers that are missing to fill the words keep
-/// the value that these have.
+/// Converts numbers of a row to `E`, `DEPTH` per word. If the row is too short to fill all words, the rest of
+/// the words stays unchanged.
 #[inline(always)]
 fn read<E: Element>(numbers: StoredRow<'_>, words: &mut [u32; WORDS]) {
     let bits: &mut [u16; 2 * WORDS] = bytemuck::cast_mut(words);
     if let (StoredRow::Bf16(numbers), 2) = (numbers, E::DEPTH) {
-        // Same type: a copy.
+        // The types are the same, so this is a copy.
         for (bits, bytes) in bits.iter_mut().zip(numbers) {
             *bits = u16::from_le_bytes(*bytes);
         }

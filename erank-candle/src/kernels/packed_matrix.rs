@@ -10,8 +10,8 @@ use super::micro_kernel::MicroKernel;
 use super::stored::{StoredMatrix, StoredRow};
 use super::tile::NR;
 
-/// A matrix of `outputs × inputs`, for `y = x · Wᵀ`: panels of 16 outputs, each `[blocks]`. The last panel,
-/// and the last block of each panel, are padded with zeros.
+/// A matrix of `outputs × inputs`, for `y = x · Wᵀ`. It consists of panels of 16 outputs, each `[blocks]`.
+/// The last panel, and the last block of each panel, are padded with zeros.
 #[derive(Debug)]
 pub(crate) struct PackedMatrix<K: MicroKernel> {
     kernel: K,
@@ -24,7 +24,7 @@ impl<K: MicroKernel> PackedMatrix<K> {
     /// Packs a stored matrix on rayon's current threads.
     ///
     /// # Errors
-    /// If the system cannot provide the memory.
+    /// Returns an error if the system cannot provide the memory.
     pub(crate) fn pack(kernel: K, matrix: &StoredMatrix<'_>) -> io::Result<Self> {
         let (outputs, inputs) = (matrix.outputs(), matrix.inputs());
         let blocks = inputs.div_ceil(K::BLOCK_K);

@@ -28,10 +28,10 @@ impl Projection {
     /// [`StoredMatrix::new`] stacks them.
     ///
     /// # Errors
-    /// If the system cannot provide the memory.
+    /// Returns an error if the system cannot provide the memory.
     ///
     /// # Panics
-    /// If the inputs differ.
+    /// Panics if the inputs differ.
     pub(crate) fn pack(
         parts: &[(WeightFormat, StoredMatrix<'_>)],
         set: InstructionSet,
@@ -57,7 +57,7 @@ impl Projection {
     /// Appends the weights of one output, dequantised to F32.
     ///
     /// # Panics
-    /// If there are not as many outputs.
+    /// Panics if there are fewer outputs.
     pub(crate) fn extend_with_row(&self, output: usize, rows: &mut Vec<f32>) {
         let mut output = output;
         for part in &self.parts {
@@ -81,11 +81,12 @@ impl Projection {
         self.for_each_part(y, |part, columns| part.project_add(x, columns));
     }
 
-    /// Computes `y = silu(norm(x) · Gateᵀ) · (norm(x) · Upᵀ)`, where this projection is the gate. It is one
-    /// pass if both have one part of the same format, and otherwise two projections; the bits are the same.
+    /// Computes `y = silu(norm(x) · Gateᵀ) · (norm(x) · Upᵀ)`, where this projection is the gate. This takes
+    /// one pass if both have one part of the same format, and otherwise two projections. The bits are the
+    /// same.
     ///
     /// # Panics
-    /// If the shapes differ.
+    /// Panics if the shapes differ.
     pub(crate) fn gate_up(&self, up: &Self, x: &[f32], norm: &Norm, y: &mut [f32]) {
         assert_eq!((self.outputs, self.inputs), (up.outputs, up.inputs), "shapes of gate and up");
         if let ([gate], [up]) = (&self.parts[..], &up.parts[..])

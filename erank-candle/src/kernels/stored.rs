@@ -22,7 +22,7 @@ impl<'a> StoredRow<'a> {
     /// Returns `length` numbers from number `start` on.
     ///
     /// # Panics
-    /// If there are not as many.
+    /// Panics if there are fewer numbers.
     pub(crate) fn part(self, start: usize, length: usize) -> Self {
         match self {
             Self::F32(numbers) => Self::F32(&numbers[start..][..length]),
@@ -64,7 +64,7 @@ impl<'a> StoredMatrix<'a> {
     /// Makes a matrix of parts, each of whole rows of `inputs` numbers.
     ///
     /// # Panics
-    /// If `inputs` is 0, or a part has no whole number of rows.
+    /// Panics if `inputs` is 0, or a part is not a whole number of rows.
     pub(crate) fn new(parts: impl IntoIterator<Item = StoredRow<'a>>, inputs: usize) -> Self {
         let mut matrix = Self { inputs, outputs: 0, parts: Vec::new() };
         for part in parts {
@@ -86,7 +86,7 @@ impl<'a> StoredMatrix<'a> {
     /// Returns row `output`.
     ///
     /// # Panics
-    /// If there are not as many.
+    /// Panics if there are fewer rows.
     pub(crate) fn row(&self, output: usize) -> StoredRow<'a> {
         let part = self.parts.partition_point(|(first, _)| *first <= output) - 1;
         let (first, numbers) = self.parts[part];

@@ -11,7 +11,7 @@ pub(crate) trait TileRows: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Every height, the lowest first.
     const ALL: &'static [Self];
 
-    /// Rows of a tile of this height.
+    /// Returns the number of rows of a tile of this height.
     fn rows(self) -> usize;
 
     /// Returns the lowest height for `count` rows, or the highest if `count` exceeds it.
@@ -40,18 +40,18 @@ impl TileRows for Mr {
     }
 }
 
-/// The addresses that a micro-kernel prefetches, relative to each panel that it multiplies: for each 64
-/// bytes of the panel that it consumes, the address advances by `stride` bytes.
+/// Where a micro-kernel prefetches, relative to each panel. For every 64 bytes of the panel that it
+/// multiplies, the prefetch address advances by `stride` bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Prefetch {
     /// Bytes from the start of the panel to the first address.
     pub(crate) distance: usize,
-    /// Bytes from an address to the next.
+    /// Bytes from one address to the next.
     pub(crate) stride: usize,
 }
 
 impl Prefetch {
-    /// No prefetch by instructions; the processor may still prefetch by itself.
+    /// Prefetches nothing by instructions. The processor may still prefetch by itself.
     pub(crate) const NONE: Self = Self { distance: 0, stride: 0 };
 }
 

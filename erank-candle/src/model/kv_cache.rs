@@ -12,8 +12,8 @@ use crate::kernels::buffer::use_large_pages;
 /// may share its full blocks, whose tokens no longer change.
 #[derive(Debug)]
 pub struct KvCache {
-    /// One tensor a layer, `[blocks, numbers in a block]`, on the model's device. The layout of a block is that
-    /// of the model's operations.
+    /// One tensor per layer, `[blocks, numbers in a block]`, on the model's device. The model's operations
+    /// define the layout of a block.
     layers: Vec<Tensor>,
     blocks: usize,
 }
@@ -61,7 +61,7 @@ fn zeros(shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor>
             Tensor::from_vec(zeros, shape, device)
         }
         (DType::BF16, Device::Cpu) => {
-            // The system hands out zeroed integers untouched; zeroed BF16 would be written.
+            // The system hands out zeroed integers without writing them. Zeroed BF16 would be written.
             let mut zeros: Vec<bf16> = vec![0u16; count].reinterpret_into();
             use_large_pages(&mut zeros);
             Tensor::from_vec(zeros, shape, device)

@@ -10,7 +10,7 @@ use super::cpu::CpuOperations;
 use super::operations::Operations;
 use super::qwen3::Qwen3;
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::config::Config;
+use crate::checkpoint::config::{Architecture, Config};
 use crate::checkpoint::safetensors::Weights;
 use crate::error::LoadError;
 use crate::kernels::{InstructionSet, WeightFormat};
@@ -50,7 +50,7 @@ pub fn load(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<Loaded
                      instruction_set out"
                 )));
             }
-            source.load(CandleOperations::new(open(device)?, format))
+            source.load(CandleOperations::new(open(device)?, candle_type(format)?))
         }
     }
 }
@@ -76,8 +76,21 @@ impl Source<'_> {
             (Some(KvCacheFormat::Bf16), _) | (None, _) => DType::BF16,
         };
         let kernels = operations.name();
-        let model = Qwen3::load(config.clone(), &weights, operations, kv_cache_type)?;
-        Ok(LoadedModel { model: Arc::new(model), config, weights: format, kernels })
+        // The list of models.
+        let model: Arc<dyn Model> = match config.architecture {
+            Architecture::Qwen3ForCausalLM => {
+                Arc::new(Qwen3::load(config.clone(), &weights, operations, kv_cache_type)?)
+            }
+        };
+        Ok(LoadedModel { model, config, weights: format, kernels })
+    }
+}
+
+/// Returns the type of candle's that holds weights of a format.
+fn candle_type(format: WeightFormat) -> Result<DType, LoadError> {
+    match format {
+        WeightFormat::F32 => Ok(DType::F32),
+        WeightFormat::Bf16 => Ok(DType::BF16),
     }
 }
 

@@ -25,7 +25,7 @@ use step::Row;
 
 /// A causal language model that computes ragged batches over a paged KV cache.
 ///
-/// The engine knows a model by this trait alone, and tensors not at all.
+/// The engine uses models only through this trait. It names no tensor type.
 pub trait Model: Send + Sync {
     /// Returns the sizes that the engine plans with.
     fn shape(&self) -> ModelShape;
@@ -51,7 +51,7 @@ pub trait Model: Send + Sync {
 /// The sizes of a model that the engine plans with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
-    /// Logits per position: the vocabulary of a language model.
+    /// Number of logits per position. It is the size of the vocabulary of a language model.
     pub logits: usize,
     /// Maximum number of tokens in one sequence.
     pub max_tokens: usize,

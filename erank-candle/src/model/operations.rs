@@ -1,7 +1,7 @@
 //! The fused operations that a transformer layer is made of.
 //!
-//! Each kind of device implements [`Operations`] once: [`cpu`](super::cpu) with this crate's kernels,
-//! [`candle`](super::candle) with candle's own operations. A model of the Qwen3 family is written once, over
+//! Each kind of device implements [`Operations`] once. [`cpu`](super::cpu) uses this crate's kernels, and
+//! [`candle`](super::candle) uses candle's own operations. A model of the Qwen3 family is written once, over
 //! the trait.
 //!
 //! Activations are F32 tensors of shape `[tokens, width]`. A projection rounds its input to the type of its
@@ -22,17 +22,17 @@ pub(crate) struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Returns the width of all queries of a token.
+    /// Returns the total width of a token's queries.
     pub(crate) fn query_width(self) -> usize {
         self.query_heads * self.head_dim
     }
 
-    /// Returns the width of all keys of a token, which is that of all values.
+    /// Returns the total width of a token's keys. Its values have the same width.
     pub(crate) fn kv_width(self) -> usize {
         self.kv_heads * self.head_dim
     }
 
-    /// Returns the width of the queries, keys and values of a token.
+    /// Returns the total width of a token's queries, keys and values.
     pub(crate) fn qkv_width(self) -> usize {
         self.query_width() + 2 * self.kv_width()
     }
@@ -99,7 +99,7 @@ pub(crate) trait Operations: Send + Sync + Sized {
     /// Loads the two matrices of a SwiGLU layer; `names` are those of the gate and of the up projection.
     ///
     /// # Errors
-    /// As [`load_matrix`](Self::load_matrix).
+    /// Returns the errors of [`load_matrix`](Self::load_matrix).
     fn load_gate_up(
         &self,
         weights: &Weights<'_>,

@@ -258,7 +258,7 @@ fn raise_exception(message: &str) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
 }
 
-/// The filter `tojson`: Python's `json.dumps(value, ensure_ascii=False)`, with an optional indent.
+/// Computes the filter `tojson`, Python's `json.dumps(value, ensure_ascii=False)` with an optional indent.
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
@@ -276,7 +276,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     })
 }
 
-/// JSON on one line, with a space after `,` and `:` as in Python.
+/// Formats JSON on one line, with a space after `,` and `:` as in Python.
 struct OneLine;
 
 impl Formatter for OneLine {

@@ -261,7 +261,7 @@ fn check_component(name: &str, component: &Value, known: &[&str]) -> Result<(), 
     let parts =
         ["normalizers", "pretokenizers", "decoders"].iter().find_map(|key| component.get(key));
     let mut parts = parts.and_then(Value::as_array).into_iter().flatten();
-    // ByteLevel is excluded: a sequence of decoders would replace incomplete characters.
+    // ByteLevel is excluded, because a sequence of decoders would replace incomplete characters.
     let known = if name == "decoder" { &["Sequence", "Replace"] } else { known };
     parts.try_for_each(|part| check_component(name, part, known))
 }

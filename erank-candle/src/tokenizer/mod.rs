@@ -13,10 +13,10 @@
 //!
 //! # Equality with transformers
 //!
-//! All other text gets the ids of transformers' `apply_chat_template` for the whole prompt:
-//! normalization, pre-tokenization and merges run across the boundaries between trusted text and
-//! data. One difference is known: after a run of a million white-space characters, the regular
-//! expressions used here fail and stop splitting words.
+//! All other text gets the ids of transformers' `apply_chat_template` for the whole prompt. Normalization,
+//! pre-tokenization and merges run across the boundaries between trusted text and data. One difference is
+//! known. After a run of a million white-space characters, the regular expressions used here fail and stop
+//! splitting words.
 //!
 //! # Placeholders
 //!
@@ -114,7 +114,7 @@ impl PromptTokenizer {
         TokenDecoder::new(Arc::clone(&self.vocabulary))
     }
 
-    /// Returns one more than the largest token id: the minimum number of rows of the embedding.
+    /// Returns one more than the largest token id. The embedding must have at least this number of rows.
     pub fn vocab_size(&self) -> usize {
         self.vocabulary.size()
     }
@@ -135,8 +135,8 @@ impl PromptTokenizer {
         self.vocabulary.added(id).is_some()
     }
 
-    /// Returns whether `id` is a special token, such as `<|im_end|>`: an added token that decoding
-    /// skips.
+    /// Returns whether `id` is a special token, such as `<|im_end|>`. Special tokens are the added tokens
+    /// that decoding skips.
     pub fn is_special(&self, id: u32) -> bool {
         self.vocabulary.added(id).is_some_and(|token| token.special)
     }
@@ -273,10 +273,10 @@ impl PromptFrame {
     ///
     /// The query and the document are truncated to the limits of [`ScoringOptions`]. Each text is
     /// tokenized alone and kept up to the end of the last token that fits, as
-    /// `tokenizer.decode(ids[:n])` does in Python. There is one difference: a character of which only
-    /// a part fits is removed here, while Python keeps U+FFFD for it (or, if normalization decomposed
-    /// the character, the part). Afterwards the whole prompt is tokenized, so the end of a truncated
-    /// text may merge with the text that follows it.
+    /// `tokenizer.decode(ids[:n])` does in Python. There is one difference. If only a part of a character
+    /// fits, the character is removed here, while Python keeps U+FFFD for it (or, if normalization decomposed
+    /// the character, the part). Afterwards the whole prompt is tokenized, so the end of a truncated text may
+    /// merge with the text that follows it.
     ///
     /// # Errors
     /// Returns [`DocumentError::Backend`] if the tokenizer cannot encode the text.

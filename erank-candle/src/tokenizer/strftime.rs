@@ -23,7 +23,7 @@ const MONTHS: [&str; 12] = [
 const DAYS: [&str; 7] =
     ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
-/// The function `strftime_now` of chat templates. It uses UTC, while transformers uses local time.
+/// Computes the function `strftime_now` of chat templates. It uses UTC, while transformers uses local time.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     strftime(format, now.as_secs())

@@ -202,7 +202,7 @@ fn decoder_returns_complete_characters() {
     let mut decoder = tokenizer.decoder();
     let pieces: Vec<String> = ids.iter().map(|id| decoder.push(*id)).collect();
     assert_eq!(pieces, ["<think>", "a", "", "", "", "😀", "</think>", ""]);
-    // Ends within a character, with a clone that continues.
+    // The ids end within a character, and a clone continues.
     let mut decoder = tokenizer.decoder();
     assert!(ids[2..4].iter().all(|id| decoder.push(*id).is_empty()));
     let mut branch = decoder.clone();

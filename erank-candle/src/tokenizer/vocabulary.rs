@@ -199,7 +199,7 @@ impl Vocabulary {
 
     /// Encodes a piece that contains no added tokens.
     ///
-    /// Loading the file has checked that the model cannot produce an added token; this checks it
+    /// Loading the file has checked that the model cannot produce an added token. This function checks that
     /// again.
     fn tokenize(&self, piece: &NormalizedString) -> Result<Vec<Token>, Cause> {
         let tokens = self.tokenizer.get_model().tokenize(piece.get())?;
@@ -292,7 +292,8 @@ mod byte_level {
         token.chars().map(byte).collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
     }
 
-    /// Printable bytes are represented by themselves, and the n-th other byte by the character 256 + n.
+    /// Returns the byte that a character represents. A printable byte is represented by itself, and the n-th
+    /// other byte by the character 256 + n.
     fn byte(character: char) -> Option<u8> {
         match u8::try_from(u32::from(character)) {
             Ok(byte) => is_printable(byte).then_some(byte),

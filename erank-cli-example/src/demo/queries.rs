@@ -1,6 +1,6 @@
 //! The queries of the demonstration, each with candidates and their first-stage scores, best first.
 //!
-//! The scores imitate BM25 and its mistakes: texts that repeat one word of the query, or use its words in
+//! The scores imitate BM25 and its mistakes. Texts that repeat one word of the query, or use its words in
 //! another sense, rank above the answer.
 
 /// A first-stage score, and the text of the document.

@@ -1,4 +1,5 @@
-//! A judged collection: queries, candidates of a first stage with their texts, and relevance judgements.
+//! A judged collection. It has queries, candidates of a first stage with their texts, and relevance
+//! judgements.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

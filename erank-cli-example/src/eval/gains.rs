@@ -1,4 +1,7 @@
 //! The bar chart of each query's gain or loss, as SVG.
+//!
+//! The SVG is written here, because it is one kind of picture, and plotters' SVG backend has neither the
+//! hatching nor the tooltips.
 
 use std::fmt::{self, Write};
 

@@ -60,7 +60,7 @@ struct Tokens {
 #[derive(Serialize)]
 struct System {
     name: &'static str,
-    /// The first stage's weight, of a hybrid.
+    /// The first stage's weight in a hybrid. It is null for other systems.
     alpha: Option<f64>,
     figures: Vec<Figure>,
     #[serde(skip)]
@@ -71,7 +71,7 @@ struct System {
 struct Figure {
     measure: String,
     mean: f64,
-    /// The gain over the first stage; null for the first stage itself.
+    /// The gain over the first stage. It is null for the first stage itself.
     gain: Option<Gain>,
 }
 
@@ -81,7 +81,7 @@ struct Gain {
     wins: usize,
     ties: usize,
     losses: usize,
-    /// Null if all differences are equal.
+    /// The paired t-test. It is null if all differences are equal.
     t_test: Option<TTest>,
     randomisation_test: Option<RandomisationTest>,
 }

@@ -1,5 +1,5 @@
-//! The file of scores: JSON lines. Each score is appended as soon as it is known, and read again by the next
-//! start.
+//! The file of scores, in JSON lines. Each score is appended as soon as it is known. The next run of the
+//! command reads the file.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -14,21 +14,21 @@ use super::error::EvalError;
 use crate::input;
 use crate::text;
 
-/// The settings that scores depend on: the file's first line.
+/// The settings that scores depend on. They are the file's first line.
 #[derive(Serialize)]
 pub(super) struct Settings<'a> {
     /// The version of the file format.
     pub(super) erank_eval: u32,
     pub(super) model: &'a str,
-    /// [`erank_candle::Checkpoint::fingerprint`]; null for a remote model.
+    /// [`erank_candle::Checkpoint::fingerprint`]. It is null if the model is remote.
     pub(super) fingerprint: Option<u32>,
     pub(super) backend: &'static str,
-    /// Null for the checkpoint's own format.
+    /// The format of the weights. It is null if the checkpoint's own format is used.
     pub(super) weights: Option<&'static str>,
-    /// Null for the default format.
+    /// The format of the KV cache. It is null if the default format is used.
     pub(super) kv_cache: Option<&'static str>,
     pub(super) instruction: &'a str,
-    /// The limit for reasoning; null for answers without reasoning.
+    /// The limit for reasoning. It is null if answers are without reasoning.
     pub(super) max_tokens: Option<usize>,
     pub(super) max_query_tokens: usize,
     pub(super) max_document_tokens: usize,
@@ -201,7 +201,7 @@ impl ScoreFile {
     /// Adds an entry to the memory.
     fn keep(&mut self, mut entry: Entry) {
         if let Outcome::Answered(score) = &mut entry.outcome {
-            // Only the file keeps the reasoning: that of a large collection would fill the memory.
+            // Only the file keeps the reasoning, because that of a large collection would fill the memory.
             score.reasoning = String::new();
         }
         let documents = self.entries.entry(entry.query.clone()).or_default();

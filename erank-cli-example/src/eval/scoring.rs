@@ -48,7 +48,7 @@ pub(super) type Failures = HashMap<String, HashMap<String, String>>;
 struct Shared {
     scores: ScoreFile,
     failures: Failures,
-    /// Number of documents that this start has completed, of `documents`.
+    /// Number of documents completed since the program started. The total is `documents`.
     done: usize,
     documents: usize,
     tokens: TokenCounts,

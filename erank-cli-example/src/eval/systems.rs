@@ -70,8 +70,8 @@ fn score(outcome: Option<&Outcome>, failure: Option<&str>, kind: ScoreKind) -> R
 /// Returns the run that ranks by the fusion of both stages' scores.
 ///
 /// Documents without a score rank last. They keep the first stage's order, as documents with equal scores do.
-/// Readers of a run sort by its scores, some in single precision. So scores that tie or nearly tie are
-/// separated by a millionth.
+/// Some programs read scores in single precision. So equal or nearly equal scores are changed to differ by a
+/// millionth.
 pub(super) fn fused(
     collection: &Collection,
     judgements: &Judgements<'_>,

@@ -1,4 +1,4 @@
-//! Conformance checks: whether a backend keeps the contract of [`ScoringBackend`], in one call.
+//! Conformance checks. One call checks whether a backend keeps the contract of [`ScoringBackend`].
 //!
 //! ```
 //! use erank_core::testing::conformance::{Check, Options, check};
@@ -25,8 +25,8 @@ pub use report::{Finding, Report, Verdict};
 use crate::backend::ScoringBackend;
 use suite::{Failure, Suite};
 
-/// Runs all checks on `backend`. Every check runs, whatever the results of the others. The checks call the
-/// backend on the current thread, so a backend that hangs makes the test hang.
+/// Runs all checks on `backend`. Every check runs, even if others fail. The checks call the backend on the
+/// current thread, so a backend that hangs makes the test hang.
 pub fn check(backend: &dyn ScoringBackend, options: &Options) -> Report {
     let suite = Suite::new(backend, options);
     let verdict = |check: Check| match suite.check_options().and_then(|()| check.run(&suite)) {

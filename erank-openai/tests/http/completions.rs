@@ -110,9 +110,9 @@ fn answer_tag_inside_thought_does_not_end_it() {
 #[test]
 fn turn_without_answer_gets_forced_answer() {
     for (stop_reason, finish) in [
-        // vLLM tells that the turn has ended.
+        // vLLM reports that the turn has ended.
         (Some(Value::Null), FinishReason::Forced),
-        // Other servers do not; after a closed thought it must have been the tag.
+        // Other servers do not. After a closed thought, the tag must be the reason.
         (None, FinishReason::Answered),
     ] {
         let server = Server::start(move |request| {

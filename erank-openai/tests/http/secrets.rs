@@ -82,7 +82,7 @@ impl log::Log for Logged {
 fn api_key_is_not_logged_at_debug() {
     static LOGGED: Logged = Logged(Mutex::new(String::new()));
     log::set_logger(&LOGGED).expect("the only logger");
-    // At TRACE, the HTTP client dumps every byte; the documentation of `ApiKey` says so.
+    // At TRACE, the HTTP client writes every byte, as the documentation of `ApiKey` says.
     log::set_max_level(log::LevelFilter::Debug);
     let server = serve(Engine::new(Shape::Vllm));
     let backend = backend(&server.url(), settings(|s| s.api_key = Some(ApiKey::new("unl0ggable"))));

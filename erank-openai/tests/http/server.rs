@@ -1,4 +1,4 @@
-//! A scriptable HTTP server: it responds, hangs, closes the connection, or sends raw bytes.
+//! A scriptable HTTP server. It responds, hangs, closes the connection, or sends raw bytes.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -39,12 +39,12 @@ pub(crate) enum Reaction {
 }
 
 impl Reaction {
-    /// A response with status 200.
+    /// Returns a response with status 200.
     pub(crate) fn ok(body: Value) -> Self {
         Self::status(200, body)
     }
 
-    /// A response with this status.
+    /// Returns a response with this status.
     pub(crate) fn status(status: u16, body: Value) -> Self {
         Self::Reply { status, retry_after: None, body: body.to_string() }
     }
@@ -207,7 +207,7 @@ fn react(shared: &Shared, stream: &mut TcpStream, reaction: Reaction) -> bool {
     }
 }
 
-/// Reads one request. `None` at the end of the stream, or for anything but HTTP.
+/// Reads one request. Returns `None` at the end of the stream, or for anything but HTTP.
 pub(crate) fn read(reader: &mut impl BufRead) -> Option<Request> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;

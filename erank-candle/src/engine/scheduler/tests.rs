@@ -1,4 +1,4 @@
-//! Tests of the scheduler with a model made for the test: no weights, no tensors.
+//! Tests of the scheduler with a model made for the tests. It has no weights and no tensors.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
@@ -15,7 +15,7 @@ use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
 /// Ids of the test tokenizer.
 const VOCABULARY: usize = 263;
 
-/// A model that keeps the tokens themselves in its cache, and whose next token depends on all earlier tokens of the
+/// A model that keeps the tokens themselves in its cache. Its next token depends on all earlier tokens of the
 /// sequence. A block that the scheduler mixes up therefore changes the result or fails the step.
 struct TokenCacheModel {
     /// The tokens by block and slot; `None` was never written.
@@ -148,12 +148,12 @@ fn limits(blocks: usize) -> Limits {
     Limits { blocks, max_num_batched_tokens: 64, max_num_seqs: 8, speculative_tokens: 8 }
 }
 
-/// A prompt of `length` tokens that differs from others in every block.
+/// Returns a prompt of `length` tokens that differs from others in every block.
 fn prompt(number: u32, length: usize) -> Vec<u32> {
     (0..length as u32).map(|i| 10 + (i * 7 + number * 13) % 200).collect()
 }
 
-/// The completions by document, with their number of generated tokens; errors are dropped.
+/// Returns the completions by document, with their number of generated tokens. Drops errors.
 fn completions(events: &Receiver<Event>) -> Vec<(usize, Completion)> {
     let mut completions: Vec<(usize, Completion)> = events
         .try_iter()
@@ -184,7 +184,7 @@ fn admit_defers_samples_of_a_prompt_but_not_the_next_documents() {
             fixture.submit(0, document, sample, ids.clone());
         }
     }
-    // The first prompt, the others, and the samples that waited for those.
+    // The steps compute the first prompt, then the others, then the samples that waited for those.
     assert_eq!(fixture.run(), 3);
     assert_eq!(completions(&events).len(), documents * samples);
     fixture.assert_no_block_is_in_use();

@@ -30,7 +30,7 @@ fn encode(text: &str) -> Vec<u32> {
     characters.flat_map(|ids| ids.expect("tokens")).collect()
 }
 
-/// Runs a sequence with a model that writes `said`, and the answer 3 after forced text.
+/// Runs a sequence with a model that writes `said`, and that gives the answer 3 after forced text.
 fn complete(task: JobContext, said: &[u32]) -> Completion {
     let prompt = tokenizer_prompt();
     let mut sequence = Sequence::new(0, 0, prompt, Arc::new(task)).expect("room");

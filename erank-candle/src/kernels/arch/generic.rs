@@ -9,8 +9,8 @@
 //! The loop departs from that in these points:
 //!
 //! 1. The accumulators are a local copy of the sums, so that the compiler keeps them in registers.
-//! 2. With one row, whose few accumulators would make each addition wait for the last, `PANELS` panels are
-//!    multiplied at once.
+//! 2. With one row, `PANELS` panels are multiplied at once. A single panel has few accumulators, so each
+//!    addition would wait for the last.
 //! 3. Multiplication and addition are rounded once (`FUSED`) where the set has an instruction for it.
 //! 4. Each step may prefetch a part of the data that follows.
 
@@ -60,9 +60,9 @@ impl WideningIsa for Portable {
     }
 }
 
-/// Computes [`WideningIsa::multiply_widened`]. `FUSED` multiplies and adds in one rounding; without the instruction
-/// for it, that would be a slow call. `PANELS` panels of one row are multiplied at once. `prefetch` is called
-/// with each panel and the number of each step.
+/// Computes [`WideningIsa::multiply_widened`]. `FUSED` multiplies and adds with one rounding. Without an
+/// instruction for that, it would be a slow call. `PANELS` panels of one row are multiplied at once.
+/// `prefetch` is called with each panel and the number of each step.
 #[inline(always)]
 pub(super) fn multiply<E: Element, const FUSED: bool, const PANELS: usize>(
     lhs: &[E::Lhs],
@@ -108,15 +108,16 @@ fn multiply_tile<E: Element, const FUSED: bool, const MR: usize, const PANELS: u
 ) {
     let steps = panels.iter().fold(lhs.len(), |steps, panel| steps.min(panel.len()));
     let (lhs, panels) = (&lhs[..steps], panels.map(|panel| &panel[..steps]));
-    // A copy, so that the accumulators are in registers.
+    // The accumulators are a copy, so that they are in registers.
     let mut accumulators = *sums;
     for (step, lhs) in lhs.iter().enumerate() {
         for (accumulators, panel) in accumulators.iter_mut().zip(panels) {
             prefetch(panel, step);
             for index in 0..E::DEPTH {
                 let weights = E::column(&panel[step], index);
-                // Columns outside, rows inside: the other way round, rustc 1.95 vectorises eight rows
-                // across the rows, with a gather and a scatter for each column, at a thirtieth of the speed.
+                // The outer loop is over columns, and the inner loop over rows. With the loops exchanged,
+                // rustc 1.95 vectorises eight rows across the rows, with a gather and a scatter for each
+                // column, at a thirtieth of the speed.
                 for (column, weight) in weights.iter().enumerate() {
                     for (row, lhs) in accumulators.iter_mut().zip(lhs) {
                         let (sum, lhs) = (&mut row[column], lhs.as_ref()[index]);

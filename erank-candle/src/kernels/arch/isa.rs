@@ -27,9 +27,9 @@ pub(crate) trait Isa: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Returns the token of the set whose loop of widened products this set uses.
     fn widening(self) -> Self::Widening;
 
-    /// Calls `work`, compiled with this set's instructions as far as the compiler inlines it: loops
-    /// in it are vectorised for them. Its results do not depend on the set, because the compiler keeps the
-    /// order of floating-point operations.
+    /// Calls `work`, compiled with this set's instructions as far as the compiler inlines it. Loops in it are
+    /// vectorised for these instructions. The results do not depend on the set, because the compiler keeps
+    /// the order of floating-point operations.
     fn run<R>(self, work: impl FnOnce() -> R) -> R;
 
     /// Returns the token of `T` if this set is `T` or extends it.

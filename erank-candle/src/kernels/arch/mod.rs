@@ -4,10 +4,13 @@
 //! instructions enabled. A set with instructions that the compiler does not select by itself (tile and dot
 //! products) has micro-kernels of its own.
 //!
-//! The list below is the only one: the enum [`InstructionSet`] and every dispatch are generated from it.
+//! The list below is the only one. The enum [`InstructionSet`] and every dispatch are generated from it.
+
+#[macro_use]
+mod features;
 
 #[cfg(target_arch = "aarch64")]
-mod aarch64;
+pub(super) mod aarch64;
 pub(super) mod generic;
 pub(super) mod isa;
 #[cfg(target_arch = "x86_64")]
@@ -51,7 +54,7 @@ macro_rules! instruction_sets {
 }
 
 instruction_sets! { $
-    // The best first.
+    // The best set comes first.
     #[cfg(target_arch = "x86_64")]
     Amx(x86_64::amx::Amx),
     #[cfg(target_arch = "x86_64")]
@@ -74,7 +77,7 @@ impl InstructionSet {
     /// `ERANK_INSTRUCTION_SET` names, or else the best.
     ///
     /// # Errors
-    /// If this machine does not have the named set.
+    /// Returns an error if this machine does not have the named set.
     pub(crate) fn choose(name: Option<&str>) -> Result<Self, LoadError> {
         let variable = std::env::var("ERANK_INSTRUCTION_SET").ok().filter(|name| !name.is_empty());
         let available = Self::available();
@@ -101,7 +104,7 @@ impl InstructionSet {
         with_isa!(self, isa => isa.token())
     }
 
-    /// Calls `work`, compiled with this set's instructions: see [`Isa::run`].
+    /// Calls `work`, compiled with this set's instructions (see [`Isa::run`]).
     #[inline]
     pub(crate) fn run<R>(self, work: impl FnOnce() -> R) -> R {
         with_isa!(self, isa => isa.run(work))

@@ -1,11 +1,15 @@
 //! Weight formats, one file each: a block's layout, packing, dequantising, and the micro-kernels that
 //! multiply it.
+//!
+//! The list in this file is the only one. The enum [`WeightFormat`] and every dispatch are generated from it.
 
 mod bf16;
 mod f32;
 mod widened;
 
+use std::fmt;
 use std::io;
+use std::str::FromStr;
 
 use super::arch::InstructionSet;
 use super::gemm::PackedWeights;
@@ -13,42 +17,89 @@ use super::micro_kernel::{KernelVisitor, MicroKernel};
 use super::packed_matrix::PackedMatrix;
 use super::stored::StoredMatrix;
 
-/// A format that weights are packed into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum WeightFormat {
-    /// 32-bit floating point, 4 bytes a weight.
-    F32,
-    /// The upper half of F32, 2 bytes a weight.
-    Bf16,
-}
-
-impl WeightFormat {
-    /// Returns the format's name, such as `"BF16"`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::Bf16 => "BF16",
+/// Generates [`WeightFormat`] and every dispatch over it from a list of variants, names and files.
+macro_rules! weight_formats {
+    ($($(#[$doc:meta])* $variant:ident($name:literal, $file:ident),)*) => {
+        /// A format that weights are packed into.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum WeightFormat {
+            $($(#[$doc])* $variant,)*
         }
+
+        impl WeightFormat {
+            /// Every format, in the order of the list.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Returns the format's name, such as `"BF16"`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+
+        /// Calls the visitor with the best micro-kernel that an instruction set has for a format.
+        pub(super) fn with_kernel<V: KernelVisitor>(
+            format: WeightFormat,
+            set: InstructionSet,
+            visitor: V,
+        ) -> V::Output {
+            match format {
+                $(WeightFormat::$variant => $file::with_kernel(set, visitor),)*
+            }
+        }
+
+        /// Calls the visitor with every micro-kernel of every format that an instruction set has.
+        #[cfg(test)]
+        pub(super) fn with_every_kernel<V: KernelVisitor + Copy>(
+            set: InstructionSet,
+            visitor: V,
+        ) -> Vec<V::Output> {
+            let mut outputs = Vec::new();
+            $(outputs.extend($file::with_every_kernel(set, visitor));)*
+            outputs
+        }
+    };
+}
+
+weight_formats! {
+    /// 32-bit floating point, 4 bytes per weight.
+    F32("F32", f32),
+    /// The upper half of F32, 2 bytes per weight.
+    Bf16("BF16", bf16),
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
-/// Calls the visitor with the best micro-kernel that an instruction set has for a format.
-pub(super) fn with_kernel<V: KernelVisitor>(
-    format: WeightFormat,
-    set: InstructionSet,
-    visitor: V,
-) -> V::Output {
-    match format {
-        WeightFormat::F32 => f32::with_kernel(set, visitor),
-        WeightFormat::Bf16 => bf16::with_kernel(set, visitor),
+impl FromStr for WeightFormat {
+    type Err = UnknownWeightFormat;
+
+    /// Reads a format's name. Case does not matter.
+    fn from_str(name: &str) -> Result<Self, UnknownWeightFormat> {
+        let format = Self::ALL.iter().find(|format| format.name().eq_ignore_ascii_case(name));
+        format.copied().ok_or_else(|| UnknownWeightFormat(name.to_owned()))
     }
+}
+
+/// A name that no [`WeightFormat`] has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no weight format {0:?}; the formats are {formats}", formats = names())]
+pub struct UnknownWeightFormat(String);
+
+fn names() -> String {
+    let names: Vec<&str> = WeightFormat::ALL.iter().map(|format| format.name()).collect();
+    names.join(", ")
 }
 
 /// Packs a stored matrix into a format for an instruction set, on rayon's current threads.
 ///
 /// # Errors
-/// If the system cannot provide the memory.
+/// Returns an error if the system cannot provide the memory.
 pub(super) fn pack(
     format: WeightFormat,
     set: InstructionSet,
@@ -67,13 +118,16 @@ pub(super) fn pack(
     with_kernel(format, set, Pack(matrix))
 }
 
-/// Calls the visitor with every micro-kernel of every format that an instruction set has.
 #[cfg(test)]
-pub(super) fn with_every_kernel<V: KernelVisitor + Copy>(
-    set: InstructionSet,
-    visitor: V,
-) -> Vec<V::Output> {
-    let mut outputs = vec![f32::with_kernel(set, visitor)];
-    outputs.extend(bf16::with_every_kernel(set, visitor));
-    outputs
+mod tests {
+    use super::*;
+
+    #[test]
+    fn from_str_reads_every_name_and_rejects_others() {
+        for format in WeightFormat::ALL {
+            assert_eq!(format.name().to_lowercase().parse(), Ok(*format));
+        }
+        let error = "Q1_0".parse::<WeightFormat>().expect_err("no such format");
+        assert!(error.to_string().contains("\"Q1_0\"; the formats are F32, BF16"), "{error}");
+    }
 }

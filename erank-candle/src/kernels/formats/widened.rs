@@ -1,4 +1,4 @@
-//! The micro-kernel of floating-point formats that every instruction set has: weights are widened to F32 and
+//! The micro-kernel of floating-point formats that every instruction set has. Weights are widened to F32 and
 //! multiplied one number at a time.
 
 use std::marker::PhantomData;

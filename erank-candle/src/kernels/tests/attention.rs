@@ -37,7 +37,7 @@ fn check<K: CacheKernel>(
 ) {
     let layout = BlockLayout { kv_heads: 2, head_dim };
     let kv_head = 1;
-    // Blocks in reverse order, with numbers of other sequences and heads around.
+    // The blocks are in reverse order, between numbers of other sequences and heads.
     let blocks: Vec<u32> = (0..tokens.div_ceil(BLOCK_TOKENS) as u32).map(|b| 5 - b).collect();
     let mut cache = vec![K::Element::round(f32::NAN); 6 * layout.block_size()];
     let rows = |seed| -> Vec<Vec<f32>> {

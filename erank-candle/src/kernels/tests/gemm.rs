@@ -7,12 +7,12 @@ use super::super::stored::{StoredMatrix, StoredRow};
 use super::super::tests::oracle;
 use super::*;
 
-/// Random numbers as a file stores them in F32.
+/// Returns random numbers as a file stores them in F32.
 fn stored(count: usize, seed: u64) -> Vec<[u8; 4]> {
     oracle::numbers(count, seed).map(f32::to_le_bytes).collect()
 }
 
-/// Returns the set, and a check that a micro-kernel passes.
+/// Calls the visitor of each set with every micro-kernel of that set.
 fn every_kernel<V: KernelVisitor<Output = ()> + Copy>(visitor: impl Fn(InstructionSet) -> V) {
     for set in InstructionSet::available() {
         formats::with_every_kernel(set, visitor(set));
@@ -29,7 +29,7 @@ fn unpack_row_returns_the_packed_rows_for_any_shape() {
 
         fn visit<K: MicroKernel>(self, kernel: K) {
             for (outputs, inputs) in [(1, 1), (15, 3), (16, 2), (17, 5), (40, 7), (33, 70)] {
-                // Exact in BF16 and F16.
+                // These numbers are exact in BF16 and F16.
                 let numbers: Vec<f32> =
                     (0..outputs * inputs).map(|i| (i % 251) as f32 - 125.0).collect();
                 let f32s: Vec<[u8; 4]> = numbers.iter().map(|x| x.to_le_bytes()).collect();
@@ -106,7 +106,7 @@ fn check<K: MicroKernel>(
         });
         both.iter_mut().zip(y).for_each(|(both, y)| both[n] = y);
     }
-    // F32 activations meet F32 weights, and rounded ones meet BF16 weights.
+    // F32 weights are multiplied with F32 activations, and BF16 weights with rounded ones.
     let is_f32 = size_of::<K::Block>() == 4 * NR * K::BLOCK_K;
     let round = |x: &f32| if is_f32 { *x } else { bf16::from_f32(*x).to_f32() };
     for (row, x) in x.chunks_exact(inputs).enumerate() {

@@ -52,8 +52,8 @@ impl<T: Copy> Guarded<T> {
             };
             assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
         }
-        // SAFETY: the destination must have space for the elements and be aligned. The accessible part has
-        // space for `size` bytes from `offset` on, and `offset` is a multiple of the alignment, because a
+        // SAFETY: the destination must have space for the elements and must be aligned. The accessible part
+        // has space for `size` bytes from `offset` on, and `offset` is a multiple of the alignment, because a
         // page and `size` are.
         unsafe {
             let to = map.as_mut_ptr().add(offset).cast();
@@ -357,7 +357,7 @@ mod tests {
         tokens: usize,
     ) -> Vec<f32> {
         let layout = BlockLayout { kv_heads: 2, head_dim };
-        // In reverse, so that the sequence starts at the end of the cache.
+        // The blocks are in reverse, so that the sequence starts at the end of the cache.
         let blocks: Vec<u32> = (0..tokens.div_ceil(BLOCK_TOKENS) as u32).rev().collect();
         let blocks = Guarded::new(place, &blocks);
         let cache = vec![K::Element::round(f32::NAN); blocks.len() * layout.block_size()];

@@ -1,4 +1,4 @@
-//! Means of the kernels' tests: the oracle, and slices between guard pages.
+//! Helpers for the kernels' tests.
 
 #[cfg(target_os = "linux")]
 pub(super) mod guard_pages;

@@ -1,4 +1,5 @@
-//! The scalar oracle: sums in F64, with a bound of the rounding error that F32 arithmetic may have.
+//! The scalar oracle. It computes sums in F64, with a bound of the rounding error that F32 arithmetic may
+//! have.
 
 /// A sum in F64, and the magnitude that bounds the rounding error of the same sum in F32.
 #[derive(Debug, Clone, Copy)]

@@ -64,7 +64,7 @@ fn gate_up_gives_the_same_bits_in_one_pass_and_in_two() {
             (WeightFormat::F32, WeightFormat::Bf16),
         ] {
             let x: Vec<f32> = oracle::numbers(9 * INPUTS, 9).collect();
-            // In two parts, no matrix has the shape of the other projection.
+            // With two parts, no matrix has the shape of the other projection.
             let parts: Vec<(WeightFormat, &[_])> =
                 gate.chunks(16 * INPUTS).map(|part| (gate_format, part)).collect();
             let (whole, divided) = (pack(set, &[(gate_format, &gate)]), pack(set, &parts));

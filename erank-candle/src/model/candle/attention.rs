@@ -8,8 +8,8 @@ use candle_nn::ops::softmax_last_dim;
 use crate::model::operations::AttentionShape;
 use crate::model::step::{BLOCK_TOKENS, Step, StepRow};
 
-/// Maximum number of pairs of a token and a cache position that one group attends to: copies of the positions'
-/// keys and values take about 16 KiB each in a model of ERank-4B's shape.
+/// Maximum number of pairs of a token and a cache position that one group attends to. The copies of one
+/// position's keys and values take about 16 KiB in a model of ERank-4B's shape.
 const MAX_PAIRS: usize = 1 << 15;
 
 /// Neighbouring rows with the same number of tokens, which attend together.
@@ -23,8 +23,8 @@ pub(super) struct RowGroup {
     blocks: usize,
     /// The rows' block ids, row after row. A shorter row repeats its last block.
     ids: Tensor,
-    /// Mask of the positions that a row holds, `[rows, 1, positions, 1]`. Other positions must not be added even
-    /// with the weight 0: a former sequence may have left an infinite number there.
+    /// Mask of the positions that a row holds, `[rows, 1, positions, 1]`. The values at other positions are
+    /// replaced by 0, because an earlier sequence may have left infinity there, and 0 times infinity is NaN.
     held: Tensor,
     /// Mask of the positions that a token sees, `[rows, 1, 1, tokens, positions]`.
     seen: Tensor,
@@ -149,7 +149,7 @@ mod tests {
         };
         assert_eq!(sizes(&[]), [0; 0]);
         assert_eq!(sizes(&[(0, 1), (15, 1), (30, 1), (0, 2), (16, 2)]), [3, 2]);
-        // Rows of ten blocks beside rows of one.
+        // A row of ten blocks is followed by rows of one block.
         assert_eq!(sizes(&[(150, 1), (0, 1), (0, 1)]), [2, 1]);
         assert_eq!(sizes(&[(150, 1), (150, 1), (0, 1), (0, 1), (0, 1)]), [4, 1]);
         // A row is never split.

@@ -1,8 +1,8 @@
 //! The operations on candle's own, for any device.
 //!
-//! The CPU has [kernels](super::cpu), which are faster and give a row the same bits whatever other rows are in the
-//! step. candle's matrix products choose their order of summation by the shapes, so that a row's last bits
-//! depend on the other rows.
+//! The CPU has [kernels](super::cpu), which are faster. They give a row the same bits, no matter which other
+//! rows are in the step. candle's matrix products choose their order of summation by the shapes, so a row's
+//! last bits depend on the other rows.
 
 mod attention;
 
@@ -14,7 +14,6 @@ use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::{BLOCK_TOKENS, Step};
 use crate::checkpoint::safetensors::Weights;
 use crate::error::LoadError;
-use crate::kernels::WeightFormat;
 use attention::RowGroup;
 
 /// The name of candle's own operations where kernels have that of their instruction set.
@@ -47,8 +46,8 @@ pub(crate) struct CandlePass<'a> {
 }
 
 impl CandleOperations {
-    pub(crate) fn new(device: Device, format: WeightFormat) -> Self {
-        Self { device, weight_type: format.into() }
+    pub(crate) fn new(device: Device, weight_type: DType) -> Self {
+        Self { device, weight_type }
     }
 }
 
@@ -61,7 +60,7 @@ impl CandleNorm {
 impl Operations for CandleOperations {
     type Norm = CandleNorm;
     type Matrix = Tensor;
-    /// Both stacked, the gate first.
+    /// Both matrices, stacked with the gate first.
     type GateUp = Tensor;
     type Pass<'a> = CandlePass<'a>;
 
@@ -73,7 +72,7 @@ impl Operations for CandleOperations {
         NAME
     }
 
-    /// A block is `[2][16 tokens][kv heads][head_dim]`, keys first.
+    /// Returns the size of a block, `[2][16 tokens][kv heads][head_dim]`, with the keys first.
     fn block_size(&self, shape: AttentionShape) -> usize {
         2 * BLOCK_TOKENS * shape.kv_width()
     }

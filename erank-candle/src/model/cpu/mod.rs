@@ -26,7 +26,7 @@ pub(crate) struct CpuOperations {
 pub(crate) struct CpuPass<'a> {
     step: OrderedStep<'a>,
     attention: AttentionShape,
-    /// Results that every layer overwrites: allocating them anew in each layer costs a tenth of the time of a
+    /// Results that every layer overwrites. Allocating them anew in each layer costs a tenth of the time of a
     /// prompt.
     qkv: Tensor,
     attended: Tensor,
@@ -155,7 +155,8 @@ impl Operations for CpuOperations {
             bail!("the activations are not F32 on the CPU")
         };
         let x = &numbers[ops::contiguous_range(layout)?];
-        // The only result that leaves as plain numbers: written once, not copied out of a tensor.
+        // This is the only result that is returned as plain numbers. It is written once, not copied out of a
+        // tensor.
         let mut logits = vec![0.0; x.len() / weights.inputs() * weights.outputs()];
         weights.project(x, Some(norm), &mut logits);
         Ok(logits)

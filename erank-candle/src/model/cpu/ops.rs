@@ -3,8 +3,8 @@
 //! Each operation is one fusion and holds its weights packed for the [`kernels`](crate::kernels). Its inputs
 //! and outputs are candle tensors. Other devices run [`candle`](crate::model::candle).
 //!
-//! Activations are F32 tensors; a projection rounds its input to the type of its weights. Results are
-//! written to tensors that the layers share: allocating each would cost prefill a tenth of its time.
+//! Activations are F32 tensors. A projection rounds its input to the type of its weights. Results are written
+//! to tensors that the layers share, because allocating each would cost prefill a tenth of its time.
 
 use std::ops::Range;
 
@@ -269,9 +269,9 @@ impl Attention<'_> {
         if row_count(out, width)? != self.step.len() {
             bail!("attention: the output is not of {} tokens", self.step.len());
         }
-        // Several pieces of work for each thread: chunks of tokens and, if those are few, of KV heads.
-        // The tokens of a row read the same blocks, and the KV heads of a token lie next to each other.
-        // Results do not depend on the division.
+        // There are several pieces of work for each thread. They are chunks of tokens and, if those are few,
+        // of KV heads. The tokens of a row read the same blocks, and the KV heads of a token lie next to each
+        // other. Results do not depend on the division.
         let threads = rayon::current_num_threads();
         let together = self.step.longest_row().min(Self::MAX_ROW_TOKENS);
         let tokens = (self.step.len() / (8 * threads)).clamp(together, Self::MAX_CHUNK_TOKENS);

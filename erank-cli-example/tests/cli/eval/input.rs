@@ -1,4 +1,4 @@
-//! What is wrong with a collection is said, and spoils nothing else.
+//! Defects of a collection are reported, and do not affect the rest of it.
 
 use serde_json::Value;
 

@@ -14,8 +14,8 @@ pub struct Options {
     pub documents: Vec<String>,
     /// The options of the jobs. Small limits make the checks fast.
     pub scoring: ScoringOptions,
-    /// Whether an answer depends on its prompt and the options alone, so that repeated calls, other
-    /// documents and concurrent calls do not change it.
+    /// Whether the same prompt and options always give the same answer. Then repeated calls, other documents
+    /// and concurrent calls do not change an answer.
     pub deterministic: bool,
     /// The number of documents of a large job.
     pub large_job_documents: usize,

@@ -35,7 +35,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether no check failed.
+    /// Returns whether no check failed.
     pub fn is_conformant(&self) -> bool {
         self.failed().next().is_none()
     }

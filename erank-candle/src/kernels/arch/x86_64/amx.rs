@@ -1,5 +1,5 @@
-//! AMX: products of tile registers of BF16 pairs (`tdpbf16ps`), sixteen rows by sixteen outputs by 32 inputs
-//! in one instruction. In this file, "tile" means such a register.
+//! AMX. One instruction (`tdpbf16ps`) multiplies tile registers of BF16 pairs, sixteen rows by sixteen
+//! outputs by 32 inputs. In this file, "tile" means such a register.
 //!
 //! ```text
 //! for two panels and one or two tiles of up to sixteen rows a0, a1, for each 32 inputs:
@@ -7,14 +7,14 @@
 //!     sums[1][0] += a1 · panel 0        sums[1][1] += a1 · panel 1
 //! ```
 //!
-//! So each tile that is loaded is used twice. Departures from that:
+//! So each tile that is loaded is used twice. The code differs from that in these points:
 //!
-//! 1. The data to be multiplied next is prefetched meanwhile.
+//! 1. During each product, the data of a later product is prefetched.
 //! 2. A panel without a neighbour is multiplied twice, and the second result is discarded.
 //!
 //! One instruction adds the products of the even inputs, those of the odd ones, then both sums, and only
 //! then the accumulator (Intel's Software Developer's Manual, TDPBF16PS), each in order. So a sum's bits
-//! depend on its row and its panel alone.
+//! depend only on its row and its panel.
 #![expect(unsafe_code, reason = "stable Rust has no other means to use tiles")]
 
 use std::arch::asm;
@@ -59,7 +59,7 @@ impl TileRows for AmxRows {
     }
 }
 
-/// [`Avx512Bf16`] with tiles, which the system has granted to this process.
+/// [`Avx512Bf16`] with tiles, which the operating system has granted to this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Amx(Avx512Bf16);
 
@@ -94,7 +94,7 @@ impl Amx {
     /// `sums`, `[panels][mr][16]`.
     ///
     /// # Panics
-    /// If a panel has fewer blocks than the lhs, or the sums are too short.
+    /// Panics if a panel has fewer blocks than the lhs, or the sums are too short.
     pub(crate) fn multiply_tiles(
         self,
         lhs: &[LhsRow],
@@ -172,23 +172,23 @@ fn has_tiles() -> bool {
     __cpuid_count(7, 0).edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
 }
 
-/// Asks the system to save tiles when it switches between threads of this process.
+/// Asks the operating system to save tiles when it switches between threads of this process.
 #[cfg(target_os = "linux")]
 fn request_tiles() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_int = 18;
-    // SAFETY: a system call with two numbers, which touches no memory of this process. A system that does
-    // not know it returns an error.
+    // SAFETY: this system call has two numbers and touches no memory of this process. A system that does not
+    // know the call returns an error.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-/// Returns false: on other systems, AMX has not been tried.
+/// Returns false, because AMX has not been tried on other systems.
 #[cfg(not(target_os = "linux"))]
 fn request_tiles() -> bool {
     false
 }
 
-/// The operand of `ldtilecfg`: bytes of a row and number of rows, by tile.
+/// The operand of `ldtilecfg`. It holds the bytes of a row and the number of rows of each tile.
 #[repr(C, align(64))]
 struct TileConfig {
     palette: u8,
@@ -199,8 +199,8 @@ struct TileConfig {
 }
 
 impl TileConfig {
-    /// Returns the configuration in which tiles 0 to 3 hold sums and 4 and 5 rows of the lhs, all of this
-    /// height, and 6 and 7 hold panels.
+    /// Returns the configuration for tiles of this height. Tiles 0 to 3 hold sums. Tiles 4 and 5 hold rows of
+    /// the lhs. These six have this height. Tiles 6 and 7 hold panels.
     fn of(height: usize) -> Self {
         let mut config =
             Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
@@ -214,7 +214,7 @@ impl TileConfig {
 /// Sets the shape of every tile.
 ///
 /// # Safety
-/// The machine has tiles, and the system has granted them.
+/// The machine must have AMX tiles, and the operating system must have granted them to the process.
 unsafe fn configure(config: &TileConfig) {
     // SAFETY: the instruction reads 64 bytes, which `TileConfig` has; the caller guarantees the rest.
     unsafe { asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly)) };
@@ -241,8 +241,8 @@ macro_rules! multiply {
         $(#[$doc])*
         ///
         /// # Safety
-        /// Tiles are configured for rows of this height, all tiles of the work lie in memory that may be
-        /// read, and the sums may be written.
+        /// Tiles must be configured for rows of this height. All tiles of the work must lie in memory that
+        /// may be read, and the sums in memory that may be written.
         unsafe fn $name(work: Work) {
             if work.steps == 0 {
                 return;

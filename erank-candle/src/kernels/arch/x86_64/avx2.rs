@@ -1,8 +1,6 @@
 //! AVX2 with FMA: 16 registers of 8 F32 numbers.
 #![expect(unsafe_code, reason = "calls of functions that need an instruction set")]
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-
 use super::super::super::element::Element;
 use super::super::super::tile::{Mr, NR, Prefetch};
 use super::super::generic::{self, Portable};

@@ -1,15 +1,14 @@
 //! AVX-512: 32 registers of 16 F32 numbers.
 #![expect(unsafe_code, reason = "calls of functions that need an instruction set")]
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-
 use super::super::super::element::Element;
 use super::super::super::tile::{Mr, NR, Prefetch};
 use super::super::generic;
 use super::super::isa::{Isa, WideningIsa};
 use super::avx2::Avx2;
 
-/// AVX-512 as every server processor with it has it: F, BW, DQ and VL.
+/// The parts F, BW, DQ and VL of AVX-512. Every server processor with AVX-512 has these four, except for the
+/// discontinued Xeon Phi.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Avx512(Avx2);
 

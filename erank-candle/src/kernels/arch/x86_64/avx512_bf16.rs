@@ -1,15 +1,15 @@
-//! AVX-512 with products of BF16 pairs (`vdpbf16ps`): one instruction does twice as many multiplications
-//! as in F32, and no operand is widened.
+//! AVX-512 with products of BF16 pairs (`vdpbf16ps`). One instruction does twice as many multiplications as
+//! in F32, and no operand is widened.
 //!
 //! ```text
 //! for each block of two inputs i, panel p, row r:
 //!     sums[p][r][column] += lhs[i][r][0] · panel[p][i][column][0] + lhs[i][r][1] · panel[p][i][column][1]
 //! ```
 //!
-//! Departures from that:
+//! The code differs from that in these points:
 //!
-//! 1. The sums of all rows of `PANELS` panels are in registers, so that each pair of the lhs is used for
-//!    several panels, and each block of a panel for all rows.
+//! 1. The sums of all rows of `PANELS` panels are in registers. So each pair of the lhs is used for several
+//!    panels, and each block of a panel is used for all rows.
 //! 2. Each step prefetches a part of the data that follows, if several panels are multiplied at once.
 #![expect(unsafe_code, reason = "vector loads, and calls of functions that need the instruction")]
 
@@ -87,7 +87,7 @@ impl Avx512Bf16 {
     /// each, to `sums`, `[panels][mr][16]`. Only the blocks of the first `visible` tokens are read.
     ///
     /// # Panics
-    /// If there are not `mr` rows of weights.
+    /// Panics if there are not `mr` rows of weights.
     #[inline]
     pub(crate) fn weigh_values(
         self,

@@ -1,0 +1,125 @@
+//! The micro-kernels for products of BF16 on x86-64.
+
+use half::bf16;
+
+use crate::kernels::arch::Isa;
+use crate::kernels::arch::x86_64::amx::{self, Amx, AmxRows};
+use crate::kernels::arch::x86_64::avx512_bf16::Avx512Bf16;
+use crate::kernels::element::Element;
+use crate::kernels::micro_kernel::MicroKernel;
+use crate::kernels::pack::{pack_pairs, pack_panel, unpack_row};
+use crate::kernels::stored::StoredRow;
+use crate::kernels::tile::{Mr, NR, Prefetch};
+
+/// Multiplies two numbers at a time (`vdpbf16ps`).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pairs(pub(super) Avx512Bf16);
+
+impl MicroKernel for Pairs {
+    type Isa = Avx512Bf16;
+    type Rows = Mr;
+    type Lhs = [bf16; 2];
+    type Block = [[bf16; 2]; NR];
+    const BLOCK_K: usize = 2;
+    const PANELS: usize = 2;
+    const KC: usize = 256;
+    const PREFETCH: Prefetch = Prefetch { distance: 2048, stride: 64 };
+
+    #[inline(always)]
+    fn isa(self) -> Avx512Bf16 {
+        self.0
+    }
+
+    fn max_mr(self) -> Mr {
+        Avx512Bf16::MAX_MR
+    }
+
+    #[inline(always)]
+    fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 2]]) {
+        pack_pairs(rows, k, mr, lhs);
+    }
+
+    #[inline(always)]
+    fn pack_rows(rows: &[StoredRow<'_>], panel: &mut [Self::Block]) {
+        pack_panel::<bf16>(rows, panel);
+    }
+
+    fn unpack_row(panel: &[Self::Block], column: usize, out: &mut [f32]) {
+        unpack_row::<bf16>(panel, column, out);
+    }
+
+    #[inline]
+    fn multiply(
+        self,
+        lhs: &[[bf16; 2]],
+        panels: &[&[Self::Block]],
+        mr: Mr,
+        sums: &mut [[f32; NR]],
+        prefetch: Prefetch,
+    ) {
+        self.0.multiply_pairs(lhs, panels, mr, sums, prefetch);
+    }
+}
+
+/// Multiplies 32 numbers of up to 16 rows at a time, in AMX's tiles (`tdpbf16ps`).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tiles(pub(super) Amx);
+
+impl MicroKernel for Tiles {
+    type Isa = Amx;
+    type Rows = AmxRows;
+    type Lhs = amx::LhsRow;
+    type Block = amx::Block;
+    const BLOCK_K: usize = 2 * amx::PAIRS;
+    const PANELS: usize = 2;
+    const KC: usize = 512;
+    const PREFETCH: Prefetch = Prefetch { distance: 2048, stride: 64 };
+
+    #[inline(always)]
+    fn isa(self) -> Amx {
+        self.0
+    }
+
+    fn max_mr(self) -> AmxRows {
+        AmxRows::ThirtyTwo
+    }
+
+    #[inline(always)]
+    fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [amx::LhsRow]) {
+        for (index, block) in lhs.chunks_exact_mut(mr).enumerate() {
+            for (out, row) in block.iter_mut().zip(rows.chunks_exact(k)) {
+                let numbers = &row[k.min(index * Self::BLOCK_K)..];
+                out.as_flattened_mut()
+                    .iter_mut()
+                    .zip(numbers)
+                    .for_each(|(out, number)| *out = Element::round(*number));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_rows(rows: &[StoredRow<'_>], panel: &mut [Self::Block]) {
+        pack_panel::<bf16>(rows, panel.as_flattened_mut());
+    }
+
+    fn unpack_row(panel: &[Self::Block], column: usize, out: &mut [f32]) {
+        unpack_row::<bf16>(panel.as_flattened(), column, out);
+    }
+
+    #[inline]
+    fn multiply(
+        self,
+        lhs: &[amx::LhsRow],
+        panels: &[&[Self::Block]],
+        mr: AmxRows,
+        sums: &mut [[f32; NR]],
+        prefetch: Prefetch,
+    ) {
+        self.0.multiply_tiles(lhs, panels, mr, sums, prefetch);
+    }
+
+    fn exercise(self, count: usize) -> f64 {
+        // The other kernels multiply the same number of inputs each time.
+        self.0.exercise(256 * count)
+    }
+}
