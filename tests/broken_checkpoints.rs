@@ -29,14 +29,7 @@ fn load(folder: &Path) -> Result<CandleBackend, LoadError> {
 
 /// Returns the load error's message with all its causes, as a program would print it.
 fn error(folder: &Path, what: &str) -> String {
-    let error = load(folder).expect_err(what);
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+    erank_core::error::chain(&load(folder).expect_err(what))
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use erank_core::tags::THINK_CLOSE;
 use erank_core::{
-    BackendError, BoundPrompt, Cause, DocumentError, Job, ScoringBackend, ScoringOptions, Sink,
+    AnswerFormat, BackendError, BoundPrompt, Cause, DocumentError, Job, Mode, ScoringBackend,
+    ScoringOptions, Sink,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -20,9 +21,9 @@ use crate::engine::statistics::Statistics;
 use crate::error::LoadError;
 use crate::logits::{Logits, TokenLogProb};
 use crate::memory;
-use crate::model::ModelShape;
 use crate::model::load::{LoadedModel, load};
 use crate::model::step::{BLOCK_TOKENS, BlockId, Row};
+use crate::model::{Head, ModelShape};
 use crate::settings::{CandleSettings, Device};
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
 
@@ -159,13 +160,17 @@ impl CandleBackend {
     /// that there is at most one such cache.
     ///
     /// # Errors
-    /// Returns [`BackendError::Unsupported`] if there are more ids than fit the model, or one is outside the
-    /// vocabulary.
+    /// Returns [`BackendError::Unsupported`] if there are more ids than fit the model, one is outside the
+    /// vocabulary, or the model is a classifier.
     pub fn most_probable(
         &self,
         ids: &[u32],
         k: usize,
     ) -> Result<Vec<Vec<TokenLogProb>>, BackendError> {
+        if self.model.model.shape().head == Head::Classifier {
+            let problem = "the model is a classifier, which has no probabilities of tokens";
+            return Err(BackendError::Unsupported(problem.into()));
+        }
         let limit = self.engine.max_tokens();
         if ids.len() > limit {
             let problem = format!("{} tokens are more than the {limit} that fit", ids.len());
@@ -287,6 +292,27 @@ fn cache_blocks(shape: ModelShape, settings: &CandleSettings) -> Result<usize, L
     Ok(affordable.min(usable))
 }
 
+/// Returns each label of a classifier as its index, checked against the job.
+fn label_indices(
+    shape: ModelShape,
+    format: &AnswerFormat,
+    mode: Mode,
+) -> Result<Vec<Vec<u32>>, BackendError> {
+    let (labels, answers) = (shape.logits, format.answers().len());
+    if mode != Mode::AnswerOnly {
+        let problem = "the model is a classifier and generates no text; choose Mode::AnswerOnly";
+        return Err(BackendError::Unsupported(problem.into()));
+    }
+    if labels != answers {
+        let problem = format!(
+            "the model is a classifier of {labels} labels, but the prompt allows {answers} answers; give the \
+             prompt an AnswerFormat of {labels} labels, in the order of the model's"
+        );
+        return Err(BackendError::Unsupported(problem.into()));
+    }
+    Ok((0..labels as u32).map(|index| vec![index]).collect())
+}
+
 impl ScoringBackend for CandleBackend {
     fn name(&self) -> &str {
         &self.name
@@ -295,14 +321,19 @@ impl ScoringBackend for CandleBackend {
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
         let frame = self.tokenizer.bind(&job.prompt, &job.options)?;
         let format = job.prompt.answers();
-        let labels = format
-            .answers()
-            .map(|(label, _)| self.tokenizer.encode_trusted(label))
-            .collect::<Result<_, _>>()?;
+        let shape = self.model.model.shape();
+        let labels = match shape.head {
+            Head::LanguageModel => format
+                .answers()
+                .map(|(label, _)| self.tokenizer.encode_trusted(label))
+                .collect::<Result<_, _>>()?,
+            Head::Classifier => label_indices(shape, format, job.options.mode)?,
+        };
         let context = JobContext {
             tokenizer: self.tokenizer.clone(),
             format: format.clone(),
             answers: AnswerTrie::new(labels),
+            head: shape.head,
             options: job.options,
             eos_token_ids: self.eos_token_ids(),
             thought_end_id: self

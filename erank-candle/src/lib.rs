@@ -84,5 +84,5 @@ pub mod internals {
     pub use crate::model::kv_cache::KvCache;
     pub use crate::model::load::{LoadedModel, instruction_sets, load};
     pub use crate::model::step::{BLOCK_TOKENS, BlockId, Row};
-    pub use crate::model::{Model, ModelShape};
+    pub use crate::model::{Head, Model, ModelShape};
 }

@@ -1,5 +1,6 @@
 //! Validation of `config.json` and `generation_config.json`.
 
+use erank_core::AnswerFormat;
 use serde::Deserialize;
 
 use crate::error::LoadError;
@@ -13,6 +14,13 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 pub enum Architecture {
     /// Qwen3 with dense layers as a causal language model.
     Qwen3ForCausalLM,
+    /// Qwen3 with dense layers and a classifier's head, which reads the last token. A prompt needs an
+    /// [`AnswerFormat`] with as many labels as the classifier, and the mode
+    /// [`AnswerOnly`](erank_core::Mode::AnswerOnly).
+    Qwen3ForSequenceClassification {
+        /// Rows of `score.weight`. With one row, its sigmoid is the probability of the second of two labels.
+        rows: usize,
+    },
 }
 
 /// The sizes of a model, as its checkpoint states them.
@@ -140,6 +148,9 @@ struct ConfigFile {
     model_type: String,
     /// transformers' classes. Files that were written by hand may lack the key.
     architectures: Option<Vec<String>>,
+    /// Rows of a classifier's head, written as `id2label` unless there are two.
+    num_labels: Option<usize>,
+    id2label: Option<serde_json::Map<String, serde_json::Value>>,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -216,9 +227,13 @@ impl ConfigFile {
         let architecture = match self.architectures.as_deref() {
             None | Some([]) => Architecture::Qwen3ForCausalLM,
             Some([name]) if name == "Qwen3ForCausalLM" => Architecture::Qwen3ForCausalLM,
+            Some([name]) if name == "Qwen3ForSequenceClassification" => {
+                Architecture::Qwen3ForSequenceClassification { rows: self.labels()? }
+            }
             Some(names) => {
                 return invalid(format!(
-                    "architectures is {names:?}; only \"Qwen3ForCausalLM\" is implemented"
+                    "architectures is {names:?}; only [\"Qwen3ForCausalLM\"] and \
+                     [\"Qwen3ForSequenceClassification\"] are implemented"
                 ));
             }
         };
@@ -240,6 +255,19 @@ impl ConfigFile {
             }
         }
         Ok(architecture)
+    }
+
+    /// Returns the rows of a classifier's head.
+    fn labels(&self) -> Result<usize, LoadError> {
+        let labels = self.id2label.as_ref().map(serde_json::Map::len).or(self.num_labels);
+        // transformers' default is 2.
+        match labels.unwrap_or(2) {
+            labels @ 1..=AnswerFormat::MAX_ANSWERS => Ok(labels),
+            labels => invalid(format!(
+                "the number of labels (num_labels, id2label) is {labels}; it must be between 1 and {}",
+                AnswerFormat::MAX_ANSWERS
+            )),
+        }
     }
 
     /// Returns the tokens that end a turn, without duplicates; `generation_config.json`'s come first.
@@ -313,6 +341,24 @@ mod tests {
     }
 
     #[test]
+    fn from_json_counts_the_labels_of_classifiers() {
+        let mut config = qwen3_4b();
+        config["architectures"] = json!(["Qwen3ForSequenceClassification"]);
+        let rows = |config: &Value| match read(config, None).expect("valid").architecture {
+            Architecture::Qwen3ForSequenceClassification { rows } => rows,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(rows(&config), 2);
+        config["num_labels"] = json!(3);
+        assert_eq!(rows(&config), 3);
+        config["id2label"] = json!({"0": "LABEL_0"});
+        assert_eq!(rows(&config), 1);
+        config["id2label"] = json!({});
+        let error = read(&config, None).expect_err("no labels").to_string();
+        assert!(error.contains("id2label"), "{error}");
+    }
+
+    #[test]
     fn from_json_collects_eos_tokens_of_both_files() {
         for (generation, expected) in [
             (json!({"eos_token_id": [151645, 151643]}), vec![151645, 151643]),
@@ -332,7 +378,7 @@ mod tests {
     fn from_json_reports_unsupported_and_invalid_values() {
         for (setting, value) in [
             ("model_type", json!("qwen3_moe")),
-            ("architectures", json!(["Qwen3ForSequenceClassification"])),
+            ("architectures", json!(["Qwen3ForTokenClassification"])),
             ("hidden_act", json!("gelu")),
             ("attention_bias", json!(true)),
             ("use_sliding_window", json!(true)),

@@ -9,6 +9,7 @@ use super::answer_trie::{AnswerTrie, TrieWalk};
 use super::prompt_lookup::draft;
 use super::sampler::sample;
 use crate::logits::{Logits, TokenLogProb};
+use crate::model::Head;
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer, TokenDecoder};
 
 /// Number of tokens reserved to close the thought and open the answer. No tokenizer makes more tokens than
@@ -19,7 +20,10 @@ const PREFIX_RESERVE: usize = FORCED_ANSWER_PREFIX.len();
 pub(crate) struct JobContext {
     pub(crate) tokenizer: PromptTokenizer,
     pub(crate) format: AnswerFormat,
+    /// The tokens of the answers. A classifier's answer is one token, the index of its label.
     pub(crate) answers: AnswerTrie,
+    /// What the model's logits stand for.
+    pub(crate) head: Head,
     pub(crate) options: ScoringOptions,
     pub(crate) eos_token_ids: Vec<u32>,
     /// The token that ends a thought, if `</think>` is one token. The same characters in other tokens are a
@@ -284,8 +288,16 @@ impl Sequence {
         let answer = own.unwrap_or(distribution.most_probable());
         self.completion.answer_distribution = Some(distribution);
         let log_probs = walk.token_log_probs(answer);
-        for (id, log_prob) in context.answers.tokens(answer).iter().zip(log_probs) {
-            self.push(TokenLogProb { id: *id, log_prob: *log_prob as f32 });
+        match context.head {
+            Head::LanguageModel => {
+                for (id, log_prob) in context.answers.tokens(answer).iter().zip(log_probs) {
+                    self.push(TokenLogProb { id: *id, log_prob: *log_prob as f32 });
+                }
+            }
+            Head::Classifier => {
+                let label = context.format.answers().nth(answer).map_or("", |(label, _)| label);
+                self.completion.push(label, log_probs.iter().sum::<f64>() as f32);
+            }
         }
         self.completion.text.push_str(ANSWER_CLOSE);
         Ok(self.complete())
@@ -337,7 +349,10 @@ impl Sequence {
         }
         self.completion.text.push_str(prefix);
         self.completion.finish_reason = FinishReason::Forced;
-        self.tokens.extend(self.context.tokenizer.encode_trusted(prefix)?);
+        // A classifier reads the prompt alone.
+        if self.context.head == Head::LanguageModel {
+            self.tokens.extend(self.context.tokenizer.encode_trusted(prefix)?);
+        }
         self.state = State::ForcedAnswer;
         if self.pending().is_empty() {
             // The prefix was empty, so the last token is computed again for its logits.

@@ -78,7 +78,8 @@ impl Source<'_> {
         let kernels = operations.name();
         // The list of models.
         let model: Arc<dyn Model> = match config.architecture {
-            Architecture::Qwen3ForCausalLM => {
+            Architecture::Qwen3ForCausalLM
+            | Architecture::Qwen3ForSequenceClassification { .. } => {
                 Arc::new(Qwen3::load(config.clone(), &weights, operations, kv_cache_type)?)
             }
         };

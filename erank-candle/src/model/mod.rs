@@ -51,12 +51,23 @@ pub trait Model: Send + Sync {
 /// The sizes of a model that the engine plans with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
-    /// Number of logits per position. It is the size of the vocabulary of a language model.
+    /// What a logit stands for.
+    pub head: Head,
+    /// Number of logits per position: the tokens of a language model's vocabulary, or a classifier's labels.
     pub logits: usize,
     /// Maximum number of tokens in one sequence.
     pub max_tokens: usize,
     /// Bytes of one block of the KV cache over all layers.
     pub block_bytes: usize,
+}
+
+/// What a model's logits stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// One logit per token of the vocabulary. Answers are generated as text.
+    LanguageModel,
+    /// One logit per label of the answer format, in its order. The logits after the prompt are the answer.
+    Classifier,
 }
 
 #[cfg(all(test, feature = "tiny-model"))]

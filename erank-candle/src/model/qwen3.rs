@@ -6,8 +6,8 @@ use erank_core::Cause;
 use super::kv_cache::KvCache;
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::{Row, Step, StepLimits};
-use super::{Model, ModelShape};
-use crate::checkpoint::config::Config;
+use super::{Head, Model, ModelShape};
+use crate::checkpoint::config::{Architecture, Config};
 use crate::checkpoint::safetensors::{EMBEDDING, Weights};
 use crate::error::LoadError;
 
@@ -22,7 +22,8 @@ pub(crate) struct Qwen3<O: Operations> {
     embedding: O::Matrix,
     layers: Vec<Layer<O>>,
     norm: O::Norm,
-    /// `[vocab_size, hidden]`; `None` if the embedding is the output projection as well.
+    /// The head, `[vocab_size, hidden]` or `[rows, hidden]`; `None` if the embedding is the output projection as
+    /// well.
     output: Option<O::Matrix>,
 }
 
@@ -51,11 +52,14 @@ impl<O: Operations> Qwen3<O> {
         kv_cache_type: DType,
     ) -> std::result::Result<Self, LoadError> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let matrix = |name| operations.load_matrix(weights, &[(name, vocab)], hidden);
-        let embedding = matrix(EMBEDDING)?;
-        let output = match config.tie_word_embeddings {
-            true => None,
-            false => Some(matrix("lm_head.weight")?),
+        let matrix = |name, outputs| operations.load_matrix(weights, &[(name, outputs)], hidden);
+        let embedding = matrix(EMBEDDING, vocab)?;
+        let output = match config.architecture {
+            Architecture::Qwen3ForCausalLM if config.tie_word_embeddings => None,
+            Architecture::Qwen3ForCausalLM => Some(matrix("lm_head.weight", vocab)?),
+            Architecture::Qwen3ForSequenceClassification { rows } => {
+                Some(matrix("score.weight", rows)?)
+            }
         };
         let norm =
             operations.load_norm(weights, "model.norm.weight", hidden, config.rms_norm_eps)?;
@@ -100,7 +104,13 @@ impl<O: Operations> Qwen3<O> {
             return Ok(Vec::new());
         }
         let x = x.index_select(&Tensor::new(step.wanted(), ops.device())?, 0)?; // [wanted, hidden]
-        ops.project_logits(&self.norm, self.output.as_ref().unwrap_or(&self.embedding), &x)
+        let head = self.output.as_ref().unwrap_or(&self.embedding);
+        let logits = ops.project_logits(&self.norm, head, &x)?;
+        if let Architecture::Qwen3ForSequenceClassification { rows: 1 } = self.config.architecture {
+            // The sigmoid of one logit is the softmax of 0 and the logit.
+            return Ok(logits.into_iter().flat_map(|logit| [0.0, logit]).collect());
+        }
+        Ok(logits)
     }
 
     fn activation_shape(&self) -> ActivationShape {
@@ -114,8 +124,15 @@ impl<O: Operations> Qwen3<O> {
 impl<O: Operations> Model for Qwen3<O> {
     fn shape(&self) -> ModelShape {
         let block_size = self.operations.block_size(attention_shape(&self.config));
+        let (head, logits) = match self.config.architecture {
+            Architecture::Qwen3ForCausalLM => (Head::LanguageModel, self.config.vocab_size),
+            Architecture::Qwen3ForSequenceClassification { rows } => {
+                (Head::Classifier, rows.max(2))
+            }
+        };
         ModelShape {
-            logits: self.config.vocab_size,
+            head,
+            logits,
             max_tokens: self.config.max_position_embeddings,
             block_bytes: block_size * self.layers.len() * self.kv_cache_type.size_in_bytes(),
         }

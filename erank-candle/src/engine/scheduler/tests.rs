@@ -8,7 +8,7 @@ use erank_core::{AnswerFormat, CancellationToken, Completion, Mode, ScoringOptio
 use super::super::answer_trie::AnswerTrie;
 use super::super::sequence::JobContext;
 use super::*;
-use crate::model::ModelShape;
+use crate::model::{Head, ModelShape};
 use crate::tokenizer::tests::tokenizer;
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
 
@@ -35,7 +35,12 @@ impl TokenCacheModel {
 
 impl Model for TokenCacheModel {
     fn shape(&self) -> ModelShape {
-        ModelShape { logits: VOCABULARY, max_tokens: 2048, block_bytes: 1 }
+        ModelShape {
+            head: Head::LanguageModel,
+            logits: VOCABULARY,
+            max_tokens: 2048,
+            block_bytes: 1,
+        }
     }
 
     fn new_cache(&self, blocks: usize) -> Result<KvCache, Cause> {
@@ -130,6 +135,7 @@ fn context(mode: Mode) -> JobContext {
         tokenizer,
         format,
         answers: AnswerTrie::new(labels),
+        head: Head::LanguageModel,
         options,
         eos_token_ids: Vec::new(),
         thought_end_id: None,

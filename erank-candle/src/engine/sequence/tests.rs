@@ -15,6 +15,7 @@ fn task(max_tokens: usize) -> JobContext {
     JobContext {
         tokenizer,
         format,
+        head: Head::LanguageModel,
         answers: AnswerTrie::new(labels),
         options,
         eos_token_ids: vec![END],
@@ -59,6 +60,32 @@ fn tokenizer_prompt() -> EncodedPrompt {
 fn integer(completion: &Completion) -> u32 {
     let answer = AnswerFormat::zero_to_ten().parse(completion, Default::default());
     answer.expect("an answer").integer
+}
+
+#[test]
+fn classifier_reads_its_answer_from_the_logits_after_the_prompt() {
+    let format = AnswerFormat::labels([("poor", 1), ("fair", 5), ("good", 9)]).expect("labels");
+    for prompt_opens_thought in [false, true] {
+        let mut task = task(0);
+        task.options.mode = Mode::AnswerOnly;
+        task.head = Head::Classifier;
+        task.answers = AnswerTrie::new(vec![vec![0], vec![1], vec![2]]);
+        task.format = format.clone();
+        task.prompt_opens_thought = prompt_opens_thought;
+        let mut sequence = Sequence::new(0, 0, tokenizer_prompt(), Arc::new(task)).expect("room");
+        assert_eq!((sequence.pending(), sequence.draft(8)), (PROMPT, &[][..]));
+
+        let (outcome, _) = sequence.advance(&[], &[0.0, 2.0, 1.0]);
+        let completion = outcome.expect("the end").expect("a completion");
+        let answer = format.parse(&completion, Default::default()).expect("an answer");
+        assert_eq!((answer.integer, completion.usage.generated), (5, 0));
+        let sum = 1.0 + 2f64.exp() + 1f64.exp();
+        let close =
+            |found: Option<f64>, expected: f64| (found.expect("known") - expected).abs() < 1e-6;
+        assert!(close(answer.probability, 2f64.exp() / sum), "{answer:?}");
+        let mean = (1.0 + 5.0 * 2f64.exp() + 9.0 * 1f64.exp()) / sum;
+        assert!(close(answer.expected_value, mean), "{answer:?}");
+    }
 }
 
 #[test]

@@ -107,14 +107,15 @@ fn multiply_tile<E: Element, const FUSED: bool, const MR: usize, const PANELS: u
     prefetch: impl Fn(&[E::Block], usize),
 ) {
     let steps = panels.iter().fold(lhs.len(), |steps, panel| steps.min(panel.len()));
-    let (lhs, panels) = (&lhs[..steps], panels.map(|panel| &panel[..steps]));
+    let (lhs, blocks) = (&lhs[..steps], panels.map(|panel| &panel[..steps]));
     // The accumulators are a copy, so that they are in registers.
     let mut accumulators = *sums;
     for (step, lhs) in lhs.iter().enumerate() {
-        for (accumulators, panel) in accumulators.iter_mut().zip(panels) {
+        // With one variable for the panel and its blocks, rustc 1.95 spills a register in this loop.
+        for ((accumulators, blocks), panel) in accumulators.iter_mut().zip(blocks).zip(panels) {
             prefetch(panel, step);
             for index in 0..E::DEPTH {
-                let weights = E::column(&panel[step], index);
+                let weights = E::column(&blocks[step], index);
                 // The outer loop is over columns, and the inner loop over rows. With the loops exchanged,
                 // rustc 1.95 vectorises eight rows across the rows, with a gather and a scatter for each
                 // column, at a thirtieth of the speed.

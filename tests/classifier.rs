@@ -1,0 +1,166 @@
+//! Classifiers of Qwen3's architecture, made of the bundled model: some rows of its output projection become
+//! the classifier's head. So a label's logit must equal the language model's logit of that row, whose forward
+//! pass `parity.rs` compares with transformers.
+
+use std::fs;
+use std::path::Path;
+
+use erank_candle::internals::{BlockAllocator, Model, Row, load};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Device};
+use erank_core::prompt::instructions;
+use erank_core::{
+    AnswerFormat, Mode, PromptTemplate, Request, Reranker, ScoreKind, ScoringOptions,
+};
+use safetensors::SafeTensors;
+use safetensors::tensor::{TensorView, serialize_to_file};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const DOCUMENTS: [&str; 3] = ["Colour your hair.", "Leaves change colour in autumn.", "Leaves"];
+
+/// Writes a classifier whose head has these rows of the bundled model's output projection.
+fn classifier(rows: &[usize]) -> TempDir {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(source.join(file), folder.path().join(file)).expect("a copy");
+    }
+    let config = fs::read(source.join("config.json")).expect("the bundled model");
+    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+    config["architectures"] = json!(["Qwen3ForSequenceClassification"]);
+    config["num_labels"] = json!(rows.len());
+    fs::write(folder.path().join("config.json"), config.to_string()).expect("written");
+
+    let bytes = fs::read(source.join("model.safetensors")).expect("the bundled model");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let embedding = tensors.tensor(EMBEDDING).expect("an embedding");
+    let width = embedding.data().len() / embedding.shape()[0];
+    let head: Vec<u8> =
+        rows.iter().flat_map(|row| &embedding.data()[row * width..][..width]).copied().collect();
+    let shape = vec![rows.len(), embedding.shape()[1]];
+    let head = TensorView::new(embedding.dtype(), shape, &head).expect("a tensor");
+    let views = tensors.tensors().into_iter().chain([("score.weight".to_owned(), head)]);
+    serialize_to_file(views, None, &folder.path().join("model.safetensors")).expect("written");
+    folder
+}
+
+fn settings(device: Device) -> CandleSettings {
+    let mut settings = CandleSettings::default();
+    settings.kv_cache_memory_bytes = Some(4 << 20);
+    settings.device = device;
+    settings
+}
+
+fn open(folder: &Path) -> CandleBackend {
+    let checkpoint = Checkpoint::open(folder).expect("a checkpoint");
+    CandleBackend::load(&checkpoint, &settings(Device::Cpu)).expect("a whole checkpoint")
+}
+
+fn template(answers: AnswerFormat) -> PromptTemplate {
+    let text = "{instruction}\nQuery: {query}\nDocument: {doc}";
+    PromptTemplate::custom(text, answers).expect("a template")
+}
+
+/// Returns the logits after the last token.
+fn last_logits(model: &dyn Model, tokens: &[u32]) -> Vec<f32> {
+    let mut allocator = BlockAllocator::new(tokens.len().div_ceil(16));
+    let cache = model.new_cache(allocator.blocks()).expect("a cache");
+    let blocks: Vec<_> = std::iter::from_fn(|| allocator.allocate()).collect();
+    let row = Row { tokens, position: 0, blocks: &blocks, logits: 1 };
+    model.forward(&[row], &cache).expect("a forward pass")
+}
+
+#[test]
+fn label_logits_equal_those_of_the_language_model() {
+    let tokens: Vec<u32> = (0..75).map(|i| 40 + i * 11 % 200).collect();
+    for (device, bound) in [(Device::Cpu, 0.0), (Device::CpuCandle, 1e-2)] {
+        let model =
+            |checkpoint: &Checkpoint| load(checkpoint, &settings(device)).expect("whole").model;
+        let language_model = last_logits(&*model(&Checkpoint::tiny()), &tokens);
+        for rows in [&[70, 300, 5][..], &[300, 70], &[300]] {
+            let folder = classifier(rows);
+            let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
+            let mut expected: Vec<f32> = rows.iter().map(|row| language_model[*row]).collect();
+            if let [logit] = expected[..] {
+                expected = vec![0.0, logit];
+            }
+            let logits = last_logits(&*model(&checkpoint), &tokens);
+            assert_eq!(logits.len(), expected.len());
+            for (logit, expected) in logits.iter().zip(&expected) {
+                assert!(
+                    (logit - expected).abs() <= bound,
+                    "{rows:?}: {logits:?}, not {expected:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn rerank_scores_by_the_probability_of_the_second_label() {
+    for rows in [&[70, 300][..], &[300]] {
+        let folder = classifier(rows);
+        let backend = open(folder.path());
+        let template = template(AnswerFormat::yes_no());
+        let model = load(&Checkpoint::open(folder.path()).expect("open"), &settings(Device::Cpu));
+        let model = model.expect("a whole checkpoint").model;
+        let query = "why do leaves change colour";
+        let expected = DOCUMENTS.map(|document| {
+            let prompt = template.bind(instructions::GENERIC, query);
+            let (_, prompt) = backend.encode(&prompt, document, &options()).expect("a prompt");
+            let logits = last_logits(&*model, &prompt.ids);
+            1.0 / (1.0 + f64::from(logits[0] - logits[1]).exp())
+        });
+        let reranker = Reranker::builder(backend)
+            .template(template)
+            .options(options())
+            .score(ScoreKind::ExpectedValue)
+            .build()
+            .expect("valid");
+        let ranking = reranker.rerank(&Request::new(query, DOCUMENTS)).expect("a ranking");
+        assert_eq!(ranking.documents.len(), DOCUMENTS.len());
+        for document in &ranking.documents {
+            let expected = expected[document.index];
+            assert!((document.score - expected).abs() < 1e-6, "{} {expected}", document.score);
+        }
+    }
+}
+
+fn options() -> ScoringOptions {
+    let mut options = ScoringOptions::default();
+    options.mode = Mode::AnswerOnly;
+    options
+}
+
+#[test]
+fn rerank_reports_jobs_that_a_classifier_cannot_serve() {
+    let folder = classifier(&[70, 300]);
+    for (answers, mode, expected) in [
+        (AnswerFormat::yes_no(), Mode::Reason { max_tokens: 8 }, "Mode::AnswerOnly"),
+        (AnswerFormat::zero_to_ten(), Mode::AnswerOnly, "2 labels, but the prompt allows 11"),
+    ] {
+        let mut options = options();
+        options.mode = mode;
+        let reranker = Reranker::builder(open(folder.path()))
+            .template(template(answers))
+            .options(options)
+            .build()
+            .expect("valid");
+        let error = reranker.rerank(&Request::new("jets", DOCUMENTS)).expect_err(expected);
+        let text = erank_core::error::chain(&error);
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn load_names_the_missing_head() {
+    let folder = classifier(&[70, 300, 5]);
+    let path = folder.path().join("config.json");
+    let config = fs::read_to_string(&path).expect("the file");
+    fs::write(&path, config.replace("\"num_labels\":3", "\"num_labels\":4")).expect("written");
+    let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
+    let error =
+        CandleBackend::load(&checkpoint, &settings(Device::Cpu)).expect_err("another shape");
+    assert!(error.to_string().contains("score.weight"), "{error}");
+}
