@@ -61,6 +61,14 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
         prefetch: Prefetch,
     );
 
+    /// Returns a row of weights as the format keeps it, for the oracle.
+    #[cfg(test)]
+    fn round_weights(row: &[f32]) -> Vec<f32>;
+
+    /// Returns a row of activations as [`pack_lhs`](Self::pack_lhs) rounds it, for the oracle.
+    #[cfg(test)]
+    fn round_activations(row: &[f32]) -> Vec<f32>;
+
     /// Multiplies the highest tile `count` times with operands from the nearest cache. Returns the number of
     /// floating-point operations.
     fn exercise(self, count: usize) -> f64 {

@@ -92,6 +92,10 @@ fn candle_type(format: WeightFormat) -> Result<DType, LoadError> {
     match format {
         WeightFormat::F32 => Ok(DType::F32),
         WeightFormat::Bf16 => Ok(DType::BF16),
+        other => Err(LoadError::Setting(format!(
+            "candle's operations hold F32 and BF16 weights, not {other}; set `weights` to one of these, or use \
+             the CPU kernels"
+        ))),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod bf16;
 mod f32;
+mod q8_0;
 mod widened;
 
 use std::fmt;
@@ -68,6 +69,10 @@ weight_formats! {
     F32("F32", f32),
     /// The upper half of F32, 2 bytes per weight.
     Bf16("BF16", bf16),
+    /// Groups of 32 integers of 8 bits with an F16 scale, 1.06 bytes per weight. The format is llama.cpp's.
+    /// F32, F16 and BF16 tensors are quantised while they are loaded, and activations are quantised in each
+    /// product.
+    Q8_0("Q8_0", q8_0),
 }
 
 impl fmt::Display for WeightFormat {
@@ -128,6 +133,6 @@ mod tests {
             assert_eq!(format.name().to_lowercase().parse(), Ok(*format));
         }
         let error = "Q1_0".parse::<WeightFormat>().expect_err("no such format");
-        assert!(error.to_string().contains("\"Q1_0\"; the formats are F32, BF16"), "{error}");
+        assert!(error.to_string().contains("\"Q1_0\"; the formats are F32, BF16, Q8_0"), "{error}");
     }
 }

@@ -67,4 +67,14 @@ impl<I: WideningIsa, E: Element + 'static> MicroKernel for Widened<I, E> {
     ) {
         self.isa.multiply_widened::<E>(lhs, panels, mr, sums, prefetch);
     }
+
+    #[cfg(test)]
+    fn round_weights(row: &[f32]) -> Vec<f32> {
+        row.iter().map(|number| E::round(*number).widen()).collect()
+    }
+
+    #[cfg(test)]
+    fn round_activations(row: &[f32]) -> Vec<f32> {
+        Self::round_weights(row)
+    }
 }

@@ -44,7 +44,7 @@ fn unpack_row_returns_the_packed_rows_for_any_shape() {
                     for (output, expected) in numbers.chunks_exact(inputs).enumerate() {
                         let mut row = vec![f32::NAN; inputs];
                         packed.unpack_row(output, &mut row);
-                        assert_eq!(row, expected, "{} {kernel:?}", self.0.name());
+                        assert_eq!(row, K::round_weights(expected), "{} {kernel:?}", self.0.name());
                     }
                 }
             }
@@ -106,17 +106,15 @@ fn check<K: MicroKernel>(
         });
         both.iter_mut().zip(y).for_each(|(both, y)| both[n] = y);
     }
-    // F32 weights are multiplied with F32 activations, and BF16 weights with rounded ones.
-    let is_f32 = size_of::<K::Block>() == 4 * NR * K::BLOCK_K;
-    let round = |x: &f32| if is_f32 { *x } else { bf16::from_f32(*x).to_f32() };
     for (row, x) in x.chunks_exact(inputs).enumerate() {
+        let x = K::round_activations(x);
         for output in 0..outputs {
             let [a, b] = both[row * outputs + output];
             assert_eq!(a, y[row * outputs + output]);
             for (product, weights) in [(a, first), (b, second)] {
                 let mut matrix_row = vec![0.0; inputs];
                 weights.unpack_row(output, &mut matrix_row);
-                let exact = oracle::dot(0.0, x.iter().map(round).zip(matrix_row));
+                let exact = oracle::dot(0.0, x.iter().copied().zip(matrix_row));
                 exact.assert_close(product, inputs + 1, set.name());
             }
         }

@@ -1,4 +1,4 @@
-//! AVX2 with FMA: 16 registers of 8 F32 numbers.
+//! AVX2 with FMA and F16C: 16 registers of 8 F32 numbers.
 #![expect(unsafe_code, reason = "calls of functions that need an instruction set")]
 
 use super::super::super::element::Element;
@@ -6,7 +6,7 @@ use super::super::super::tile::{Mr, NR, Prefetch};
 use super::super::generic::{self, Portable};
 use super::super::isa::{Isa, WideningIsa};
 
-/// AVX2 with FMA.
+/// AVX2 with FMA and F16C. Every processor with AVX2 has all three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Avx2(Portable);
 
@@ -17,7 +17,9 @@ impl Isa for Avx2 {
     type Widening = Self;
 
     fn detect() -> Option<Self> {
-        let detected = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let detected = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         detected.then_some(Self(Portable))
     }
 

@@ -59,6 +59,16 @@ impl MicroKernel for Pairs {
     ) {
         self.0.multiply_pairs(lhs, panels, mr, sums, prefetch);
     }
+
+    #[cfg(test)]
+    fn round_weights(row: &[f32]) -> Vec<f32> {
+        row.iter().map(|number| <bf16 as Element>::round(*number).widen()).collect()
+    }
+
+    #[cfg(test)]
+    fn round_activations(row: &[f32]) -> Vec<f32> {
+        Self::round_weights(row)
+    }
 }
 
 /// Multiplies 32 numbers of up to 16 rows at a time, in AMX's tiles (`tdpbf16ps`).
@@ -116,6 +126,16 @@ impl MicroKernel for Tiles {
         prefetch: Prefetch,
     ) {
         self.0.multiply_tiles(lhs, panels, mr, sums, prefetch);
+    }
+
+    #[cfg(test)]
+    fn round_weights(row: &[f32]) -> Vec<f32> {
+        row.iter().map(|number| <bf16 as Element>::round(*number).widen()).collect()
+    }
+
+    #[cfg(test)]
+    fn round_activations(row: &[f32]) -> Vec<f32> {
+        Self::round_weights(row)
     }
 
     fn exercise(self, count: usize) -> f64 {
