@@ -33,7 +33,7 @@ use erank_benches::words::Words;
 use erank_benches::{median, memory};
 use erank_candle::internals::BLOCK_TOKENS;
 use erank_candle::internals::measure::matrix_peak;
-use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics, WeightFormat};
 use erank_core::{
     BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,
 };
@@ -327,7 +327,7 @@ impl Bench {
     }
 
     fn run(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Run> {
-        let peak = || matrix_peak(None, Duration::from_millis(500));
+        let peak = || matrix_peak(None, WeightFormat::Bf16, Duration::from_millis(500));
         let peak_before = peak()?;
         let before = self.backend.statistics();
         let begin = Instant::now();

@@ -2,11 +2,12 @@
 //! machine's roofline.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin forward -- [0.6B|4B [FIGURE…]]
+//! cargo run --release -p erank-benches --bin forward -- [0.6B|4B [weights=FORMAT] [FIGURE…]]
 //! ```
 //!
 //! FIGURE is `prefill` (one prompt of 512 tokens) or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8
-//! or 32 rows after 512 tokens each). By default all four are measured.
+//! or 32 rows after 512 tokens each). By default all four are measured. FORMAT is a format of weights, such as
+//! `q8_0`; the default is that of the checkpoint, BF16.
 //!
 //! Prints a line of JSON per figure: shape, name, value in tokens per second, `limit` and `fraction`. The
 //! limit is the throughput at the longer of two times: reading the weights and the cache once at the memory
@@ -22,7 +23,7 @@ use erank_candle::internals::measure::Memory;
 use erank_candle::internals::{
     BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, LoadedModel, Row, load,
 };
-use erank_candle::{CandleSettings, Checkpoint};
+use erank_candle::{CandleSettings, Checkpoint, WeightFormat};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -43,12 +44,19 @@ fn measure() -> Result<()> {
     let folder = shape.folder(Behaviour::Random);
     shape.write(&folder, Behaviour::Random)?;
     let begin = Instant::now();
-    let model = load(&Checkpoint::open(folder)?, &CandleSettings::default())?;
+    let mut settings = CandleSettings::default();
+    if let Some(format) =
+        std::env::args().find_map(|a| a.strip_prefix("weights=").map(str::to_owned))
+    {
+        settings.weights = Some(format.parse()?);
+    }
+    let model = load(&Checkpoint::open(folder)?, &settings)?;
     let seconds = begin.elapsed().as_secs_f64();
     println!("{}", json!({"shape": shape.name, "name": "loading", "value": seconds, "unit": "s"}));
     let bench = Bench { shape, model, memory: Memory::new(1 << 30)? };
 
-    let names: Vec<String> = std::env::args().skip(2).collect();
+    let names: Vec<String> =
+        std::env::args().skip(2).filter(|name| !name.starts_with("weights=")).collect();
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if is_wanted("prefill") {
         bench.prefill()?;
@@ -95,12 +103,14 @@ impl Bench {
     fn report(&self, name: &str, cache: &KvCache, rows: &[Row<'_>]) -> Result<()> {
         let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         let context: usize = rows.iter().map(|row| row.position).sum();
-        let bytes = self.shape.weight_bytes() + context * self.shape.token_bytes();
+        let format = self.model.weights;
+        let weights = self.shape.weight_bytes() as f64 / 2.0 * bytes_per_weight(format);
+        let bytes = weights as usize + context * self.shape.token_bytes();
         let operations = self.shape.operations(tokens, rows.len());
         let work = Work { bytes: bytes as f64, operations };
 
         let expected = self.model.model.forward(rows, cache)?;
-        let reached = compare(RUNS, &self.memory, &work, || {
+        let reached = compare(RUNS, &self.memory, format, &work, || {
             let begin = Instant::now();
             let logits = self.model.model.forward(rows, cache)?;
             let time = begin.elapsed();
@@ -114,6 +124,7 @@ impl Bench {
                 "shape": self.shape.name,
                 "name": name,
                 "kernels": self.model.kernels,
+                "weights": format.name(),
                 "value": tokens as f64 / reached.seconds,
                 "unit": "tokens/s",
                 "limit": tokens as f64 / reached.limit_seconds,
@@ -133,5 +144,13 @@ impl Bench {
         let mut allocator = BlockAllocator::new(cache.blocks());
         let all: Vec<BlockId> = std::iter::from_fn(|| allocator.allocate()).collect();
         Ok((cache, all.chunks(each).map(<[BlockId]>::to_vec).collect()))
+    }
+}
+
+fn bytes_per_weight(format: WeightFormat) -> f64 {
+    match format {
+        WeightFormat::F32 => 4.0,
+        WeightFormat::Q8_0 => 34.0 / 32.0,
+        _ => 2.0,
     }
 }

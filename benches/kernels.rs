@@ -11,6 +11,7 @@
 
 use erank_benches::checkpoint::{SHAPES, Shape};
 use erank_benches::roofline::{Work, compare};
+use erank_candle::WeightFormat;
 use erank_candle::internals::measure::{Memory, Projections};
 use serde_json::json;
 
@@ -40,7 +41,8 @@ fn measure() -> Result<()> {
             let count = projections.count() as f64;
             let work =
                 Work { bytes: count * 2.0 * size, operations: count * 2.0 * size * rows as f64 };
-            let reached = compare(RUNS, &memory, &work, || Ok(projections.run()))?;
+            let reached =
+                compare(RUNS, &memory, WeightFormat::Bf16, &work, || Ok(projections.run()))?;
             let seconds = reached.seconds / count;
             println!(
                 "{}",

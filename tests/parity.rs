@@ -22,6 +22,9 @@ use serde::Deserialize;
 /// Largest error of an F32 logit, relative to the largest logit.
 const F32_BOUND: f64 = 1e-4;
 
+/// Largest root mean square of the errors of logits with Q8_0 weights, relative to the largest logit.
+const Q8_0_RMS_BOUND: f64 = 1e-2;
+
 /// The only model whose checkpoint is written as two files.
 const SHARDED: &str = "g8_d128_l3_tied";
 
@@ -361,6 +364,27 @@ fn table_of_errors_stays_within_the_bounds_without_kernels() {
     }
 }
 
+/// The weights of these models are integers of 8 bits times a power of two, so nearly all of the error comes from
+/// rounding the activations. The bound is twice the largest error that was measured.
+#[test]
+fn table_of_errors_of_q8_0_stays_within_the_bound() {
+    println!("{:18} Q8_0: largest / root mean square", "model");
+    for set in instruction_sets() {
+        println!("kernels: {set}");
+        for golden in GOLDENS.iter() {
+            let model = golden.load_for(WeightFormat::Q8_0, Some(set));
+            let prompts = golden.prompts();
+            let logits = run(&*model, &prompts, &one_by_one(&prompts));
+            let cases = golden.cases.iter().zip(&logits).map(|(case, logits)| {
+                (Errors::of(&at_positions(logits, case), &case.logits), case.positions.len())
+            });
+            let errors = Errors::together(&cases.collect::<Vec<_>>());
+            println!("{:18} {:.1e} / {:.1e}", golden.name, errors.largest, errors.rms);
+            assert!(errors.rms <= Q8_0_RMS_BOUND, "{set}, {}: {:e}", golden.name, errors.rms);
+        }
+    }
+}
+
 fn check_errors(
     golden: &Golden,
     what: &str,
@@ -395,8 +419,9 @@ fn print_row(name: &str, length: &str, f32: Errors, bf16: Errors, theirs: Errors
 fn logits_have_the_same_bits_with_any_plan() {
     let sets = instruction_sets();
     for golden in GOLDENS.iter() {
-        let bf16 = sets.iter().map(|set| (WeightFormat::Bf16, *set));
-        for (dtype, set) in bf16.chain([(WeightFormat::F32, sets[0])]) {
+        let of_every_set = |format| sets.iter().map(move |set| (format, *set));
+        let formats = of_every_set(WeightFormat::Bf16).chain(of_every_set(WeightFormat::Q8_0));
+        for (dtype, set) in formats.chain([(WeightFormat::F32, sets[0])]) {
             let model = golden.load_for(dtype, Some(set));
             let prompts = golden.prompts();
             let whole = run(&*model, &prompts, &one_by_one(&prompts));

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use erank_candle::internals::measure::{Memory, matrix_peak};
 
+use erank_candle::WeightFormat;
+
 use crate::median;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -41,18 +43,20 @@ pub struct Reached {
 }
 
 /// Calls `run` `runs` times on rayon's current threads, and compares the durations that it returns with the
-/// roofline.
+/// roofline. The arithmetic peak is that of the micro-kernel for weights of `format`.
 ///
 /// # Errors
 /// Returns any error of `run`, or an error if the machine lacks the forced instruction set.
 pub fn compare(
     runs: usize,
     memory: &Memory,
+    format: WeightFormat,
     work: &Work,
     mut run: impl FnMut() -> Result<Duration>,
 ) -> Result<Reached> {
-    let roofline =
-        || -> Result<(f64, f64)> { Ok((matrix_peak(None, PEAK_TIME)?, memory.read_bandwidth())) };
+    let roofline = || -> Result<(f64, f64)> {
+        Ok((matrix_peak(None, format, PEAK_TIME)?, memory.read_bandwidth()))
+    };
     let (mut seconds, mut limits, mut fractions) = (Vec::new(), Vec::new(), Vec::new());
     let (mut peaks, mut bandwidths) = (Vec::new(), Vec::new());
     let mut before = roofline()?;

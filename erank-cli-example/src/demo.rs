@@ -102,9 +102,9 @@ mod tests {
     use super::*;
 
     /// Runs all queries at once. Returns the integer and the reasoning of each candidate, by query.
-    fn answers(device: Device) -> Vec<Vec<(u32, String)>> {
+    fn answers(device: Device, weights: WeightFormat) -> Vec<Vec<(u32, String)>> {
         let mut settings = CandleSettings::default();
-        settings.weights = Some(WeightFormat::F32);
+        settings.weights = Some(weights);
         settings.device = device;
         let backend = CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled");
         let reranker = Reranker::builder(backend).build().expect("valid");
@@ -132,7 +132,20 @@ mod tests {
     /// where two tokens are nearly equally probable.
     #[test]
     fn candle_operations_give_the_answers_of_the_kernels() {
-        assert_eq!(answers(Device::CpuCandle), answers(Device::Cpu));
+        let f32 = WeightFormat::F32;
+        assert_eq!(answers(Device::CpuCandle, f32), answers(Device::Cpu, f32));
+    }
+
+    #[test]
+    fn q8_0_weights_change_at_most_one_integer() {
+        let integers = |weights| -> Vec<u32> {
+            let answers = answers(Device::Cpu, weights);
+            answers.into_iter().flatten().map(|(integer, _)| integer).collect()
+        };
+        let (f32, q8_0) = (integers(WeightFormat::F32), integers(WeightFormat::Q8_0));
+        let changed = f32.iter().zip(&q8_0).filter(|(a, b)| a != b).count();
+        println!("Q8_0 changes {changed} of {} integers", f32.len());
+        assert!(changed <= 1, "{f32:?}\n{q8_0:?}");
     }
 
     #[test]

@@ -13,12 +13,16 @@ use super::projection::Projection;
 use super::stored::{StoredMatrix, StoredRow};
 use crate::error::LoadError;
 
-/// Returns the floating-point operations per second of the instruction set's micro-kernel for BF16 weights,
-/// with all operands in the nearest cache, on all of rayon's current threads.
+/// Returns the multiplications and additions per second of the instruction set's micro-kernel for weights of a
+/// format, with all operands in the nearest cache, on all of rayon's current threads.
 ///
 /// # Errors
 /// Returns an error if the machine does not have the set.
-pub fn matrix_peak(instruction_set: Option<&str>, time: Duration) -> Result<f64, LoadError> {
+pub fn matrix_peak(
+    instruction_set: Option<&str>,
+    format: WeightFormat,
+    time: Duration,
+) -> Result<f64, LoadError> {
     let set = InstructionSet::choose(instruction_set)?;
     let begin = Instant::now();
     let operations: f64 = (0..rayon::current_num_threads())
@@ -26,7 +30,7 @@ pub fn matrix_peak(instruction_set: Option<&str>, time: Duration) -> Result<f64,
         .map(|_| {
             let mut operations = 0.0;
             while begin.elapsed() < time {
-                operations += formats::with_kernel(WeightFormat::Bf16, set, Exercise(100));
+                operations += formats::with_kernel(format, set, Exercise(100));
             }
             operations
         })
