@@ -61,7 +61,7 @@ fn eval_refuses_scores_of_other_settings() {
     for (more, said) in [
         ("--depth 1", "max_tokens was null and is 4096"),
         ("--answer-only --task bright", "instruction was \"Retrieve relevant documents"),
-        ("--answer-only --weights f32", "weights was null and is \"f32\""),
+        ("--answer-only --weights f32", "weights was null and is \"F32\""),
         ("--answer-only --kv-cache f32", "kv_cache was null and is \"f32\""),
         ("--answer-only --max-document-tokens 3", "max_document_tokens was "),
     ] {
