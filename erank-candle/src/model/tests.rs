@@ -1,12 +1,14 @@
 //! Tests of the bundled model on the CPU's kernels and on candle's own operations.
 
 use candle_core::Tensor;
+use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::load::load;
 use super::step::{BLOCK_TOKENS, BlockId, Row};
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::kernels::WeightFormat;
+use crate::kernels::stored::{StoredMatrix, StoredRow};
+use crate::kernels::{InstructionSet, Projection, WeightFormat};
 use crate::settings::{CandleSettings, Device, KvCacheFormat};
 
 fn tiny(change: impl FnOnce(&mut CandleSettings)) -> std::sync::Arc<dyn Model> {
@@ -91,4 +93,32 @@ fn kv_cache_format_is_independent_of_the_weights() {
     let (bf16, bytes) = logits(Weights::Bf16, None);
     assert_eq!(bytes, bf16_bytes);
     assert!(largest_difference(&mixed, &bf16) > 0.0);
+}
+
+/// The quantisation of candle-core is independent of the kernels'.
+#[test]
+fn q8_0_weights_equal_those_of_candle() {
+    let (outputs, inputs) = (40, 96);
+    // Groups of very different sizes, zeros among them.
+    let size = |index: usize| [1.0, 1e-3, 300.0, 0.0, 1e-6][index / 32 % 5];
+    let numbers: Vec<f32> = (0..outputs * inputs)
+        .map(|index| ((index * 2_654_435_761) % 1999) as f32 / 999.0 - 1.0)
+        .enumerate()
+        .map(|(index, number)| number * size(index))
+        .collect();
+    let tensor = Tensor::from_slice(&numbers, (outputs, inputs), &candle_core::Device::Cpu);
+    let quantized = QTensor::quantize(&tensor.expect("a tensor"), GgmlDType::Q8_0);
+    let expected = quantized.and_then(|quantized| quantized.dequantize(&candle_core::Device::Cpu));
+    let expected: Vec<Vec<f32>> = expected.and_then(|e| e.to_vec2()).expect("whole groups");
+
+    let stored: Vec<[u8; 4]> = numbers.iter().map(|number| number.to_le_bytes()).collect();
+    for set in InstructionSet::available() {
+        let matrix = StoredMatrix::new([StoredRow::F32(&stored)], inputs);
+        let weights = Projection::pack(&[(WeightFormat::Q8_0, matrix)], set).expect("memory");
+        for (output, expected) in expected.iter().enumerate() {
+            let mut row = Vec::new();
+            weights.extend_with_row(output, &mut row);
+            assert_eq!(&row, expected, "output {output}, {}", set.name());
+        }
+    }
 }

@@ -261,9 +261,6 @@ mod reference {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::{GgmlDType, QTensor};
-    use candle_core::{Device, Tensor};
-
     use super::super::super::column_blocks::Columns;
     use super::super::super::gemm::PackedWeights;
     use super::super::super::packed_matrix::PackedMatrix;
@@ -284,33 +281,6 @@ mod tests {
 
     fn stored(numbers: &[f32]) -> Vec<[u8; 4]> {
         numbers.iter().map(|number| number.to_le_bytes()).collect()
-    }
-
-    #[test]
-    fn unpack_row_equals_candle() {
-        let (outputs, inputs) = (40, 96);
-        // Groups of very different sizes, zeros among them.
-        let size = |index: usize| [1.0, 1e-3, 300.0, 0.0, 1e-6][index / GROUP % 5];
-        let numbers: Vec<f32> = oracle::numbers(outputs * inputs, 31)
-            .enumerate()
-            .map(|(index, number)| number * size(index))
-            .collect();
-        let tensor =
-            Tensor::from_slice(&numbers, (outputs, inputs), &Device::Cpu).expect("a tensor");
-        let quantized = QTensor::quantize(&tensor, GgmlDType::Q8_0).expect("whole groups");
-        let expected = quantized.dequantize(&Device::Cpu).expect("numbers");
-        let expected: Vec<Vec<f32>> = expected.to_vec2().expect("a matrix");
-        let numbers = stored(&numbers);
-        let matrix = StoredMatrix::new([StoredRow::F32(&numbers)], inputs);
-        for set in InstructionSet::available() {
-            for weights in with_every_kernel(set, Pack(&matrix)) {
-                for (output, expected) in expected.iter().enumerate() {
-                    let mut row = vec![f32::NAN; inputs];
-                    weights.unpack_row(output, &mut row);
-                    assert_eq!(&row, expected, "output {output}, {}", set.name());
-                }
-            }
-        }
     }
 
     #[test]
