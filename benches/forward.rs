@@ -104,7 +104,7 @@ impl Bench {
         let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         let context: usize = rows.iter().map(|row| row.position).sum();
         let format = self.model.weights;
-        let weights = self.shape.weight_bytes() as f64 / 2.0 * bytes_per_weight(format);
+        let weights = self.shape.weight_bytes() as f64 / 2.0 * bytes_per_weight(format)?;
         let bytes = weights as usize + context * self.shape.token_bytes();
         let operations = self.shape.operations(tokens, rows.len());
         let work = Work { bytes: bytes as f64, operations };
@@ -147,10 +147,11 @@ impl Bench {
     }
 }
 
-fn bytes_per_weight(format: WeightFormat) -> f64 {
+fn bytes_per_weight(format: WeightFormat) -> Result<f64> {
     match format {
-        WeightFormat::F32 => 4.0,
-        WeightFormat::Q8_0 => 34.0 / 32.0,
-        _ => 2.0,
+        WeightFormat::F32 => Ok(4.0),
+        WeightFormat::Bf16 => Ok(2.0),
+        WeightFormat::Q8_0 => Ok(34.0 / 32.0),
+        other => Err(format!("the bytes per weight of {other} are missing here").into()),
     }
 }

@@ -136,6 +136,8 @@ fn options() -> ScoringOptions {
 #[test]
 fn rerank_reports_jobs_that_a_classifier_cannot_serve() {
     let folder = classifier(&[70, 300]);
+    let error = open(folder.path()).most_probable(&[40, 41], 1).expect_err("no tokens' logits");
+    assert!(erank_core::error::chain(&error).contains("is a classifier"), "{error}");
     for (answers, mode, expected) in [
         (AnswerFormat::yes_no(), Mode::Reason { max_tokens: 8 }, "Mode::AnswerOnly"),
         (AnswerFormat::zero_to_ten(), Mode::AnswerOnly, "2 labels, but the prompt allows 11"),

@@ -22,7 +22,7 @@ pub(crate) struct JobContext {
     pub(crate) format: AnswerFormat,
     /// The tokens of the answers. A classifier's answer is one token, the index of its label.
     pub(crate) answers: AnswerTrie,
-    /// What the model's logits stand for.
+    /// The meaning of the model's logits.
     pub(crate) head: Head,
     pub(crate) options: ScoringOptions,
     pub(crate) eos_token_ids: Vec<u32>,

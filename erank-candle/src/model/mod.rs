@@ -51,7 +51,7 @@ pub trait Model: Send + Sync {
 /// The sizes of a model that the engine plans with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
-    /// What a logit stands for.
+    /// The meaning of a logit.
     pub head: Head,
     /// Number of logits per position: the tokens of a language model's vocabulary, or a classifier's labels.
     pub logits: usize,
@@ -61,7 +61,7 @@ pub struct ModelShape {
     pub block_bytes: usize,
 }
 
-/// What a model's logits stand for.
+/// The meaning of a model's logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
     /// One logit per token of the vocabulary. Answers are generated as text.

@@ -95,6 +95,17 @@ fn kv_cache_format_is_independent_of_the_weights() {
     assert!(largest_difference(&mixed, &bf16) > 0.0);
 }
 
+#[test]
+fn load_refuses_q8_0_weights_for_candle_operations() {
+    let settings = CandleSettings {
+        device: Device::CpuCandle,
+        weights: Some(WeightFormat::Q8_0),
+        ..CandleSettings::default()
+    };
+    let error = load(&Checkpoint::tiny(), &settings).err().expect("no such weights").to_string();
+    assert!(error.contains("not Q8_0"), "{error}");
+}
+
 /// The quantisation of candle-core is independent of the kernels'.
 #[test]
 fn q8_0_weights_equal_those_of_candle() {

@@ -234,7 +234,7 @@ fn unpack_row(panel: &[Block], column: usize, out: &mut [f32]) {
     }
 }
 
-/// What remains of numbers after quantisation, computed one by one.
+/// Scalar code that rounds numbers as the format does, for the oracle.
 #[cfg(test)]
 mod reference {
     use super::*;
