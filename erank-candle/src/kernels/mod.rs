@@ -33,6 +33,7 @@ mod element;
 pub(crate) mod exp;
 pub(crate) mod formats;
 mod gemm;
+pub(crate) mod ggml;
 pub mod measure;
 mod micro_kernel;
 pub(crate) mod norm;

@@ -1,6 +1,8 @@
-//! A matrix as a checkpoint stores it: rows of little-endian numbers of any alignment.
+//! A matrix as a checkpoint stores it: rows of little-endian numbers or blocks, of any alignment.
 
 use half::{bf16, f16};
+
+use super::ggml::BlockType;
 
 /// One row of a stored matrix.
 #[derive(Debug, Clone, Copy)]
@@ -8,6 +10,8 @@ pub(crate) enum StoredRow<'a> {
     F32(&'a [[u8; 4]]),
     F16(&'a [[u8; 2]]),
     Bf16(&'a [[u8; 2]]),
+    /// Whole blocks.
+    Blocks(BlockType, &'a [u8]),
 }
 
 impl<'a> StoredRow<'a> {
@@ -16,18 +20,26 @@ impl<'a> StoredRow<'a> {
         match self {
             Self::F32(numbers) => numbers.len(),
             Self::F16(numbers) | Self::Bf16(numbers) => numbers.len(),
+            Self::Blocks(block, bytes) => bytes.len() / block.bytes() * block.values(),
         }
     }
 
     /// Returns `length` numbers from number `start` on.
     ///
     /// # Panics
-    /// Panics if there are fewer numbers.
+    /// Panics if there are fewer numbers, or a block would be cut.
     pub(crate) fn part(self, start: usize, length: usize) -> Self {
         match self {
             Self::F32(numbers) => Self::F32(&numbers[start..][..length]),
             Self::F16(numbers) => Self::F16(&numbers[start..][..length]),
             Self::Bf16(numbers) => Self::Bf16(&numbers[start..][..length]),
+            Self::Blocks(block, bytes) => {
+                let whole =
+                    start.is_multiple_of(block.values()) && length.is_multiple_of(block.values());
+                assert!(whole, "values {start} to {} of {block:?} cut a block", start + length);
+                let [start, length] = [start, length].map(|n| n / block.values() * block.bytes());
+                Self::Blocks(block, &bytes[start..][..length])
+            }
         }
     }
 
@@ -47,6 +59,7 @@ impl<'a> StoredRow<'a> {
                 .iter_mut()
                 .zip(numbers)
                 .for_each(|(out, bytes)| *out = bf16::from_le_bytes(*bytes).to_f32()),
+            Self::Blocks(block, bytes) => block.dequantise(bytes, out),
         }
     }
 }
