@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::tile::NR;
+
 /// Neighbouring columns of a row-major matrix: the output of a projection.
 #[derive(Debug)]
 pub(super) struct Columns<'a> {
@@ -57,16 +59,18 @@ impl ColumnBlock<'_> {
     }
 }
 
-/// Calls `work(scratch, index, block)` for every `width` columns, on rayon's current threads. The last block
-/// may be narrower. `scratch` makes a value that several blocks use, one after another.
+/// Memory for the sums of a block of columns.
+pub(super) type Sums = Vec<[f32; NR]>;
+
+/// Calls `work(sums, index, block)` for every `width` columns, on rayon's current threads. The last block may be
+/// narrower. Several blocks use the same memory for sums, one after another.
 ///
 /// # Panics
 /// Panics if the columns exceed the stride.
-pub(super) fn par_column_blocks<T>(
+pub(super) fn par_column_blocks(
     y: Columns<'_>,
     width: usize,
-    scratch: impl Fn() -> T + Sync + Send,
-    work: impl Fn(&mut T, usize, ColumnBlock<'_>) + Sync,
+    work: &(dyn Fn(&mut Sums, usize, ColumnBlock<'_>) + Sync),
 ) {
     let Columns { matrix, stride, range } = y;
     assert!(range.end <= stride, "columns {range:?} of {stride}");
@@ -90,7 +94,7 @@ pub(super) fn par_column_blocks<T>(
         .into_par_iter()
         .enumerate()
         .with_max_len(most)
-        .for_each_init(scratch, |scratch, (index, block)| work(scratch, index, block));
+        .for_each_init(Sums::new, |sums, (index, block)| work(sums, index, block));
 }
 
 #[cfg(test)]
@@ -109,19 +113,14 @@ mod tests {
         ] {
             let mut matrix = vec![0.0; rows * stride];
             let columns = Columns { matrix: &mut matrix, stride, range: range.clone() };
-            par_column_blocks(
-                columns,
-                width,
-                || (),
-                |(), index, mut block| {
-                    for row in 0..rows {
-                        for (column, element) in block.row(row).iter_mut().enumerate() {
-                            let column = range.start + index * width + column;
-                            *element += (1 + 1000 * row + column) as f32;
-                        }
+            par_column_blocks(columns, width, &|_, index, mut block| {
+                for row in 0..rows {
+                    for (column, element) in block.row(row).iter_mut().enumerate() {
+                        let column = range.start + index * width + column;
+                        *element += (1 + 1000 * row + column) as f32;
                     }
-                },
-            );
+                }
+            });
             for (index, element) in matrix.iter().enumerate() {
                 let (row, column) = (index / stride, index % stride);
                 let expected = if range.contains(&column) { 1 + 1000 * row + column } else { 0 };
@@ -135,6 +134,6 @@ mod tests {
     fn row_refuses_a_row_past_the_last() {
         let mut matrix = [0.0; 8];
         let columns = Columns::all(&mut matrix, 4);
-        par_column_blocks(columns, 4, || (), |(), _, mut block| block.row(2)[0] = 1.0);
+        par_column_blocks(columns, 4, &|_, _, mut block| block.row(2)[0] = 1.0);
     }
 }

@@ -19,13 +19,12 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::arch::Isa;
 use super::column_blocks::{ColumnBlock, Columns, par_column_blocks};
 use super::micro_kernel::MicroKernel;
 use super::norm::{Norm, silu};
 use super::packed_matrix::PackedMatrix;
+use super::parallel::par_chunks_mut;
 use super::tile::{NR, Prefetch, TileRows};
 
 /// From this number of rows on, `MicroKernel::PANELS` panels are multiplied at once.
@@ -72,25 +71,11 @@ impl<K: MicroKernel> PackedWeights for PackedMatrix<K> {
     }
 
     fn project(&self, x: &[f32], norm: Option<&Norm>, y: Columns<'_>) {
-        multiply(
-            x,
-            norm,
-            [self],
-            y,
-            #[inline(always)]
-            |y, [product]| *y = product,
-        );
+        multiply(x, norm, &[self], y, Epilogue::Assign);
     }
 
     fn project_add(&self, x: &[f32], y: Columns<'_>) {
-        multiply(
-            x,
-            None,
-            [self],
-            y,
-            #[inline(always)]
-            |y, [product]| *y += product,
-        );
+        multiply(x, None, &[self], y, Epilogue::Add);
     }
 
     fn gate_up(&self, up: &dyn PackedWeights, x: &[f32], norm: &Norm, y: Columns<'_>) -> bool {
@@ -99,31 +84,32 @@ impl<K: MicroKernel> PackedWeights for PackedMatrix<K> {
         if (up.outputs(), up.inputs()) != (self.outputs(), self.inputs()) {
             return false;
         }
-        multiply(
-            x,
-            Some(norm),
-            [self, up],
-            y,
-            #[inline(always)]
-            |y, [gate, up]| *y = silu(gate) * up,
-        );
+        multiply(x, Some(norm), &[self, up], y, Epilogue::SwiGlu);
         true
     }
 }
 
-/// Multiplies with `N` matrices of the same shape. Calls `epilogue(element of y, products)` once for each
-/// element of `y`.
-///
-/// An epilogue that is `#[inline(always)]` is compiled with the set's instructions.
+/// What a projection does with its sums.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Epilogue {
+    /// `y = sum` of one matrix.
+    Assign,
+    /// `y += sum` of one matrix.
+    Add,
+    /// `y = silu(gate) · up` of two matrices, the gate and the up projection.
+    SwiGlu,
+}
+
+/// Multiplies with one or two matrices of the same shape, as many as the epilogue takes.
 ///
 /// # Panics
 /// Panics if the number of columns of `y` is not the number of outputs of a matrix.
-pub(super) fn multiply<K: MicroKernel, const N: usize>(
+pub(super) fn multiply<K: MicroKernel>(
     x: &[f32],
     norm: Option<&Norm>,
-    matrices: [&PackedMatrix<K>; N],
+    matrices: &[&PackedMatrix<K>],
     y: Columns<'_>,
-    epilogue: impl Fn(&mut f32, [f32; N]) + Sync,
+    epilogue: Epilogue,
 ) {
     let Some(first) = matrices.first() else { return };
     let (kernel, outputs, inputs) = (first.kernel(), first.outputs(), first.inputs());
@@ -134,13 +120,14 @@ pub(super) fn multiply<K: MicroKernel, const N: usize>(
     // `[tiles][blocks][mr]`.
     let lhs_size = blocks * mr;
     let mut lhs: Vec<K::Lhs> = bytemuck::zeroed_vec(rows.div_ceil(mr) * lhs_size);
-    lhs.par_chunks_mut(lhs_size)
-        .zip(x.par_chunks(mr * inputs))
-        .for_each(|(lhs, rows)| pack_lhs(kernel, rows, inputs, norm, lhs));
+    par_chunks_mut(&mut lhs, lhs_size, &|tile, lhs| {
+        let first = tile * mr * inputs;
+        pack_lhs(kernel, &x[first..x.len().min(first + mr * inputs)], inputs, norm, lhs);
+    });
 
     let at_once = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { K::PANELS };
-    let panels_of_each = at_once.div_ceil(N);
-    par_column_blocks(y, panels_of_each * NR, Vec::new, |sums, index, mut y| {
+    let panels_of_each = at_once.div_ceil(matrices.len());
+    par_column_blocks(y, panels_of_each * NR, &|sums, index, mut y| {
         let first = index * panels_of_each;
         let count = y.columns().div_ceil(NR);
         // By matrix, then by column.
@@ -150,7 +137,7 @@ pub(super) fn multiply<K: MicroKernel, const N: usize>(
                 *panel = matrix.panel(first + i);
             }
         }
-        let panels = &panels[..N * count];
+        let panels = &panels[..matrices.len() * count];
         for (group, tiles) in lhs.chunks(TILES_AT_ONCE * lhs_size).enumerate() {
             let first_row = group * TILES_AT_ONCE * mr;
             let rows_of = |tile: usize| (rows - first_row - tile * mr).min(mr);
@@ -192,7 +179,7 @@ pub(super) fn multiply<K: MicroKernel, const N: usize>(
                 let height = K::Rows::holding(rows.len()).rows();
                 kernel.isa().run(
                     #[inline(always)]
-                    || finish(&mut y, rows, height, sums, &epilogue),
+                    || finish(&mut y, rows, height, sums, epilogue),
                 );
             }
         }
@@ -225,32 +212,35 @@ fn pack_lhs<K: MicroKernel>(
     );
 }
 
-/// Calls the epilogue for some rows of a block of columns, with their sums as `[matrices][columns][mr]`.
+/// Applies the epilogue to some rows of a block of columns, with their sums as `[matrices][columns][mr]`.
 #[inline(always)]
-fn finish<const N: usize>(
+fn finish(
     y: &mut ColumnBlock<'_>,
     rows: Range<usize>,
     mr: usize,
     sums: &[[f32; NR]],
-    epilogue: impl Fn(&mut f32, [f32; N]),
+    epilogue: Epilogue,
 ) {
     let columns = y.columns().div_ceil(NR);
     for (index, row) in rows.enumerate() {
         for (column, y) in y.row(row).chunks_mut(NR).enumerate() {
-            let sums: [&[f32; NR]; N] =
-                std::array::from_fn(|n| &sums[(n * columns + column) * mr + index]);
-            if let Ok(y) = <&mut [f32; NR]>::try_from(&mut *y) {
-                // The copies do not overlap, so the compiler computes all columns at once.
-                let (mut all, sums) = (*y, sums.map(|sums| *sums));
-                for (column, y) in all.iter_mut().enumerate() {
-                    epilogue(y, std::array::from_fn(|n| sums[n][column]));
+            // `y` may be narrower at the end of a row. The copy has all columns, so the compiler computes them
+            // at once.
+            let width = y.len();
+            let mut all = [0.0; NR];
+            all[..width].copy_from_slice(y);
+            let sums = |matrix: usize| sums[(matrix * columns + column) * mr + index];
+            match epilogue {
+                Epilogue::Assign => all = sums(0),
+                Epilogue::Add => all.iter_mut().zip(sums(0)).for_each(|(y, sum)| *y += sum),
+                Epilogue::SwiGlu => {
+                    let (gate, up) = (sums(0), sums(1));
+                    for (y, (gate, up)) in all.iter_mut().zip(gate.into_iter().zip(up)) {
+                        *y = silu(gate) * up;
+                    }
                 }
-                *y = all;
-                continue;
             }
-            for (column, y) in y.iter_mut().enumerate() {
-                epilogue(y, sums.map(|sums| sums[column]));
-            }
+            y.copy_from_slice(&all[..width]);
         }
     }
 }

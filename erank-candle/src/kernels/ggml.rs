@@ -97,7 +97,7 @@ pub(super) struct Block {
 
 impl Block {
     /// Returns a block of zeros whose scales are 1 and whose mins are 0.
-    fn with_scale(d: f16) -> Self {
+    pub(super) fn with_scale(d: f16) -> Self {
         Self { d, dmin: f16::ZERO, scales: [1; 16], mins: [0; 16], numbers: [0; VALUES] }
     }
 }

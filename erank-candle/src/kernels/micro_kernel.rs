@@ -6,6 +6,7 @@ use std::hint::black_box;
 use bytemuck::Pod;
 
 use super::arch::Isa;
+use super::ggml::BlockType;
 use super::stored::StoredRow;
 use super::tile::{NR, Prefetch, TileRows};
 
@@ -24,6 +25,10 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     type Block: Pod + Debug + Send + Sync;
     /// Number of inputs of a block. A panel is padded with zeros to a whole number of blocks.
     const BLOCK_K: usize;
+    /// The type of blocks that [`pack_rows`](Self::pack_rows) reads as they are.
+    const BLOCK_TYPE: Option<BlockType> = None;
+    /// Whether [`pack_rows`](Self::pack_rows) reads numbers. If not, it only reads blocks.
+    const FROM_NUMBERS: bool = true;
     /// Number of panels to multiply at once with many rows. The accumulators of all of them stay in
     /// registers.
     const PANELS: usize;
@@ -44,7 +49,8 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     /// in `lhs` are not written.
     fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [Self::Lhs]);
 
-    /// Packs up to 16 rows of a stored matrix into a panel that is all zeros.
+    /// Packs up to 16 rows of a stored matrix into a panel that is all zeros. The rows consist of numbers, or of
+    /// blocks of the type [`BLOCK_TYPE`](Self::BLOCK_TYPE).
     fn pack_rows(rows: &[StoredRow<'_>], panel: &mut [Self::Block]);
 
     /// Writes the first `out.len()` weights of one output of a panel, dequantised to F32.
@@ -60,10 +66,6 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
         sums: &mut [[f32; NR]],
         prefetch: Prefetch,
     );
-
-    /// Returns a row of weights as the format keeps it, for the oracle.
-    #[cfg(test)]
-    fn round_weights(row: &[f32]) -> Vec<f32>;
 
     /// Returns a row of activations as [`pack_lhs`](Self::pack_lhs) rounds it, for the oracle.
     #[cfg(test)]

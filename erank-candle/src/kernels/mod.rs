@@ -39,6 +39,7 @@ mod micro_kernel;
 pub(crate) mod norm;
 mod pack;
 mod packed_matrix;
+mod parallel;
 pub(crate) mod projection;
 pub(crate) mod stored;
 #[cfg(test)]

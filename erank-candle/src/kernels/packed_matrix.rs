@@ -2,11 +2,10 @@
 
 use std::io;
 
-use rayon::prelude::*;
-
 use super::arch::Isa;
 use super::buffer::Buffer;
 use super::micro_kernel::MicroKernel;
+use super::parallel::par_chunks_mut;
 use super::stored::{StoredMatrix, StoredRow};
 use super::tile::NR;
 
@@ -29,12 +28,18 @@ impl<K: MicroKernel> PackedMatrix<K> {
         let (outputs, inputs) = (matrix.outputs(), matrix.inputs());
         let blocks = inputs.div_ceil(K::BLOCK_K);
         let mut panels = Buffer::zeroed(outputs.div_ceil(NR) * blocks)?;
-        panels.par_chunks_mut(blocks).enumerate().for_each(|(index, panel)| {
+        par_chunks_mut(&mut panels, blocks, &|index, panel| {
             let outputs = index * NR..outputs.min((index + 1) * NR);
             let mut rows = [StoredRow::F32(&[]); NR];
             let rows = &mut rows[..outputs.len()];
-            for (row, output) in rows.iter_mut().zip(outputs) {
+            // Blocks of other types are dequantised.
+            let mut dequantised = [const { Vec::new() }; NR];
+            for ((row, output), numbers) in rows.iter_mut().zip(outputs).zip(&mut dequantised) {
                 *row = matrix.row(output);
+                if row.block_type().is_some_and(|block_type| K::BLOCK_TYPE != Some(block_type)) {
+                    *numbers = row.to_le_bytes();
+                    *row = StoredRow::F32(numbers);
+                }
             }
             kernel.isa().run(
                 #[inline(always)]

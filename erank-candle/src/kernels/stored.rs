@@ -24,6 +24,14 @@ impl<'a> StoredRow<'a> {
         }
     }
 
+    /// Returns the type of the blocks, or `None` for numbers.
+    pub(super) fn block_type(self) -> Option<BlockType> {
+        match self {
+            Self::Blocks(block_type, _) => Some(block_type),
+            _ => None,
+        }
+    }
+
     /// Returns `length` numbers from number `start` on.
     ///
     /// # Panics
@@ -41,6 +49,13 @@ impl<'a> StoredRow<'a> {
                 Self::Blocks(block, &bytes[start..][..length])
             }
         }
+    }
+
+    /// Returns the numbers as a file stores them in F32.
+    pub(super) fn to_le_bytes(self) -> Vec<[u8; 4]> {
+        let mut numbers = vec![0.0; self.len()];
+        self.to_f32(&mut numbers);
+        numbers.into_iter().map(f32::to_le_bytes).collect()
     }
 
     /// Writes the first `out.len()` numbers as F32. The conversion is exact.
@@ -94,6 +109,11 @@ impl<'a> StoredMatrix<'a> {
 
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
+    }
+
+    /// Returns whether all parts are stored in blocks of a type, or all in numbers if there is no type.
+    pub(super) fn consists_of(&self, block_type: Option<BlockType>) -> bool {
+        self.parts.iter().all(|(_, row)| row.block_type() == block_type)
     }
 
     /// Returns row `output`.

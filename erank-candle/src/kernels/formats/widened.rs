@@ -69,12 +69,7 @@ impl<I: WideningIsa, E: Element + 'static> MicroKernel for Widened<I, E> {
     }
 
     #[cfg(test)]
-    fn round_weights(row: &[f32]) -> Vec<f32> {
-        row.iter().map(|number| E::round(*number).widen()).collect()
-    }
-
-    #[cfg(test)]
     fn round_activations(row: &[f32]) -> Vec<f32> {
-        Self::round_weights(row)
+        row.iter().map(|number| E::round(*number).widen()).collect()
     }
 }

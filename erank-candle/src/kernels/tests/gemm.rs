@@ -1,16 +1,13 @@
 use half::bf16;
 
 use super::super::arch::InstructionSet;
-use super::super::formats;
+use super::super::formats::{self, WeightFormat};
+use super::super::ggml::BlockType;
 use super::super::micro_kernel::KernelVisitor;
 use super::super::stored::{StoredMatrix, StoredRow};
+use super::super::tests::matrix::RandomMatrix;
 use super::super::tests::oracle;
 use super::*;
-
-/// Returns random numbers as a file stores them in F32.
-fn stored(count: usize, seed: u64) -> Vec<[u8; 4]> {
-    oracle::numbers(count, seed).map(f32::to_le_bytes).collect()
-}
 
 /// Calls the visitor of each set with every micro-kernel of that set.
 fn every_kernel<V: KernelVisitor<Output = ()> + Copy>(visitor: impl Fn(InstructionSet) -> V) {
@@ -29,6 +26,11 @@ fn unpack_row_returns_the_packed_rows_for_any_shape() {
 
         fn visit<K: MicroKernel>(self, kernel: K) {
             for (outputs, inputs) in [(1, 1), (15, 3), (16, 2), (17, 5), (40, 7), (33, 70)] {
+                if let Some(block_type) = K::BLOCK_TYPE {
+                    let blocks = RandomMatrix::of_blocks(block_type, outputs, inputs, 20);
+                    check_rows(kernel, self.0, &blocks.matrix());
+                    continue;
+                }
                 // These numbers are exact in BF16 and F16.
                 let numbers: Vec<f32> =
                     (0..outputs * inputs).map(|i| (i % 251) as f32 - 125.0).collect();
@@ -39,19 +41,44 @@ fn unpack_row_returns_the_packed_rows_for_any_shape() {
                     numbers.iter().map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
                 let rows = [StoredRow::F32(&f32s), StoredRow::F16(&f16s), StoredRow::Bf16(&bf16s)];
                 for stored in rows {
-                    let matrix = StoredMatrix::new([stored], inputs);
-                    let packed = PackedMatrix::pack(kernel, &matrix).expect("memory");
-                    for (output, expected) in numbers.chunks_exact(inputs).enumerate() {
-                        let mut row = vec![f32::NAN; inputs];
-                        packed.unpack_row(output, &mut row);
-                        assert_eq!(row, K::round_weights(expected), "{} {kernel:?}", self.0.name());
-                    }
+                    check_rows(kernel, self.0, &StoredMatrix::new([stored], inputs));
                 }
             }
         }
     }
 
     every_kernel(Check);
+}
+
+/// Packs a matrix that the kernel's format represents exactly, and compares each row.
+fn check_rows<K: MicroKernel>(kernel: K, set: InstructionSet, matrix: &StoredMatrix<'_>) {
+    let packed = PackedMatrix::pack(kernel, matrix).expect("memory");
+    for output in 0..matrix.outputs() {
+        let [mut row, mut expected] = [(); 2].map(|()| vec![f32::NAN; matrix.inputs()]);
+        packed.unpack_row(output, &mut row);
+        matrix.row(output).to_f32(&mut expected);
+        assert_eq!(row, expected, "{} {kernel:?}", set.name());
+    }
+}
+
+#[test]
+fn pack_dequantises_blocks_of_other_types() {
+    let blocks = RandomMatrix::of_blocks(BlockType::Q6K, 17, 256, 24);
+    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        let packed =
+            formats::pack(format, InstructionSet::best(), &blocks.matrix()).expect("memory");
+        for (output, row) in blocks.rows().into_iter().enumerate() {
+            let [mut actual, mut expected] = [(); 2].map(|()| vec![f32::NAN; 256]);
+            packed.unpack_row(output, &mut actual);
+            row.to_f32(&mut expected);
+            if format == WeightFormat::Bf16 {
+                expected.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+            }
+            assert_eq!(actual, expected, "{format}");
+        }
+    }
+    let error = formats::pack(WeightFormat::Q4K, InstructionSet::best(), &blocks.matrix());
+    assert!(error.expect_err("another type").to_string().contains("only read from files"));
 }
 
 #[test]
@@ -74,12 +101,8 @@ fn multiply_agrees_with_the_oracle_for_odd_shapes() {
                 (40, 70, 33),
                 (75, 600, 33),
             ] {
-                let [first, second] = [21, 22].map(|seed| {
-                    let numbers = stored(outputs * inputs, seed);
-                    let matrix = StoredMatrix::new([StoredRow::F32(&numbers)], inputs);
-                    PackedMatrix::pack(kernel, &matrix).expect("memory")
-                });
-                check(self.0, rows, &first, &second);
+                let matrices = [21, 22].map(|seed| RandomMatrix::new::<K>(outputs, inputs, seed));
+                check(kernel, self.0, rows, &matrices);
             }
         }
     }
@@ -87,34 +110,35 @@ fn multiply_agrees_with_the_oracle_for_odd_shapes() {
     every_kernel(Check);
 }
 
-fn check<K: MicroKernel>(
-    set: InstructionSet,
-    rows: usize,
-    first: &PackedMatrix<K>,
-    second: &PackedMatrix<K>,
-) {
+fn check<K: MicroKernel>(kernel: K, set: InstructionSet, rows: usize, stored: &[RandomMatrix; 2]) {
+    let [first, second] = &stored
+        .each_ref()
+        .map(|stored| PackedMatrix::pack(kernel, &stored.matrix()).expect("memory"));
     let (inputs, outputs) = (first.inputs(), first.outputs());
     let x: Vec<f32> = oracle::numbers(rows * inputs, 5).collect();
     let mut y = vec![f32::NAN; rows * outputs];
     first.project(&x, None, Columns::all(&mut y, outputs));
-    let mut both = vec![[f32::NAN; 2]; rows * outputs];
-    // The two products, one after the other, as an epilogue gets them together.
-    for n in 0..2 {
-        let mut y = vec![f32::NAN; rows * outputs];
-        multiply(&x, None, [first, second], Columns::all(&mut y, outputs), |y, products| {
-            *y = products[n]
-        });
-        both.iter_mut().zip(y).for_each(|(both, y)| both[n] = y);
-    }
+    let mut other = vec![f32::NAN; rows * outputs];
+    second.project(&x, None, Columns::all(&mut other, outputs));
+    let mut added = other.clone();
+    first.project_add(&x, Columns::all(&mut added, outputs));
+    let mut gated = vec![f32::NAN; rows * outputs];
+    let matrices = [first, second];
+    multiply(&x, None, &matrices, Columns::all(&mut gated, outputs), Epilogue::SwiGlu);
     for (row, x) in x.chunks_exact(inputs).enumerate() {
         let x = K::round_activations(x);
         for output in 0..outputs {
-            let [a, b] = both[row * outputs + output];
-            assert_eq!(a, y[row * outputs + output]);
-            for (product, weights) in [(a, first), (b, second)] {
-                let mut matrix_row = vec![0.0; inputs];
-                weights.unpack_row(output, &mut matrix_row);
-                let exact = oracle::dot(0.0, x.iter().copied().zip(matrix_row));
+            let index = row * outputs + output;
+            let (a, b) = (y[index], other[index]);
+            assert_eq!(added[index], b + a);
+            assert_eq!(gated[index], silu(a) * b);
+            for (product, weights, stored) in [(a, first, &stored[0]), (b, second, &stored[1])] {
+                let terms = stored.terms(output, &x).unwrap_or_else(|| {
+                    let mut weights_row = vec![0.0; inputs];
+                    weights.unpack_row(output, &mut weights_row);
+                    x.iter().copied().zip(weights_row).collect()
+                });
+                let exact = oracle::dot(0.0, terms.into_iter());
                 exact.assert_close(product, inputs + 1, set.name());
             }
         }
@@ -130,17 +154,17 @@ fn project_gives_a_row_the_same_bits_in_any_batch() {
         type Output = ();
 
         fn visit<K: MicroKernel>(self, kernel: K) {
-            let numbers = stored(40 * 71, 23);
-            let matrix = StoredMatrix::new([StoredRow::F32(&numbers)], 71);
-            let weights = PackedMatrix::pack(kernel, &matrix).expect("memory");
-            let x: Vec<f32> = oracle::numbers(11 * 71, 6).collect();
+            let matrix = RandomMatrix::new::<K>(40, 71, 23);
+            let inputs = matrix.inputs;
+            let weights = PackedMatrix::pack(kernel, &matrix.matrix()).expect("memory");
+            let x: Vec<f32> = oracle::numbers(11 * inputs, 6).collect();
             let product = |x: &[f32]| {
-                let mut y = vec![0.0; x.len() / 71 * 40];
+                let mut y = vec![0.0; x.len() / inputs * 40];
                 weights.project(x, None, Columns::all(&mut y, 40));
                 y
             };
             let all = product(&x);
-            for (row, x) in x.chunks_exact(71).enumerate() {
+            for (row, x) in x.chunks_exact(inputs).enumerate() {
                 let alone = product(x);
                 assert_eq!(alone, all[row * 40..(row + 1) * 40], "{} row {row}", self.0.name());
             }

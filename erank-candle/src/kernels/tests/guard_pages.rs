@@ -97,12 +97,13 @@ mod tests {
     use super::super::super::column_blocks::Columns;
     use super::super::super::element::Element;
     use super::super::super::formats;
-    use super::super::super::gemm::{self, PackedWeights};
+    use super::super::super::gemm::{self, Epilogue, PackedWeights};
     use super::super::super::micro_kernel::{KernelVisitor, MicroKernel};
     use super::super::super::norm::{Norm, rotate};
     use super::super::super::packed_matrix::PackedMatrix;
-    use super::super::super::stored::{StoredMatrix, StoredRow};
+    use super::super::super::stored::StoredMatrix;
     use super::super::super::tile::{Mr, NR, Prefetch, TileRows};
+    use super::super::matrix::RandomMatrix;
     use super::super::oracle;
     use super::*;
 
@@ -142,11 +143,6 @@ mod tests {
         Guarded::new(place, &oracle::numbers(count, seed).collect::<Vec<f32>>())
     }
 
-    fn stored(place: Place, count: usize, seed: u64) -> Guarded<[u8; 4]> {
-        let bytes: Vec<_> = oracle::numbers(count, seed).map(f32::to_le_bytes).collect();
-        Guarded::new(place, &bytes)
-    }
-
     /// Covers every kernel, every height, and up to nine panels.
     #[test]
     fn multiply_stays_inside_its_slices() {
@@ -177,11 +173,13 @@ mod tests {
         length: usize,
         panel_count: usize,
     ) -> Vec<f32> {
+        let length = RandomMatrix::new::<K>(1, length, 0).inputs;
         let blocks = length.div_ceil(K::BLOCK_K);
         let panels: Vec<Guarded<K::Block>> = (0..panel_count)
             .map(|panel| {
-                let weights = stored(place, NR * length, panel as u64);
-                let rows: Vec<_> = weights.chunks_exact(length).map(StoredRow::F32).collect();
+                let weights = RandomMatrix::new::<K>(NR, length, panel as u64);
+                let guarded = Guarded::new(place, weights.bytes());
+                let rows = weights.rows_in(&guarded);
                 let zeros: Vec<K::Block> = bytemuck::zeroed_vec(blocks);
                 let mut packed = Guarded::new(place, &zeros);
                 kernel.isa().run(
@@ -286,11 +284,13 @@ mod tests {
 
             fn visit<K: MicroKernel>(self, kernel: K) -> Vec<f32> {
                 let Self(place, (rows, inputs, outputs)) = self;
+                let stored = [7, 8].map(|seed| RandomMatrix::new::<K>(outputs, inputs, seed));
+                let inputs = stored[0].inputs;
                 let x = numbers(place, rows * inputs, 5);
                 let norm = Norm { weight: oracle::numbers(inputs, 6).collect(), epsilon: 1e-6 };
-                let [first, second] = [7, 8].map(|seed| {
-                    let numbers = stored(place, outputs * inputs, seed);
-                    let matrix = StoredMatrix::new([StoredRow::F32(&numbers)], inputs);
+                let [first, second] = stored.map(|stored| {
+                    let bytes = Guarded::new(place, stored.bytes());
+                    let matrix = StoredMatrix::new(stored.rows_in(&bytes), inputs);
                     PackedMatrix::pack(kernel, &matrix).expect("memory").guarded(place)
                 });
                 let mut y = Guarded::new(place, &vec![f32::NAN; rows * outputs]);
@@ -299,7 +299,7 @@ mod tests {
                 y.fill(f32::NAN);
                 let matrices = [&first, &second];
                 let columns = Columns::all(&mut y, outputs);
-                gemm::multiply(&x, Some(&norm), matrices, columns, |y, [a, b]| *y = a * b);
+                gemm::multiply(&x, Some(&norm), &matrices, columns, Epilogue::SwiGlu);
                 all.extend_from_slice(&y);
                 for output in 0..outputs {
                     let mut row = Guarded::new(place, &vec![f32::NAN; inputs]);

@@ -61,13 +61,8 @@ impl MicroKernel for Pairs {
     }
 
     #[cfg(test)]
-    fn round_weights(row: &[f32]) -> Vec<f32> {
-        row.iter().map(|number| <bf16 as Element>::round(*number).widen()).collect()
-    }
-
-    #[cfg(test)]
     fn round_activations(row: &[f32]) -> Vec<f32> {
-        Self::round_weights(row)
+        row.iter().map(|number| <bf16 as Element>::round(*number).widen()).collect()
     }
 }
 
@@ -129,13 +124,8 @@ impl MicroKernel for Tiles {
     }
 
     #[cfg(test)]
-    fn round_weights(row: &[f32]) -> Vec<f32> {
-        row.iter().map(|number| <bf16 as Element>::round(*number).widen()).collect()
-    }
-
-    #[cfg(test)]
     fn round_activations(row: &[f32]) -> Vec<f32> {
-        Self::round_weights(row)
+        row.iter().map(|number| <bf16 as Element>::round(*number).widen()).collect()
     }
 
     fn exercise(self, count: usize) -> f64 {
