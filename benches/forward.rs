@@ -23,7 +23,7 @@ use erank_candle::internals::measure::Memory;
 use erank_candle::internals::{
     BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, LoadedModel, Row, load,
 };
-use erank_candle::{CandleSettings, Checkpoint, WeightFormat};
+use erank_candle::{CandleSettings, Checkpoint};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -104,7 +104,7 @@ impl Bench {
         let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         let context: usize = rows.iter().map(|row| row.position).sum();
         let format = self.model.weights;
-        let weights = self.shape.weight_bytes() as f64 / 2.0 * bytes_per_weight(format)?;
+        let weights = self.shape.weight_bytes() as f64 / 2.0 * format.bytes_per_weight();
         let bytes = weights as usize + context * self.shape.token_bytes();
         let operations = self.shape.operations(tokens, rows.len());
         let work = Work { bytes: bytes as f64, operations };
@@ -144,14 +144,5 @@ impl Bench {
         let mut allocator = BlockAllocator::new(cache.blocks());
         let all: Vec<BlockId> = std::iter::from_fn(|| allocator.allocate()).collect();
         Ok((cache, all.chunks(each).map(<[BlockId]>::to_vec).collect()))
-    }
-}
-
-fn bytes_per_weight(format: WeightFormat) -> Result<f64> {
-    match format {
-        WeightFormat::F32 => Ok(4.0),
-        WeightFormat::Bf16 => Ok(2.0),
-        WeightFormat::Q8_0 => Ok(34.0 / 32.0),
-        other => Err(format!("the bytes per weight of {other} are missing here").into()),
     }
 }

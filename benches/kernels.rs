@@ -2,7 +2,7 @@
 //! the machine.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin kernels -- [0.6B|4B]
+//! cargo run --release -p erank-benches --bin kernels -- [0.6B|4B] [weights=q8_0]
 //! ```
 //!
 //! Prints a line of JSON per shape and number of rows. The limit is the longer of two times: reading the
@@ -26,28 +26,34 @@ fn main() -> Result<()> {
 }
 
 fn measure() -> Result<()> {
-    let shape = match std::env::args().nth(1) {
-        Some(name) => Shape::of(&name).ok_or("the shapes are 0.6B and 4B")?,
-        None => SHAPES[0],
-    };
+    let (mut shape, mut format) = (SHAPES[0], WeightFormat::Bf16);
+    for argument in std::env::args().skip(1) {
+        match argument.strip_prefix("weights=") {
+            Some(name) => format = name.parse()?,
+            None => shape = Shape::of(&argument).ok_or("the shapes are 0.6B and 4B")?,
+        }
+    }
+    let bytes_per_weight = format.bytes_per_weight();
     let memory = Memory::new(1 << 30)?;
     for (name, inputs, outputs) in shape.projections() {
         for rows in [1, 8, 32, 512] {
             // With many rows, one matrix is enough to take its time.
-            let bytes = if rows < 512 { BYTES } else { 0 };
-            let mut projections = Projections::new(None, rows, (inputs, outputs), bytes)?;
+            let weights = if rows < 512 { (BYTES as f64 / bytes_per_weight) as usize } else { 0 };
+            let mut projections = Projections::new(None, format, rows, (inputs, outputs), weights)?;
             projections.run();
             let size = (inputs * outputs) as f64;
             let count = projections.count() as f64;
-            let work =
-                Work { bytes: count * 2.0 * size, operations: count * 2.0 * size * rows as f64 };
-            let reached =
-                compare(RUNS, &memory, WeightFormat::Bf16, &work, || Ok(projections.run()))?;
+            let work = Work {
+                bytes: count * bytes_per_weight * size,
+                operations: count * 2.0 * size * rows as f64,
+            };
+            let reached = compare(RUNS, &memory, format, &work, || Ok(projections.run()))?;
             let seconds = reached.seconds / count;
             println!(
                 "{}",
                 json!({
                     "shape": shape.name,
+                    "weights": format.name(),
                     "name": name,
                     "rows": rows,
                     "value": seconds * 1e6,
@@ -56,7 +62,7 @@ fn measure() -> Result<()> {
                     "fraction": reached.fraction,
                     "bound": reached.bound,
                     "gflops": 2.0 * size * rows as f64 / seconds / 1e9,
-                    "gbytes": 2.0 * size / seconds / 1e9,
+                    "gbytes": bytes_per_weight * size / seconds / 1e9,
                     "peak_gflops": reached.peak / 1e9,
                     "bandwidth_gbytes": reached.bandwidth / 1e9,
                 })

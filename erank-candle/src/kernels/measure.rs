@@ -113,26 +113,33 @@ pub struct Projections {
 }
 
 impl Projections {
-    /// Makes BF16 matrices of `outputs × inputs` with at least `bytes` in all, and `rows` rows to multiply
-    /// with them.
+    /// Makes matrices of a format, `outputs × inputs`, with at least `weights` weights in all, and `rows` rows to
+    /// multiply with them. Formats that are only read from files get blocks of zeros, which take as long to
+    /// multiply as other blocks.
     ///
     /// # Errors
     /// Returns an error if the machine does not have the instruction set, or the system cannot provide the
     /// memory.
     pub fn new(
         instruction_set: Option<&str>,
+        format: WeightFormat,
         rows: usize,
         (inputs, outputs): (usize, usize),
-        bytes: usize,
+        weights: usize,
     ) -> Result<Self, LoadError> {
         let set = InstructionSet::choose(instruction_set)?;
-        let count = bytes.div_ceil(inputs * outputs * 2).max(1);
+        let count = weights.div_ceil(inputs * outputs).max(1);
         let numbers: Vec<[u8; 4]> =
             (0..outputs * inputs).map(|index| number(index).to_le_bytes()).collect();
-        let pack = || {
-            let matrix = StoredMatrix::new([StoredRow::F32(&numbers)], inputs);
-            Projection::pack(&[(WeightFormat::Bf16, matrix)], set)
+        let zeros;
+        let stored = match format.block_type() {
+            Some(block_type) => {
+                zeros = vec![0; outputs * inputs / block_type.values() * block_type.bytes()];
+                StoredRow::Blocks(block_type, &zeros)
+            }
+            None => StoredRow::F32(&numbers),
         };
+        let pack = || Projection::pack(&[(format, StoredMatrix::new([stored], inputs))], set);
         Ok(Self {
             matrices: (0..count)
                 .map(|_| pack())

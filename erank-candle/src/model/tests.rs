@@ -108,7 +108,7 @@ fn load_refuses_q8_0_weights_for_candle_operations() {
 
 /// The quantisation of candle-core is independent of the kernels'.
 #[test]
-fn q8_0_weights_equal_those_of_candle() {
+fn weights_quantised_while_loading_equal_those_of_candle() {
     let (outputs, inputs) = (40, 96);
     // Groups of very different sizes, zeros among them.
     let size = |index: usize| [1.0, 1e-3, 300.0, 0.0, 1e-6][index / 32 % 5];
@@ -117,19 +117,23 @@ fn q8_0_weights_equal_those_of_candle() {
         .enumerate()
         .map(|(index, number)| number * size(index))
         .collect();
-    let tensor = Tensor::from_slice(&numbers, (outputs, inputs), &candle_core::Device::Cpu);
-    let quantized = QTensor::quantize(&tensor.expect("a tensor"), GgmlDType::Q8_0);
-    let expected = quantized.and_then(|quantized| quantized.dequantize(&candle_core::Device::Cpu));
-    let expected: Vec<Vec<f32>> = expected.and_then(|e| e.to_vec2()).expect("whole groups");
-
+    let cpu = candle_core::Device::Cpu;
+    let tensor = Tensor::from_slice(&numbers, (outputs, inputs), &cpu).expect("a tensor");
     let stored: Vec<[u8; 4]> = numbers.iter().map(|number| number.to_le_bytes()).collect();
-    for set in InstructionSet::available() {
-        let matrix = StoredMatrix::new([StoredRow::F32(&stored)], inputs);
-        let weights = Projection::pack(&[(WeightFormat::Q8_0, matrix)], set).expect("memory");
-        for (output, expected) in expected.iter().enumerate() {
-            let mut row = Vec::new();
-            weights.extend_with_row(output, &mut row);
-            assert_eq!(&row, expected, "output {output}, {}", set.name());
+    for (format, candle_format) in
+        [(WeightFormat::Q8_0, GgmlDType::Q8_0), (WeightFormat::Q4_0, GgmlDType::Q4_0)]
+    {
+        let quantized = QTensor::quantize(&tensor, candle_format);
+        let expected = quantized.and_then(|quantized| quantized.dequantize(&cpu));
+        let expected: Vec<Vec<f32>> = expected.and_then(|e| e.to_vec2()).expect("whole groups");
+        for set in InstructionSet::available() {
+            let matrix = StoredMatrix::new([StoredRow::F32(&stored)], inputs);
+            let weights = Projection::pack(&[(format, matrix)], set).expect("memory");
+            for (output, expected) in expected.iter().enumerate() {
+                let mut row = Vec::new();
+                weights.extend_with_row(output, &mut row);
+                assert_eq!(&row, expected, "{format}, output {output}, {}", set.name());
+            }
         }
     }
 }

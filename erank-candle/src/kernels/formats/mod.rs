@@ -21,9 +21,11 @@ use std::str::FromStr;
 
 use super::arch::InstructionSet;
 use super::gemm::PackedWeights;
+use super::ggml::BlockType;
 use super::micro_kernel::{KernelVisitor, MicroKernel};
 use super::packed_matrix::PackedMatrix;
 use super::stored::StoredMatrix;
+use super::tile::NR;
 
 /// Generates [`WeightFormat`] and every dispatch over it from a list of variants, names and files.
 macro_rules! weight_formats {
@@ -90,6 +92,38 @@ weight_formats! {
     Q5K("Q5_K", q5_k),
     /// llama.cpp's parts of 16 integers of 6 bits with a scale, 0.82 bytes per weight; only read from files.
     Q6K("Q6_K", q6_k),
+}
+
+impl WeightFormat {
+    /// Returns the bytes that a weight takes in memory, with its share of the scales.
+    pub fn bytes_per_weight(self) -> f64 {
+        struct BytesPerWeight;
+
+        impl KernelVisitor for BytesPerWeight {
+            type Output = f64;
+
+            fn visit<K: MicroKernel>(self, _: K) -> f64 {
+                size_of::<K::Block>() as f64 / (NR * K::BLOCK_K) as f64
+            }
+        }
+
+        with_kernel(self, InstructionSet::best(), BytesPerWeight)
+    }
+
+    /// Returns the type of blocks that this format is read from as they are.
+    pub(crate) fn block_type(self) -> Option<BlockType> {
+        struct BlockTypeOf;
+
+        impl KernelVisitor for BlockTypeOf {
+            type Output = Option<BlockType>;
+
+            fn visit<K: MicroKernel>(self, _: K) -> Option<BlockType> {
+                K::BLOCK_TYPE
+            }
+        }
+
+        with_kernel(self, InstructionSet::best(), BlockTypeOf)
+    }
 }
 
 impl fmt::Display for WeightFormat {
