@@ -96,7 +96,8 @@ impl CandleBackend {
         let tokenizer = load_tokenizer(checkpoint)?;
         let threads = Arc::new(start_threads(settings.threads)?);
         let model = threads.install(|| load(checkpoint, settings))?;
-        check_vocabulary(&tokenizer, &model.config)?;
+        check_vocabulary(&tokenizer, &model.config)
+            .map_err(|error| checkpoint.name_built_file(error))?;
         let engine = start_engine(&model, &threads, settings)?;
         let backend = Self {
             name: checkpoint.name().to_owned(),
@@ -226,6 +227,7 @@ fn load_tokenizer(checkpoint: &Checkpoint) -> Result<PromptTokenizer, LoadError>
         checkpoint.tokenizer_config.as_deref(),
         checkpoint.chat_template.as_deref(),
     )
+    .map_err(|error| checkpoint.name_built_file(error))
 }
 
 fn start_threads(count: Option<NonZeroUsize>) -> Result<rayon::ThreadPool, LoadError> {
