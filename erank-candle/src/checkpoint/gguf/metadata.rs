@@ -185,7 +185,8 @@ impl<'a> Metadata<'a> {
         is_expected: impl Fn(ValueType) -> bool,
     ) -> Result<Option<Array<'a>>, LoadError> {
         self.find(key, expected, |value| match value {
-            Value::Array(array) if is_expected(array.kind) => Some(array.clone()),
+            // Writers choose any type for an empty array.
+            Value::Array(array) if array.len == 0 || is_expected(array.kind) => Some(array.clone()),
             _ => None,
         })
     }

@@ -197,3 +197,6 @@ fn why_refused(name: &str) -> &'static str {
         "a dense Qwen3 with this number of layers does not have it"
     }
 }
+
+#[cfg(test)]
+mod tests;
