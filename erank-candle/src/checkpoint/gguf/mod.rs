@@ -199,4 +199,4 @@ fn why_refused(name: &str) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -208,14 +208,7 @@ fn format_of_is_the_setting_or_the_own_format() {
 
 #[test]
 fn several_files_are_one_model() {
-    let mut first = Content::small();
-    let rest = first.tensors.split_off(5);
-    let mut second = Content { metadata: Vec::new(), tensors: rest };
-    for (number, content) in (0..).zip([&mut first, &mut second]) {
-        content.set("split.no", Some(Value::U16(number)));
-        content.set("split.count", Some(Value::U16(2)));
-        content.set("split.tensors.count", Some(Value::I32(13)));
-    }
+    let [first, mut second] = Content::two_files();
     let (first_bytes, second_bytes) = (first.bytes(), second.bytes());
     let files = [("m-1.gguf", &*first_bytes), ("m-2.gguf", &*second_bytes)];
     let both = Gguf::parse(files.into_iter()).expect("two whole files");

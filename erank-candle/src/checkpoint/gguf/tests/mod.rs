@@ -2,6 +2,7 @@
 
 mod files;
 mod hostile;
+mod open;
 mod refused;
 
 use std::io::Cursor;
@@ -34,14 +35,14 @@ impl Random {
 }
 
 /// The contents of a file.
-struct Content {
+pub(in crate::checkpoint) struct Content {
     metadata: Vec<(String, Value)>,
     tensors: Vec<(String, QTensor)>,
 }
 
 impl Content {
     /// Returns a whole model with one layer and eight tokens.
-    fn small() -> Self {
+    pub(in crate::checkpoint) fn small() -> Self {
         let metadata = [
             ("general.architecture", text("qwen3")),
             ("qwen3.block_count", Value::U32(1)),
@@ -105,6 +106,19 @@ impl Content {
         Self { metadata, tensors }
     }
 
+    /// Returns the two files of a model.
+    pub(in crate::checkpoint) fn two_files() -> [Self; 2] {
+        let mut first = Self::small();
+        let rest = first.tensors.split_off(5);
+        let mut files = [first, Self { metadata: Vec::new(), tensors: rest }];
+        for (number, content) in (0..).zip(&mut files) {
+            content.set("split.no", Some(Value::U16(number)));
+            content.set("split.count", Some(Value::U16(2)));
+            content.set("split.tensors.count", Some(Value::I32(13)));
+        }
+        files
+    }
+
     /// Sets a key, or removes it.
     fn set(&mut self, key: &str, value: Option<Value>) {
         self.metadata.retain(|(other, _)| other != key);
@@ -118,7 +132,7 @@ impl Content {
         self.tensors.push((name.to_owned(), tensor));
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(in crate::checkpoint) fn bytes(&self) -> Vec<u8> {
         let metadata: Vec<_> = self.metadata.iter().map(|(key, value)| (&**key, value)).collect();
         let tensors: Vec<_> = self.tensors.iter().map(|(name, tensor)| (&**name, tensor)).collect();
         let mut bytes = Cursor::new(Vec::new());
