@@ -60,12 +60,13 @@ pub struct CandleBackend {
 }
 
 impl CandleBackend {
-    /// Loads a folder in the layout of the model hub, with the default settings.
+    /// Loads a folder in the layout of the model hub, or a GGUF file, with the default settings. See
+    /// [`Checkpoint::open`].
     ///
     /// # Errors
     /// Returns a [`LoadError`] that names the file, tensor or setting that is missing or wrong.
-    pub fn open(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
-        Self::load(&Checkpoint::open(folder)?, &CandleSettings::default())
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, LoadError> {
+        Self::load(&Checkpoint::open(path)?, &CandleSettings::default())
     }
 
     /// Loads a model by its name on the model hub, such as `Alibaba-NLP/ERank-4B`, with the default settings.

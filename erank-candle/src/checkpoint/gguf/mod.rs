@@ -135,8 +135,7 @@ impl<'a> Gguf<'a> {
     }
 }
 
-/// Maps the files of a model. Returns them with the model's name, which is that of the file without its
-/// extension and number. `locate` returns the path of a file of the same folder.
+/// Maps all files of the model of which `file` is one. `locate` returns the path of a file of the same folder.
 ///
 /// # Errors
 /// Returns [`LoadError::Read`] for a file that is missing or cannot be read.
