@@ -215,7 +215,7 @@ fn several_files_are_one_model() {
     assert_eq!((both.tensors.len(), both.config().expect("whole").vocab_size), (13, 8));
 
     let error = |files: &[(&'static str, &[u8])]| {
-        let parsed = Gguf::parse(files.to_vec().into_iter().map(|(name, bytes)| (name, bytes)));
+        let parsed = Gguf::parse(files.iter().copied());
         parsed.err().expect("not whole").to_string()
     };
     assert!(error(&files[..1]).contains("m-1.gguf: split.count is 2"));
