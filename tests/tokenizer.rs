@@ -2,17 +2,20 @@
 //!
 //! `golden/tokenizer.py` made the golden ids with Qwen3's tokenizer, which is not in the repository.
 //! `fetch_qwen3_tokenizer.sh` downloads it to `.cache/qwen3-tokenizer`; `ERANK_QWEN3_TOKENIZER` can
-//! name another folder. Without the tokenizer, the tests that need it print a message and pass, or
+//! name another folder. The tokenizer of a GGUF file must give the same ids. Without the tokenizer, the tests that need it print a message and pass, or
 //! fail if `ERANK_REQUIRE_ALL` is set.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use erank_candle::PromptTokenizer;
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, PromptTokenizer};
 use erank_core::ScoringOptions;
 use erank_core::{AnswerFormat, PromptTemplate};
+use erank_tests::gguf::{Matrices, write};
+use erank_tests::random_model::{Layout, RandomModel};
 use serde::Deserialize;
+use serde_json::json;
 
 #[derive(Deserialize)]
 struct GoldenFile {
@@ -77,9 +80,8 @@ fn golden() -> GoldenFile {
     serde_json::from_slice(&json).expect("the golden file is valid JSON")
 }
 
-/// Loads Qwen3's tokenizer with the given chat template, by default its own. Returns `None` if the
-/// tokenizer is missing.
-fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
+/// Returns the folder of Qwen3's tokenizer, or `None` if it is missing.
+fn qwen3_folder() -> Option<PathBuf> {
     let folder = std::env::var_os("ERANK_QWEN3_TOKENIZER").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/qwen3-tokenizer"),
         PathBuf::from,
@@ -93,29 +95,71 @@ fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
         eprintln!("\n*** SKIPPED: {missing} ***\n");
         return None;
     }
+    Some(folder)
+}
+
+/// Loads Qwen3's tokenizer with the given chat template, by default its own. Returns `None` if the
+/// tokenizer is missing.
+fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
+    let folder = qwen3_folder()?;
     let read = |name: &str| fs::read(folder.join(name)).expect("the file can be read");
     let (tokenizer, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
     let template = chat_template.map(str::as_bytes);
     Some(PromptTokenizer::new(&tokenizer, Some(&config), template).expect("a usable tokenizer"))
 }
 
+/// Loads Qwen3's tokenizer from a GGUF file, which holds a very small model.
+fn qwen3_gguf(chat_template: Option<&str>) -> Option<PromptTokenizer> {
+    let tokenizer = qwen3_folder()?;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = json!({
+        "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+        "tie_word_embeddings": true, "eos_token_id": 151_645
+    });
+    let model = RandomModel::new(config).expect("all sizes");
+    model.write(folder.path(), Layout::OneFile).expect("written");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(tokenizer.join(file), folder.path().join(file)).expect("a copy");
+    }
+    if let Some(template) = chat_template {
+        fs::write(folder.path().join("chat_template.jinja"), template).expect("written");
+    }
+    // A folder of its own, so that only the file has a tokenizer.
+    let alone = tempfile::tempdir().expect("a temporary folder");
+    let file = alone.path().join("qwen3.gguf");
+    write(folder.path(), &file, Matrices::Bf16);
+    let mut settings = CandleSettings::default();
+    settings.kv_cache_memory_bytes = Some(1 << 20);
+    let checkpoint = Checkpoint::open(&file).expect("a GGUF file");
+    let backend = CandleBackend::load(&checkpoint, &settings).expect("a whole model");
+    // `<|im_end|>` by its id, `<|endoftext|>` by its text.
+    assert_eq!(backend.config().eos_token_ids, [151_645, 151_643]);
+    Some(backend.tokenizer().clone())
+}
+
 /// Compares every case that has ids for `form`. Returns the number of compared cases, or `None`
 /// without Qwen3's tokenizer.
 fn compare(form: &Form, ids: impl Fn(&Case) -> Option<&[u32]>) -> Option<usize> {
     let golden = golden();
-    let tokenizer = qwen3(form.chat_template.as_deref())?;
+    let template = form.chat_template.as_deref();
+    let tokenizers = [qwen3(template)?, qwen3_gguf(template)?];
     let prompt = PromptTemplate::custom(&form.prompt, AnswerFormat::zero_to_ten()).expect("valid");
     let mut compared = 0;
     for case in &golden.cases {
         let Some(ids) = ids(case) else { continue };
         let expected = [&form.before, ids, &form.after].concat();
         let bound = prompt.bind(&golden.instruction, &case.query);
-        let frame = tokenizer.bind(&bound, &case.options()).expect("renderable");
-        let encoded = frame.encode(&case.document).expect("encodable");
-        let texts = (&case.kind, &case.query, &case.document);
-        assert_eq!(encoded.ids, expected, "{texts:?}");
-        let truncated = case.truncation.as_ref().map_or([false; 2], |cut| cut.truncated);
-        assert_eq!([encoded.query_truncated, encoded.document_truncated], truncated, "{texts:?}");
+        for (tokenizer, of) in tokenizers.iter().zip(["folder", "GGUF file"]) {
+            let frame = tokenizer.bind(&bound, &case.options()).expect("renderable");
+            let encoded = frame.encode(&case.document).expect("encodable");
+            let texts = (of, &case.kind, &case.query, &case.document);
+            assert_eq!(encoded.ids, expected, "{texts:?}");
+            let truncated = case.truncation.as_ref().map_or([false; 2], |cut| cut.truncated);
+            let found = [encoded.query_truncated, encoded.document_truncated];
+            assert_eq!(found, truncated, "{texts:?}");
+        }
         compared += 1;
     }
     Some(compared)
@@ -143,6 +187,24 @@ fn tight_prompt_ids_equal_transformers() {
     if let Some(compared) = compare(&golden().forms.tight, |case| case.tight.as_deref()) {
         println!("{compared} prompts without white space around the data");
         assert!(compared >= 150);
+    }
+}
+
+#[test]
+fn gguf_tokenizer_has_the_added_tokens_of_the_folder() {
+    let Some((folder, gguf)) = qwen3(None).zip(qwen3_gguf(None)) else { return };
+    assert_eq!(gguf.vocab_size(), folder.vocab_size());
+    assert_eq!(gguf.eos_token_id(), folder.eos_token_id());
+    for id in 0..151_936 {
+        assert_eq!(gguf.token_text(id), folder.token_text(id), "{id}");
+        assert_eq!(gguf.is_added(id), folder.is_added(id), "{id}");
+    }
+    for token in ["<think>", "</think>", "<tool_call>", "</tool_response>"] {
+        let id = gguf.token_to_id(token).expect("an added token");
+        assert!(gguf.is_added(id) && !gguf.is_special(id), "{token}");
+    }
+    for token in ["<|im_start|>", "<|im_end|>", "<|endoftext|>"] {
+        assert!(gguf.is_special(gguf.token_to_id(token).expect("a control token")), "{token}");
     }
 }
 

@@ -60,12 +60,13 @@ pub struct CandleBackend {
 }
 
 impl CandleBackend {
-    /// Loads a folder in the layout of the model hub, with the default settings.
+    /// Loads a folder in the layout of the model hub, or a GGUF file, with the default settings. See
+    /// [`Checkpoint::open`].
     ///
     /// # Errors
     /// Returns a [`LoadError`] that names the file, tensor or setting that is missing or wrong.
-    pub fn open(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
-        Self::load(&Checkpoint::open(folder)?, &CandleSettings::default())
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, LoadError> {
+        Self::load(&Checkpoint::open(path)?, &CandleSettings::default())
     }
 
     /// Loads a model by its name on the model hub, such as `Alibaba-NLP/ERank-4B`, with the default settings.
@@ -96,7 +97,8 @@ impl CandleBackend {
         let tokenizer = load_tokenizer(checkpoint)?;
         let threads = Arc::new(start_threads(settings.threads)?);
         let model = threads.install(|| load(checkpoint, settings))?;
-        check_vocabulary(&tokenizer, &model.config)?;
+        check_vocabulary(&tokenizer, &model.config)
+            .map_err(|error| checkpoint.name_built_file(error))?;
         let engine = start_engine(&model, &threads, settings)?;
         let backend = Self {
             name: checkpoint.name().to_owned(),
@@ -226,6 +228,7 @@ fn load_tokenizer(checkpoint: &Checkpoint) -> Result<PromptTokenizer, LoadError>
         checkpoint.tokenizer_config.as_deref(),
         checkpoint.chat_template.as_deref(),
     )
+    .map_err(|error| checkpoint.name_built_file(error))
 }
 
 fn start_threads(count: Option<NonZeroUsize>) -> Result<rayon::ThreadPool, LoadError> {

@@ -259,12 +259,13 @@ impl Thinking {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArguments {
-    /// The model: a folder, a name on the model hub, or "tiny" for the bundled model.
+    /// The model: a folder, a GGUF file, a name on the model hub, or "tiny" for the bundled model.
     ///
-    /// A folder holds config.json, tokenizer.json, tokenizer_config.json and model.safetensors. A name
-    /// on the hub is for example Alibaba-NLP/ERank-4B, with an optional @REVISION. The bundled model
-    /// is a demonstration that compares words only.
-    #[arg(short, long, value_name = "FOLDER|NAME", default_value = "tiny")]
+    /// A folder holds config.json, tokenizer.json, tokenizer_config.json and model.safetensors. A GGUF file
+    /// ends in .gguf. A name on the hub is for example Alibaba-NLP/ERank-4B, with an optional :FILE.gguf or
+    /// :QUANTISATION, such as :Q4_K_M, for GGUF files, and an optional @REVISION. The bundled model is a
+    /// demonstration that compares words only.
+    #[arg(short, long, value_name = "FOLDER|FILE|NAME", default_value = "tiny")]
     pub(crate) model: String,
     /// The format of the weights in memory. The default is the checkpoint's own format.
     #[arg(long, value_name = "FORMAT", value_parser = weight_format_parser(), ignore_case = true)]

@@ -93,7 +93,7 @@ impl CommandError {
     fn advice(&self) -> Option<&'static str> {
         const FOLDER: &str = "A model folder holds config.json, tokenizer.json, \
             tokenizer_config.json and model.safetensors, or model.safetensors.index.json with its \
-            parts. Give such a folder or a name on the model hub (--model OWNER/NAME), or omit \
+            parts. Give such a folder, a GGUF file or a name on the model hub (--model OWNER/NAME), or omit \
             --model for the bundled model.";
         const ARCHITECTURE: &str = "Only Qwen3 models such as ERank can be loaded. If this is one, \
             download its files again.";

@@ -80,17 +80,23 @@ pub(crate) fn bundled() -> Result<CandleBackend, CommandError> {
 /// The source of a local model.
 #[derive(Debug, PartialEq)]
 enum Source<'a> {
-    Folder(&'a Path),
+    /// A folder or a GGUF file.
+    Local(&'a Path),
     Bundled,
-    Hub { name: &'a str, revision: Option<&'a str> },
+    Hub {
+        name: &'a str,
+        revision: Option<&'a str>,
+    },
 }
 
 impl<'a> Source<'a> {
-    /// Returns the folder of this path if it exists, or else the name on the hub if `given` is a valid one.
+    /// Returns the folder or the GGUF file of this path, or else the name on the hub if `given` is a valid one.
+    /// The name may end with a colon and the name of a GGUF file or a quantisation.
     fn of(given: &'a str) -> Option<Self> {
         let path = Path::new(given);
-        if path.is_dir() {
-            return Some(Self::Folder(path));
+        let is_file_name = given.ends_with(".gguf") && !given.contains(':');
+        if path.is_dir() || is_file_name || (given.ends_with(".gguf") && path.is_file()) {
+            return Some(Self::Local(path));
         }
         if given == BUNDLED {
             return Some(Self::Bundled);
@@ -103,15 +109,20 @@ impl<'a> Source<'a> {
             part.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
         };
-        let (owner, model) = name.split_once('/')?;
-        let is_name = is_part(owner) && is_part(model) && revision != Some("");
+        let (repository, file) = match name.split_once(':') {
+            Some((repository, file)) => (repository, Some(file)),
+            None => (name, None),
+        };
+        let (owner, model) = repository.split_once('/')?;
+        let is_file = file.is_none_or(|file| file.split('/').all(is_part));
+        let is_name = is_part(owner) && is_part(model) && is_file && revision != Some("");
         is_name.then_some(Self::Hub { name, revision })
     }
 
     /// Opens the checkpoint; a checkpoint on the hub is downloaded first.
     fn checkpoint(&self) -> Result<Checkpoint, LoadError> {
         match self {
-            Self::Folder(folder) => Checkpoint::open(folder),
+            Self::Local(path) => Checkpoint::open(path),
             Self::Bundled => Ok(Checkpoint::tiny()),
             Self::Hub { name, revision } => Checkpoint::from_hub(name, *revision),
         }
@@ -161,7 +172,11 @@ mod tests {
     fn source_is_a_folder_a_hub_name_or_the_bundled_model() {
         let hub = |name, revision| Some(Source::Hub { name, revision });
         assert_eq!(Source::of("tiny"), Some(Source::Bundled));
-        assert_eq!(Source::of("/"), Some(Source::Folder(Path::new("/"))));
+        assert_eq!(Source::of("/"), Some(Source::Local(Path::new("/"))));
+        let local = |path| Some(Source::Local(Path::new(path)));
+        assert_eq!(Source::of("models/m-Q8_0.gguf"), local("models/m-Q8_0.gguf"));
+        assert_eq!(Source::of("a/b:Q4_K_M"), hub("a/b:Q4_K_M", None));
+        assert_eq!(Source::of("a/b:c/d.gguf@v1"), hub("a/b:c/d.gguf", Some("v1")));
         assert_eq!(Source::of("Alibaba-NLP/ERank-4B"), hub("Alibaba-NLP/ERank-4B", None));
         assert_eq!(Source::of("a/b.c@v1/x"), hub("a/b.c", Some("v1/x")));
         for invalid in

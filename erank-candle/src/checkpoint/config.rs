@@ -86,7 +86,7 @@ impl Config {
             tie_word_embeddings: file.tie_word_embeddings,
             eos_token_ids: file.eos_token_ids(generation)?,
         };
-        config.check()?;
+        config.check(CONFIG)?;
         Ok(config)
     }
 
@@ -95,8 +95,9 @@ impl Config {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    /// Checks the values that later arithmetic relies on.
-    fn check(&self) -> Result<(), LoadError> {
+    /// Checks the values that later arithmetic relies on. Errors name `file`.
+    pub(super) fn check(&self, file: &str) -> Result<(), LoadError> {
+        let invalid = |reason| Err(LoadError::invalid(file, reason));
         // Far above the sizes of existing models, and small enough that products of two sizes do
         // not overflow.
         const LARGEST: usize = 1 << 24;
@@ -174,6 +175,8 @@ struct ConfigFile {
     use_sliding_window: bool,
     #[serde(default = "silu")]
     hidden_act: String,
+    /// Written for quantised weights.
+    quantization_config: Option<serde_json::Value>,
 }
 
 fn silu() -> String {
@@ -222,6 +225,13 @@ impl ConfigFile {
             return invalid(format!(
                 "model_type is {:?}; only \"qwen3\" (dense) is implemented",
                 self.model_type
+            ));
+        }
+        if let Some(quantization) = &self.quantization_config {
+            let method = quantization.get("quant_method").unwrap_or(quantization);
+            return invalid(format!(
+                "quantization_config says that the weights are quantised ({method}), which is not read; \
+                 use the model's BF16 or F32 safetensors files, or a GGUF file of it"
             ));
         }
         let architecture = match self.architectures.as_deref() {
@@ -389,6 +399,7 @@ mod tests {
             ("rms_norm_eps", json!(-1)),
             ("rope_theta", json!(0)),
             ("eos_token_id", json!(151936)),
+            ("quantization_config", json!({"quant_method": "gptq", "bits": 4})),
         ] {
             let mut config = qwen3_4b();
             config[setting] = value;

@@ -1,30 +1,41 @@
-//! The files of a checkpoint: opened from a folder, downloaded from the hub, or bundled.
+//! The files of a checkpoint: opened from a folder or a GGUF file, downloaded from the hub, or bundled.
 
 pub(crate) mod config;
+mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
-pub(crate) mod safetensors;
+mod safetensors;
 mod shard;
+pub(crate) mod weights;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use config::Config;
+use gguf::{Gguf, ShardName};
 use serde::Deserialize;
 pub(crate) use shard::Shard;
+use weights::Weights;
 
 use crate::error::LoadError;
 
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const SAFETENSORS: &str = "model.safetensors";
 const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
 
-/// The files of a model in the layout of the Hugging Face hub, not yet interpreted.
+/// The files of a model: a folder in the layout of the Hugging Face hub, or GGUF files.
 ///
 /// The weights are mapped into memory; the other files are read.
 #[derive(Debug)]
 pub struct Checkpoint {
     pub(crate) name: String,
+    format: FileFormat,
+    /// Empty if the configuration is in a GGUF file.
     pub(crate) config: Vec<u8>,
     pub(crate) generation_config: Option<Vec<u8>>,
     pub(crate) tokenizer: Option<Vec<u8>>,
@@ -33,9 +44,22 @@ pub struct Checkpoint {
     pub(crate) shards: Vec<Shard>,
 }
 
+/// How a checkpoint stores its weights and its configuration.
+#[derive(Debug)]
+enum FileFormat {
+    /// Safetensors files and `config.json`.
+    Safetensors,
+    /// GGUF files, of which the first one holds the configuration.
+    Gguf {
+        /// The files of the tokenizer that were built from the metadata.
+        built: Vec<&'static str>,
+    },
+}
+
 impl Checkpoint {
-    /// Opens a checkpoint folder.
+    /// Opens a checkpoint: a folder, or a GGUF file.
     ///
+    /// # Folders
     /// The folder holds:
     /// - `config.json`,
     /// - `tokenizer.json`,
@@ -43,15 +67,33 @@ impl Checkpoint {
     /// - `generation_config.json` (optional),
     /// - `model.safetensors`, or `model.safetensors.index.json` and the shards that it lists.
     ///
+    /// A folder without `config.json` may hold one GGUF file instead.
+    ///
+    /// # GGUF files
+    /// A path that ends in `.gguf` is a GGUF file of a dense Qwen3 model. If its name ends in, for example,
+    /// `-00001-of-00003.gguf`, the other files of the model are opened from the same folder. Tensors of the types
+    /// F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K and Q6_K are read.
+    ///
+    /// The configuration, the tokenizer and the chat template come from the file's metadata. Only if the file
+    /// has no tokenizer, `tokenizer.json` is read from the same folder. Only if it has no chat template,
+    /// `chat_template.jinja` and `tokenizer_config.json` are.
+    ///
+    /// # Mapped files
     /// The weight files are mapped into memory. They must not be changed or truncated until the
     /// model is loaded.
     ///
     /// # Errors
     /// Returns [`LoadError::Read`] or [`LoadError::Invalid`], which name the file.
-    pub fn open(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
-        let folder = folder.as_ref();
-        let name = folder.file_name().unwrap_or(folder.as_os_str());
-        Self::from_source(&name.to_string_lossy(), &mut |file| Ok(folder.join(file)))
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, LoadError> {
+        let path = path.as_ref();
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        if path.extension().is_some_and(|end| end == gguf::EXTENSION) && !path.is_dir() {
+            return Self::from_gguf(None, &name, &mut |file| Ok(path.with_file_name(file)));
+        }
+        match gguf_in(path)? {
+            Some(file) => Self::from_gguf(None, &file, &mut |file| Ok(path.join(file))),
+            None => Self::from_source(&name, &mut |file| Ok(path.join(file))),
+        }
     }
 
     /// Returns the bundled demonstration model.
@@ -64,6 +106,7 @@ impl Checkpoint {
         }
         Self {
             name: "erank-tiny".into(),
+            format: FileFormat::Safetensors,
             config: bundled!("config.json").into(),
             generation_config: Some(bundled!("generation_config.json").into()),
             tokenizer: Some(bundled!("tokenizer.json").into()),
@@ -79,12 +122,12 @@ impl Checkpoint {
         name: &str,
         locate: &mut dyn FnMut(&str) -> Result<PathBuf, LoadError>,
     ) -> Result<Self, LoadError> {
-        let config = read(&locate("config.json")?)?;
+        let config = read(&locate(CONFIG)?)?;
         let mut optional = |file| read_optional(&locate(file)?);
         let generation_config = optional("generation_config.json")?;
-        let tokenizer = optional("tokenizer.json")?;
-        let tokenizer_config = optional("tokenizer_config.json")?;
-        let chat_template = optional("chat_template.jinja")?;
+        let tokenizer = optional(TOKENIZER)?;
+        let tokenizer_config = optional(TOKENIZER_CONFIG)?;
+        let chat_template = optional(CHAT_TEMPLATE)?;
 
         let files = match read_optional(&locate(SAFETENSORS_INDEX)?)? {
             Some(index) => shard_files(&index)?,
@@ -98,6 +141,7 @@ impl Checkpoint {
         let name = name.to_owned();
         Ok(Self {
             name,
+            format: FileFormat::Safetensors,
             config,
             generation_config,
             tokenizer,
@@ -107,7 +151,83 @@ impl Checkpoint {
         })
     }
 
-    /// Returns the model's name: the folder's name, or the repository's name on the hub.
+    /// Opens a model of GGUF files, of which `file` is one. `locate` returns the path of a file of the same
+    /// folder; the path of an optional file need not exist. The default name is that of the file without its
+    /// extension and number.
+    fn from_gguf(
+        name: Option<&str>,
+        file: &str,
+        locate: &mut dyn FnMut(&str) -> Result<PathBuf, LoadError>,
+    ) -> Result<Self, LoadError> {
+        let stem = file.strip_suffix(".gguf").unwrap_or(file);
+        let stem = ShardName::parse(file).map_or(stem, |shard| shard.stem);
+        let shards = gguf::open(file, locate)?;
+        let built_files = Gguf::of_shards(&shards)?.tokenizer()?;
+
+        let mut beside = |file| read_optional(&locate(file)?);
+        let mut built = Vec::new();
+        let tokenizer = match built_files.tokenizer {
+            Some(tokenizer) => {
+                built.push(TOKENIZER);
+                Some(tokenizer)
+            }
+            None => beside(TOKENIZER)?,
+        };
+        let (mut tokenizer_config, mut chat_template) = (None, None);
+        if !built_files.has_chat_template {
+            chat_template = beside(CHAT_TEMPLATE)?;
+            tokenizer_config = beside(TOKENIZER_CONFIG)?;
+        }
+        if tokenizer_config.is_none() {
+            built.push(TOKENIZER_CONFIG);
+            tokenizer_config = Some(built_files.tokenizer_config);
+        }
+        Ok(Self {
+            name: name.unwrap_or(stem).to_owned(),
+            format: FileFormat::Gguf { built },
+            config: Vec::new(),
+            generation_config: None,
+            tokenizer,
+            tokenizer_config,
+            chat_template,
+            shards,
+        })
+    }
+
+    /// Parses the configuration and the headers of the weight files.
+    ///
+    /// # Errors
+    /// Returns an error that names the file and the key or tensor that is wrong.
+    pub(crate) fn config_and_weights(&self) -> Result<(Config, Weights<'_>), LoadError> {
+        match &self.format {
+            FileFormat::Safetensors => {
+                let config = Config::from_json(&self.config, self.generation_config.as_deref())?;
+                Ok((config, safetensors::weights(&self.shards)?))
+            }
+            FileFormat::Gguf { .. } => {
+                let gguf = Gguf::of_shards(&self.shards)?;
+                Ok((gguf.config()?, gguf.weights(&self.shards)?))
+            }
+        }
+    }
+
+    /// Replaces the file that an error names by the GGUF file, if it was built from the metadata.
+    pub(crate) fn name_built_file(&self, error: LoadError) -> LoadError {
+        match (error, &self.format, &self.shards[..]) {
+            (
+                LoadError::Invalid { file, reason, source },
+                FileFormat::Gguf { built },
+                [shard, ..],
+            ) if built.contains(&&*file) => LoadError::Invalid {
+                reason: format!("{file}, built from its metadata: {reason}"),
+                file: shard.file.clone(),
+                source,
+            },
+            (error, ..) => error,
+        }
+    }
+
+    /// Returns the model's name: that of the folder, of the GGUF file without its extension, or on the hub.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -138,6 +258,28 @@ impl Checkpoint {
             bytes.chunks(step).for_each(|chunk| add(&chunk[..chunk.len().min(SAMPLE_BYTES)]));
         }
         hasher.finalize()
+    }
+}
+
+/// Returns the GGUF file of a folder, or the first of several files of one model. Returns `None` if the folder
+/// has none or has a `config.json`.
+fn gguf_in(folder: &Path) -> Result<Option<String>, LoadError> {
+    if folder.join(CONFIG).exists() {
+        return Ok(None);
+    }
+    // A folder that cannot be read is reported when its config.json is read.
+    let files = fs::read_dir(folder).into_iter().flatten().filter_map(|file| {
+        let name = file.ok()?.file_name().into_string().ok()?;
+        name.ends_with(".gguf").then_some(name)
+    });
+    match &gguf::one_per_set(files.collect())[..] {
+        [] => Ok(None),
+        [file] => Ok(Some(file.clone())),
+        several => {
+            let reason =
+                format!("it holds several models, {}; give the path of one", several.join(", "));
+            Err(LoadError::invalid(&folder.to_string_lossy(), reason))
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use memmap2::UncheckedAdvice;
 
 use crate::error::LoadError;
 
-/// A weight file in safetensors format: one of several shards, or the only file.
+/// A safetensors or GGUF file: one of several shards, or the only file.
 #[derive(Debug)]
 pub(crate) struct Shard {
     /// The file's name inside the checkpoint.
@@ -37,7 +37,8 @@ impl Shard {
         let opened = File::open(path).map_err(error)?;
         // SAFETY: The mapped bytes must not change while they are borrowed. A program cannot enforce
         // this for a file; `Checkpoint::open` passes the obligation to its caller, as other loaders
-        // of mapped weights do. The bytes are only read as plain numbers, and copied while loading.
+        // of mapped weights do. The bytes are read as plain numbers and, in headers, as text that is checked
+        // to be UTF-8. Both are copied while loading.
         let map = unsafe { Mmap::map(&opened) }.map_err(error)?;
         Ok(Self { file, bytes: ShardBytes::Mapped(map) })
     }

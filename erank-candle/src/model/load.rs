@@ -11,7 +11,7 @@ use super::operations::Operations;
 use super::qwen3::Qwen3;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::{Architecture, Config};
-use crate::checkpoint::safetensors::Weights;
+use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
 use crate::kernels::{InstructionSet, WeightFormat};
 use crate::settings::{CandleSettings, Device, KvCacheFormat};
@@ -22,7 +22,7 @@ pub struct LoadedModel {
     pub model: Arc<dyn Model>,
     /// The checkpoint's configuration.
     pub config: Config,
-    /// The format of the weights.
+    /// The format of the weights, or of most of their bytes.
     pub weights: WeightFormat,
     /// The name of the kernels: an instruction set, or `"candle"`.
     pub kernels: &'static str,
@@ -31,17 +31,16 @@ pub struct LoadedModel {
 /// Loads a checkpoint's model for the device that `settings` name. Runs on rayon's current thread pool.
 ///
 /// # Errors
-/// Returns an error that names the file or tensor that is missing or not as `config.json` says, or the setting
+/// Returns an error that names the file or tensor that is missing or not as the configuration says, or the setting
 /// that this machine or build cannot serve.
 pub fn load(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<LoadedModel, LoadError> {
-    let config = Config::from_json(&checkpoint.config, checkpoint.generation_config.as_deref())?;
-    let weights = Weights::new(&checkpoint.shards)?;
+    let (config, weights) = checkpoint.config_and_weights()?;
     let format = settings.weights.unwrap_or(weights.own_format());
     let source = Source { config, weights, format, kv_cache: settings.kv_cache };
     match settings.device {
         Device::Cpu => {
             let set = InstructionSet::choose(settings.instruction_set.as_deref())?;
-            source.load(CpuOperations::new(set, format))
+            source.load(CpuOperations::new(set, settings.weights))
         }
         device => {
             if let Some(set) = &settings.instruction_set {

@@ -10,7 +10,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::step::Step;
-use crate::checkpoint::safetensors::Weights;
+use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
 
 /// The sizes of an attention layer.

@@ -8,7 +8,7 @@ use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::{Row, Step, StepLimits};
 use super::{Head, Model, ModelShape};
 use crate::checkpoint::config::{Architecture, Config};
-use crate::checkpoint::safetensors::{EMBEDDING, Weights};
+use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
 
 /// A Qwen3 model whose weights are laid out for the operations `O`.
@@ -53,7 +53,7 @@ impl<O: Operations> Qwen3<O> {
     ) -> std::result::Result<Self, LoadError> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let matrix = |name, outputs| operations.load_matrix(weights, &[(name, outputs)], hidden);
-        let embedding = matrix(EMBEDDING, vocab)?;
+        let embedding = matrix("model.embed_tokens.weight", vocab)?;
         let output = match config.architecture {
             Architecture::Qwen3ForCausalLM if config.tie_word_embeddings => None,
             Architecture::Qwen3ForCausalLM => Some(matrix("lm_head.weight", vocab)?),

@@ -41,7 +41,7 @@ const PRE_TOKENIZERS: [&str; 8] = [
 const DECODERS: [&str; 3] = ["ByteLevel", "Sequence", "Replace"];
 
 /// The regular expression with which Qwen2 and Qwen3 split text before BPE.
-pub(super) const QWEN_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(crate) const QWEN_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The keys of the file that are checked.
 #[derive(Deserialize)]

@@ -41,6 +41,7 @@ use thiserror::Error;
 
 use chat_template::ChatTemplate;
 pub use decoder::TokenDecoder;
+pub(crate) use file::QWEN_PATTERN;
 use vocabulary::{MarkedText, Vocabulary};
 
 use crate::error::{Cause, LoadError};

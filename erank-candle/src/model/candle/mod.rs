@@ -12,7 +12,7 @@ use candle_nn::rotary_emb::rope_thd;
 
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::{BLOCK_TOKENS, Step};
-use crate::checkpoint::safetensors::Weights;
+use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
 use attention::RowGroup;
 

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::Step;
-use crate::checkpoint::safetensors::Weights;
+use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
 use crate::kernels::attention::BlockLayout;
 use crate::kernels::norm::Norm;
@@ -18,8 +18,8 @@ use ordered_step::OrderedStep;
 /// The CPU kernels of one instruction set.
 pub(crate) struct CpuOperations {
     set: InstructionSet,
-    /// The format that matrices are packed into.
-    format: WeightFormat,
+    /// The format that matrices are packed into; `None` keeps each tensor's own.
+    format: Option<WeightFormat>,
 }
 
 /// The state of a forward pass on the CPU.
@@ -34,7 +34,7 @@ pub(crate) struct CpuPass<'a> {
 }
 
 impl CpuOperations {
-    pub(crate) fn new(set: InstructionSet, format: WeightFormat) -> Self {
+    pub(crate) fn new(set: InstructionSet, format: Option<WeightFormat>) -> Self {
         Self { set, format }
     }
 }

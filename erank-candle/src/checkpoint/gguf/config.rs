@@ -1,0 +1,149 @@
+//! The configuration of a model from the metadata of its GGUF file.
+
+use super::metadata::Metadata;
+use crate::checkpoint::config::{Architecture, Config};
+use crate::error::LoadError;
+
+const ARCHITECTURE: &str = "general.architecture";
+const LAYERS: &str = "qwen3.block_count";
+const HIDDEN: &str = "qwen3.embedding_length";
+const HEADS: &str = "qwen3.attention.head_count";
+const KEY_LENGTH: &str = "qwen3.attention.key_length";
+const VALUE_LENGTH: &str = "qwen3.attention.value_length";
+const ROPE_LENGTH: &str = "qwen3.rope.dimension_count";
+const ROPE_SCALING: &str = "qwen3.rope.scaling.type";
+/// Factors of a linear scaling, with the newer name and the older one.
+const ROPE_FACTORS: [&str; 2] = ["qwen3.rope.scaling.factor", "qwen3.rope.scale_linear"];
+const SLIDING_WINDOW: &str = "qwen3.attention.sliding_window";
+const CAUSAL: &str = "qwen3.attention.causal";
+/// Ends of a turn.
+const EOS: [&str; 2] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
+/// Ends of a turn that the metadata may not name, because a file names one.
+const EOS_TEXTS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
+
+/// Refuses other architectures than `qwen3`.
+pub(super) fn check_architecture(metadata: &Metadata<'_>) -> Result<(), LoadError> {
+    match metadata.string(ARCHITECTURE)? {
+        Some("qwen3") => Ok(()),
+        Some(other) => Err(metadata.invalid(format!(
+            "{ARCHITECTURE} is {other:?}; only \"qwen3\" (dense) is implemented"
+        ))),
+        None => Err(metadata.missing(ARCHITECTURE)),
+    }
+}
+
+/// Returns the number of layers.
+pub(super) fn layers(metadata: &Metadata<'_>) -> Result<usize, LoadError> {
+    required(metadata, LAYERS)
+}
+
+/// Reads the configuration. The number of rows of the embedding and whether the output projection shares its
+/// weights come from the tensors.
+pub(super) fn config(
+    metadata: &Metadata<'_>,
+    vocab_size: usize,
+    tie_word_embeddings: bool,
+) -> Result<Config, LoadError> {
+    let number = |key| metadata.number(key)?.ok_or_else(|| metadata.missing(key));
+    let (hidden_size, heads) = (required(metadata, HIDDEN)?, required(metadata, HEADS)?);
+    let head_dim = head_dim(metadata, hidden_size, heads)?;
+    check_variants(metadata)?;
+    let config = Config {
+        architecture: Architecture::Qwen3ForCausalLM,
+        vocab_size,
+        hidden_size,
+        intermediate_size: required(metadata, "qwen3.feed_forward_length")?,
+        num_hidden_layers: layers(metadata)?,
+        num_attention_heads: heads,
+        num_key_value_heads: metadata.integer("qwen3.attention.head_count_kv")?.unwrap_or(heads),
+        head_dim,
+        max_position_embeddings: required(metadata, "qwen3.context_length")?,
+        rms_norm_eps: number("qwen3.attention.layer_norm_rms_epsilon")? as f32,
+        rope_theta: number("qwen3.rope.freq_base")?,
+        tie_word_embeddings,
+        eos_token_ids: eos_token_ids(metadata, vocab_size)?,
+    };
+    config.check(metadata.file())?;
+    Ok(config)
+}
+
+fn required(metadata: &Metadata<'_>, key: &str) -> Result<usize, LoadError> {
+    metadata.integer(key)?.ok_or_else(|| metadata.missing(key))
+}
+
+/// Returns the width of a head; the default is that of the GGUF specification.
+fn head_dim(metadata: &Metadata<'_>, hidden: usize, heads: usize) -> Result<usize, LoadError> {
+    let head_dim = match metadata.integer(KEY_LENGTH)? {
+        Some(length) => length,
+        None => hidden.checked_div(heads).unwrap_or(0),
+    };
+    for key in [VALUE_LENGTH, ROPE_LENGTH] {
+        match metadata.integer(key)? {
+            Some(length) if length != head_dim => {
+                return Err(metadata.invalid(format!(
+                    "{key} is {length}, but the width of a head is {head_dim}; they must be equal"
+                )));
+            }
+            _ => {}
+        }
+    }
+    Ok(head_dim)
+}
+
+/// Rejects variants that this implementation would compute wrongly.
+fn check_variants(metadata: &Metadata<'_>) -> Result<(), LoadError> {
+    let scaling = metadata.string(ROPE_SCALING)?;
+    if let Some(kind) = scaling.filter(|kind| *kind != "none") {
+        let reason = format!("{ROPE_SCALING} is {kind:?}; only \"none\" is implemented");
+        return Err(metadata.invalid(reason));
+    }
+    for key in ROPE_FACTORS {
+        let factor = metadata.number(key)?.filter(|_| scaling.is_none());
+        if let Some(factor) = factor.filter(|factor| ![0.0, 1.0].contains(factor)) {
+            let reason = format!("{key} is {factor}; scaled rotary embeddings are not implemented");
+            return Err(metadata.invalid(reason));
+        }
+    }
+    if metadata.integer(SLIDING_WINDOW)?.is_some_and(|window| window > 0) {
+        let reason = format!("{SLIDING_WINDOW} is set; sliding windows are not implemented");
+        return Err(metadata.invalid(reason));
+    }
+    if metadata.bool(CAUSAL)? == Some(false) {
+        let reason = format!("{CAUSAL} is false; only causal models are implemented");
+        return Err(metadata.invalid(reason));
+    }
+    Ok(())
+}
+
+/// Returns the tokens that end a turn, without duplicates: those that the metadata names, and control tokens
+/// with the texts of Qwen's.
+fn eos_token_ids(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Vec<u32>, LoadError> {
+    let mut ids = Vec::new();
+    for key in EOS {
+        if let Some(id) = metadata.integer(key)? {
+            if id >= vocab_size {
+                let reason = format!("{key} is {id}; it must be below {vocab_size}");
+                return Err(metadata.invalid(reason));
+            }
+            ids.push(id);
+        }
+    }
+    let tokens = metadata.strings(super::tokenizer::TOKENS)?;
+    let types = metadata.integers(super::tokenizer::TYPES)?;
+    if let Some((tokens, types)) = tokens.zip(types) {
+        let is_end = |(_, (text, kind)): &(usize, (&str, i128))| {
+            *kind == super::tokenizer::CONTROL && EOS_TEXTS.contains(text)
+        };
+        let named = tokens.zip(types).take(vocab_size).enumerate().filter(is_end);
+        ids.extend(named.map(|(id, _)| id));
+    }
+    let mut unique = Vec::new();
+    for id in ids {
+        // A vocabulary has at most 2^24 tokens: `Config::check`.
+        let id = id as u32;
+        if !unique.contains(&id) {
+            unique.push(id);
+        }
+    }
+    Ok(unique)
+}

@@ -1,0 +1,202 @@
+//! Tensors of a checkpoint, found by name, checked, and packed for the kernels or copied to a device.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::shard::Shard;
+use crate::error::LoadError;
+use crate::kernels::ggml::BlockType;
+use crate::kernels::stored::{StoredMatrix, StoredRow};
+use crate::kernels::{InstructionSet, Projection, WeightFormat};
+
+/// A tensor as a file stores it.
+#[derive(Debug)]
+pub(crate) struct StoredTensor<'a> {
+    /// The fastest dimension comes last.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: &'a [u8],
+    /// The numbers as one row, or the name of a type that is not read.
+    pub(crate) numbers: Result<StoredRow<'a>, String>,
+}
+
+/// The tensors of all files of a checkpoint. The names in arguments are those of Hugging Face's folders.
+pub(crate) struct Weights<'a> {
+    shards: &'a [Shard],
+    tensors: HashMap<String, StoredTensor<'a>>,
+    /// Returns the name in the files.
+    own_name: fn(&str) -> String,
+}
+
+impl<'a> Weights<'a> {
+    /// Collects tensors, given by their names in the files.
+    ///
+    /// # Errors
+    /// Returns an error if two tensors have the same name.
+    pub(crate) fn new(
+        shards: &'a [Shard],
+        named: impl IntoIterator<Item = (String, StoredTensor<'a>)>,
+        own_name: fn(&str) -> String,
+    ) -> Result<Self, LoadError> {
+        let mut tensors = HashMap::new();
+        for (name, tensor) in named {
+            if tensors.contains_key(&name) {
+                return Err(LoadError::tensor(&name, "it is in more than one file"));
+            }
+            tensors.insert(name, tensor);
+        }
+        Ok(Self { shards, tensors, own_name })
+    }
+
+    /// Returns the format of most of the matrices' bytes.
+    pub(crate) fn own_format(&self) -> WeightFormat {
+        let matrices = || self.tensors.values().filter(|tensor| tensor.shape.len() == 2);
+        let bytes = |format: &WeightFormat| -> usize {
+            let of_format = matrices().filter(|tensor| {
+                tensor.numbers.as_ref().is_ok_and(|numbers| format_of(numbers, None) == *format)
+            });
+            of_format.map(|tensor| tensor.bytes.len()).sum()
+        };
+        WeightFormat::ALL.iter().rev().copied().max_by_key(bytes).unwrap_or(WeightFormat::F32)
+    }
+
+    /// Packs matrices with the same inputs, one above the other: names and numbers of outputs. Each gets the
+    /// format of [`format_of`]. Runs on rayon's current threads.
+    ///
+    /// # Errors
+    /// Returns an error if a tensor is missing or has another shape or a type that is not read, or the system
+    /// cannot provide the memory.
+    pub(crate) fn packed(
+        &self,
+        parts: &[(&str, usize)],
+        inputs: usize,
+        setting: Option<WeightFormat>,
+        set: InstructionSet,
+    ) -> Result<Projection, LoadError> {
+        let tensors = self.matrices(parts, inputs)?;
+        // Neighbours of the same format become one matrix.
+        let mut runs: Vec<(WeightFormat, Vec<StoredRow<'_>>)> = Vec::new();
+        for (_, numbers) in &tensors {
+            let format = format_of(numbers, setting);
+            match runs.last_mut() {
+                Some((last, rows)) if *last == format => rows.push(*numbers),
+                _ => runs.push((format, vec![*numbers])),
+            }
+        }
+        let matrix = |(format, rows)| (format, StoredMatrix::new(rows, inputs));
+        let matrices: Vec<_> = runs.into_iter().map(matrix).collect();
+        let packed = Projection::pack(&matrices, set).map_err(|error| {
+            LoadError::tensor(&(self.own_name)(parts[0].0), format!("no memory for it: {error}"))
+        })?;
+        self.release(&tensors);
+        Ok(packed)
+    }
+
+    /// Copies matrices with the same inputs, one above the other, to a device as a tensor
+    /// `[outputs, inputs]`.
+    ///
+    /// # Errors
+    /// Returns an error if a tensor is missing or has another shape or a type that is not read, or the device
+    /// cannot take it.
+    pub(crate) fn on_device(
+        &self,
+        parts: &[(&str, usize)],
+        inputs: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor, LoadError> {
+        let tensors = self.matrices(parts, inputs)?;
+        let copies =
+            tensors.iter().map(|(tensor, numbers)| copy(tensor, *numbers)?.to_dtype(dtype));
+        let stacked = copies
+            .collect::<candle_core::Result<Vec<_>>>()
+            .and_then(|tensors| Tensor::cat(&tensors, 0)?.to_device(device))
+            .map_err(|error| {
+                let name = (self.own_name)(parts[0].0);
+                LoadError::tensor(&name, format!("not on the device: {error}"))
+            })?;
+        self.release(&tensors);
+        Ok(stacked)
+    }
+
+    /// Returns the vector `name` in F32.
+    ///
+    /// # Errors
+    /// Returns an error if the tensor is missing or has another shape or a type that is not read.
+    pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
+        let (_, numbers) = self.tensor(name, &[length])?;
+        let mut vector = vec![0.0; length];
+        numbers.to_f32(&mut vector);
+        Ok(vector)
+    }
+
+    /// Returns the tensors of matrices with the same inputs.
+    fn matrices(
+        &self,
+        parts: &[(&str, usize)],
+        inputs: usize,
+    ) -> Result<Vec<(&StoredTensor<'a>, StoredRow<'a>)>, LoadError> {
+        parts.iter().map(|(name, outputs)| self.tensor(name, &[*outputs, inputs])).collect()
+    }
+
+    /// Returns a tensor and its numbers.
+    fn tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<(&StoredTensor<'a>, StoredRow<'a>), LoadError> {
+        let name = (self.own_name)(name);
+        let refuse = |reason: String| LoadError::tensor(&name, reason);
+        let tensor = self.tensors.get(&name);
+        let tensor = tensor.ok_or_else(|| refuse("it is missing from the checkpoint".into()))?;
+        if tensor.shape != shape {
+            return Err(refuse(format!(
+                "its shape is {:?}, but the configuration asks for {shape:?}",
+                tensor.shape
+            )));
+        }
+        match &tensor.numbers {
+            Ok(numbers) => Ok((tensor, *numbers)),
+            Err(kind) => {
+                Err(refuse(format!("its type is {kind}; only F32, F16 and BF16 are read")))
+            }
+        }
+    }
+
+    /// Returns the mapped pages of tensors to the system, so that a model takes its own size while it is
+    /// loaded, and not twice that.
+    fn release(&self, tensors: &[(&StoredTensor<'a>, StoredRow<'a>)]) {
+        for (tensor, _) in tensors {
+            self.shards.iter().for_each(|shard| shard.release(tensor.bytes));
+        }
+    }
+}
+
+/// Returns the format that a tensor is packed into: the setting, or else the tensor's own format. F16 numbers
+/// and blocks without a format of their own become F32, which holds them exactly.
+pub(crate) fn format_of(numbers: &StoredRow<'_>, setting: Option<WeightFormat>) -> WeightFormat {
+    setting.unwrap_or(match numbers {
+        StoredRow::F32(_) | StoredRow::F16(_) => WeightFormat::F32,
+        StoredRow::Bf16(_) => WeightFormat::Bf16,
+        StoredRow::Blocks(block, _) => match block {
+            BlockType::Q8_0 => WeightFormat::Q8_0,
+            BlockType::Q4_0 | BlockType::Q4K | BlockType::Q5K | BlockType::Q6K => WeightFormat::F32,
+        },
+    })
+}
+
+/// Copies a tensor to candle's CPU device. Blocks become F32.
+fn copy(tensor: &StoredTensor<'_>, numbers: StoredRow<'_>) -> candle_core::Result<Tensor> {
+    let shape = &tensor.shape[..];
+    let raw = |dtype| Tensor::from_raw_buffer(tensor.bytes, dtype, shape, &Device::Cpu);
+    match numbers {
+        StoredRow::F32(_) => raw(DType::F32),
+        StoredRow::F16(_) => raw(DType::F16),
+        StoredRow::Bf16(_) => raw(DType::BF16),
+        StoredRow::Blocks(..) => {
+            let mut values = vec![0.0_f32; numbers.len()];
+            numbers.to_f32(&mut values);
+            Tensor::from_vec(values, shape, &Device::Cpu)
+        }
+    }
+}
