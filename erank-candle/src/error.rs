@@ -20,6 +20,15 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
+    /// A file cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The path of the file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: Cause,
+    },
     /// The contents of a file are invalid or not supported.
     #[error("cannot use {file}: {reason}")]
     Invalid {

@@ -66,8 +66,8 @@ mod tokenizer;
 pub struct Readme;
 
 pub use backend::CandleBackend;
-pub use checkpoint::Checkpoint;
 pub use checkpoint::config::{Architecture, Config};
+pub use checkpoint::{Checkpoint, GgufSummary};
 pub use engine::statistics::Statistics;
 pub use error::LoadError;
 pub use kernels::{UnknownWeightFormat, WeightFormat};

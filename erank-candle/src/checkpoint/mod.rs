@@ -14,6 +14,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use config::Config;
+pub use gguf::GgufSummary;
 use gguf::{Gguf, ShardName};
 use serde::Deserialize;
 pub(crate) use shard::Shard;

@@ -6,7 +6,6 @@ use candle_core::{DType, Device, Tensor};
 
 use super::shard::Shard;
 use crate::error::LoadError;
-use crate::kernels::ggml::BlockType;
 use crate::kernels::stored::{StoredMatrix, StoredRow};
 use crate::kernels::{InstructionSet, Projection, WeightFormat};
 
@@ -64,8 +63,8 @@ impl<'a> Weights<'a> {
     /// format of [`format_of`]. Runs on rayon's current threads.
     ///
     /// # Errors
-    /// Returns an error if a tensor is missing or has another shape or a type that is not read, or the system
-    /// cannot provide the memory.
+    /// Returns an error if a tensor is missing or has another shape or a type that is not read, if the setting
+    /// is a format that is only read from files, or if the system cannot provide the memory.
     pub(crate) fn packed(
         &self,
         parts: &[(&str, usize)],
@@ -86,7 +85,7 @@ impl<'a> Weights<'a> {
         let matrix = |(format, rows)| (format, StoredMatrix::new(rows, inputs));
         let matrices: Vec<_> = runs.into_iter().map(matrix).collect();
         let packed = Projection::pack(&matrices, set).map_err(|error| {
-            LoadError::tensor(&(self.own_name)(parts[0].0), format!("no memory for it: {error}"))
+            LoadError::tensor(&(self.own_name)(parts[0].0), format!("it cannot be packed: {error}"))
         })?;
         self.release(&tensors);
         Ok(packed)
@@ -124,10 +123,21 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// Returns an error if the tensor is missing or has another shape or a type that is not read.
     pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
-        let (_, numbers) = self.tensor(name, &[length])?;
+        let (_, numbers) = self.tensor(name, Some(&[length]))?;
         let mut vector = vec![0.0; length];
         numbers.to_f32(&mut vector);
         Ok(vector)
+    }
+
+    /// Returns a tensor of any shape in F32, on candle's CPU device.
+    ///
+    /// # Errors
+    /// Returns an error if the tensor is missing or has a type that is not read.
+    pub(crate) fn values(&self, name: &str) -> Result<Tensor, LoadError> {
+        let (tensor, numbers) = self.tensor(name, None)?;
+        copy(tensor, numbers)
+            .and_then(|tensor| tensor.to_dtype(DType::F32))
+            .map_err(|error| LoadError::tensor(&(self.own_name)(name), error.to_string()))
     }
 
     /// Returns the tensors of matrices with the same inputs.
@@ -136,20 +146,20 @@ impl<'a> Weights<'a> {
         parts: &[(&str, usize)],
         inputs: usize,
     ) -> Result<Vec<(&StoredTensor<'a>, StoredRow<'a>)>, LoadError> {
-        parts.iter().map(|(name, outputs)| self.tensor(name, &[*outputs, inputs])).collect()
+        parts.iter().map(|(name, outputs)| self.tensor(name, Some(&[*outputs, inputs]))).collect()
     }
 
-    /// Returns a tensor and its numbers.
+    /// Returns a tensor and its numbers. Checks the shape, if one is given.
     fn tensor(
         &self,
         name: &str,
-        shape: &[usize],
+        shape: Option<&[usize]>,
     ) -> Result<(&StoredTensor<'a>, StoredRow<'a>), LoadError> {
         let name = (self.own_name)(name);
         let refuse = |reason: String| LoadError::tensor(&name, reason);
         let tensor = self.tensors.get(&name);
         let tensor = tensor.ok_or_else(|| refuse("it is missing from the checkpoint".into()))?;
-        if tensor.shape != shape {
+        if let Some(shape) = shape.filter(|shape| tensor.shape != *shape) {
             return Err(refuse(format!(
                 "its shape is {:?}, but the configuration asks for {shape:?}",
                 tensor.shape
@@ -173,15 +183,12 @@ impl<'a> Weights<'a> {
 }
 
 /// Returns the format that a tensor is packed into: the setting, or else the tensor's own format. F16 numbers
-/// and blocks without a format of their own become F32, which holds them exactly.
+/// become F32, which holds them exactly.
 pub(crate) fn format_of(numbers: &StoredRow<'_>, setting: Option<WeightFormat>) -> WeightFormat {
     setting.unwrap_or(match numbers {
         StoredRow::F32(_) | StoredRow::F16(_) => WeightFormat::F32,
         StoredRow::Bf16(_) => WeightFormat::Bf16,
-        StoredRow::Blocks(block, _) => match block {
-            BlockType::Q8_0 => WeightFormat::Q8_0,
-            BlockType::Q4_0 | BlockType::Q4K | BlockType::Q5K | BlockType::Q6K => WeightFormat::F32,
-        },
+        StoredRow::Blocks(block_type, _) => (*block_type).into(),
     })
 }
 

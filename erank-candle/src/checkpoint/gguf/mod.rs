@@ -9,6 +9,7 @@ mod parse;
 mod split;
 mod tensor_type;
 mod tokenizer;
+mod write;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ use metadata::Metadata;
 use parse::{Header, NamedTensor};
 pub(super) use split::{ShardName, one_per_set};
 pub(super) use tokenizer::TokenizerFiles;
+pub use write::GgufSummary;
 
 use super::config::Config;
 use super::shard::Shard;

@@ -110,8 +110,8 @@ impl WeightFormat {
         with_kernel(self, InstructionSet::best(), BytesPerWeight)
     }
 
-    /// Returns the type of blocks that this format is read from as they are.
-    pub(crate) fn block_type(self) -> Option<BlockType> {
+    /// Returns the type of blocks that files keep this format in.
+    pub(super) fn block_type(self) -> Option<BlockType> {
         struct BlockTypeOf;
 
         impl KernelVisitor for BlockTypeOf {
@@ -123,6 +123,18 @@ impl WeightFormat {
         }
 
         with_kernel(self, InstructionSet::best(), BlockTypeOf)
+    }
+}
+
+impl From<BlockType> for WeightFormat {
+    fn from(block_type: BlockType) -> Self {
+        match block_type {
+            BlockType::Q8_0 => Self::Q8_0,
+            BlockType::Q4_0 => Self::Q4_0,
+            BlockType::Q4K => Self::Q4K,
+            BlockType::Q5K => Self::Q5K,
+            BlockType::Q6K => Self::Q6K,
+        }
     }
 }
 
@@ -183,6 +195,15 @@ pub(super) fn pack(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_block_type_has_a_format() {
+        for format in WeightFormat::ALL {
+            if let Some(block_type) = format.block_type() {
+                assert_eq!(WeightFormat::from(block_type), *format);
+            }
+        }
+    }
 
     #[test]
     fn from_str_reads_every_name_and_rejects_others() {

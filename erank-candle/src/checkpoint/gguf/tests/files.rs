@@ -192,6 +192,10 @@ fn format_of_is_the_setting_or_the_own_format() {
         WeightFormat::F32,
         WeightFormat::Bf16,
         WeightFormat::Q8_0,
+        WeightFormat::Q4_0,
+        WeightFormat::Q4K,
+        WeightFormat::Q5K,
+        WeightFormat::Q6K,
     ]) {
         let content = Content {
             metadata: Vec::new(),
