@@ -1,10 +1,10 @@
 //! The micro-kernel of the integer formats on AVX2.
 //!
 //! ```text
-//! for each panel, block, group, eight columns, part:
-//!     for each row r:
-//!         total = Σ over the steps s of the part: step(s) · lhs[r].numbers[s]      four products per column
-//!         sums[r] += total · (scales · lhs[r].scale)
+//! for each panel, block, group, part:
+//!     for each step s of the part, row r:
+//!         totals[r] += step(s) · lhs[r].numbers[s]      four products per column
+//!     sums[r] += totals[r] · (scales · lhs[r].scale)
 //! ```
 //!
 //! `vpmaddubsw` multiplies unsigned with signed bytes and adds pairs of products in 16 bits. Numbers of 4, 5 and
@@ -28,7 +28,7 @@ use std::marker::PhantomData;
 
 use half::f16;
 
-use super::{GROUP, Group, GroupFormat, HalfBytes, STEP, Step};
+use super::{GROUP, Group, GroupFormat, HalfBytes, Step};
 use crate::kernels::arch::x86_64::avx2::Avx2;
 use crate::kernels::ggml::BlockType;
 use crate::kernels::micro_kernel::MicroKernel;
@@ -37,6 +37,8 @@ use crate::kernels::tile::{Mr, NR, Prefetch};
 
 /// Columns of a vector register.
 const LANES: usize = 8;
+/// Registers of a row of a panel.
+const SIDES: usize = NR / LANES;
 
 /// A format whose steps AVX2 reads.
 ///
@@ -152,116 +154,126 @@ fn multiply<F: ByteSteps, const MR: usize>(
             prefetch_block(panel, index, prefetch);
             for group in 0..F::GROUPS {
                 let rows: [&Group; MR] = std::array::from_fn(|r| &rows[r * F::GROUPS + group]);
-                for side in 0..NR / LANES {
-                    multiply_group::<F, MR>(block, group, side, rows, sums);
-                }
+                multiply_group::<F, MR>(block, group, rows, sums);
             }
         }
     }
 }
 
-/// Adds the products of a group and eight columns to the sums of all rows.
-///
-/// Each case loads as many steps as registers hold, and multiplies them with one row after another.
+/// Integers of 16 columns in two registers, for each row of a tile.
+type Tile<const MR: usize> = [[__m256i; SIDES]; MR];
+
+/// Adds the products of a group to the sums of all rows.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn multiply_group<F: ByteSteps, const MR: usize>(
     block: &F::Block,
     group: usize,
-    side: usize,
     rows: [&Group; MR],
     sums: &mut [[f32; NR]; MR],
 ) {
-    let [first, last] = [0, GROUP / 2];
-    match (F::PARTS, F::STEPS_IN_16_BITS) {
-        (1, 0) => {
-            let steps = load_first_steps::<F>(block, group, side);
-            let totals = rows.map(|row| add_steps::<F, 4>(steps, &row.numbers[first..]));
-            let steps = load_last_steps::<F>(block, group, side);
-            let scales = load_scales::<F>(block, group, 0, side);
-            for ((row, total), sums) in rows.into_iter().zip(totals).zip(sums) {
-                let total = _mm256_add_epi32(total, add_steps::<F, 4>(steps, &row.numbers[last..]));
-                add_scaled::<F>(total, row.sums[0] + row.sums[1], scales, row, side, sums);
-            }
-        }
-        (1, _) => {
-            let [a, b, c, d] = load_first_steps::<F>(block, group, side);
-            let [e, f, g, h] = load_last_steps::<F>(block, group, side);
-            let scales = load_scales::<F>(block, group, 0, side);
+    let mut tile = [[_mm256_setzero_si256(); SIDES]; MR];
+    let mut totals = tile;
+    multiply_step::<F, MR, 0>(block, group, rows, &mut tile, &mut totals);
+    multiply_step::<F, MR, 1>(block, group, rows, &mut tile, &mut totals);
+    multiply_step::<F, MR, 2>(block, group, rows, &mut tile, &mut totals);
+    multiply_step::<F, MR, 3>(block, group, rows, &mut tile, &mut totals);
+    if F::PARTS == 2 {
+        let sums_of_rows = rows.map(|row| row.sums[0]);
+        add_scaled::<F, MR>(block, group, 0, rows, sums_of_rows, totals, sums);
+        totals = [[_mm256_setzero_si256(); SIDES]; MR];
+    }
+    multiply_step::<F, MR, 4>(block, group, rows, &mut tile, &mut totals);
+    multiply_step::<F, MR, 5>(block, group, rows, &mut tile, &mut totals);
+    multiply_step::<F, MR, 6>(block, group, rows, &mut tile, &mut totals);
+    multiply_step::<F, MR, 7>(block, group, rows, &mut tile, &mut totals);
+    if F::PARTS == 2 {
+        let sums_of_rows = rows.map(|row| row.sums[1]);
+        add_scaled::<F, MR>(block, group, 1, rows, sums_of_rows, totals, sums);
+    } else {
+        let sums_of_rows = rows.map(|row| row.sums[0] + row.sums[1]);
+        add_scaled::<F, MR>(block, group, 0, rows, sums_of_rows, totals, sums);
+    }
+    if F::MINS {
+        for side in 0..SIDES {
+            // SAFETY: the machine must have AVX2 and F16C. This function enables both.
+            let mins = unsafe { F::mins(block, group, side) };
             for (row, sums) in rows.into_iter().zip(&mut *sums) {
-                let total = add_steps::<F, 8>([a, b, c, d, e, f, g, h], &row.numbers);
-                add_scaled::<F>(total, row.sums[0] + row.sums[1], scales, row, side, sums);
-            }
-            if F::MINS {
-                // SAFETY: the machine must have AVX2 and F16C. This function enables both.
-                let mins = unsafe { F::mins(block, group, side) };
-                for (row, sums) in rows.into_iter().zip(sums) {
-                    let mins = _mm256_mul_ps(mins, _mm256_set1_ps(row.scaled_sum));
-                    store(sums, side, _mm256_sub_ps(load_sums(sums, side), mins));
-                }
-            }
-        }
-        _ => {
-            let steps = load_first_steps::<F>(block, group, side);
-            let scales = load_scales::<F>(block, group, 0, side);
-            for (row, sums) in rows.into_iter().zip(&mut *sums) {
-                let total = add_steps::<F, 4>(steps, &row.numbers[first..]);
-                add_scaled::<F>(total, row.sums[0], scales, row, side, sums);
-            }
-            let steps = load_last_steps::<F>(block, group, side);
-            let scales = load_scales::<F>(block, group, 1, side);
-            for (row, sums) in rows.into_iter().zip(sums) {
-                let total = add_steps::<F, 4>(steps, &row.numbers[last..]);
-                add_scaled::<F>(total, row.sums[1], scales, row, side, sums);
+                let mins = _mm256_mul_ps(mins, _mm256_set1_ps(row.scaled_sum));
+                let sum = _mm256_sub_ps(load_sums(sums, side), mins);
+                store(sums, side, sum);
             }
         }
     }
 }
 
-/// Returns the products of steps with the numbers of a row, added for each column.
+/// Adds the products of a step to the tile. Adds the tile to the totals, if the next products would not fit into
+/// 16 bits.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn add_steps<F: ByteSteps, const STEPS: usize>(steps: [__m256i; STEPS], numbers: &[i8]) -> __m256i {
+fn multiply_step<F: ByteSteps, const MR: usize, const STEP: usize>(
+    block: &F::Block,
+    group: usize,
+    rows: [&Group; MR],
+    tile: &mut Tile<MR>,
+    totals: &mut Tile<MR>,
+) {
+    // SAFETY: the machine must have AVX2. This function enables it.
+    let weights: [__m256i; SIDES] =
+        unsafe { [F::step::<STEP>(block, group, 0), F::step::<STEP>(block, group, 1)] };
     let ones = _mm256_set1_epi16(1);
-    let mut total = _mm256_setzero_si256();
-    let mut pairs = _mm256_setzero_si256();
-    for (index, (step, numbers)) in steps.into_iter().zip(numbers.as_chunks::<STEP>().0).enumerate()
-    {
-        let numbers = _mm256_set1_epi32(bytemuck::cast(*numbers));
-        if F::STEPS_IN_16_BITS == 0 {
-            let signed = _mm256_sign_epi8(numbers, step);
-            let products = _mm256_maddubs_epi16(_mm256_abs_epi8(step), signed);
-            total = _mm256_add_epi32(total, _mm256_madd_epi16(products, ones));
-            continue;
-        }
-        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(step, numbers));
-        if (index + 1) % F::STEPS_IN_16_BITS == 0 {
-            total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, ones));
-            pairs = _mm256_setzero_si256();
+    for r in 0..MR {
+        let numbers = rows[r].numbers.as_chunks::<{ super::STEP }>().0[STEP];
+        let numbers = _mm256_set1_epi32(bytemuck::cast(numbers));
+        for side in 0..SIDES {
+            let weights = weights[side];
+            if F::STEPS_IN_16_BITS == 0 {
+                let signed = _mm256_sign_epi8(numbers, weights);
+                let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
+                let products = _mm256_madd_epi16(products, ones);
+                totals[r][side] = _mm256_add_epi32(totals[r][side], products);
+                continue;
+            }
+            let products = _mm256_maddubs_epi16(weights, numbers);
+            tile[r][side] = _mm256_add_epi16(tile[r][side], products);
         }
     }
-    total
+    if F::STEPS_IN_16_BITS > 0 && (STEP + 1) % F::STEPS_IN_16_BITS == 0 {
+        for (tile, totals) in tile.iter_mut().flatten().zip(totals.iter_mut().flatten()) {
+            *totals = _mm256_add_epi32(*totals, _mm256_madd_epi16(*tile, ones));
+            *tile = _mm256_setzero_si256();
+        }
+    }
 }
 
-/// Takes the offset from a total, scales the total, and adds it to eight sums of a row. `sum` is the sum of the
+/// Takes the offset from totals, scales them, and adds them to the sums. `sums_of_rows` are the sums of the
 /// activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn add_scaled<F: ByteSteps>(
-    total: __m256i,
-    sum: i32,
-    scales: __m256,
-    row: &Group,
-    side: usize,
-    sums: &mut [f32; NR],
+fn add_scaled<F: ByteSteps, const MR: usize>(
+    block: &F::Block,
+    group: usize,
+    part: usize,
+    rows: [&Group; MR],
+    sums_of_rows: [i32; MR],
+    totals: Tile<MR>,
+    sums: &mut [[f32; NR]; MR],
 ) {
-    let total = match F::OFFSET {
-        0 => total,
-        offset => _mm256_sub_epi32(total, _mm256_set1_epi32(offset * sum)),
-    };
-    let scales = _mm256_mul_ps(scales, _mm256_set1_ps(row.scale));
-    let products = _mm256_mul_ps(_mm256_cvtepi32_ps(total), scales);
-    store(sums, side, _mm256_add_ps(load_sums(sums, side), products));
+    for side in 0..SIDES {
+        // SAFETY: the machine must have AVX2 and F16C. This function enables both.
+        let scales = unsafe { F::scales(block, group, part, side) };
+        for r in 0..MR {
+            let mut total = totals[r][side];
+            if F::OFFSET > 0 {
+                let offset = _mm256_set1_epi32(F::OFFSET * sums_of_rows[r]);
+                total = _mm256_sub_epi32(total, offset);
+            }
+            let scales = _mm256_mul_ps(scales, _mm256_set1_ps(rows[r].scale));
+            let products = _mm256_mul_ps(_mm256_cvtepi32_ps(total), scales);
+            let sum = _mm256_add_ps(load_sums(&sums[r], side), products);
+            store(&mut sums[r], side, sum);
+        }
+    }
 }
 
 #[inline]
@@ -276,41 +288,6 @@ fn load_sums(sums: &[f32; NR], side: usize) -> __m256 {
 fn store(sums: &mut [f32; NR], side: usize, columns: __m256) {
     // SAFETY: the address must be writable for eight numbers. `side` is 0 or 1, and there are 16.
     unsafe { _mm256_storeu_ps(sums.as_mut_ptr().add(side * LANES), columns) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn load_first_steps<F: ByteSteps>(block: &F::Block, group: usize, side: usize) -> [__m256i; 4] {
-    // SAFETY: the machine must have AVX2. This function enables it.
-    unsafe {
-        [
-            F::step::<0>(block, group, side),
-            F::step::<1>(block, group, side),
-            F::step::<2>(block, group, side),
-            F::step::<3>(block, group, side),
-        ]
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn load_last_steps<F: ByteSteps>(block: &F::Block, group: usize, side: usize) -> [__m256i; 4] {
-    // SAFETY: the machine must have AVX2. This function enables it.
-    unsafe {
-        [
-            F::step::<4>(block, group, side),
-            F::step::<5>(block, group, side),
-            F::step::<6>(block, group, side),
-            F::step::<7>(block, group, side),
-        ]
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn load_scales<F: ByteSteps>(block: &F::Block, group: usize, part: usize, side: usize) -> __m256 {
-    // SAFETY: the machine must have AVX2 and F16C. This function enables both.
-    unsafe { F::scales(block, group, part, side) }
 }
 
 /// Returns eight columns of a step.
