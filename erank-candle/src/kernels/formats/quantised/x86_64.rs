@@ -151,8 +151,8 @@ fn multiply<F: ByteSteps, const MR: usize>(
     for (panel, sums) in panels.iter().zip(sums.as_chunks_mut::<MR>().0) {
         for (index, (block, rows)) in panel.iter().zip(lhs.chunks_exact(MR * F::GROUPS)).enumerate()
         {
-            prefetch_block(panel, index, prefetch);
             for group in 0..F::GROUPS {
+                prefetch_group::<F>(panel, index * F::GROUPS + group, prefetch);
                 let rows: [&Group; MR] = std::array::from_fn(|r| &rows[r * F::GROUPS + group]);
                 multiply_group::<F, MR>(block, group, rows, sums);
             }
@@ -239,9 +239,13 @@ fn multiply_step<F: ByteSteps, const MR: usize, const STEP: usize>(
         }
     }
     if F::STEPS_IN_16_BITS > 0 && (STEP + 1) % F::STEPS_IN_16_BITS == 0 {
-        for (tile, totals) in tile.iter_mut().flatten().zip(totals.iter_mut().flatten()) {
-            *totals = _mm256_add_epi32(*totals, _mm256_madd_epi16(*tile, ones));
-            *tile = _mm256_setzero_si256();
+        // Nested loops over indices are unrolled, and the tile stays in registers.
+        for r in 0..MR {
+            for side in 0..SIDES {
+                let products = _mm256_madd_epi16(tile[r][side], ones);
+                totals[r][side] = _mm256_add_epi32(totals[r][side], products);
+                tile[r][side] = _mm256_setzero_si256();
+            }
         }
     }
 }
@@ -383,17 +387,16 @@ pub(in super::super) unsafe fn load_i8(numbers: &[i8; NR], side: usize) -> __m25
     }
 }
 
-/// Prefetches the part of the following data that belongs to block `index` of a panel.
+/// Prefetches the part of the following data that belongs to group `index` of a panel.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn prefetch_block<B>(panel: &[B], index: usize, prefetch: Prefetch) {
+fn prefetch_group<F: GroupFormat>(panel: &[F::Block], index: usize, prefetch: Prefetch) {
     if prefetch.stride == 0 {
         return;
     }
-    let start = index * size_of::<B>() * prefetch.stride / 64;
-    let end = (index + 1) * size_of::<B>() * prefetch.stride / 64;
-    for offset in (start..end).step_by(64) {
-        let address = panel.as_ptr().cast::<i8>().wrapping_add(prefetch.distance + offset);
-        _mm_prefetch::<_MM_HINT_T0>(address);
+    let bytes = size_of::<F::Block>() / F::GROUPS * prefetch.stride / 64;
+    for offset in (0..bytes).step_by(64) {
+        let offset = prefetch.distance + index * bytes + offset;
+        _mm_prefetch::<_MM_HINT_T0>(panel.as_ptr().cast::<i8>().wrapping_add(offset));
     }
 }
