@@ -1,7 +1,7 @@
 //! Measures the engine on a model of a real shape with random weights.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin engine -- [0.6B|4B] [NAME…] [cache=MIB]
+//! cargo run --release -p erank-benches --bin engine -- [0.6B|4B] [NAME…] [weights=FORMAT] [cache=MIB]
 //! ```
 //!
 //! Each NAME selects a measurement. Without one, all of them run except `long`.
@@ -24,7 +24,6 @@
 //! just before and just after the run; `fraction` is the limit divided by the value. A measurement fails if
 //! the process had more in memory than weights × 1.15 + the cache's budget + 300 MB.
 
-use std::error::Error;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
@@ -33,14 +32,14 @@ use erank_benches::words::Words;
 use erank_benches::{median, memory};
 use erank_candle::internals::BLOCK_TOKENS;
 use erank_candle::internals::measure::matrix_peak;
-use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics, WeightFormat};
+use erank_candle::{CandleBackend, CandleSettings, Statistics, WeightFormat};
 use erank_core::{
     BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,
 };
 use erank_core::{Completion, DocumentError, Job};
 use serde_json::{Value, json};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const PROMPTS: usize = 32;
 const SHARED_TOKENS: usize = 150;
@@ -53,18 +52,15 @@ const ALL: [&str; 6] = ["job", "cold", "threads", "budget", "alone", "growth"];
 const MEMORY_TOLERANCE: u64 = 32 << 20;
 
 fn main() -> Result<()> {
-    let Arguments { shape, kv_cache_memory_bytes, names, long } = Arguments::read()?;
+    let Arguments { shape, weights, kv_cache_memory_bytes, names, long } = Arguments::read()?;
+    let mut settings = CandleSettings::default();
+    settings.weights = weights;
     let (with_own_settings, with_defaults): (Vec<_>, Vec<_>) =
         names.iter().partition(|name| ["alone", "growth"].contains(&name.as_str()));
     if !with_defaults.is_empty() {
         let begin = Instant::now();
         memory::reset_peak()?;
-        let mut bench = Bench::load(
-            shape,
-            Behaviour::Random,
-            kv_cache_memory_bytes,
-            CandleSettings::default(),
-        )?;
+        let mut bench = Bench::load(shape, Behaviour::Random, kv_cache_memory_bytes, settings)?;
         let seconds = begin.elapsed().as_secs_f64();
         bench.print("loading", memory::peak()?, json!({"value": seconds, "unit": "s"}))?;
         // Reads all weights into memory.
@@ -92,6 +88,7 @@ fn main() -> Result<()> {
 
 struct Arguments {
     shape: Shape,
+    weights: Option<WeightFormat>,
     kv_cache_memory_bytes: usize,
     names: Vec<String>,
     /// Number of documents of `long`.
@@ -100,9 +97,18 @@ struct Arguments {
 
 impl Arguments {
     fn read() -> Result<Self> {
-        let mut read =
-            Self { shape: SHAPES[0], kv_cache_memory_bytes: 4 << 30, names: vec![], long: 1000 };
+        let mut read = Self {
+            shape: SHAPES[0],
+            weights: None,
+            kv_cache_memory_bytes: 4 << 30,
+            names: vec![],
+            long: 1000,
+        };
         for argument in std::env::args().skip(1) {
+            if let Some(format) = argument.strip_prefix("weights=") {
+                read.weights = Some(format.parse()?);
+                continue;
+            }
             let (name, number) = match argument.split_once('=') {
                 Some((name, number)) => {
                     let number = number.parse().map_err(|_| format!("{argument}: not a number"))?;
@@ -172,6 +178,7 @@ impl Run {
 
 struct Bench {
     shape: Shape,
+    format: WeightFormat,
     kv_cache_memory_bytes: usize,
     backend: CandleBackend,
     words: Words,
@@ -184,11 +191,17 @@ impl Bench {
         kv_cache_memory_bytes: usize,
         mut settings: CandleSettings,
     ) -> Result<Self> {
-        let folder = shape.folder(behaviour);
-        shape.write(&folder, behaviour)?;
+        let checkpoint = shape.checkpoint(behaviour, settings.weights)?;
         settings.kv_cache_memory_bytes = Some(kv_cache_memory_bytes);
-        let backend = CandleBackend::load(&Checkpoint::open(folder)?, &settings)?;
-        Ok(Self { shape, kv_cache_memory_bytes, words: Words::of(backend.tokenizer())?, backend })
+        let backend = CandleBackend::load(&checkpoint, &settings)?;
+        let format = settings.weights.unwrap_or(WeightFormat::Bf16);
+        Ok(Self {
+            shape,
+            format,
+            kv_cache_memory_bytes,
+            words: Words::of(backend.tokenizer())?,
+            backend,
+        })
     }
 
     fn job(&mut self) -> Result<()> {
@@ -327,7 +340,7 @@ impl Bench {
     }
 
     fn run(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Run> {
-        let peak = || matrix_peak(None, WeightFormat::Bf16, Duration::from_millis(500));
+        let peak = || matrix_peak(None, self.format, Duration::from_millis(500));
         let peak_before = peak()?;
         let before = self.backend.statistics();
         let begin = Instant::now();
@@ -358,7 +371,7 @@ impl Bench {
 
     /// Prints a line of JSON, and asserts that the peak memory is within the limit.
     fn print(&self, name: &str, peak_bytes: u64, more: Value) -> Result<()> {
-        let weights = self.shape.weight_bytes() as f64;
+        let weights = self.shape.weight_bytes() as f64 / 2.0 * self.format.bytes_per_weight();
         let limit = (weights * 1.15 + self.kv_cache_memory_bytes as f64 + 300e6) as u64;
         let mut line = json!({
             "shape": self.shape.name,

@@ -19,11 +19,11 @@ use std::time::Instant;
 
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
 use erank_benches::roofline::{Work, compare};
+use erank_candle::CandleSettings;
 use erank_candle::internals::measure::Memory;
 use erank_candle::internals::{
     BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, LoadedModel, Row, load,
 };
-use erank_candle::{CandleSettings, Checkpoint};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -41,16 +41,12 @@ fn measure() -> Result<()> {
         Some(name) => Shape::of(&name).ok_or("the shapes are 0.6B and 4B")?,
         None => SHAPES[0],
     };
-    let folder = shape.folder(Behaviour::Random);
-    shape.write(&folder, Behaviour::Random)?;
-    let begin = Instant::now();
+    let format = std::env::args().find_map(|a| a.strip_prefix("weights=").map(str::to_owned));
     let mut settings = CandleSettings::default();
-    if let Some(format) =
-        std::env::args().find_map(|a| a.strip_prefix("weights=").map(str::to_owned))
-    {
-        settings.weights = Some(format.parse()?);
-    }
-    let model = load(&Checkpoint::open(folder)?, &settings)?;
+    settings.weights = format.map(|format| format.parse()).transpose()?;
+    let checkpoint = shape.checkpoint(Behaviour::Random, settings.weights)?;
+    let begin = Instant::now();
+    let model = load(&checkpoint, &settings)?;
     let seconds = begin.elapsed().as_secs_f64();
     println!("{}", json!({"shape": shape.name, "name": "loading", "value": seconds, "unit": "s"}));
     let bench = Bench { shape, model, memory: Memory::new(1 << 30)? };

@@ -1,9 +1,11 @@
 //! Checkpoints of real shapes with random weights.
 
+use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use erank_candle::{Checkpoint, WeightFormat};
 use erank_tests::random_model::RandomModel;
 use half::bf16;
 use serde_json::{Map, Value, json};
@@ -93,6 +95,29 @@ impl Shape {
         let unfinished = folder.join("unfinished");
         self.write_weights(&unfinished, behaviour)?;
         fs::rename(unfinished, weights)
+    }
+
+    /// Opens the model of [`write`](Self::write), below the system's folder for temporary files, and writes it first
+    /// unless it exists. The weights are BF16, or those of a GGUF file in another format.
+    ///
+    /// # Errors
+    /// Returns any error of writing or opening the files.
+    pub fn checkpoint(
+        &self,
+        behaviour: Behaviour,
+        weights: Option<WeightFormat>,
+    ) -> Result<Checkpoint, Box<dyn Error + Send + Sync>> {
+        let folder = self.folder(behaviour);
+        self.write(&folder, behaviour)?;
+        let checkpoint = Checkpoint::open(&folder)?;
+        let Some(format) = weights.filter(|format| format.bytes_per_weight() < 2.0) else {
+            return Ok(checkpoint);
+        };
+        let file = folder.join(format!("{format}.gguf"));
+        if !file.exists() {
+            checkpoint.write_gguf(&file, format, &mut |_, _| ())?;
+        }
+        Ok(Checkpoint::open(file)?)
     }
 
     /// Returns a folder for [`write`](Self::write), below the system's folder for temporary files.
