@@ -38,6 +38,9 @@ pub(crate) enum Command {
     /// Shows a prompt, its tokens, and the most probable next tokens.
     #[command(after_help = help::INSPECT)]
     Inspect(InspectArguments),
+    /// Writes a model as a GGUF file with weights of fewer bits.
+    #[command(after_help = help::QUANTIZE)]
+    Quantize(QuantizeArguments),
 }
 
 #[derive(Debug, Args)]
@@ -212,6 +215,19 @@ pub(crate) struct InspectArguments {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) model: ModelArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArguments {
+    /// The model: a folder, a GGUF file, a name on the model hub, or "tiny" for the bundled model.
+    #[arg(short, long, value_name = "FOLDER|FILE|NAME")]
+    pub(crate) model: String,
+    /// The format of the weights in the file. Norms are kept in F32.
+    #[arg(long, value_name = "FORMAT", value_parser = weight_format_parser(), ignore_case = true)]
+    pub(crate) to: WeightFormat,
+    /// The file to write. It must not exist.
+    #[arg(value_name = "OUT.gguf")]
+    pub(crate) out: PathBuf,
 }
 
 /// The instruction in the prompt: the goal of the search, or a definition of relevance.

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use erank_candle::LoadError;
@@ -45,6 +46,8 @@ pub(crate) enum CommandError {
         #[source]
         source: LoadError,
     },
+    #[error("{} exists; name another file, or delete it first", path.display())]
+    OutputExists { path: PathBuf },
     #[error("--url and --prompts need --backend openai")]
     RemoteWithoutBackend,
     #[error("cannot use the remote model")]

@@ -68,6 +68,14 @@ Exit codes:
   4    --timeout expired. The scores so far are kept.
   130  Ctrl-C was pressed. The scores so far are kept; a second Ctrl-C quits at once.";
 
+/// The use of `erank quantize`.
+pub(crate) const QUANTIZE: &str = "\
+Example:
+  erank quantize --model ERank-4B --to q8_0 erank-4b-q8_0.gguf
+  erank rerank --model erank-4b-q8_0.gguf ...
+
+A matrix whose rows are not whole blocks of the format becomes Q8_0 or else BF16. llama.cpp reads the file, too.";
+
 /// The JSON output of `erank inspect`.
 pub(crate) const INSPECT: &str = "\
 --json prints one object: model, description, vocab_size, prompt (null with --ids), query_truncated,

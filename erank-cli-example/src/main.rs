@@ -16,6 +16,7 @@
 //! | `search` | selects documents with BM25, and reranks them |
 //! | [`eval`] | reranks a judged run, and measures the gain |
 //! | [`inspect`] | shows a prompt, its tokens, and the most probable next tokens |
+//! | [`quantize`] | writes a model as a GGUF file |
 //!
 //! Documents and model folders are untrusted. Text from them is printed through [`text`], which escapes
 //! control characters.
@@ -30,6 +31,7 @@ mod inspect;
 mod interrupt;
 mod model;
 mod progress;
+mod quantize;
 mod report;
 mod rerank;
 #[cfg(feature = "search")]
@@ -62,5 +64,6 @@ fn run(arguments: &Arguments) -> Result<Exit, CommandError> {
         Some(Command::Search(arguments)) => search::run(arguments, &interrupt),
         Some(Command::Eval(arguments)) => eval::run(arguments, &interrupt),
         Some(Command::Inspect(arguments)) => inspect::run(arguments),
+        Some(Command::Quantize(arguments)) => quantize::run(arguments),
     }
 }

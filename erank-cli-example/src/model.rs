@@ -29,14 +29,18 @@ pub(crate) fn load(arguments: &ModelArguments) -> Result<CandleBackend, CommandE
 
 fn load_with_fingerprint(arguments: &ModelArguments) -> Result<(CandleBackend, u32), CommandError> {
     let given = &arguments.model;
+    let checkpoint = checkpoint(given)?;
+    let backend = CandleBackend::load(&checkpoint, &settings(arguments))
+        .map_err(|source| CommandError::Model { given: text::line(given), source })?;
+    Ok((backend, checkpoint.fingerprint()))
+}
+
+/// Opens the files of a model: a path, a name on the hub, or the bundled model.
+pub(crate) fn checkpoint(given: &str) -> Result<Checkpoint, CommandError> {
     let Some(source) = Source::of(given) else {
         return Err(CommandError::NoSuchModel { given: text::line(given) });
     };
-    let loaded = source.checkpoint().and_then(|checkpoint| {
-        let backend = CandleBackend::load(&checkpoint, &settings(arguments))?;
-        Ok((backend, checkpoint.fingerprint()))
-    });
-    loaded.map_err(|source| CommandError::Model { given: text::line(given), source })
+    source.checkpoint().map_err(|source| CommandError::Model { given: text::line(given), source })
 }
 
 /// Loads a local model, or connects to a remote one.
