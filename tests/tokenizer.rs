@@ -9,10 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use erank_candle::{CandleBackend, CandleSettings, Checkpoint, PromptTokenizer};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, PromptTokenizer, WeightFormat};
 use erank_core::ScoringOptions;
 use erank_core::{AnswerFormat, PromptTemplate};
-use erank_tests::gguf::{Matrices, write};
 use erank_tests::random_model::{Layout, RandomModel};
 use serde::Deserialize;
 use serde_json::json;
@@ -129,7 +128,8 @@ fn qwen3_gguf(chat_template: Option<&str>) -> Option<PromptTokenizer> {
     // A folder of its own, so that only the file has a tokenizer.
     let alone = tempfile::tempdir().expect("a temporary folder");
     let file = alone.path().join("qwen3.gguf");
-    write(folder.path(), &file, Matrices::Bf16);
+    let written = Checkpoint::open(folder.path()).expect("a folder");
+    written.write_gguf(&file, WeightFormat::Bf16, &mut |_, _| ()).expect("written");
     let mut settings = CandleSettings::default();
     settings.kv_cache_memory_bytes = Some(1 << 20);
     let checkpoint = Checkpoint::open(&file).expect("a GGUF file");

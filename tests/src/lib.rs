@@ -1,6 +1,5 @@
 //! Code that several tests share, and documentation pages whose examples run as tests.
 
-pub mod gguf;
 pub mod local;
 pub mod random_model;
 

@@ -107,6 +107,21 @@ impl RandomModel {
         }
     }
 
+    /// Writes a folder with one file of weights, after `change` was applied to each weight.
+    ///
+    /// # Errors
+    /// Returns any I/O error.
+    pub fn write_changed(
+        &self,
+        folder: &Path,
+        change: impl Fn(&str, &mut Weight),
+    ) -> io::Result<()> {
+        fs::write(folder.join("config.json"), serde_json::to_vec_pretty(&self.config)?)?;
+        let mut weights = self.weights();
+        weights.iter_mut().for_each(|(name, weight)| change(name, weight));
+        write_tensors(weights.iter(), &folder.join("model.safetensors"))
+    }
+
     /// Returns the name and shape of every tensor: embedding and norms first, then layer by layer.
     pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
         let sizes = &self.sizes;
