@@ -97,7 +97,8 @@ fn input(candidates: &[Candidate]) -> Input {
 #[cfg(test)]
 mod tests {
     use erank_candle::{CandleSettings, Checkpoint, Device, WeightFormat};
-    use erank_core::{Document, Request};
+    use erank_core::prompt::PromptTemplate;
+    use erank_core::{Document, Request, ScoringOptions};
 
     use super::*;
 
@@ -146,6 +147,44 @@ mod tests {
         let changed = f32.iter().zip(&q8_0).filter(|(a, b)| a != b).count();
         println!("Q8_0 changes {changed} of {} integers", f32.len());
         assert!(changed <= 1, "{f32:?}\n{q8_0:?}");
+    }
+
+    /// The mean Kullback–Leibler divergence of the next token's distribution, over all positions of the prompt of
+    /// each query's first candidate.
+    #[test]
+    fn q8_0_weights_hardly_change_the_distributions_of_tokens() {
+        let load = |weights| {
+            let mut settings = CandleSettings::default();
+            settings.weights = Some(weights);
+            CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled")
+        };
+        let (f32, q8_0) = (load(WeightFormat::F32), load(WeightFormat::Q8_0));
+        let vocab_size = f32.config().vocab_size;
+        let (mut sum, mut positions) = (0.0, 0);
+        for (query, candidates) in QUERIES {
+            let template = PromptTemplate::erank();
+            let bound = template.bind(instructions::GENERIC, query);
+            let options = ScoringOptions::default();
+            let frame = f32.tokenizer().bind(&bound, &options).expect("renderable");
+            let ids = frame.encode(candidates[0].1).expect("encodable").ids;
+            let distributions = |backend: &CandleBackend| {
+                let mut all = backend.most_probable(&ids, vocab_size).expect("distributions");
+                all.iter_mut().for_each(|tokens| tokens.sort_by_key(|token| token.id));
+                all
+            };
+            for (exact, quantised) in distributions(&f32).iter().zip(&distributions(&q8_0)) {
+                let terms = exact.iter().zip(quantised).map(|(exact, quantised)| {
+                    assert_eq!(exact.id, quantised.id);
+                    let log_prob = f64::from(exact.log_prob);
+                    log_prob.exp() * (log_prob - f64::from(quantised.log_prob))
+                });
+                sum += terms.sum::<f64>();
+                positions += 1;
+            }
+        }
+        let mean = sum / f64::from(positions);
+        println!("the mean divergence over {positions} positions is {mean:.1e}");
+        assert!((0.0..2e-3).contains(&mean), "{mean:e}");
     }
 
     #[test]

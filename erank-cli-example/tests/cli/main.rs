@@ -5,6 +5,7 @@ mod eval;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;
+mod quantize;
 mod readme;
 mod remote;
 mod rerank;

@@ -83,7 +83,7 @@ weight_formats! {
     /// product.
     Q8_0("Q8_0", q8_0),
     /// Groups of 32 integers of 4 bits with an F16 scale, 0.56 bytes per weight. The format is llama.cpp's, and
-    /// is made while loading as Q8_0 is. It loses much accuracy on small models.
+    /// is made while loading as Q8_0 is.
     Q4_0("Q4_0", q4_0),
     /// llama.cpp's groups of 32 integers of 4 bits with a scale and a min, 0.58 bytes per weight; only read from
     /// files. Files of the kind Q4_K_M consist of this format and Q6_K.
