@@ -238,7 +238,7 @@ fn multiply_step<F: ByteSteps, const MR: usize, const STEP: usize>(
             tile[r][side] = _mm256_add_epi16(tile[r][side], products);
         }
     }
-    if F::STEPS_IN_16_BITS > 0 && (STEP + 1) % F::STEPS_IN_16_BITS == 0 {
+    if F::STEPS_IN_16_BITS > 0 && (STEP + 1).is_multiple_of(F::STEPS_IN_16_BITS) {
         // Nested loops over indices are unrolled, and the tile stays in registers.
         for r in 0..MR {
             for side in 0..SIDES {
@@ -254,6 +254,7 @@ fn multiply_step<F: ByteSteps, const MR: usize, const STEP: usize>(
 /// activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
+#[expect(clippy::needless_range_loop, reason = "the sides come first, because they share scales")]
 fn add_scaled<F: ByteSteps, const MR: usize>(
     block: &F::Block,
     group: usize,
@@ -266,7 +267,7 @@ fn add_scaled<F: ByteSteps, const MR: usize>(
     for side in 0..SIDES {
         // SAFETY: the machine must have AVX2 and F16C. This function enables both.
         let scales = unsafe { F::scales(block, group, part, side) };
-        for r in 0..MR {
+        for (r, sums) in sums.iter_mut().enumerate() {
             let mut total = totals[r][side];
             if F::OFFSET > 0 {
                 let offset = _mm256_set1_epi32(F::OFFSET * sums_of_rows[r]);
@@ -274,8 +275,8 @@ fn add_scaled<F: ByteSteps, const MR: usize>(
             }
             let scales = _mm256_mul_ps(scales, _mm256_set1_ps(rows[r].scale));
             let products = _mm256_mul_ps(_mm256_cvtepi32_ps(total), scales);
-            let sum = _mm256_add_ps(load_sums(&sums[r], side), products);
-            store(&mut sums[r], side, sum);
+            let sum = _mm256_add_ps(load_sums(sums, side), products);
+            store(sums, side, sum);
         }
     }
 }
@@ -317,7 +318,7 @@ pub(in super::super) unsafe fn load_half_bytes<const STEP: usize>(
     // SAFETY: the caller guarantees AVX2.
     unsafe {
         let both = load(&bytes[STEP / 2], side);
-        let both = if STEP % 2 == 0 { both } else { _mm256_srli_epi16::<4>(both) };
+        let both = if STEP.is_multiple_of(2) { both } else { _mm256_srli_epi16::<4>(both) };
         _mm256_and_si256(both, _mm256_set1_epi8(15))
     }
 }
