@@ -16,7 +16,8 @@
 //! - `long` or `long=COUNT`: seconds of a call with COUNT (1,000 by default) of the job's documents, and the
 //!   peak memory of every tenth of it. 1,000 documents take half an hour to an hour on two cores.
 //!
-//! `cache` sets the budget of the KV cache in MiB, 4096 by default. The checkpoint (1.2 or 8 GB) is written
+//! `weights` measures a GGUF file in another format than BF16, such as `q8_0`, which is written once beside the
+//! checkpoint. `cache` sets the budget of the KV cache in MiB, 4096 by default. The checkpoint (1.2 or 8 GB) is written
 //! once to the folder for temporary files.
 //!
 //! Each measurement prints lines of JSON on standard output: shape, name, value, unit, and details. `limit`

@@ -21,7 +21,7 @@ use crate::kernels::WeightFormat;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CandleSettings {
-    /// The format that weights are kept in; `None` keeps each tensor's own: BF16, Q8_0, or else F32. Sums
+    /// The format that weights are kept in; `None` keeps each tensor's own. F16 tensors become F32. Sums
     /// are accumulated in F32 in any case.
     pub weights: Option<WeightFormat>,
     /// The type of keys and values in the cache; `None` takes F32 for F32 weights and BF16 otherwise. An F32

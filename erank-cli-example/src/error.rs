@@ -46,6 +46,12 @@ pub(crate) enum CommandError {
         #[source]
         source: LoadError,
     },
+    #[error("cannot quantise the model {given}")]
+    Quantize {
+        given: String,
+        #[source]
+        source: LoadError,
+    },
     #[error("{} exists; name another file, or delete it first", path.display())]
     OutputExists { path: PathBuf },
     #[error("--url and --prompts need --backend openai")]

@@ -1,4 +1,4 @@
-//! `erank quantize`: writes a model as a GGUF file, in this or another format.
+//! `erank quantize`: writes a model as a GGUF file in a chosen format.
 
 use std::io::{self, Write};
 
@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &QuantizeArguments) -> Result<Exit, CommandError> {
     let written = checkpoint.write_gguf(out, *to, progress);
     bar.finish_and_clear();
     let summary =
-        written.map_err(|source| CommandError::Model { given: text::line(model), source })?;
+        written.map_err(|source| CommandError::Quantize { given: text::line(model), source })?;
 
     let name = text::line(&out.display().to_string());
     let mut stdout = io::stdout().lock();

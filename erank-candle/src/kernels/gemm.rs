@@ -89,7 +89,7 @@ impl<K: MicroKernel> PackedWeights for PackedMatrix<K> {
     }
 }
 
-/// What a projection does with its sums.
+/// The operation that a projection applies to its sums.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Epilogue {
     /// `y = sum` of one matrix.

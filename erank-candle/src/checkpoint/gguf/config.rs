@@ -4,12 +4,17 @@ use super::metadata::Metadata;
 use crate::checkpoint::config::{Architecture, Config};
 use crate::error::LoadError;
 
-const ARCHITECTURE: &str = "general.architecture";
-const LAYERS: &str = "qwen3.block_count";
-const HIDDEN: &str = "qwen3.embedding_length";
-const HEADS: &str = "qwen3.attention.head_count";
-const KEY_LENGTH: &str = "qwen3.attention.key_length";
-const VALUE_LENGTH: &str = "qwen3.attention.value_length";
+pub(super) const ARCHITECTURE: &str = "general.architecture";
+pub(super) const LAYERS: &str = "qwen3.block_count";
+pub(super) const HIDDEN: &str = "qwen3.embedding_length";
+pub(super) const HEADS: &str = "qwen3.attention.head_count";
+pub(super) const KEY_LENGTH: &str = "qwen3.attention.key_length";
+pub(super) const VALUE_LENGTH: &str = "qwen3.attention.value_length";
+pub(super) const KV_HEADS: &str = "qwen3.attention.head_count_kv";
+pub(super) const INTERMEDIATE: &str = "qwen3.feed_forward_length";
+pub(super) const CONTEXT: &str = "qwen3.context_length";
+pub(super) const EPSILON: &str = "qwen3.attention.layer_norm_rms_epsilon";
+pub(super) const ROPE_BASE: &str = "qwen3.rope.freq_base";
 const ROPE_LENGTH: &str = "qwen3.rope.dimension_count";
 const ROPE_SCALING: &str = "qwen3.rope.scaling.type";
 /// Factors of a linear scaling, with the newer name and the older one.
@@ -17,7 +22,7 @@ const ROPE_FACTORS: [&str; 2] = ["qwen3.rope.scaling.factor", "qwen3.rope.scale_
 const SLIDING_WINDOW: &str = "qwen3.attention.sliding_window";
 const CAUSAL: &str = "qwen3.attention.causal";
 /// Ends of a turn.
-const EOS: [&str; 2] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
+pub(super) const EOS: [&str; 2] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
 /// Ends of a turn that the metadata may not name, because a file names one.
 const EOS_TEXTS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 
@@ -52,14 +57,14 @@ pub(super) fn config(
         architecture: Architecture::Qwen3ForCausalLM,
         vocab_size,
         hidden_size,
-        intermediate_size: required(metadata, "qwen3.feed_forward_length")?,
+        intermediate_size: required(metadata, INTERMEDIATE)?,
         num_hidden_layers: layers(metadata)?,
         num_attention_heads: heads,
-        num_key_value_heads: metadata.integer("qwen3.attention.head_count_kv")?.unwrap_or(heads),
+        num_key_value_heads: metadata.integer(KV_HEADS)?.unwrap_or(heads),
         head_dim,
-        max_position_embeddings: required(metadata, "qwen3.context_length")?,
-        rms_norm_eps: number("qwen3.attention.layer_norm_rms_epsilon")? as f32,
-        rope_theta: number("qwen3.rope.freq_base")?,
+        max_position_embeddings: required(metadata, CONTEXT)?,
+        rms_norm_eps: number(EPSILON)? as f32,
+        rope_theta: number(ROPE_BASE)?,
         tie_word_embeddings,
         eos_token_ids: eos_token_ids(metadata, vocab_size)?,
     };

@@ -32,7 +32,7 @@ const MAX_DIMENSIONS: usize = 4;
 const ALIGNMENT: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: usize = 32;
 
-/// What is wrong with a file, without its name.
+/// The reason why a file is refused. The reason does not name the file.
 type Reason = String;
 
 /// A file whose metadata is parsed, and whose tensors are not parsed yet.

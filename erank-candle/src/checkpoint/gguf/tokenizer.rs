@@ -1,7 +1,7 @@
 //! The tokenizer and the chat template of a GGUF file, written as the files of a Hugging Face folder.
 //!
-//! A GGUF file holds the vocabulary and the merges of a BPE tokenizer, but names its normalizer and its
-//! pre-tokenizer only. The name `qwen2` stands for those of Qwen2 and Qwen3. The built `tokenizer.json` equals
+//! A GGUF file holds the vocabulary and the merges of a BPE tokenizer. Of its normalizer and its pre-tokenizer,
+//! the file holds one name. The name `qwen2` means those of Qwen2 and Qwen3. The built `tokenizer.json` equals
 //! Qwen3's own, and the tokenizer's reader checks it like one of a folder.
 //!
 //! The types of tokens decide which are added tokens:
@@ -24,18 +24,18 @@ use super::metadata::Metadata;
 use crate::error::LoadError;
 use crate::tokenizer::QWEN_PATTERN;
 
-const MODEL: &str = "tokenizer.ggml.model";
-const PRE_TOKENIZER: &str = "tokenizer.ggml.pre";
+pub(super) const MODEL: &str = "tokenizer.ggml.model";
+pub(super) const PRE_TOKENIZER: &str = "tokenizer.ggml.pre";
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
-const MERGES: &str = "tokenizer.ggml.merges";
-const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
-const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+pub(super) const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-const NORMAL: i128 = 1;
+pub(super) const NORMAL: i128 = 1;
 pub(super) const CONTROL: i128 = 3;
-const USER_DEFINED: i128 = 4;
-const UNUSED: i128 = 5;
+pub(super) const USER_DEFINED: i128 = 4;
+pub(super) const UNUSED: i128 = 5;
 
 /// Keys with the id of a token, and the names of transformers. (`seperator` is how llama.cpp spells it.)
 const SPECIAL_TOKENS: [(&str, &str); 7] = [

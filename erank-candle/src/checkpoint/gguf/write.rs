@@ -11,16 +11,10 @@ use serde_json::Value as Json;
 
 use super::super::config::{Architecture, Config};
 use super::super::{Checkpoint, TOKENIZER};
-use super::{IN_LAYERS, OUTSIDE_LAYERS, own_name};
+use super::{IN_LAYERS, OUTSIDE_LAYERS, config, own_name, tokenizer};
 use crate::error::{Cause, LoadError};
 use crate::kernels::WeightFormat;
 use crate::tokenizer::QWEN_PATTERN;
-
-/// The types of tokens.
-const NORMAL: i32 = 1;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-const UNUSED: i32 = 5;
 
 type Entry = (&'static str, Value);
 
@@ -42,7 +36,7 @@ impl Checkpoint {
     ///
     /// A matrix whose rows are not whole blocks of the format gets Q8_0 instead, or else BF16. K-quants are
     /// rounded by candle-core without an importance matrix. Calls `progress(done, all)` after each tensor. The
-    /// file is complete or absent: it gets its name when it is whole.
+    /// file gets its name when it is whole, and then replaces a file of that name.
     ///
     /// # Errors
     /// Returns the errors of loading the model, [`LoadError::Write`], and an error for classifiers, whose heads
@@ -53,13 +47,13 @@ impl Checkpoint {
         format: WeightFormat,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<GgufSummary, LoadError> {
-        let (config, weights) = self.config_and_weights()?;
-        if config.architecture != Architecture::Qwen3ForCausalLM {
+        let (model, weights) = self.config_and_weights()?;
+        if model.architecture != Architecture::Qwen3ForCausalLM {
             return Err(LoadError::Setting(
                 "a GGUF file cannot hold the head of a classifier".into(),
             ));
         }
-        let names = tensor_names(&config);
+        let names = tensor_names(&model);
         let mut other_formats = Vec::new();
         let mut tensors = Vec::with_capacity(names.len());
         for name in &names {
@@ -73,10 +67,10 @@ impl Checkpoint {
             progress(tensors.len(), names.len());
         }
 
-        let mut metadata = configuration(&config, &self.name);
-        let tokenizer = self.vocabulary(config.vocab_size)?;
-        let has_tokenizer = !tokenizer.is_empty();
-        metadata.extend(tokenizer);
+        let mut metadata = configuration(&model, &self.name);
+        let vocabulary = self.vocabulary(model.vocab_size)?;
+        let has_tokenizer = !vocabulary.is_empty();
+        metadata.extend(vocabulary);
         let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
         let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (&**name, tensor)).collect();
         let bytes = write_file(out, &metadata, &tensors)
@@ -87,26 +81,28 @@ impl Checkpoint {
     /// Returns the tokens, their types, the merges and the chat template. Empty if a GGUF file cannot hold the
     /// tokenizer.
     fn vocabulary(&self, rows: usize) -> Result<Vec<Entry>, LoadError> {
-        let Some(tokenizer) = &self.tokenizer else { return Ok(Vec::new()) };
+        let Some(bytes) = &self.tokenizer else { return Ok(Vec::new()) };
         let parse = |bytes: &[u8], file: &str| -> Result<Json, LoadError> {
             serde_json::from_slice(bytes)
                 .map_err(|source| LoadError::unparsable(file, "cannot be parsed", source))
         };
-        let tokenizer = parse(tokenizer, TOKENIZER)?;
-        let pattern = tokenizer.pointer("/pre_tokenizer/pretokenizers/0/pattern/Regex");
+        let file = parse(bytes, TOKENIZER)?;
+        let pattern = file.pointer("/pre_tokenizer/pretokenizers/0/pattern/Regex");
         let is_qwens = pattern.is_some_and(|pattern| pattern == QWEN_PATTERN)
-            && tokenizer["decoder"]["type"] == "ByteLevel";
+            && file["decoder"]["type"] == "ByteLevel";
         if !is_qwens {
             return Ok(Vec::new());
         }
-        let mut entries = tokens(&tokenizer, rows)?;
-        let config = self.tokenizer_config.as_deref();
-        let config = config.map(|bytes| parse(bytes, "tokenizer_config.json")).transpose()?;
+        let mut entries = tokens(&file, rows)?;
+        let settings = self.tokenizer_config.as_deref();
+        let settings = settings.map(|bytes| parse(bytes, "tokenizer_config.json")).transpose()?;
         let template = match &self.chat_template {
             Some(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-            None => config.and_then(|config| config["chat_template"].as_str().map(str::to_owned)),
+            None => {
+                settings.and_then(|settings| settings["chat_template"].as_str().map(str::to_owned))
+            }
         };
-        entries.extend(template.map(|text| ("tokenizer.chat_template", Value::String(text))));
+        entries.extend(template.map(|text| (tokenizer::CHAT_TEMPLATE, Value::String(text))));
         Ok(entries)
     }
 }
@@ -145,35 +141,35 @@ fn quantise(tensor: Tensor, format: WeightFormat) -> candle_core::Result<(QTenso
 }
 
 /// Returns the configuration.
-fn configuration(config: &Config, name: &str) -> Vec<Entry> {
+fn configuration(model: &Config, name: &str) -> Vec<Entry> {
     let number = |number: usize| Value::U32(number as u32);
     let mut entries = vec![
-        ("general.architecture", text("qwen3")),
+        (config::ARCHITECTURE, text("qwen3")),
         ("general.name", text(name)),
         ("general.quantization_version", Value::U32(2)),
-        ("qwen3.block_count", number(config.num_hidden_layers)),
-        ("qwen3.context_length", number(config.max_position_embeddings)),
-        ("qwen3.embedding_length", number(config.hidden_size)),
-        ("qwen3.feed_forward_length", number(config.intermediate_size)),
-        ("qwen3.attention.head_count", number(config.num_attention_heads)),
-        ("qwen3.attention.head_count_kv", number(config.num_key_value_heads)),
-        ("qwen3.attention.key_length", number(config.head_dim)),
-        ("qwen3.attention.value_length", number(config.head_dim)),
-        ("qwen3.attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps)),
-        ("qwen3.rope.freq_base", Value::F32(config.rope_theta as f32)),
+        (config::LAYERS, number(model.num_hidden_layers)),
+        (config::CONTEXT, number(model.max_position_embeddings)),
+        (config::HIDDEN, number(model.hidden_size)),
+        (config::INTERMEDIATE, number(model.intermediate_size)),
+        (config::HEADS, number(model.num_attention_heads)),
+        (config::KV_HEADS, number(model.num_key_value_heads)),
+        (config::KEY_LENGTH, number(model.head_dim)),
+        (config::VALUE_LENGTH, number(model.head_dim)),
+        (config::EPSILON, Value::F32(model.rms_norm_eps)),
+        (config::ROPE_BASE, Value::F32(model.rope_theta as f32)),
     ];
     // The format has one. Readers find the others by their names.
-    let eos = config.eos_token_ids.first();
-    entries.extend(eos.map(|id| ("tokenizer.ggml.eos_token_id", Value::U32(*id))));
+    let eos = model.eos_token_ids.first();
+    entries.extend(eos.map(|id| (config::EOS[0], Value::U32(*id))));
     entries
 }
 
 /// Returns the tokens, their types and the merges. Ids without a token are unused.
-fn tokens(tokenizer: &Json, rows: usize) -> Result<Vec<Entry>, LoadError> {
+fn tokens(file: &Json, rows: usize) -> Result<Vec<Entry>, LoadError> {
     let invalid = |reason: String| LoadError::invalid(TOKENIZER, reason);
     let mut texts: Vec<String> = (0..rows).map(|id| format!("[PAD{id}]")).collect();
-    let mut kinds = vec![UNUSED; rows];
-    let mut set = |id: &Json, token: &str, kind: i32| {
+    let mut kinds = vec![tokenizer::UNUSED; rows];
+    let mut set = |id: &Json, token: &str, kind: i128| {
         let index = id.as_u64().and_then(|id| usize::try_from(id).ok()).filter(|id| *id < rows);
         let index = index.ok_or_else(|| {
             invalid(format!("the id of {token:?} is {id}, but the embedding has {rows} rows"))
@@ -181,17 +177,21 @@ fn tokens(tokenizer: &Json, rows: usize) -> Result<Vec<Entry>, LoadError> {
         (texts[index], kinds[index]) = (token.to_owned(), kind);
         Ok(())
     };
-    for (token, id) in tokenizer["model"]["vocab"].as_object().into_iter().flatten() {
-        set(id, token, NORMAL)?;
+    for (token, id) in file["model"]["vocab"].as_object().into_iter().flatten() {
+        set(id, token, tokenizer::NORMAL)?;
     }
-    for token in tokenizer["added_tokens"].as_array().into_iter().flatten() {
+    for token in file["added_tokens"].as_array().into_iter().flatten() {
         let content = token["content"].as_str().unwrap_or_default();
-        // As llama.cpp's converter decides.
+        // llama.cpp's converter decides in the same way.
         let looks_special = content.starts_with("<|") && content.ends_with("|>");
         let is_control = looks_special || token["special"] == true;
-        set(&token["id"], content, if is_control { CONTROL } else { USER_DEFINED })?;
+        set(
+            &token["id"],
+            content,
+            if is_control { tokenizer::CONTROL } else { tokenizer::USER_DEFINED },
+        )?;
     }
-    let merges = tokenizer["model"]["merges"].as_array().into_iter().flatten();
+    let merges = file["model"]["merges"].as_array().into_iter().flatten();
     let merges = merges.map(|merge| match merge {
         Json::String(pair) => Ok(text(pair)),
         pair => match (pair[0].as_str(), pair[1].as_str()) {
@@ -200,12 +200,15 @@ fn tokens(tokenizer: &Json, rows: usize) -> Result<Vec<Entry>, LoadError> {
         },
     });
     Ok(vec![
-        ("tokenizer.ggml.model", text("gpt2")),
-        ("tokenizer.ggml.pre", text("qwen2")),
-        ("tokenizer.ggml.tokens", Value::Array(texts.iter().map(|token| text(token)).collect())),
-        ("tokenizer.ggml.token_type", Value::Array(kinds.into_iter().map(Value::I32).collect())),
-        ("tokenizer.ggml.merges", Value::Array(merges.collect::<Result<_, _>>()?)),
-        ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
+        (tokenizer::MODEL, text("gpt2")),
+        (tokenizer::PRE_TOKENIZER, text("qwen2")),
+        (tokenizer::TOKENS, Value::Array(texts.iter().map(|token| text(token)).collect())),
+        (
+            tokenizer::TYPES,
+            Value::Array(kinds.into_iter().map(|kind| Value::I32(kind as i32)).collect()),
+        ),
+        (tokenizer::MERGES, Value::Array(merges.collect::<Result<_, _>>()?)),
+        (tokenizer::ADD_BOS, Value::Bool(false)),
     ])
 }
 

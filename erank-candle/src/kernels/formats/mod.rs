@@ -182,7 +182,8 @@ pub(super) fn pack(
         fn visit<K: MicroKernel>(self, kernel: K) -> Self::Output {
             if !K::FROM_NUMBERS && !self.0.consists_of(K::BLOCK_TYPE) {
                 return Err(io::Error::other(
-                    "weights of this format are only read from files that have them",
+                    "weights of this format are only read from files that have them; open a GGUF file in this format, or choose \
+                     Q8_0",
                 ));
             }
             Ok(Box::new(PackedMatrix::pack(kernel, self.0)?))

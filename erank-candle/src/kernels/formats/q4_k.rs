@@ -24,12 +24,74 @@ pub(super) struct Block {
     groups: [BlockGroup; 8],
 }
 
+/// One group of 16 outputs. Q5_K has the same, and a fifth bit beside it.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct BlockGroup {
+pub(super) struct BlockGroup {
     scales: [u8; NR],
     mins: [u8; NR],
     half_bytes: HalfBytes,
+}
+
+impl BlockGroup {
+    /// Writes the scale, the min and the lower four bits of the numbers of group `index` of a file's block.
+    pub(super) fn set_column(&mut self, column: usize, fields: &ggml::Block, index: usize) {
+        self.scales[column] = fields.scales[2 * index] as u8;
+        self.mins[column] = fields.mins[2 * index];
+        for (i, number) in fields.numbers[index * GROUP..][..GROUP].iter().enumerate() {
+            quantised::set_half_byte(&mut self.half_bytes, i, column, *number as u8);
+        }
+    }
+
+    /// Returns the lower four bits of number `index` of one output.
+    pub(super) fn half_byte(&self, index: usize, column: usize) -> u8 {
+        quantised::half_byte(&self.half_bytes, index, column)
+    }
+
+    pub(super) fn scale(&self, d: &[f16; NR], column: usize) -> f32 {
+        d[column].to_f32() * f32::from(self.scales[column])
+    }
+
+    pub(super) fn min(&self, dmin: &[f16; NR], column: usize) -> f32 {
+        dmin[column].to_f32() * f32::from(self.mins[column])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl BlockGroup {
+    /// Returns the lower four bits of step `STEP`.
+    ///
+    /// # Safety
+    /// The machine must have AVX2.
+    #[inline(always)]
+    pub(super) unsafe fn load_half_bytes<const STEP: usize>(&self, side: usize) -> __m256i {
+        // SAFETY: the caller guarantees AVX2.
+        unsafe { quantised::load_half_bytes::<STEP>(&self.half_bytes, side) }
+    }
+
+    /// Returns the scales of eight outputs.
+    ///
+    /// # Safety
+    /// The machine must have AVX2 and F16C.
+    #[inline(always)]
+    pub(super) unsafe fn load_scales(&self, d: &[f16; NR], side: usize) -> __m256 {
+        // SAFETY: the caller guarantees AVX2 and F16C.
+        unsafe {
+            _mm256_mul_ps(quantised::load_f16(d, side), quantised::load_u8(&self.scales, side))
+        }
+    }
+
+    /// Returns the mins of eight outputs.
+    ///
+    /// # Safety
+    /// The machine must have AVX2 and F16C.
+    #[inline(always)]
+    pub(super) unsafe fn load_mins(&self, dmin: &[f16; NR], side: usize) -> __m256 {
+        // SAFETY: the caller guarantees AVX2 and F16C.
+        unsafe {
+            _mm256_mul_ps(quantised::load_f16(dmin, side), quantised::load_u8(&self.mins, side))
+        }
+    }
 }
 
 impl GroupFormat for Q4K {
@@ -44,24 +106,20 @@ impl GroupFormat for Q4K {
     fn set_column(block: &mut Block, column: usize, fields: &ggml::Block) {
         (block.d[column], block.dmin[column]) = (fields.d, fields.dmin);
         for (index, group) in block.groups.iter_mut().enumerate() {
-            group.scales[column] = fields.scales[2 * index] as u8;
-            group.mins[column] = fields.mins[2 * index];
-            for (i, number) in fields.numbers[index * GROUP..][..GROUP].iter().enumerate() {
-                quantised::set_half_byte(&mut group.half_bytes, i, column, *number as u8);
-            }
+            group.set_column(column, fields, index);
         }
     }
 
     fn number(block: &Block, group: usize, index: usize, column: usize) -> i32 {
-        quantised::half_byte(&block.groups[group].half_bytes, index, column).into()
+        block.groups[group].half_byte(index, column).into()
     }
 
     fn scale(block: &Block, group: usize, _: usize, column: usize) -> f32 {
-        block.d[column].to_f32() * f32::from(block.groups[group].scales[column])
+        block.groups[group].scale(&block.d, column)
     }
 
     fn min(block: &Block, group: usize, column: usize) -> f32 {
-        block.dmin[column].to_f32() * f32::from(block.groups[group].mins[column])
+        block.groups[group].min(&block.dmin, column)
     }
 }
 
@@ -72,24 +130,18 @@ impl quantised::ByteSteps for Q4K {
     #[inline(always)]
     unsafe fn step<const STEP: usize>(block: &Block, group: usize, side: usize) -> __m256i {
         // SAFETY: the caller guarantees AVX2.
-        unsafe { quantised::load_half_bytes::<STEP>(&block.groups[group].half_bytes, side) }
+        unsafe { block.groups[group].load_half_bytes::<STEP>(side) }
     }
 
     #[inline(always)]
     unsafe fn scales(block: &Block, group: usize, _: usize, side: usize) -> __m256 {
         // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe {
-            let scales = quantised::load_u8(&block.groups[group].scales, side);
-            _mm256_mul_ps(quantised::load_f16(&block.d, side), scales)
-        }
+        unsafe { block.groups[group].load_scales(&block.d, side) }
     }
 
     #[inline(always)]
     unsafe fn mins(block: &Block, group: usize, side: usize) -> __m256 {
         // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe {
-            let mins = quantised::load_u8(&block.groups[group].mins, side);
-            _mm256_mul_ps(quantised::load_f16(&block.dmin, side), mins)
-        }
+        unsafe { block.groups[group].load_mins(&block.dmin, side) }
     }
 }

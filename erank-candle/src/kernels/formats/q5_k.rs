@@ -3,14 +3,15 @@
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector loads"))]
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m256i, _mm256_mul_ps};
+use std::arch::x86_64::{__m256, __m256i};
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::super::ggml::{self, BlockType};
 use super::super::tile::NR;
-use super::quantised::{self, GROUP, Group, GroupFormat, HalfBytes, STEP, Step};
+use super::q4_k;
+use super::quantised::{self, GROUP, Group, GroupFormat, STEP, Step};
 
 quantised_format!(Q5K);
 
@@ -26,9 +27,7 @@ pub(super) struct Block {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct BlockGroup {
-    scales: [u8; NR],
-    mins: [u8; NR],
-    half_bytes: HalfBytes,
+    low: q4_k::BlockGroup,
     /// Bit `(step + 4) % 8` of each byte belongs to a step of the group.
     fifth_bits: Step<u8>,
 }
@@ -45,29 +44,25 @@ impl GroupFormat for Q5K {
     fn set_column(block: &mut Block, column: usize, fields: &ggml::Block) {
         (block.d[column], block.dmin[column]) = (fields.d, fields.dmin);
         for (index, group) in block.groups.iter_mut().enumerate() {
-            group.scales[column] = fields.scales[2 * index] as u8;
-            group.mins[column] = fields.mins[2 * index];
+            group.low.set_column(column, fields, index);
             for (i, number) in fields.numbers[index * GROUP..][..GROUP].iter().enumerate() {
-                let number = *number as u8;
-                quantised::set_half_byte(&mut group.half_bytes, i, column, number);
-                group.fifth_bits[column][i % STEP] |= number >> 4 << fifth_bit(i);
+                group.fifth_bits[column][i % STEP] |= (*number as u8) >> 4 << fifth_bit(i);
             }
         }
     }
 
     fn number(block: &Block, group: usize, index: usize, column: usize) -> i32 {
         let group = &block.groups[group];
-        let low = quantised::half_byte(&group.half_bytes, index, column);
         let fifth = group.fifth_bits[column][index % STEP] >> fifth_bit(index) & 1;
-        (low | fifth << 4).into()
+        (group.low.half_byte(index, column) | fifth << 4).into()
     }
 
     fn scale(block: &Block, group: usize, _: usize, column: usize) -> f32 {
-        block.d[column].to_f32() * f32::from(block.groups[group].scales[column])
+        block.groups[group].low.scale(&block.d, column)
     }
 
     fn min(block: &Block, group: usize, column: usize) -> f32 {
-        block.dmin[column].to_f32() * f32::from(block.groups[group].mins[column])
+        block.groups[group].low.min(&block.dmin, column)
     }
 }
 
@@ -80,7 +75,7 @@ impl quantised::ByteSteps for Q5K {
         // SAFETY: the caller guarantees AVX2.
         unsafe {
             let group = &block.groups[group];
-            let low = quantised::load_half_bytes::<STEP>(&group.half_bytes, side);
+            let low = group.low.load_half_bytes::<STEP>(side);
             let fifth = quantised::load(&group.fifth_bits, side);
             quantised::add_upper_bits::<16>(low, fifth, fifth_bit(quantised::STEP * STEP))
         }
@@ -89,19 +84,13 @@ impl quantised::ByteSteps for Q5K {
     #[inline(always)]
     unsafe fn scales(block: &Block, group: usize, _: usize, side: usize) -> __m256 {
         // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe {
-            let scales = quantised::load_u8(&block.groups[group].scales, side);
-            _mm256_mul_ps(quantised::load_f16(&block.d, side), scales)
-        }
+        unsafe { block.groups[group].low.load_scales(&block.d, side) }
     }
 
     #[inline(always)]
     unsafe fn mins(block: &Block, group: usize, side: usize) -> __m256 {
         // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe {
-            let mins = quantised::load_u8(&block.groups[group].mins, side);
-            _mm256_mul_ps(quantised::load_f16(&block.dmin, side), mins)
-        }
+        unsafe { block.groups[group].low.load_mins(&block.dmin, side) }
     }
 }
 

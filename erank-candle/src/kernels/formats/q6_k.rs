@@ -4,7 +4,7 @@
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector loads"))]
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m256i, _mm256_mul_ps, _mm256_setzero_ps};
+use std::arch::x86_64::{__m256, __m256i, _mm256_mul_ps};
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -65,10 +65,6 @@ impl GroupFormat for Q6K {
     fn scale(block: &Block, group: usize, part: usize, column: usize) -> f32 {
         block.d[column].to_f32() * f32::from(block.groups[group].scales[part][column])
     }
-
-    fn min(_: &Block, _: usize, _: usize) -> f32 {
-        0.0
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -93,12 +89,6 @@ impl quantised::ByteSteps for Q6K {
             let scales = quantised::load_i8(&block.groups[group].scales[part], side);
             _mm256_mul_ps(quantised::load_f16(&block.d, side), scales)
         }
-    }
-
-    #[inline(always)]
-    unsafe fn mins(_: &Block, _: usize, _: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe { _mm256_setzero_ps() }
     }
 }
 

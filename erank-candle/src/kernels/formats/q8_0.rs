@@ -3,7 +3,7 @@
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector loads"))]
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m256i, _mm256_setzero_ps};
+use std::arch::x86_64::{__m256, __m256i};
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -56,10 +56,6 @@ impl GroupFormat for Q8_0 {
     fn scale(block: &Block, _: usize, _: usize, column: usize) -> f32 {
         block.scales[column].to_f32()
     }
-
-    fn min(_: &Block, _: usize, _: usize) -> f32 {
-        0.0
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -76,11 +72,5 @@ impl quantised::ByteSteps for Q8_0 {
     unsafe fn scales(block: &Block, _: usize, _: usize, side: usize) -> __m256 {
         // SAFETY: the caller guarantees AVX2 and F16C.
         unsafe { quantised::load_f16(&block.scales, side) }
-    }
-
-    #[inline(always)]
-    unsafe fn mins(_: &Block, _: usize, _: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe { _mm256_setzero_ps() }
     }
 }

@@ -10,7 +10,7 @@ use crate::tokenizer::PromptTokenizer;
 /// The number of files, unless the environment variable `ERANK_MUTATIONS` gives another one.
 const MUTATIONS: usize = 20_000;
 
-/// What became of the files.
+/// The numbers of files by their outcome.
 #[derive(Debug, Default)]
 struct Outcomes {
     refused: usize,

@@ -162,7 +162,7 @@ fn tensor(random: &mut Random, kind: GgmlDType, shape: &[usize]) -> QTensor {
     };
     for block in bytes.chunks_mut(kind.type_size()) {
         for scale in scales {
-            // Exponents below the largest one, which stands for infinity and NaN.
+            // The largest exponent means infinity or NaN, so smaller ones are chosen.
             block[*scale] &= 0b1011_1111;
         }
     }

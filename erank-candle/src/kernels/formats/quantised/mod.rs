@@ -1,4 +1,5 @@
-//! What the integer formats have in common: activations, the trait of a format, and the portable micro-kernel.
+//! The parts that all formats of integers share: quantised activations, the trait of a format, and the
+//! micro-kernels.
 //!
 //! Activations are quantised in groups of 32 with a scale in F32. For each part of a group, the products of
 //! integers are added without any rounding:
@@ -72,9 +73,9 @@ pub(super) trait GroupFormat: Copy + Debug + Send + Sync + 'static {
     const GROUPS: usize;
     /// Parts of a group that have scales of their own, 1 or 2.
     const PARTS: usize;
-    /// What was added to weights before they were stored, so that no stored number is negative.
+    /// The number that was added to each weight before it was stored, so that no stored number is negative.
     const OFFSET: i32;
-    /// Whether a min is subtracted from weights.
+    /// Whether the format has mins, which are subtracted from the scaled numbers.
     const MINS: bool;
     /// Whether [`quantise`](Self::quantise) is implemented. Other formats are only read from files.
     const FROM_NUMBERS: bool = false;
@@ -96,8 +97,10 @@ pub(super) trait GroupFormat: Copy + Debug + Send + Sync + 'static {
     /// Returns the scale of a part of a group of one output.
     fn scale(block: &Self::Block, group: usize, part: usize, column: usize) -> f32;
 
-    /// Returns the min of a group of one output.
-    fn min(block: &Self::Block, group: usize, column: usize) -> f32;
+    /// Returns the min of a group of one output: 0, unless the format has mins.
+    fn min(_: &Self::Block, _: usize, _: usize) -> f32 {
+        0.0
+    }
 }
 
 /// Calls the visitor with the best micro-kernel of an instruction set.

@@ -21,8 +21,8 @@ use std::arch::x86_64::{
     _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
     _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
     _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_ps,
-    _mm256_sub_epi32, _mm256_sub_ps,
+    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi16,
+    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps,
 };
 use std::marker::PhantomData;
 
@@ -60,11 +60,15 @@ pub(in super::super) trait ByteSteps: GroupFormat {
     /// The machine must have AVX2 and F16C.
     unsafe fn scales(block: &Self::Block, group: usize, part: usize, side: usize) -> __m256;
 
-    /// Returns the mins of a group.
+    /// Returns the mins of a group: zeros, unless the format has mins.
     ///
     /// # Safety
     /// The machine must have AVX2 and F16C.
-    unsafe fn mins(block: &Self::Block, group: usize, side: usize) -> __m256;
+    #[inline(always)]
+    unsafe fn mins(_: &Self::Block, _: usize, _: usize) -> __m256 {
+        // SAFETY: the caller guarantees AVX2.
+        unsafe { _mm256_setzero_ps() }
+    }
 }
 
 /// Products of bytes (`vpmaddubsw`).
