@@ -64,7 +64,7 @@ macro_rules! multiply_with_features {
 
 /// Asks the processor to load the cache line at an address. An invalid address has no effect.
 #[inline(always)]
-pub(super) fn prefetch(address: *const u8) {
+pub(in super::super) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the machine must have SSE, which is a part of x86-64.
     unsafe {

@@ -7,7 +7,7 @@
 //! The list below is the only one. The enum [`InstructionSet`] and every dispatch are generated from it.
 
 #[macro_use]
-mod features;
+pub(super) mod features;
 
 #[cfg(target_arch = "aarch64")]
 pub(super) mod aarch64;
@@ -60,7 +60,11 @@ instruction_sets! { $
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(x86_64::avx512_bf16::Avx512Bf16),
     #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(x86_64::avx512_vnni::Avx512Vnni),
+    #[cfg(target_arch = "x86_64")]
     Avx512(x86_64::avx512::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(x86_64::avx_vnni::AvxVnni),
     #[cfg(target_arch = "x86_64")]
     Avx2(x86_64::avx2::Avx2),
     Portable(generic::Portable),
@@ -130,7 +134,9 @@ mod tests {
         for (flag, name) in [
             ("amx_bf16", "amx"),
             ("avx512_bf16", "avx512bf16"),
+            ("avx512_vnni", "avx512vnni"),
             ("avx512f", "avx512"),
+            ("avx_vnni", "avxvnni"),
             ("avx2", "avx2"),
         ] {
             match (flags.split_whitespace().any(|word| word == flag), names.contains(&name)) {

@@ -1,16 +1,11 @@
 //! Q4_0 weights: groups of 32 integers of 4 bits with an F16 scale.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector loads"))]
-
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m256i};
-
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::super::ggml::{self, BlockType};
 use super::super::tile::NR;
-use super::quantised::{self, GROUP, Group, GroupFormat, HalfBytes};
+use super::quantised::{self, GROUP, Group, GroupFormat, HalfBytes, Registers};
 
 quantised_format!(Q4_0);
 
@@ -28,6 +23,7 @@ impl GroupFormat for Q4_0 {
     type Lhs = Group;
     const GROUPS: usize = 1;
     const PARTS: usize = 1;
+    const BITS: u32 = 4;
     const OFFSET: i32 = 8;
     const MINS: bool = false;
     const FROM_NUMBERS: bool = true;
@@ -64,21 +60,25 @@ impl GroupFormat for Q4_0 {
     fn scale(block: &Block, _: usize, _: usize, column: usize) -> f32 {
         block.scales[column].to_f32()
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl quantised::ByteSteps for Q4_0 {
-    const STEPS_IN_16_BITS: usize = 8;
 
     #[inline(always)]
-    unsafe fn step<const STEP: usize>(block: &Block, _: usize, side: usize) -> __m256i {
-        // SAFETY: the caller guarantees AVX2.
-        unsafe { quantised::load_half_bytes::<STEP>(&block.half_bytes, side) }
+    fn load_step<R: Registers, const INDEX: usize>(
+        registers: R,
+        block: &Block,
+        _: usize,
+        side: usize,
+    ) -> R::Bytes {
+        quantised::load_half_bytes::<R, INDEX>(registers, &block.half_bytes, side)
     }
 
     #[inline(always)]
-    unsafe fn scales(block: &Block, _: usize, _: usize, side: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe { quantised::load_f16(&block.scales, side) }
+    fn load_scales<R: Registers>(
+        registers: R,
+        block: &Block,
+        _: usize,
+        _: usize,
+        side: usize,
+    ) -> R::Floats {
+        registers.load_f16(&block.scales, side)
     }
 }

@@ -1,17 +1,12 @@
 //! Q4_K weights: 256 integers of 4 bits, in groups of 32 with a scale and a min of 6 bits each, which are scaled
 //! by two F16 numbers.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector loads"))]
-
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m256i, _mm256_mul_ps};
-
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::super::ggml::{self, BlockType};
 use super::super::tile::NR;
-use super::quantised::{self, GROUP, Group, GroupFormat, HalfBytes};
+use super::quantised::{self, GROUP, Group, GroupFormat, HalfBytes, Registers};
 
 quantised_format!(Q4K);
 
@@ -55,42 +50,37 @@ impl BlockGroup {
     pub(super) fn min(&self, dmin: &[f16; NR], column: usize) -> f32 {
         dmin[column].to_f32() * f32::from(self.mins[column])
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-impl BlockGroup {
-    /// Returns the lower four bits of step `STEP`.
-    ///
-    /// # Safety
-    /// The machine must have AVX2.
+    /// Returns the lower four bits of step `INDEX`.
     #[inline(always)]
-    pub(super) unsafe fn load_half_bytes<const STEP: usize>(&self, side: usize) -> __m256i {
-        // SAFETY: the caller guarantees AVX2.
-        unsafe { quantised::load_half_bytes::<STEP>(&self.half_bytes, side) }
+    pub(super) fn load_half_bytes<R: Registers, const INDEX: usize>(
+        &self,
+        registers: R,
+        side: usize,
+    ) -> R::Bytes {
+        quantised::load_half_bytes::<R, INDEX>(registers, &self.half_bytes, side)
     }
 
-    /// Returns the scales of eight outputs.
-    ///
-    /// # Safety
-    /// The machine must have AVX2 and F16C.
+    /// Returns the scales of the columns of a register.
     #[inline(always)]
-    pub(super) unsafe fn load_scales(&self, d: &[f16; NR], side: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe {
-            _mm256_mul_ps(quantised::load_f16(d, side), quantised::load_u8(&self.scales, side))
-        }
+    pub(super) fn load_scales<R: Registers>(
+        &self,
+        registers: R,
+        d: &[f16; NR],
+        side: usize,
+    ) -> R::Floats {
+        registers.multiply(registers.load_f16(d, side), registers.load_u8(&self.scales, side))
     }
 
-    /// Returns the mins of eight outputs.
-    ///
-    /// # Safety
-    /// The machine must have AVX2 and F16C.
+    /// Returns the mins of the columns of a register.
     #[inline(always)]
-    pub(super) unsafe fn load_mins(&self, dmin: &[f16; NR], side: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe {
-            _mm256_mul_ps(quantised::load_f16(dmin, side), quantised::load_u8(&self.mins, side))
-        }
+    pub(super) fn load_mins<R: Registers>(
+        &self,
+        registers: R,
+        dmin: &[f16; NR],
+        side: usize,
+    ) -> R::Floats {
+        registers.multiply(registers.load_f16(dmin, side), registers.load_u8(&self.mins, side))
     }
 }
 
@@ -100,6 +90,7 @@ impl GroupFormat for Q4K {
     type Lhs = [Group; 8];
     const GROUPS: usize = 8;
     const PARTS: usize = 1;
+    const BITS: u32 = 4;
     const OFFSET: i32 = 0;
     const MINS: bool = true;
 
@@ -121,27 +112,35 @@ impl GroupFormat for Q4K {
     fn min(block: &Block, group: usize, column: usize) -> f32 {
         block.groups[group].min(&block.dmin, column)
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl quantised::ByteSteps for Q4K {
-    const STEPS_IN_16_BITS: usize = 8;
 
     #[inline(always)]
-    unsafe fn step<const STEP: usize>(block: &Block, group: usize, side: usize) -> __m256i {
-        // SAFETY: the caller guarantees AVX2.
-        unsafe { block.groups[group].load_half_bytes::<STEP>(side) }
+    fn load_step<R: Registers, const INDEX: usize>(
+        registers: R,
+        block: &Block,
+        group: usize,
+        side: usize,
+    ) -> R::Bytes {
+        block.groups[group].load_half_bytes::<R, INDEX>(registers, side)
     }
 
     #[inline(always)]
-    unsafe fn scales(block: &Block, group: usize, _: usize, side: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe { block.groups[group].load_scales(&block.d, side) }
+    fn load_scales<R: Registers>(
+        registers: R,
+        block: &Block,
+        group: usize,
+        _: usize,
+        side: usize,
+    ) -> R::Floats {
+        block.groups[group].load_scales(registers, &block.d, side)
     }
 
     #[inline(always)]
-    unsafe fn mins(block: &Block, group: usize, side: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe { block.groups[group].load_mins(&block.dmin, side) }
+    fn load_mins<R: Registers>(
+        registers: R,
+        block: &Block,
+        group: usize,
+        side: usize,
+    ) -> R::Floats {
+        block.groups[group].load_mins(registers, &block.dmin, side)
     }
 }

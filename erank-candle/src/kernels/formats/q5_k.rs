@@ -1,17 +1,12 @@
 //! Q5_K weights: as Q4_K, with a fifth bit.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector loads"))]
-
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m256i};
-
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::super::ggml::{self, BlockType};
 use super::super::tile::NR;
 use super::q4_k;
-use super::quantised::{self, GROUP, Group, GroupFormat, STEP, Step};
+use super::quantised::{self, GROUP, Group, GroupFormat, Registers, STEP, Step};
 
 quantised_format!(Q5K);
 
@@ -38,6 +33,7 @@ impl GroupFormat for Q5K {
     type Lhs = [Group; 8];
     const GROUPS: usize = 8;
     const PARTS: usize = 1;
+    const BITS: u32 = 5;
     const OFFSET: i32 = 0;
     const MINS: bool = true;
 
@@ -64,37 +60,43 @@ impl GroupFormat for Q5K {
     fn min(block: &Block, group: usize, column: usize) -> f32 {
         block.groups[group].low.min(&block.dmin, column)
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl quantised::ByteSteps for Q5K {
-    const STEPS_IN_16_BITS: usize = 4;
 
     #[inline(always)]
-    unsafe fn step<const STEP: usize>(block: &Block, group: usize, side: usize) -> __m256i {
-        // SAFETY: the caller guarantees AVX2.
-        unsafe {
-            let group = &block.groups[group];
-            let low = group.low.load_half_bytes::<STEP>(side);
-            let fifth = quantised::load(&group.fifth_bits, side);
-            quantised::add_upper_bits::<16>(low, fifth, fifth_bit(quantised::STEP * STEP))
-        }
+    fn load_step<R: Registers, const INDEX: usize>(
+        registers: R,
+        block: &Block,
+        group: usize,
+        side: usize,
+    ) -> R::Bytes {
+        let group = &block.groups[group];
+        let low = group.low.load_half_bytes::<R, INDEX>(registers, side);
+        let fifth = registers.load(&group.fifth_bits, side);
+        quantised::add_upper_bits(registers, low, fifth, const { fifth_bit(STEP * INDEX) }, 16)
     }
 
     #[inline(always)]
-    unsafe fn scales(block: &Block, group: usize, _: usize, side: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe { block.groups[group].low.load_scales(&block.d, side) }
+    fn load_scales<R: Registers>(
+        registers: R,
+        block: &Block,
+        group: usize,
+        _: usize,
+        side: usize,
+    ) -> R::Floats {
+        block.groups[group].low.load_scales(registers, &block.d, side)
     }
 
     #[inline(always)]
-    unsafe fn mins(block: &Block, group: usize, side: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe { block.groups[group].low.load_mins(&block.dmin, side) }
+    fn load_mins<R: Registers>(
+        registers: R,
+        block: &Block,
+        group: usize,
+        side: usize,
+    ) -> R::Floats {
+        block.groups[group].low.load_mins(registers, &block.dmin, side)
     }
 }
 
 /// Returns the place of the fifth bit of number `index`. One shift of the byte brings the bit to place 4.
-fn fifth_bit(index: usize) -> usize {
+const fn fifth_bit(index: usize) -> usize {
     (index / STEP + 4) % 8
 }

@@ -1,17 +1,12 @@
 //! Q6_K weights: 256 integers of 6 bits, in parts of 16 with a scale of 8 bits, which are scaled by an F16
 //! number.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector loads"))]
-
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m256i, _mm256_mul_ps};
-
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::super::ggml::{self, BlockType};
 use super::super::tile::NR;
-use super::quantised::{self, GROUP, Group, GroupFormat, HalfBytes, STEP, Step};
+use super::quantised::{self, GROUP, Group, GroupFormat, HalfBytes, Registers, STEP, Step};
 
 quantised_format!(Q6K);
 
@@ -38,6 +33,7 @@ impl GroupFormat for Q6K {
     type Lhs = [Group; 8];
     const GROUPS: usize = 8;
     const PARTS: usize = 2;
+    const BITS: u32 = 6;
     const OFFSET: i32 = 32;
     const MINS: bool = false;
 
@@ -65,34 +61,34 @@ impl GroupFormat for Q6K {
     fn scale(block: &Block, group: usize, part: usize, column: usize) -> f32 {
         block.d[column].to_f32() * f32::from(block.groups[group].scales[part][column])
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl quantised::ByteSteps for Q6K {
-    const STEPS_IN_16_BITS: usize = 2;
 
     #[inline(always)]
-    unsafe fn step<const STEP: usize>(block: &Block, group: usize, side: usize) -> __m256i {
-        // SAFETY: the caller guarantees AVX2.
-        unsafe {
-            let group = &block.groups[group];
-            let low = quantised::load_half_bytes::<STEP>(&group.half_bytes, side);
-            let upper = quantised::load(&group.upper_bits[STEP / 4], side);
-            quantised::add_upper_bits::<48>(low, upper, upper_bits(quantised::STEP * STEP))
-        }
+    fn load_step<R: Registers, const INDEX: usize>(
+        registers: R,
+        block: &Block,
+        group: usize,
+        side: usize,
+    ) -> R::Bytes {
+        let group = &block.groups[group];
+        let low = quantised::load_half_bytes::<R, INDEX>(registers, &group.half_bytes, side);
+        let upper = registers.load(&group.upper_bits[INDEX / 4], side);
+        quantised::add_upper_bits(registers, low, upper, const { upper_bits(STEP * INDEX) }, 48)
     }
 
     #[inline(always)]
-    unsafe fn scales(block: &Block, group: usize, part: usize, side: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe {
-            let scales = quantised::load_i8(&block.groups[group].scales[part], side);
-            _mm256_mul_ps(quantised::load_f16(&block.d, side), scales)
-        }
+    fn load_scales<R: Registers>(
+        registers: R,
+        block: &Block,
+        group: usize,
+        part: usize,
+        side: usize,
+    ) -> R::Floats {
+        let scales = registers.load_i8(&block.groups[group].scales[part], side);
+        registers.multiply(registers.load_f16(&block.d, side), scales)
     }
 }
 
 /// Returns the place of the upper two bits of number `index`. One shift of the byte brings the bits to place 4.
-fn upper_bits(index: usize) -> usize {
+const fn upper_bits(index: usize) -> usize {
     (2 * (index / STEP) + 4) % 8
 }

@@ -1,16 +1,11 @@
 //! Q8_0 weights: groups of 32 integers of 8 bits with an F16 scale.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector loads"))]
-
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m256i};
-
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::super::ggml::{self, BlockType};
 use super::super::tile::NR;
-use super::quantised::{self, GROUP, Group, GroupFormat, STEP, Step};
+use super::quantised::{self, GROUP, Group, GroupFormat, Registers, STEP, Step};
 
 quantised_format!(Q8_0);
 
@@ -28,6 +23,8 @@ impl GroupFormat for Q8_0 {
     type Lhs = Group;
     const GROUPS: usize = 1;
     const PARTS: usize = 1;
+    const BITS: u32 = 8;
+    const SIGNED: bool = true;
     const OFFSET: i32 = 0;
     const MINS: bool = false;
     const FROM_NUMBERS: bool = true;
@@ -56,21 +53,25 @@ impl GroupFormat for Q8_0 {
     fn scale(block: &Block, _: usize, _: usize, column: usize) -> f32 {
         block.scales[column].to_f32()
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl quantised::ByteSteps for Q8_0 {
-    const STEPS_IN_16_BITS: usize = 0;
 
     #[inline(always)]
-    unsafe fn step<const STEP: usize>(block: &Block, _: usize, side: usize) -> __m256i {
-        // SAFETY: the caller guarantees AVX2.
-        unsafe { quantised::load(&block.numbers[STEP], side) }
+    fn load_step<R: Registers, const INDEX: usize>(
+        registers: R,
+        block: &Block,
+        _: usize,
+        side: usize,
+    ) -> R::Bytes {
+        registers.load(&block.numbers[INDEX], side)
     }
 
     #[inline(always)]
-    unsafe fn scales(block: &Block, _: usize, _: usize, side: usize) -> __m256 {
-        // SAFETY: the caller guarantees AVX2 and F16C.
-        unsafe { quantised::load_f16(&block.scales, side) }
+    fn load_scales<R: Registers>(
+        registers: R,
+        block: &Block,
+        _: usize,
+        _: usize,
+        side: usize,
+    ) -> R::Floats {
+        registers.load_f16(&block.scales, side)
     }
 }

@@ -31,7 +31,7 @@ impl Isa for Avx2 {
         self
     }
 
-    run_with_features!("avx2,fma");
+    run_with_features!("avx2,fma,f16c");
 }
 
 impl WideningIsa for Avx2 {

@@ -23,30 +23,32 @@ use half::bf16;
 use super::super::super::tile::{Mr, NR, Prefetch};
 use super::super::isa::Isa;
 use super::avx512::Avx512;
+use super::avx512_vnni::Avx512Vnni;
 
 /// Two inputs of 16 columns, one step of a panel.
 type Block = [[bf16; 2]; NR];
 
-/// [`Avx512`] with products of BF16 pairs: 32 registers of 32 BF16 or 16 F32 numbers.
+/// [`Avx512Vnni`] with products of BF16 pairs: 32 registers of 32 BF16 or 16 F32 numbers. Every processor with
+/// the latter has the former.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Avx512Bf16(Avx512);
+pub(crate) struct Avx512Bf16(Avx512Vnni);
 
 impl Isa for Avx512Bf16 {
     const NAME: &'static str = "avx512bf16";
     const MAX_MR: Mr = Mr::Eight;
-    type Base = Avx512;
+    type Base = Avx512Vnni;
     type Widening = Avx512;
 
     fn detect() -> Option<Self> {
-        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Self)
+        Avx512Vnni::detect().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Self)
     }
 
-    fn base(self) -> Option<Avx512> {
+    fn base(self) -> Option<Avx512Vnni> {
         Some(self.0)
     }
 
     fn widening(self) -> Avx512 {
-        self.0
+        self.0.widening()
     }
 
     #[inline]

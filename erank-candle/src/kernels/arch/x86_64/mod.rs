@@ -4,3 +4,5 @@ pub(crate) mod amx;
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod avx512_bf16;
+pub(crate) mod avx512_vnni;
+pub(crate) mod avx_vnni;

@@ -15,6 +15,9 @@
 //! The groups are added in order, with products and sums rounded apart. So all instruction sets give the same
 //! bits.
 
+mod byte_isa;
+#[cfg(target_arch = "x86_64")]
+mod byte_products;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -25,18 +28,15 @@ use bytemuck::{Pod, Zeroable};
 
 use super::super::arch::generic::Portable;
 #[cfg(target_arch = "x86_64")]
-use super::super::arch::x86_64::avx2::Avx2;
+use super::super::arch::x86_64::{avx_vnni::AvxVnni, avx2::Avx2, avx512_vnni::Avx512Vnni};
 use super::super::arch::{InstructionSet, Isa};
 use super::super::ggml::{self, BlockType};
 use super::super::micro_kernel::{KernelVisitor, MicroKernel};
 use super::super::stored::StoredRow;
 use super::super::tile::{Mr, NR, Prefetch, TileRows};
+pub(super) use byte_isa::{Registers, add_upper_bits, load_half_bytes};
 #[cfg(target_arch = "x86_64")]
-use x86_64::ByteProducts;
-#[cfg(target_arch = "x86_64")]
-pub(super) use x86_64::{
-    ByteSteps, add_upper_bits, load, load_f16, load_half_bytes, load_i8, load_u8,
-};
+use byte_products::ByteProducts;
 
 /// Numbers of a group of activations.
 pub(super) const GROUP: usize = 32;
@@ -73,6 +73,10 @@ pub(super) trait GroupFormat: Copy + Debug + Send + Sync + 'static {
     const GROUPS: usize;
     /// Parts of a group that have scales of their own, 1 or 2.
     const PARTS: usize;
+    /// Bits of a stored number.
+    const BITS: u32;
+    /// Whether stored numbers are signed.
+    const SIGNED: bool = false;
     /// The number that was added to each weight before it was stored, so that no stored number is negative.
     const OFFSET: i32;
     /// Whether the format has mins, which are subtracted from the scaled numbers.
@@ -101,16 +105,43 @@ pub(super) trait GroupFormat: Copy + Debug + Send + Sync + 'static {
     fn min(_: &Self::Block, _: usize, _: usize) -> f32 {
         0.0
     }
+
+    /// Returns step `INDEX` of a group: four stored numbers of each column.
+    fn load_step<R: Registers, const INDEX: usize>(
+        registers: R,
+        block: &Self::Block,
+        group: usize,
+        side: usize,
+    ) -> R::Bytes;
+
+    /// Returns the scales of a part of a group.
+    fn load_scales<R: Registers>(
+        registers: R,
+        block: &Self::Block,
+        group: usize,
+        part: usize,
+        side: usize,
+    ) -> R::Floats;
+
+    /// Returns the mins of a group: zeros, unless the format has mins.
+    #[inline(always)]
+    fn load_mins<R: Registers>(registers: R, _: &Self::Block, _: usize, _: usize) -> R::Floats {
+        registers.splat(0.0)
+    }
 }
 
 /// Calls the visitor with the best micro-kernel of an instruction set.
-pub(super) fn with_kernel<F: KernelFormat, V: KernelVisitor>(
+pub(super) fn with_kernel<F: GroupFormat, V: KernelVisitor>(
     set: InstructionSet,
     visitor: V,
 ) -> V::Output {
     #[cfg(target_arch = "x86_64")]
-    if let Some(isa) = set.token::<Avx2>() {
-        return visitor.visit(ByteProducts::<F>::new(isa));
+    if let Some(isa) = set.token::<Avx512Vnni>() {
+        return visitor.visit(ByteProducts::<F, _>::new(isa));
+    } else if let Some(isa) = set.token::<AvxVnni>() {
+        return visitor.visit(ByteProducts::<F, _>::new(isa));
+    } else if let Some(isa) = set.token::<Avx2>() {
+        return visitor.visit(ByteProducts::<F, _>::new(isa));
     }
     let _ = set;
     visitor.visit(Products::<F>(PhantomData))
@@ -118,13 +149,20 @@ pub(super) fn with_kernel<F: KernelFormat, V: KernelVisitor>(
 
 /// Calls the visitor with every micro-kernel of an instruction set.
 #[cfg(test)]
-pub(super) fn with_every_kernel<F: KernelFormat, V: KernelVisitor + Copy>(
+pub(super) fn with_every_kernel<F: GroupFormat, V: KernelVisitor + Copy>(
     set: InstructionSet,
     visitor: V,
 ) -> Vec<V::Output> {
     let mut outputs = vec![visitor.visit(Products::<F>(PhantomData))];
     #[cfg(target_arch = "x86_64")]
-    outputs.extend(set.token::<Avx2>().map(|isa| visitor.visit(ByteProducts::<F>::new(isa))));
+    {
+        let avx512_vnni = set.token::<Avx512Vnni>();
+        outputs.extend(avx512_vnni.map(|isa| visitor.visit(ByteProducts::<F, _>::new(isa))));
+        let avx_vnni = set.token::<AvxVnni>();
+        outputs.extend(avx_vnni.map(|isa| visitor.visit(ByteProducts::<F, _>::new(isa))));
+        let avx2 = set.token::<Avx2>();
+        outputs.extend(avx2.map(|isa| visitor.visit(ByteProducts::<F, _>::new(isa))));
+    }
     let _ = set;
     outputs
 }
@@ -153,16 +191,6 @@ macro_rules! quantised_format {
         }
     };
 }
-
-/// A format with micro-kernels for all instruction sets of this architecture.
-#[cfg(target_arch = "x86_64")]
-pub(super) trait KernelFormat: ByteSteps {}
-#[cfg(target_arch = "x86_64")]
-impl<F: ByteSteps> KernelFormat for F {}
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) trait KernelFormat: GroupFormat {}
-#[cfg(not(target_arch = "x86_64"))]
-impl<F: GroupFormat> KernelFormat for F {}
 
 /// The micro-kernel that every machine has, a plain loop.
 #[derive(Debug, Clone, Copy)]

@@ -23,14 +23,14 @@ impl KernelVisitor for Pack<'_> {
 }
 
 /// Packs a matrix for every micro-kernel of every set.
-fn packed<F: KernelFormat>(matrix: &StoredMatrix<'_>) -> Vec<Box<dyn PackedWeights>> {
+fn packed<F: GroupFormat>(matrix: &StoredMatrix<'_>) -> Vec<Box<dyn PackedWeights>> {
     let sets = InstructionSet::available().into_iter();
     sets.flat_map(|set| with_every_kernel::<F, _>(set, Pack(matrix))).collect()
 }
 
 #[test]
 fn every_set_and_kernel_gives_the_same_bits() {
-    fn check<F: KernelFormat>() {
+    fn check<F: GroupFormat>() {
         for (rows, inputs, outputs) in [(1, 32, 16), (3, 70, 33), (9, 1100, 40), (40, 600, 17)] {
             let matrix = RandomMatrix::of_blocks(F::BLOCK_TYPE, outputs, inputs, 32);
             let x: Vec<f32> = oracle::numbers(rows * matrix.inputs, 33).collect();
@@ -57,7 +57,7 @@ fn every_set_and_kernel_gives_the_same_bits() {
 /// The largest numbers of all signs: totals must not saturate in 16 bits.
 #[test]
 fn extreme_numbers_do_not_saturate() {
-    fn check<F: KernelFormat>() {
+    fn check<F: GroupFormat>() {
         let (block_type, inputs) = (F::BLOCK_TYPE, 256);
         for byte in [0x00, 0x7f, 0x80, 0xff, 0x81] {
             let mut block = vec![byte; block_type.bytes()];
@@ -99,7 +99,7 @@ fn extreme_numbers_do_not_saturate() {
 
 #[test]
 fn numbers_that_are_not_finite_give_nan() {
-    fn check<F: KernelFormat>() {
+    fn check<F: GroupFormat>() {
         let inputs = 64;
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut numbers = vec![0.5; inputs];

@@ -1,0 +1,282 @@
+//! The micro-kernel of the integer formats on sets with products of bytes.
+//!
+//! ```text
+//! for each panel, block, group, part:
+//!     for each step s of the part, row r:
+//!         totals[r] += step(s) · lhs[r].numbers[s]      four products per column
+//!     sums[r] += totals[r] · (scales · lhs[r].scale)
+//! ```
+//!
+//! The totals of all rows are in registers. If a register has all columns of a panel, two panels share each load of
+//! the lhs. With one or two rows, the panels are multiplied one after another. The weights are then read from
+//! memory, which is fastest in one stream.
+
+use std::marker::PhantomData;
+
+use super::super::super::arch::features;
+use super::super::super::ggml::BlockType;
+use super::super::super::micro_kernel::MicroKernel;
+use super::super::super::stored::StoredRow;
+use super::super::super::tile::{Mr, NR, Prefetch};
+use super::byte_isa::{ByteIsa, Registers};
+use super::{GROUP, Group, GroupFormat, STEP};
+
+/// Products of bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ByteProducts<F, I> {
+    isa: I,
+    format: PhantomData<F>,
+}
+
+impl<F, I> ByteProducts<F, I> {
+    pub(super) fn new(isa: I) -> Self {
+        Self { isa, format: PhantomData }
+    }
+}
+
+impl<F: GroupFormat, I: ByteIsa> MicroKernel for ByteProducts<F, I> {
+    type Isa = I;
+    type Rows = Mr;
+    type Lhs = F::Lhs;
+    type Block = F::Block;
+    const BLOCK_K: usize = F::GROUPS * GROUP;
+    const BLOCK_TYPE: Option<BlockType> = Some(F::BLOCK_TYPE);
+    const FROM_NUMBERS: bool = F::FROM_NUMBERS;
+    const PANELS: usize = 2 * I::Registers::LANES / NR;
+    const KC: usize = 1024;
+    const PREFETCH: Prefetch = Prefetch { distance: 2048, stride: 64 };
+
+    #[inline(always)]
+    fn isa(self) -> I {
+        self.isa
+    }
+
+    fn max_mr(self) -> Mr {
+        I::MAX_MR
+    }
+
+    #[inline(always)]
+    fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [F::Lhs]) {
+        super::pack_lhs::<F>(rows, k, mr, lhs);
+    }
+
+    fn pack_rows(rows: &[StoredRow<'_>], panel: &mut [F::Block]) {
+        super::pack_rows::<F>(rows, panel);
+    }
+
+    fn unpack_row(panel: &[F::Block], column: usize, out: &mut [f32]) {
+        super::unpack_row::<F>(panel, column, out);
+    }
+
+    #[inline]
+    fn multiply(
+        self,
+        lhs: &[F::Lhs],
+        panels: &[&[F::Block]],
+        mr: Mr,
+        sums: &mut [[f32; NR]],
+        prefetch: Prefetch,
+    ) {
+        let (isa, lhs) = (self.isa, bytemuck::cast_slice(lhs));
+        isa.run(
+            #[inline(always)]
+            || match mr {
+                Mr::One => multiply::<F, I, 1>(isa, lhs, panels, sums, prefetch),
+                Mr::Two => multiply::<F, I, 2>(isa, lhs, panels, sums, prefetch),
+                Mr::Four => multiply::<F, I, 4>(isa, lhs, panels, sums, prefetch),
+                Mr::Eight => multiply::<F, I, 8>(isa, lhs, panels, sums, prefetch),
+            },
+        );
+    }
+
+    #[cfg(test)]
+    fn round_activations(row: &[f32]) -> Vec<f32> {
+        super::round_activations(row)
+    }
+}
+
+#[inline(always)]
+fn multiply<F: GroupFormat, I: ByteIsa, const MR: usize>(
+    isa: I,
+    lhs: &[Group],
+    panels: &[&[F::Block]],
+    sums: &mut [[f32; NR]],
+    prefetch: Prefetch,
+) {
+    let (pairs, rest) =
+        if I::Registers::LANES == NR && MR >= 4 { panels.as_chunks() } else { (&[][..], panels) };
+    let (pair_sums, rest_sums) = sums.split_at_mut((pairs.len() * 2 * MR).min(sums.len()));
+    for (panels, sums) in pairs.iter().zip(pair_sums.as_chunks_mut::<MR>().0.as_chunks_mut().0) {
+        multiply_panels::<F, I, MR, 2>(isa, lhs, panels, sums, prefetch);
+    }
+    for (panel, sums) in rest.iter().zip(rest_sums.as_chunks_mut::<MR>().0.as_chunks_mut().0) {
+        multiply_panels::<F, I, MR, 1>(isa, lhs, &[panel], sums, prefetch);
+    }
+}
+
+#[inline(always)]
+fn multiply_panels<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize>(
+    isa: I,
+    lhs: &[Group],
+    panels: &[&[F::Block]; PANELS],
+    sums: &mut [[[f32; NR]; MR]; PANELS],
+    prefetch: Prefetch,
+) {
+    let length = panels.iter().map(|panel| panel.len()).min().unwrap_or(0);
+    for (index, rows) in lhs.chunks_exact(MR * F::GROUPS).take(length).enumerate() {
+        let blocks: [&F::Block; PANELS] = std::array::from_fn(|panel| &panels[panel][index]);
+        for group in 0..F::GROUPS {
+            for panel in panels {
+                prefetch_group::<F>(panel, index * F::GROUPS + group, prefetch);
+            }
+            let rows: [&Group; MR] = std::array::from_fn(|r| &rows[r * F::GROUPS + group]);
+            if I::Registers::LANES == NR {
+                GroupProduct::<F, I, MR, PANELS, 1> { isa, blocks, group, rows }.add_to(sums);
+            } else {
+                GroupProduct::<F, I, MR, PANELS, 2> { isa, blocks, group, rows }.add_to(sums);
+            }
+        }
+    }
+}
+
+/// The operands of the product of one group: its rows of activations, and a block of each panel. `SIDES` is the
+/// number of registers that hold the columns of a panel.
+struct GroupProduct<
+    'a,
+    F: GroupFormat,
+    I: ByteIsa,
+    const MR: usize,
+    const PANELS: usize,
+    const SIDES: usize,
+> {
+    isa: I,
+    blocks: [&'a F::Block; PANELS],
+    group: usize,
+    rows: [&'a Group; MR],
+}
+
+/// The totals of all rows.
+type Tile<I, const MR: usize, const PANELS: usize, const SIDES: usize> =
+    [[[<I as ByteIsa>::Totals; MR]; SIDES]; PANELS];
+
+#[expect(
+    clippy::needless_range_loop,
+    reason = "tiles stay in registers only in loops over indices"
+)]
+impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SIDES: usize>
+    GroupProduct<'_, F, I, MR, PANELS, SIDES>
+{
+    /// Adds the products to the sums of all rows.
+    #[inline(always)]
+    fn add_to(&self, sums: &mut [[[f32; NR]; MR]; PANELS]) {
+        let zero = [[[self.isa.zero(); MR]; SIDES]; PANELS];
+        let mut tile = zero;
+        self.multiply_step::<0>(&mut tile);
+        self.multiply_step::<1>(&mut tile);
+        self.multiply_step::<2>(&mut tile);
+        self.multiply_step::<3>(&mut tile);
+        if F::PARTS == 2 {
+            self.add_scaled(0, tile, sums);
+            tile = zero;
+        }
+        self.multiply_step::<4>(&mut tile);
+        self.multiply_step::<5>(&mut tile);
+        self.multiply_step::<6>(&mut tile);
+        self.multiply_step::<7>(&mut tile);
+        self.add_scaled(F::PARTS - 1, tile, sums);
+        if F::MINS {
+            self.subtract_mins(sums);
+        }
+    }
+
+    /// Adds the products of step `INDEX` to the tile.
+    #[inline(always)]
+    fn multiply_step<const INDEX: usize>(&self, tile: &mut Tile<I, MR, PANELS, SIDES>) {
+        let mut weights = [[self.load_step::<INDEX>(0, 0); SIDES]; PANELS];
+        for panel in 0..PANELS {
+            for side in 0..SIDES {
+                weights[panel][side] = self.load_step::<INDEX>(panel, side);
+            }
+        }
+        for r in 0..MR {
+            let numbers = self.rows[r].numbers.as_chunks::<STEP>().0[INDEX];
+            for panel in 0..PANELS {
+                for side in 0..SIDES {
+                    let weights = weights[panel][side];
+                    let totals = tile[panel][side][r];
+                    tile[panel][side][r] =
+                        self.isa.add_products::<F, INDEX>(totals, weights, numbers);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn load_step<const INDEX: usize>(
+        &self,
+        panel: usize,
+        side: usize,
+    ) -> <I::Registers as Registers>::Bytes {
+        F::load_step::<_, INDEX>(self.isa.registers(), self.blocks[panel], self.group, side)
+    }
+
+    /// Scales the totals of a part, and adds them to the sums.
+    #[inline(always)]
+    fn add_scaled(
+        &self,
+        part: usize,
+        tile: Tile<I, MR, PANELS, SIDES>,
+        sums: &mut [[[f32; NR]; MR]; PANELS],
+    ) {
+        let registers = self.isa.registers();
+        for panel in 0..PANELS {
+            for side in 0..SIDES {
+                let scales = F::load_scales(registers, self.blocks[panel], self.group, part, side);
+                for r in 0..MR {
+                    let row = self.rows[r];
+                    let sum = match F::PARTS {
+                        2 => row.sums[part],
+                        _ => row.sums[0] + row.sums[1],
+                    };
+                    let totals = self.isa.finish::<F>(tile[panel][side][r], sum);
+                    let scales = registers.multiply(scales, registers.splat(row.scale));
+                    let products = registers.multiply(totals, scales);
+                    let sums = &mut sums[panel][r];
+                    let sum = registers.add(registers.load_f32(sums, side), products);
+                    registers.store_f32(sums, side, sum);
+                }
+            }
+        }
+    }
+
+    /// Subtracts the products of the mins from the sums.
+    #[inline(always)]
+    fn subtract_mins(&self, sums: &mut [[[f32; NR]; MR]; PANELS]) {
+        let registers = self.isa.registers();
+        for panel in 0..PANELS {
+            for side in 0..SIDES {
+                let mins = F::load_mins(registers, self.blocks[panel], self.group, side);
+                for r in 0..MR {
+                    let products =
+                        registers.multiply(mins, registers.splat(self.rows[r].scaled_sum));
+                    let sums = &mut sums[panel][r];
+                    let sum = registers.subtract(registers.load_f32(sums, side), products);
+                    registers.store_f32(sums, side, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Prefetches the part of the following data that belongs to group `index` of a panel.
+#[inline(always)]
+fn prefetch_group<F: GroupFormat>(panel: &[F::Block], index: usize, prefetch: Prefetch) {
+    if prefetch.stride == 0 {
+        return;
+    }
+    let bytes = size_of::<F::Block>() / F::GROUPS * prefetch.stride / 64;
+    for offset in (0..bytes).step_by(64) {
+        let offset = prefetch.distance + index * bytes + offset;
+        features::prefetch(panel.as_ptr().cast::<u8>().wrapping_add(offset));
+    }
+}
