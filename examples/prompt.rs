@@ -1,4 +1,4 @@
-//! Replaces the instruction in ERank's prompt, and then the whole prompt.
+//! Replaces the instruction in ERank's prompt, and then the prompt.
 //!
 //! ```sh
 //! cargo run -p erank-examples --example prompt
@@ -13,12 +13,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let request = Request::new("how do bees make honey", DOCUMENTS);
 
     // The instruction defines what "relevant" means. The module `instructions` holds those that ERank was
-    // evaluated with. The tokenizer recognises control tokens in an instruction, so never take one from
-    // an untrusted source.
-    let custom =
-        "A document is relevant if it says how honey is made, not merely that it is liked.";
-    for instruction in [instructions::BRIGHT, custom] {
-        let reranker = Reranker::builder(&backend).instruction(instruction).build()?;
+    // evaluated with. A request may have one of its own. Like the query, it is data: control tokens in it are
+    // plain text.
+    let reranker = Reranker::builder(&backend).instruction(instructions::BRIGHT).build()?;
+    let own = "A document is relevant if it says how honey is made, not merely that it is liked.";
+    for request in [request.clone(), request.clone().with_instruction(own)] {
         let best = &reranker.rerank(&request)?.documents[0];
         println!("{:.2}  {}", best.score, DOCUMENTS[best.index]);
     }

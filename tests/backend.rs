@@ -11,7 +11,9 @@ use erank_core::{
     ScoringBackend, ScoringOptions, Sink,
 };
 use erank_core::{Completion, DocumentError, Job};
-use erank_tests::local::{BLOCK_BYTES, DOCUMENTS, QUERY, REASON, options, run, tiny, tiny_with};
+use erank_tests::local::{
+    BLOCK_BYTES, DOCUMENTS, QUERY, REASON, options, run, tiny, tiny_with, whole_erank_prompt,
+};
 
 fn completions(backend: &CandleBackend, documents: &[&str], mode: Mode) -> Vec<Completion> {
     erank_tests::local::completions(backend, documents, options(mode))
@@ -109,6 +111,38 @@ fn answer_distribution_equals_a_plain_forward_pass() {
         };
         let error = (given.probability(answer) - expected).abs();
         assert!(error < 1e-6, "{answer}: {} instead of {expected}", given.probability(answer));
+    }
+}
+
+/// The tokens are the same, so all bits are.
+#[test]
+fn whole_prompt_with_bare_answers_equals_answer_only_mode() {
+    let expected = completions(tiny(), &DOCUMENTS, Mode::AnswerOnly);
+    let reranker = Reranker::builder(tiny()).template(whole_erank_prompt()).build();
+    let request = Request::new(QUERY, DOCUMENTS);
+    let ranking = reranker.expect("valid").rerank(&request).expect("a ranking");
+    assert_eq!(ranking.documents.len(), expected.len());
+    for document in &ranking.documents {
+        let expected = &expected[document.index];
+        assert_eq!(document.answer.distribution, expected.answer_distribution);
+        assert_eq!(document.tokens, expected.usage);
+        assert_eq!(
+            (document.mode, document.finish_reason),
+            (Mode::AnswerOnly, FinishReason::Answered)
+        );
+    }
+}
+
+#[test]
+fn labels_that_the_tokenizer_does_not_distinguish_are_refused() {
+    // The bundled tokenizer ignores case and punctuation.
+    for labels in [["fine!", "fine?"], ["?", "fine"]] {
+        let answers = AnswerFormat::labels(labels.into_iter().zip(0..)).expect("valid").bare();
+        let template = PromptTemplate::whole("{query} {doc}", answers).expect("valid");
+        let reranker = Reranker::builder(tiny()).template(template).build().expect("valid");
+        let error = reranker.rerank(&Request::new("q", ["d"])).expect_err("the same tokens");
+        let text = erank_core::error::chain(&error);
+        assert!(text.contains("does not distinguish the label"), "{text}");
     }
 }
 
@@ -259,6 +293,9 @@ fn backend_passes_the_conformance_suite() {
         let report = conformance::check(&boxed, &options);
         assert!(report.is_conformant(), "{mode:?}\n{report}");
     }
+    options.template = PromptTemplate::qwen3_reranker();
+    let report = conformance::check(&boxed, &options);
+    assert!(report.is_conformant(), "{report}");
 }
 
 /// candle's own operations, which a GPU uses, run on the CPU here. Their order of summation depends on the

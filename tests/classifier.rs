@@ -1,18 +1,23 @@
-//! Classifiers of Qwen3's architecture, made of the bundled model: some rows of its output projection become
-//! the classifier's head. So a label's logit must equal the language model's logit of that row, whose forward
-//! pass `parity.rs` compares with transformers.
+//! Classifiers of Qwen3's architecture.
+//!
+//! Random ones are compared with transformers (`golden/classifier.py`). Others are made of the bundled model: some
+//! rows of its output projection become the classifier's head. So a label's logit must equal the language model's
+//! logit of that row.
 
 use std::fs;
 use std::path::Path;
 
+use erank_candle::WeightFormat;
 use erank_candle::internals::{BlockAllocator, Model, Row, load};
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Device};
 use erank_core::prompt::instructions;
 use erank_core::{
     AnswerFormat, Mode, PromptTemplate, Request, Reranker, ScoreKind, ScoringOptions,
 };
+use erank_tests::random_model::{Layout, RandomModel, checksum};
 use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize_to_file};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -95,6 +100,100 @@ fn label_logits_equal_those_of_the_language_model() {
             }
         }
     }
+}
+
+#[derive(Deserialize)]
+struct GoldenFile {
+    models: Vec<GoldenModel>,
+}
+
+#[derive(Deserialize)]
+struct GoldenModel {
+    shape: String,
+    rows: usize,
+    bias: bool,
+    weights_checksum: String,
+    config: Value,
+    cases: Vec<GoldenCase>,
+}
+
+/// The logits after a prompt of `length` tokens, by transformers' F32 and BF16 runs.
+#[derive(Deserialize)]
+struct GoldenCase {
+    length: usize,
+    f32: Vec<f32>,
+    bf16: Vec<f32>,
+}
+
+/// The errors of BF16 weights are at most those of transformers' own BF16 run, both against its F32 run.
+#[test]
+fn logits_equal_transformers() {
+    /// Largest error of an F32 logit. The logits are about 1.
+    const F32_BOUND: f32 = 1e-5;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/classifier.json");
+    let golden = fs::read(path).expect("the golden file is in the repository");
+    let golden: GoldenFile = serde_json::from_slice(&golden).expect("valid JSON");
+    assert_eq!(golden.models.len(), 4);
+    let (mut squares, mut their_squares) = (0.0, 0.0);
+    for GoldenModel { shape, rows, bias, weights_checksum, config, cases } in golden.models {
+        let what = format!("{shape}, {rows} rows, bias {bias}");
+        let model = RandomModel::new(config).expect("sizes").with_classifier(rows, bias);
+        assert_eq!(checksum(&model.weights()), weights_checksum, "{what}");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        model.write(folder.path(), Layout::OneFile).expect("written");
+        let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
+        for device in [Device::Cpu, Device::CpuCandle] {
+            let of = |weights| {
+                let mut settings = settings(device);
+                settings.weights = Some(weights);
+                load(&checkpoint, &settings).expect("whole").model
+            };
+            let (f32, bf16) = (of(WeightFormat::F32), of(WeightFormat::Bf16));
+            for case in &cases {
+                let tokens = model.tokens(case.length);
+                let errors = |found: &[f32]| -> Vec<f32> {
+                    assert_eq!(found.len(), rows);
+                    found.iter().zip(&case.f32).map(|(a, b)| (a - b).abs()).collect()
+                };
+                // With one row, the first of two logits is 0.
+                let own = |model: &dyn Model| {
+                    let logits = last_logits(model, &tokens);
+                    assert_eq!(logits.len(), rows.max(2));
+                    errors(&logits[logits.len() - rows..])
+                };
+                let largest = own(&*f32).into_iter().fold(0.0, f32::max);
+                assert!(largest <= F32_BOUND, "{what}, {} tokens: {largest:e}", case.length);
+                let sum = |errors: Vec<f32>| errors.iter().map(|error| error * error).sum::<f32>();
+                squares += sum(own(&*bf16));
+                their_squares += sum(errors(&case.bf16));
+            }
+        }
+    }
+    println!("BF16: sum of squares {squares:e}, transformers' {their_squares:e}");
+    assert!(squares <= their_squares);
+}
+
+#[test]
+fn labels_get_the_rows_of_their_names() {
+    let folder = classifier(&[70, 300]);
+    let path = folder.path().join("config.json");
+    let config = fs::read_to_string(&path).expect("the file");
+    let score = |id2label: Value| {
+        let mut config: Value = serde_json::from_str(&config).expect("JSON");
+        config["id2label"] = id2label;
+        fs::write(&path, config.to_string()).expect("written");
+        let template = template(AnswerFormat::yes_no().bare());
+        let reranker = Reranker::builder(open(folder.path())).template(template).build();
+        let request = Request::new("why do leaves change colour", DOCUMENTS);
+        let ranking = reranker.expect("valid").rerank(&request).expect("a ranking");
+        let document = ranking.documents.into_iter().find(|document| document.index == 1);
+        document.expect("the second").score
+    };
+    let in_order = score(json!({"0": "LABEL_0", "1": "LABEL_1"}));
+    assert_eq!(score(json!({"0": "no", "1": "yes"})), in_order);
+    let reversed = score(json!({"0": "Yes", "1": "No"}));
+    assert!((in_order + reversed - 1.0).abs() < 1e-9, "{in_order} {reversed}");
+    assert!((in_order - reversed).abs() > 1e-3, "{in_order} {reversed}");
 }
 
 #[test]

@@ -1,17 +1,17 @@
 //! Token ids of prompts compared with Python's, and the bundled model's tokenizer.
 //!
-//! `golden/tokenizer.py` made the golden ids with Qwen3's tokenizer, which is not in the repository.
-//! `fetch_qwen3_tokenizer.sh` downloads it to `.cache/qwen3-tokenizer`; `ERANK_QWEN3_TOKENIZER` can
-//! name another folder. The tokenizer of a GGUF file must give the same ids. Without the tokenizer, the tests that need it print a message and pass, or
-//! fail if `ERANK_REQUIRE_ALL` is set.
+//! `golden/tokenizer.py` made the golden ids with Qwen3's tokenizer, which is not in the repository
+//! ([`erank_tests::qwen3`]). The tokenizer of a GGUF file must give the same ids. Without the tokenizer, the tests that
+//! need it print a message and pass, or fail if `ERANK_REQUIRE_ALL` is set.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, PromptTokenizer, WeightFormat};
 use erank_core::ScoringOptions;
 use erank_core::{AnswerFormat, PromptTemplate};
+use erank_tests::qwen3::tokenizer_folder;
 use erank_tests::random_model::{Layout, RandomModel};
 use serde::Deserialize;
 use serde_json::json;
@@ -79,28 +79,10 @@ fn golden() -> GoldenFile {
     serde_json::from_slice(&json).expect("the golden file is valid JSON")
 }
 
-/// Returns the folder of Qwen3's tokenizer, or `None` if it is missing.
-fn qwen3_folder() -> Option<PathBuf> {
-    let folder = std::env::var_os("ERANK_QWEN3_TOKENIZER").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/qwen3-tokenizer"),
-        PathBuf::from,
-    );
-    if !folder.join("tokenizer.json").exists() {
-        let missing = format!(
-            "no Qwen3 tokenizer in {}; run tests/fetch_qwen3_tokenizer.sh to download it",
-            folder.display()
-        );
-        assert!(std::env::var_os("ERANK_REQUIRE_ALL").is_none(), "{missing}");
-        eprintln!("\n*** SKIPPED: {missing} ***\n");
-        return None;
-    }
-    Some(folder)
-}
-
 /// Loads Qwen3's tokenizer with the given chat template, by default its own. Returns `None` if the
 /// tokenizer is missing.
 fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
-    let folder = qwen3_folder()?;
+    let folder = tokenizer_folder()?;
     let read = |name: &str| fs::read(folder.join(name)).expect("the file can be read");
     let (tokenizer, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
     let template = chat_template.map(str::as_bytes);
@@ -109,7 +91,7 @@ fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
 
 /// Loads Qwen3's tokenizer from a GGUF file, which holds a very small model.
 fn qwen3_gguf(chat_template: Option<&str>) -> Option<PromptTokenizer> {
-    let tokenizer = qwen3_folder()?;
+    let tokenizer = tokenizer_folder()?;
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = json!({
         "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 16, "intermediate_size": 16,

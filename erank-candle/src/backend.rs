@@ -295,9 +295,31 @@ fn cache_blocks(shape: ModelShape, settings: &CandleSettings) -> Result<usize, L
     Ok(affordable.min(usable))
 }
 
-/// Returns each label of a classifier as its index, checked against the job.
+/// Returns the tokens of each label.
+fn label_tokens(
+    tokenizer: &PromptTokenizer,
+    format: &AnswerFormat,
+) -> Result<Vec<Vec<u32>>, BackendError> {
+    let mut labels: Vec<Vec<u32>> = Vec::new();
+    for (label, _) in format.answers() {
+        let tokens = tokenizer.encode_trusted(label)?;
+        if tokens.is_empty() || labels.contains(&tokens) {
+            let problem = format!(
+                "the tokenizer does not distinguish the label {label:?} from another one, or has no token for it; \
+                 choose an AnswerFormat with other labels"
+            );
+            return Err(BackendError::Unsupported(problem.into()));
+        }
+        labels.push(tokens);
+    }
+    Ok(labels)
+}
+
+/// Returns each label of a classifier as the index of its logit, checked against the job. `names` are those of the
+/// classifier's rows.
 fn label_indices(
     shape: ModelShape,
+    names: &[String],
     format: &AnswerFormat,
     mode: Mode,
 ) -> Result<Vec<Vec<u32>>, BackendError> {
@@ -313,7 +335,10 @@ fn label_indices(
         );
         return Err(BackendError::Unsupported(problem.into()));
     }
-    Ok((0..labels as u32).map(|index| vec![index]).collect())
+    let named = |label: &str| names.iter().position(|name| name.eq_ignore_ascii_case(label));
+    let by_name: Option<Vec<usize>> = format.answers().map(|(label, _)| named(label)).collect();
+    let indices = by_name.unwrap_or_else(|| (0..labels).collect());
+    Ok(indices.into_iter().map(|index| vec![index as u32]).collect())
 }
 
 impl ScoringBackend for CandleBackend {
@@ -326,11 +351,10 @@ impl ScoringBackend for CandleBackend {
         let format = job.prompt.answers();
         let shape = self.model.model.shape();
         let labels = match shape.head {
-            Head::LanguageModel => format
-                .answers()
-                .map(|(label, _)| self.tokenizer.encode_trusted(label))
-                .collect::<Result<_, _>>()?,
-            Head::Classifier => label_indices(shape, format, job.options.mode)?,
+            Head::LanguageModel => label_tokens(&self.tokenizer, format)?,
+            Head::Classifier => {
+                label_indices(shape, &self.config().label_names, format, job.options.mode)?
+            }
         };
         let context = JobContext {
             tokenizer: self.tokenizer.clone(),

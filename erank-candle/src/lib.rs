@@ -67,7 +67,7 @@ pub struct Readme;
 
 pub use backend::CandleBackend;
 pub use checkpoint::config::{Architecture, Config};
-pub use checkpoint::{Checkpoint, GgufSummary};
+pub use checkpoint::{Checkpoint, GgufSummary, RecognisedPrompt};
 pub use engine::statistics::Statistics;
 pub use error::LoadError;
 pub use kernels::{UnknownWeightFormat, WeightFormat};

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use erank_candle::WeightFormat;
 use erank_core::metrics::Measure;
 use erank_core::prompt::instructions;
-use erank_core::{Mode, ScoreKind};
+use erank_core::{AnswerFormat, ConfigError, Mode, PromptFamily, PromptTemplate, ScoreKind};
 
 use crate::help;
 
@@ -75,9 +75,9 @@ pub(crate) struct RerankArguments {
     /// Sets the seed for sampling. The same seed gives the same answers.
     #[arg(long, value_name = "N", requires = "temperature")]
     pub(crate) seed: Option<u64>,
-    /// The score to rank by.
-    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
-    pub(crate) score: Score,
+    /// The score to rank by. The default is probability-weighted, or expected-value if there are two answers.
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub(crate) score: Option<Score>,
     /// Stops after this time, and prints the documents ranked so far.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
@@ -129,9 +129,9 @@ pub(crate) struct EvalArguments {
     pub(crate) goal: Goal,
     #[command(flatten)]
     pub(crate) thinking: Thinking,
-    /// The score to rank by.
-    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
-    pub(crate) score: Score,
+    /// The score to rank by. The default is probability-weighted, or expected-value if there are two answers.
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub(crate) score: Option<Score>,
     /// Stops after this time. The same command resumes.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
@@ -233,19 +233,19 @@ pub(crate) struct QuantizeArguments {
 /// The instruction in the prompt: the goal of the search, or a definition of relevance.
 #[derive(Debug, Args)]
 pub(crate) struct Goal {
-    /// The goal of the search or a definition of relevance, for the prompt. The instruction is trusted:
-    /// `<|im_end|>` in it ends the turn.
+    /// The goal of the search or a definition of relevance, for the prompt.
     #[arg(short, long, value_name = "TEXT", conflicts_with = "task")]
     instruction: Option<String>,
-    /// The instruction that ERank was evaluated with on this benchmark.
+    /// The instruction that the models were evaluated with on this benchmark.
     #[arg(short, long, value_name = "NAME", value_parser = task())]
     task: Option<&'static str>,
 }
 
 impl Goal {
-    /// Returns the instruction that was given or selected, or else the generic one.
-    pub(crate) fn instruction(&self) -> &str {
-        self.instruction.as_deref().or(self.task).unwrap_or(instructions::GENERIC)
+    /// Returns the instruction that was given or selected, or else the default of the prompt.
+    pub(crate) fn instruction(&self, template: &PromptTemplate) -> &str {
+        let given = self.instruction.as_deref().or(self.task);
+        given.unwrap_or(template.default_instruction())
     }
 }
 
@@ -261,6 +261,14 @@ pub(crate) struct Thinking {
 }
 
 impl Thinking {
+    /// Checks that a limit for reasoning is given only if the answers of the prompt allow reasoning.
+    pub(crate) fn check(&self, answers: &AnswerFormat) -> Result<(), ConfigError> {
+        match self.max_tokens {
+            Some(_) if answers.is_bare() => Err(ConfigError::BareAnswer("--max-tokens")),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the mode that the arguments select, or `default`.
     pub(crate) fn mode(&self, default: Mode) -> Mode {
         match self.max_tokens {
@@ -283,6 +291,13 @@ pub(crate) struct ModelArguments {
     /// demonstration that compares words only.
     #[arg(short, long, value_name = "FOLDER|FILE|NAME", default_value = "tiny")]
     pub(crate) model: String,
+    /// The prompt that the model was trained with. The default is the prompt that the model's files or its name
+    /// tell, or else ERank's.
+    ///
+    /// A model is a Qwen3-Reranker if its chat template has a sentence of that prompt, if
+    /// 1_LogitScore/config.json names the answers "no" and "yes", or if its name contains "reranker".
+    #[arg(long, value_name = "NAME", value_parser = template())]
+    pub(crate) template: Option<PromptFamily>,
     /// The format of the weights in memory. The default is the checkpoint's own format.
     #[arg(long, value_name = "FORMAT", value_parser = weight_format_parser(), ignore_case = true)]
     pub(crate) weights: Option<WeightFormat>,
@@ -299,6 +314,9 @@ pub(crate) struct ModelArguments {
     /// if that is less.
     #[arg(long, value_name = "N")]
     pub(crate) max_document_tokens: Option<NonZeroUsize>,
+    /// Documents are truncated further if the whole prompt has more tokens than this number.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_prompt_tokens: Option<NonZeroUsize>,
     /// Memory for the KV cache, in MiB. The default is a quarter of the available memory.
     #[arg(long, value_name = "MIB")]
     pub(crate) cache_mb: Option<NonZeroUsize>,
@@ -386,10 +404,9 @@ fn weight_format_parser() -> impl TypedValueParser<Value = WeightFormat> {
 }
 
 /// The score to rank by.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Score {
     /// The answer times its probability, N × P(N)
-    #[default]
     ProbabilityWeighted,
     /// The expected value over all answers
     ExpectedValue,
@@ -397,14 +414,22 @@ pub(crate) enum Score {
     Integer,
 }
 
-impl From<Score> for ScoreKind {
-    fn from(score: Score) -> Self {
-        match score {
-            Score::ProbabilityWeighted => Self::ProbabilityWeighted,
-            Score::ExpectedValue => Self::ExpectedValue,
-            Score::Integer => Self::Integer,
+impl Score {
+    /// Returns the score that was given, or else the default for these answers.
+    pub(crate) fn kind(given: Option<Self>, answers: &AnswerFormat) -> ScoreKind {
+        match given {
+            None => ScoreKind::default_for(answers),
+            Some(Self::ProbabilityWeighted) => ScoreKind::ProbabilityWeighted,
+            Some(Self::ExpectedValue) => ScoreKind::ExpectedValue,
+            Some(Self::Integer) => ScoreKind::Integer,
         }
     }
+}
+
+/// Reads the name of a prompt.
+fn template() -> impl TypedValueParser<Value = PromptFamily> {
+    PossibleValuesParser::new(PromptFamily::ALL.map(PromptFamily::name))
+        .map(|name| PromptFamily::named(&name).unwrap_or(PromptFamily::Erank))
 }
 
 /// Parses the name of a preset into its instruction. The error for an unknown name lists all names.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use erank_candle::CandleBackend;
 use erank_core::prompt::instructions;
-use erank_core::{CancellationToken, Reranker, ScoringBackend};
+use erank_core::{CancellationToken, PromptFamily, Reranker, ScoringBackend};
 
 use crate::error::{CommandError, Exit};
 use crate::input::{Input, InputDocument};
@@ -70,6 +70,7 @@ fn show(
     let report = Report {
         model: reranker.backend().name(),
         query,
+        template: PromptFamily::Erank.name(),
         instruction: instructions::GENERIC,
         input,
         ranking: &ranking,

@@ -46,6 +46,12 @@ pub(crate) enum CommandError {
         #[source]
         source: LoadError,
     },
+    #[error("cannot tell the prompt of the model {given}")]
+    UnknownPrompt {
+        given: String,
+        #[source]
+        source: LoadError,
+    },
     #[error("cannot quantise the model {given}")]
     Quantize {
         given: String,
@@ -110,6 +116,7 @@ impl CommandError {
             Self::NoSuchModel { .. } | Self::Model { source: LoadError::Read { .. }, .. } => {
                 Some(FOLDER)
             }
+            Self::UnknownPrompt { .. } => Some("Name the prompt with --template."),
             Self::Model { source: LoadError::Hub { .. }, .. } => {
                 Some("If you meant a folder, check its path: it does not exist.")
             }

@@ -18,9 +18,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use erank_candle::WeightFormat;
-use erank_core::{Fusion, Mode, ScoreKind, ScoringOptions};
+use erank_core::{Fusion, Mode};
 
-use crate::args::{Backend, CacheFormat, EvalArguments};
+use crate::args::{Backend, CacheFormat, EvalArguments, Score};
 use crate::error::{CommandError, Exit};
 use crate::interrupt::Interrupt;
 use crate::model::{self, Chosen};
@@ -39,11 +39,36 @@ const SCORES: &str = "scores.jsonl";
 pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Exit, CommandError> {
     let depth = arguments.depth.get();
     let collection = Collection::read(&arguments.collection, depth)?;
-    let Chosen { backend, limits, fingerprint } =
+    let Chosen { backend, family, limits, fingerprint } =
         model::choose(&arguments.model, &arguments.remote, arguments.score)?;
+    let template = family.template();
+    arguments.thinking.check(template.answers())?;
     let mut options = limits;
-    options.mode = arguments.thinking.mode(options.mode);
-    let settings = settings(arguments, backend.name(), fingerprint, &options);
+    options.mode = match template.answers().is_bare() {
+        true => Mode::AnswerOnly,
+        false => arguments.thinking.mode(options.mode),
+    };
+    let instruction = arguments.goal.instruction(&template);
+    let settings = Settings {
+        erank_eval: 1,
+        model: backend.name(),
+        fingerprint,
+        backend: match arguments.remote.backend {
+            Backend::Candle => "candle",
+            Backend::Openai => "openai",
+        },
+        weights: arguments.model.weights.map(WeightFormat::name),
+        kv_cache: arguments.model.kv_cache.map(CacheFormat::name),
+        template: family.name(),
+        instruction,
+        max_tokens: match options.mode {
+            Mode::Reason { max_tokens } => Some(max_tokens),
+            _ => None,
+        },
+        max_query_tokens: options.max_query_tokens,
+        max_document_tokens: options.max_document_tokens,
+        max_prompt_tokens: options.max_prompt_tokens,
+    };
     let output = arguments.output.as_path();
     fs::create_dir_all(output).map_err(|error| EvalError::file(output, error.to_string()))?;
     let scores = ScoreFile::open(&output.join(SCORES), &settings)?;
@@ -59,7 +84,8 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     meter.begin();
     let scoring = Scoring {
         backend: &*backend,
-        instruction: arguments.goal.instruction(),
+        template: &template,
+        instruction,
         options,
         cancellation: &cancellation,
         meter: &meter,
@@ -76,7 +102,7 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
         }
     }
 
-    let kind: ScoreKind = arguments.score.into();
+    let kind = Score::kind(arguments.score, template.answers());
     let judgements = Judgements::new(&collection, &scores, &failures, kind);
     let runs = runs(&collection, &judgements, arguments.hybrid)?;
     let measures = &arguments.measure;
@@ -92,33 +118,6 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
 fn note_resuming(output: &Path) {
     let scores = text::line(&output.join(SCORES).display().to_string());
     text::note(&format!("Scores are kept in {scores}. The same command resumes from there."));
-}
-
-/// Returns the settings that the scores depend on.
-fn settings<'a>(
-    arguments: &'a EvalArguments,
-    model: &'a str,
-    fingerprint: Option<u32>,
-    options: &ScoringOptions,
-) -> Settings<'a> {
-    Settings {
-        erank_eval: 1,
-        model,
-        fingerprint,
-        backend: match arguments.remote.backend {
-            Backend::Candle => "candle",
-            Backend::Openai => "openai",
-        },
-        weights: arguments.model.weights.map(WeightFormat::name),
-        kv_cache: arguments.model.kv_cache.map(CacheFormat::name),
-        instruction: arguments.goal.instruction(),
-        max_tokens: match options.mode {
-            Mode::Reason { max_tokens } => Some(max_tokens),
-            _ => None,
-        },
-        max_query_tokens: options.max_query_tokens,
-        max_document_tokens: options.max_document_tokens,
-    }
 }
 
 /// Builds the runs to compare, with hybrids for the weights 0.1 to 0.9 and `alpha`.

@@ -23,6 +23,7 @@ as above. A line that cannot be used is listed with the reason; the other lines 
 
 --json prints one object:
   model, query, instruction
+  template     name of the prompt: \"erank\" or \"qwen3-reranker\"
   stopped      null, \"interrupted\" or \"timeout\"
   counts       documents = ranked + beyond_top_k + unscored;
                partially_scored: how many of the ranked and beyond_top_k lack something
@@ -45,9 +46,11 @@ Input is the run of a first stage, relevance judgements (qrels), and the texts:
   BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
   JSON lines  --jsonl FILE --qrels QRELS, with one query per line:
               {\"id\": \"q1\", \"query\": \"…\", \"documents\": [{\"id\": \"d7\", \"text\": \"…\", \"score\": 12.3}]}
+              and an optional \"instruction\" of the query
 A file of TEXTS has one text per line: the id, a tab and the text; or JSON with \"_id\" (or \"id\"),
-\"text\" (or \"contents\") and an optional \"title\", which is put before the text. Queries without
-judgements are skipped.
+\"text\" (or \"contents\") and an optional \"title\", which is put before the text. In the file of --queries,
+JSON may have an \"instruction\", the goal of this query, which replaces that of --instruction and --task.
+Queries without judgements are skipped.
 
 Output is written to the folder of --output:
   scores.jsonl     The model's answer for each document, written as soon as it is known. The same

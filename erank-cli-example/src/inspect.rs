@@ -8,14 +8,15 @@ use serde::Serialize;
 
 use crate::args::InspectArguments;
 use crate::error::{CommandError, Exit};
-use crate::{model, text};
+use crate::model::{self, Local};
+use crate::text;
 
 pub(crate) fn run(arguments: &InspectArguments) -> Result<Exit, CommandError> {
     let given_ids = arguments.ids.as_deref().map(read_ids).transpose()?;
-    let backend = model::load(&arguments.model)?;
+    let Local { backend, family, .. } = model::load(&arguments.model)?;
     let prompt = match given_ids {
         Some(ids) => Prompt { ids, ..Prompt::default() },
-        None => Prompt::rendered(&backend, arguments)?,
+        None => Prompt::rendered(&backend, &family.template(), arguments)?,
     };
     let vocab_size = backend.config().vocab_size;
     if let Some(&id) = prompt.ids.iter().find(|id| **id as usize >= vocab_size) {
@@ -72,10 +73,10 @@ impl Prompt {
     /// Renders and tokenizes the prompt that ranking uses.
     fn rendered(
         backend: &CandleBackend,
+        template: &PromptTemplate,
         arguments: &InspectArguments,
     ) -> Result<Self, CommandError> {
-        let template = PromptTemplate::erank();
-        let bound = template.bind(arguments.goal.instruction(), &arguments.query);
+        let bound = template.bind(arguments.goal.instruction(template), &arguments.query);
         let tokenizer = backend.tokenizer();
         let limits = model::limits(&arguments.model, backend.config());
         let frame = tokenizer.bind(&bound, &limits).map_err(BackendError::from)?;

@@ -1,9 +1,10 @@
 //! The choice of the model and its backend.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Config, KvCacheFormat, LoadError};
-use erank_core::{ScoringBackend, ScoringOptions};
+use erank_core::{PromptFamily, ScoringBackend, ScoringOptions};
 use erank_openai::{ApiKey, OpenAiBackend, OpenAiSettings};
 
 use crate::args::{Backend, CacheFormat, Device, ModelArguments, Prompts, RemoteArguments, Score};
@@ -16,23 +17,60 @@ const BUNDLED: &str = "tiny";
 /// A backend with a model, local or remote.
 pub(crate) struct Chosen {
     pub(crate) backend: Box<dyn ScoringBackend>,
+    /// The prompt that the model was trained with.
+    pub(crate) family: PromptFamily,
     /// The default options, with the limits for queries and documents.
     pub(crate) limits: ScoringOptions,
     /// The [`Checkpoint::fingerprint`] of a local model; `None` for a remote one.
     pub(crate) fingerprint: Option<u32>,
 }
 
-/// Loads a local model.
-pub(crate) fn load(arguments: &ModelArguments) -> Result<CandleBackend, CommandError> {
-    Ok(load_with_fingerprint(arguments)?.0)
+/// A local model.
+pub(crate) struct Local {
+    pub(crate) backend: CandleBackend,
+    /// The prompt that the model was trained with.
+    pub(crate) family: PromptFamily,
+    fingerprint: u32,
 }
 
-fn load_with_fingerprint(arguments: &ModelArguments) -> Result<(CandleBackend, u32), CommandError> {
+/// Loads a local model. Says which prompt was recognised, if it is not ERank's.
+pub(crate) fn load(arguments: &ModelArguments) -> Result<Local, CommandError> {
     let given = &arguments.model;
+    let error = |source| CommandError::Model { given: text::line(given), source };
     let checkpoint = checkpoint(given)?;
-    let backend = CandleBackend::load(&checkpoint, &settings(arguments))
-        .map_err(|source| CommandError::Model { given: text::line(given), source })?;
-    Ok((backend, checkpoint.fingerprint()))
+    let family = match arguments.template {
+        Some(family) => family,
+        None => {
+            let recognised = checkpoint.recognise_prompt().map_err(|source| {
+                CommandError::UnknownPrompt { given: text::line(given), source }
+            })?;
+            if let Some(reason) = recognised.reason {
+                note_prompt(recognised.family, reason);
+            }
+            recognised.family
+        }
+    };
+    let backend = CandleBackend::load(&checkpoint, &settings(arguments)).map_err(error)?;
+    Ok(Local { backend, family, fingerprint: checkpoint.fingerprint() })
+}
+
+/// Says which prompt is used, and why.
+fn note_prompt(family: PromptFamily, reason: &str) {
+    let name = family.name();
+    text::note(&format!("The model gets the prompt of {name}, because {reason} (see --template)."));
+}
+
+/// Returns the prompt of a remote model, which is known by its name alone.
+fn remote_family(arguments: &ModelArguments) -> PromptFamily {
+    let is_reranker = arguments.model.to_ascii_lowercase().contains("reranker");
+    match arguments.template {
+        Some(family) => family,
+        None if is_reranker => {
+            note_prompt(PromptFamily::Qwen3Reranker, "its name contains \"reranker\"");
+            PromptFamily::Qwen3Reranker
+        }
+        None => PromptFamily::Erank,
+    }
 }
 
 /// Opens the files of a model: a path, a name on the hub, or the bundled model.
@@ -47,15 +85,16 @@ pub(crate) fn checkpoint(given: &str) -> Result<Checkpoint, CommandError> {
 pub(crate) fn choose(
     model: &ModelArguments,
     remote: &RemoteArguments,
-    score: Score,
+    score: Option<Score>,
 ) -> Result<Chosen, CommandError> {
     if remote.backend == Backend::Candle {
         if !remote.url.is_empty() || remote.prompts.is_some() {
             return Err(CommandError::RemoteWithoutBackend);
         }
-        let (backend, fingerprint) = load_with_fingerprint(model)?;
+        let Local { backend, family, fingerprint } = load(model)?;
         let limits = limits(model, backend.config());
-        return Ok(Chosen { backend: Box::new(backend), limits, fingerprint: Some(fingerprint) });
+        let (backend, fingerprint) = (Box::new(backend), Some(fingerprint));
+        return Ok(Chosen { backend, family, limits, fingerprint });
     }
     let mut settings = OpenAiSettings::default();
     settings.model = (model.model != BUNDLED).then(|| model.model.clone());
@@ -66,13 +105,15 @@ pub(crate) fn choose(
         Prompts::Chat => erank_openai::PromptFormat::Chat,
     };
     // Servers without log-probabilities can still rank by integers.
-    settings.logprobs = !matches!(score, Score::Integer);
+    settings.logprobs = !matches!(score, Some(Score::Integer));
     let backend = OpenAiBackend::new(&remote.url, settings)?;
     let mut limits = ScoringOptions::default();
     if let Some(tokens) = model.max_document_tokens {
         limits.max_document_tokens = tokens.get();
     }
-    Ok(Chosen { backend: Box::new(backend), limits, fingerprint: None })
+    limits.max_prompt_tokens = model.max_prompt_tokens.map(NonZeroUsize::get);
+    let family = remote_family(model);
+    Ok(Chosen { backend: Box::new(backend), family, limits, fingerprint: None })
 }
 
 /// Loads the bundled model with default settings.
@@ -165,6 +206,7 @@ pub(crate) fn limits(arguments: &ModelArguments, config: &Config) -> ScoringOpti
         Some(tokens) => tokens.get(),
         None => limits.max_document_tokens.min(positions / 2).max(1),
     };
+    limits.max_prompt_tokens = arguments.max_prompt_tokens.map(NonZeroUsize::get);
     limits
 }
 

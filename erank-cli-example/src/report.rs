@@ -17,6 +17,8 @@ use crate::text;
 pub(crate) struct Report<'a> {
     pub(crate) model: &'a str,
     pub(crate) query: &'a str,
+    /// The name of the prompt.
+    pub(crate) template: &'a str,
     pub(crate) instruction: &'a str,
     pub(crate) input: &'a Input,
     pub(crate) ranking: &'a Ranking,
@@ -154,6 +156,7 @@ impl Report<'_> {
         JsonReport {
             model: self.model,
             query: self.query,
+            template: self.template,
             instruction: self.instruction,
             stopped: self.stopped(),
             counts: JsonCounts {
@@ -238,6 +241,7 @@ fn first_stage_ranks(documents: &[InputDocument]) -> HashMap<usize, usize> {
 struct JsonReport<'a> {
     model: &'a str,
     query: &'a str,
+    template: &'a str,
     instruction: &'a str,
     stopped: Option<Stopped>,
     counts: JsonCounts,
@@ -382,9 +386,10 @@ mod tests {
         let input = Input { documents: documents.collect(), ..Input::default() };
         let documents = input.documents.iter().map(InputDocument::as_document);
         let ranking = reranker.rerank(&Request::new("q", documents)).expect("a ranking");
-        let (model, query, instruction, seconds) = ("m", "q", "i", 0.0);
-        let (input, ranking) = (&input, &ranking);
-        let report = Report { model, query, instruction, input, ranking, seconds, interrupted };
+        let (model, query, template, instruction) = ("m", "q", "erank", "i");
+        let (input, ranking, seconds) = (&input, &ranking, 0.0);
+        let report =
+            Report { model, query, template, instruction, input, ranking, seconds, interrupted };
         let mut out = Vec::new();
         report.write_json(&mut out).expect("written");
         (report.exit(), serde_json::from_slice(&out).expect("JSON"))

@@ -5,10 +5,11 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use erank_core::{
-    CancellationToken, Cascade, Fusion, Ranking, Request, Reranker, ScoringBackend, ScoringOptions,
+    CancellationToken, Cascade, ConfigError, Fusion, PromptTemplate, Ranking, Request, Reranker,
+    ScoringBackend, ScoringOptions,
 };
 
-use crate::args::RerankArguments;
+use crate::args::{RerankArguments, Score};
 use crate::error::{CommandError, Exit};
 use crate::input::{self, Input};
 use crate::interrupt::Interrupt;
@@ -36,9 +37,11 @@ pub(crate) fn rank_and_report(
         );
     }
     let meter = Meter::new();
-    let model::Chosen { backend, limits, .. } =
+    let model::Chosen { backend, family, limits, .. } =
         model::choose(&arguments.model, &arguments.remote, arguments.score)?;
-    let reranker = reranker(arguments, backend, limits, meter.clone())?;
+    let template = family.template();
+    let instruction = arguments.goal.instruction(&template).to_owned();
+    let reranker = reranker(arguments, backend, template, limits, meter.clone())?;
 
     let cancellation = interrupt.begin(arguments.timeout);
     let begin = Instant::now();
@@ -48,7 +51,8 @@ pub(crate) fn rank_and_report(
     let report = Report {
         model: reranker.backend().name(),
         query: &arguments.query,
-        instruction: arguments.goal.instruction(),
+        template: family.name(),
+        instruction: &instruction,
         input: &input,
         ranking: &ranking,
         seconds: report::seconds(begin.elapsed()),
@@ -62,17 +66,24 @@ pub(crate) fn rank_and_report(
 fn reranker(
     arguments: &RerankArguments,
     backend: Box<dyn ScoringBackend>,
+    template: PromptTemplate,
     mut options: ScoringOptions,
     meter: Meter,
 ) -> Result<Reranker<Box<dyn ScoringBackend>>, CommandError> {
+    let answers = template.answers();
+    arguments.thinking.check(answers)?;
+    if answers.is_bare() && arguments.temperature.is_some() {
+        return Err(ConfigError::BareAnswer("--temperature").into());
+    }
     options.mode = arguments.thinking.mode(options.mode);
     options.sampling.temperature = arguments.temperature.unwrap_or_default();
     options.sampling.seed = arguments.seed.unwrap_or_default();
     options.samples = arguments.samples.map_or(1, NonZeroUsize::get);
     let mut builder = Reranker::builder(backend)
         .options(options)
-        .instruction(arguments.goal.instruction())
-        .score(arguments.score.into())
+        .instruction(arguments.goal.instruction(&template))
+        .score(Score::kind(arguments.score, answers))
+        .template(template)
         .on_progress(move |progress| meter.show(progress));
     if let Some(top_k) = arguments.top_k {
         builder = builder.top_k(top_k.get());

@@ -6,6 +6,9 @@ use thiserror::Error;
 
 /// The answers that a prompt allows. An answer is a label that the model writes, with an integer value.
 ///
+/// By default, the model writes the label between the tags `<answer>` and `</answer>`, after its reasoning. A
+/// [bare](Self::bare) label is the whole turn of the model.
+///
 /// A label with a larger value means a more relevant document. Values may repeat and may come in any
 /// order. The prompt must ask for the labels. [`PromptTemplate::custom`] joins a prompt and its format.
 ///
@@ -31,6 +34,8 @@ use thiserror::Error;
 pub struct AnswerFormat {
     /// Labels with their values.
     answers: Vec<(String, u32)>,
+    /// Whether the label is the whole turn, without reasoning and tags.
+    is_bare: bool,
 }
 
 impl AnswerFormat {
@@ -54,7 +59,31 @@ impl AnswerFormat {
     /// generate other spellings, such as `No` and `Yes`, use [`labels`](Self::labels); the parser
     /// ignores ASCII case in every format.
     pub fn yes_no() -> Self {
-        Self { answers: vec![("no".into(), 0), ("yes".into(), 1)] }
+        Self { answers: vec![("no".into(), 0), ("yes".into(), 1)], is_bare: false }
+    }
+
+    /// Returns the same labels as the whole turn of the model, without reasoning and tags.
+    ///
+    /// Rerankers of one pass answer in this way: the distribution over the labels is read where the prompt
+    /// ends, and nothing is generated. Such a format implies [`Mode::AnswerOnly`](crate::Mode::AnswerOnly).
+    ///
+    /// ```
+    /// use erank_core::{AnswerFormat, AnswerProbability, Completion};
+    ///
+    /// let format = AnswerFormat::yes_no().bare();
+    /// let answer = format.parse(&Completion::new("yes"), AnswerProbability::Joint)?;
+    /// assert_eq!(answer.integer, 1);
+    /// # Ok::<(), erank_core::AnswerError>(())
+    /// ```
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.is_bare = true;
+        self
+    }
+
+    /// Returns whether the label is the whole turn of the model, without reasoning and tags.
+    pub fn is_bare(&self) -> bool {
+        self.is_bare
     }
 
     /// Returns a format whose labels are the integers in `range`. The value of a label is its integer.
@@ -100,11 +129,12 @@ impl AnswerFormat {
             answers.push((label, value));
         }
         check_count(count)?;
-        Ok(Self { answers })
+        Ok(Self { answers, is_bare: false })
     }
 
     fn integers(range: RangeInclusive<u32>) -> Self {
-        Self { answers: range.map(|value| (value.to_string(), value)).collect() }
+        let answers = range.map(|value| (value.to_string(), value)).collect();
+        Self { answers, is_bare: false }
     }
 
     /// Returns the labels with their values, in the order of an

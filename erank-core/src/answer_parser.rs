@@ -5,6 +5,8 @@
 //!
 //! The reasoning may quote its document, tags included. If the backend knows the token that ended the
 //! reasoning, it sets [`Completion::thought_end`], and the parser ignores every tag before that byte.
+//!
+//! A [bare](AnswerFormat::bare) label is the whole text, without reasoning and tags.
 
 use std::ops::Range;
 
@@ -13,22 +15,33 @@ use crate::answer_format::AnswerFormat;
 use crate::completion::{Completion, GeneratedToken};
 use crate::distribution::{AnswerDistribution, check_log_prob};
 use crate::error::AnswerError;
-use crate::tags::{ANSWER_ONLY_PREFIX, ANSWER_OPEN, FORCED_ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN};
+use crate::tags::{
+    ANSWER_CLOSE, ANSWER_ONLY_PREFIX, ANSWER_OPEN, FORCED_ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN,
+};
 
 impl AnswerFormat {
-    /// Returns the text that begins the assistant's turn in answer-only mode,
-    /// [`ANSWER_ONLY_PREFIX`]. The next token is the answer's first.
+    /// Returns the text that begins the assistant's turn in answer-only mode: [`ANSWER_ONLY_PREFIX`], or
+    /// nothing before a bare label. The next token is the answer's first.
     pub fn answer_only_prefix(&self) -> &'static str {
-        ANSWER_ONLY_PREFIX
+        if self.is_bare() { "" } else { ANSWER_ONLY_PREFIX }
+    }
+
+    /// Returns the text that follows the label in a complete answer: [`ANSWER_CLOSE`], or nothing after a
+    /// bare label.
+    pub fn answer_suffix(&self) -> &'static str {
+        if self.is_bare() { "" } else { ANSWER_CLOSE }
     }
 
     /// Returns the text to append to `text` when the token budget is spent, so that the next token is
     /// the answer's first. It closes the reasoning if that is open, and opens the answer if that is not open.
+    /// A bare label needs no such text.
     ///
     /// `text` is the assistant's turn. A backend that knows the
     /// [end of the reasoning](Completion::thought_end) passes only the text after that byte.
     pub fn forced_answer_prefix(&self, text: &str) -> &'static str {
-        if is_thinking(text) {
+        if self.is_bare() {
+            ""
+        } else if is_thinking(text) {
             FORCED_ANSWER_PREFIX
         } else if text.trim_end().ends_with(ANSWER_OPEN) {
             ""
@@ -42,13 +55,17 @@ impl AnswerFormat {
     /// `text` is the assistant's turn. A backend that knows the
     /// [end of the reasoning](Completion::thought_end) passes only the text after that byte.
     pub fn is_answered(&self, text: &str) -> bool {
+        if self.is_bare() {
+            return self.index_of(text.trim()).is_some();
+        }
         !is_thinking(text) && last_complete_answer(text, reasoning_end(text)).is_some()
     }
 
     /// Parses the answer of a completion.
     ///
     /// The answer is the last complete `<answer>N<` after the reasoning. The first character of the
-    /// closing tag suffices, so a backend may stop there. White space around the answer is ignored.
+    /// closing tag suffices, so a backend may stop there. A bare label is the whole text. White space around the
+    /// answer is ignored.
     ///
     /// # Errors
     /// Returns an [`AnswerError`] if the text has no answer of this format, or if a log-probability is
@@ -59,20 +76,10 @@ impl AnswerFormat {
         probability: AnswerProbability,
     ) -> Result<Answer, AnswerError> {
         let text = completion.text.as_str();
-        // Ignores `thought_end` if it is not a char boundary of the text.
-        let thought_end = completion.thought_end.filter(|end| text.is_char_boundary(*end));
-        let known_end = thought_end.unwrap_or(0);
-        if is_thinking(&text[known_end..]) {
-            return Err(AnswerError::ThoughtNotClosed);
-        }
-        let body = known_end + reasoning_end(&text[known_end..]);
-        let label = last_complete_answer(text, body).ok_or({
-            if text[body..].contains(ANSWER_OPEN) {
-                AnswerError::CutOff
-            } else {
-                AnswerError::NoAnswer
-            }
-        })?;
+        let (reasoning, label) = match self.is_bare() {
+            true => ("", trimmed(text, 0..text.len())),
+            false => tagged_label(text, completion.thought_end)?,
+        };
         let found = &text[label.clone()];
         let index = self.index_of(found).ok_or_else(|| unknown_answer(found))?;
 
@@ -93,9 +100,27 @@ impl AnswerFormat {
             variance: distribution.map(|given| given.variance(self)),
             entropy: distribution.map(AnswerDistribution::entropy),
             distribution: distribution.cloned(),
-            reasoning: reasoning(text, thought_end).to_owned(),
+            reasoning: reasoning.to_owned(),
         })
     }
+}
+
+/// Returns the reasoning, and the byte range of the label between tags.
+fn tagged_label(
+    text: &str,
+    thought_end: Option<usize>,
+) -> Result<(&str, Range<usize>), AnswerError> {
+    // Ignores `thought_end` if it is not a char boundary of the text.
+    let thought_end = thought_end.filter(|end| text.is_char_boundary(*end));
+    let known_end = thought_end.unwrap_or(0);
+    if is_thinking(&text[known_end..]) {
+        return Err(AnswerError::ThoughtNotClosed);
+    }
+    let body = known_end + reasoning_end(&text[known_end..]);
+    let label = last_complete_answer(text, body).ok_or({
+        if text[body..].contains(ANSWER_OPEN) { AnswerError::CutOff } else { AnswerError::NoAnswer }
+    })?;
+    Ok((reasoning(text, thought_end), label))
 }
 
 /// Returns the error for an answer that is not a label of the format.
@@ -121,10 +146,15 @@ fn last_complete_answer(text: &str, body: usize) -> Option<Range<usize>> {
     text[body..].rmatch_indices(ANSWER_OPEN).find_map(|(open, tag)| {
         let start = body + open + tag.len();
         let length = text[start..].find('<')?;
-        let inner = &text[start..start + length];
-        let start = start + (inner.len() - inner.trim_start().len());
-        Some(start..start + inner.trim().len())
+        Some(trimmed(text, start..start + length))
     })
+}
+
+/// Returns `range` without outer white space.
+fn trimmed(text: &str, range: Range<usize>) -> Range<usize> {
+    let inner = &text[range.clone()];
+    let start = range.start + (inner.len() - inner.trim_start().len());
+    start..start + inner.trim().len()
 }
 
 /// Returns the model's reasoning, without its tags.

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::cancellation::CancellationToken;
 use crate::completion::{Completion, TokenCounts};
 use crate::error::AnswerError;
-use crate::options::ScoringOptions;
+use crate::options::{Mode, ScoringOptions};
 use crate::prompt::BoundPrompt;
 
 /// A model that generates completions. Any number of threads may call it at the same time.
@@ -88,7 +88,8 @@ impl_for_pointers!(&B, Box<B>, Arc<B>);
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Job<'a> {
-    /// The prompt without the document, which all documents share.
+    /// The prompt without the document, which all documents share. It is either a user message for the model's
+    /// chat template or a [whole](BoundPrompt::is_whole) prompt.
     pub prompt: BoundPrompt<'a>,
     /// The documents' texts. Results refer to them by index.
     pub documents: &'a [&'a str],
@@ -101,18 +102,18 @@ pub struct Job<'a> {
 impl<'a> Job<'a> {
     /// Creates a job with the default options and a new cancellation token.
     pub fn new(prompt: BoundPrompt<'a>, documents: &'a [&'a str]) -> Self {
-        Self {
-            prompt,
-            documents,
-            options: ScoringOptions::default(),
-            cancellation: CancellationToken::new(),
-        }
+        let (options, cancellation) = (ScoringOptions::default(), CancellationToken::new());
+        Self { prompt, documents, options, cancellation }.with_options(options)
     }
 
-    /// Sets the options.
+    /// Sets the options. A prompt with a [bare](crate::AnswerFormat::bare) answer sets the mode
+    /// [`AnswerOnly`](Mode::AnswerOnly).
     #[must_use]
     pub fn with_options(mut self, options: ScoringOptions) -> Self {
         self.options = options;
+        if self.prompt.answers().is_bare() {
+            self.options.mode = Mode::AnswerOnly;
+        }
         self
     }
 

@@ -114,7 +114,7 @@ pub use error::AnswerError;
 pub use fusion::Fusion;
 pub use options::{ConfigError, Mode, Sampling, ScoringOptions};
 pub use progress::Progress;
-pub use prompt::{BoundPrompt, PromptTemplate, TemplateError};
+pub use prompt::{BoundPrompt, PromptFamily, PromptTemplate, TemplateError};
 pub use ranking::{DocumentFailure, RankedDocument, Ranking, Sample};
 pub use request::{Document, Request};
 pub use reranker::{RerankError, Reranker};

@@ -19,6 +19,24 @@ pub struct ScoringOptions {
     pub max_query_tokens: usize,
     /// The maximum number of tokens of a document. The rest is truncated.
     pub max_document_tokens: usize,
+    /// The maximum number of tokens of the whole prompt. A document is truncated further if its prompt has more
+    /// tokens. The query and the other text are not. `None` sets no such limit. A prompt that exceeds the model's
+    /// own limit is an error of its document ([`PromptTooLong`](crate::DocumentError::PromptTooLong)).
+    pub max_prompt_tokens: Option<usize>,
+}
+
+impl ScoringOptions {
+    /// Returns the default options with the truncation of Qwen3-Reranker's model card: a prompt has at most 8,192
+    /// tokens, and the end of the document is removed from a longer one.
+    pub fn qwen3_reranker() -> Self {
+        const TOKENS: usize = 8192;
+        Self {
+            max_query_tokens: TOKENS,
+            max_document_tokens: TOKENS,
+            max_prompt_tokens: Some(TOKENS),
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for ScoringOptions {
@@ -31,6 +49,7 @@ impl Default for ScoringOptions {
             samples: 1,
             max_query_tokens: 2048,
             max_document_tokens: 2048,
+            max_prompt_tokens: None,
         }
     }
 }
@@ -43,7 +62,8 @@ impl Default for ScoringOptions {
 pub enum Mode {
     /// The model thinks, then answers. If it generates `max_tokens` without an answer, the backend closes
     /// the reasoning and forces the answer ([`FinishReason::Forced`](crate::FinishReason::Forced)), so
-    /// every well-formed prompt gets an answer.
+    /// every well-formed prompt gets an answer. For a prompt with a [bare](crate::AnswerFormat::bare) answer,
+    /// [`AnswerOnly`](Self::AnswerOnly) replaces this mode.
     Reason {
         /// The maximum number of tokens to generate for one document before the answer is forced.
         max_tokens: usize,
@@ -198,6 +218,12 @@ pub enum ConfigError {
          sample, or reasoning at a higher temperature"
     )]
     EqualSamples,
+    /// An option needs reasoning, but the prompt's answer is [bare](crate::AnswerFormat::bare).
+    #[error(
+        "{0} needs reasoning, but the prompt's answer is a bare label; remove the option, or choose another \
+         prompt template"
+    )]
+    BareAnswer(&'static str),
     /// A cascade is combined with answer-only mode, so that its second pass would not think.
     #[error("a cascade thinks in its second pass; remove either the cascade or answer-only mode")]
     CascadeWithoutReasoning,

@@ -58,12 +58,10 @@ impl Pass<'_> {
     ) -> PassResults {
         let texts: Vec<&str> =
             self.indices.iter().map(|&index| self.request.documents[index].text.as_ref()).collect();
-        let job = Job {
-            prompt: self.template.bind(self.instruction, &self.request.query),
-            documents: &texts,
-            options: self.options,
-            cancellation: tracker.cancellation.clone(),
-        };
+        let prompt = self.template.bind(self.instruction, &self.request.query);
+        let job = Job::new(prompt, &texts)
+            .with_options(self.options)
+            .with_cancellation(tracker.cancellation.clone());
         let mut collector = Collector::new(self, tracker);
         let result = if texts.is_empty() { Ok(()) } else { backend.score(&job, &mut collector) };
         self.results(collector.reports, result)

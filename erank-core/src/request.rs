@@ -16,6 +16,11 @@ use std::borrow::Cow;
 ///     Document::new("Jet noise was measured.").with_id("doc-7").with_first_stage_score(12.3),
 /// ]);
 /// assert_eq!(hits.documents[0].id.as_deref(), Some("doc-7"));
+///
+/// // The goal of the search, for a prompt with an instruction.
+/// let goal = Request::new("jet noise", ["Jet noise was measured."])
+///     .with_instruction("A document is relevant if it reports a measurement.");
+/// assert!(goal.instruction.is_some());
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -23,6 +28,8 @@ use std::borrow::Cow;
 pub struct Request<'a> {
     /// The search query.
     pub query: Cow<'a, str>,
+    /// The goal of the search, or a definition of relevance, for the prompt. `None` takes the reranker's.
+    pub instruction: Option<Cow<'a, str>>,
     /// The candidates, in the first stage's order. Ties in the ranking keep this order.
     pub documents: Vec<Document<'a>>,
 }
@@ -34,7 +41,16 @@ impl<'a> Request<'a> {
     where
         D: Into<Document<'a>>,
     {
-        Self { query: query.into(), documents: documents.into_iter().map(Into::into).collect() }
+        let documents = documents.into_iter().map(Into::into).collect();
+        Self { query: query.into(), instruction: None, documents }
+    }
+
+    /// Sets the goal of the search, or a definition of relevance. It replaces the reranker's
+    /// [instruction](crate::RerankerBuilder::instruction) for this request.
+    #[must_use]
+    pub fn with_instruction(mut self, instruction: impl Into<Cow<'a, str>>) -> Self {
+        self.instruction = Some(instruction.into());
+        self
     }
 }
 

@@ -46,7 +46,8 @@ pub struct Reranker<B> {
 /// The configuration of a reranker.
 pub(crate) struct Config {
     pub(crate) template: PromptTemplate,
-    pub(crate) instruction: String,
+    /// The instruction for requests without one. `None` stands for the template's.
+    pub(crate) instruction: Option<String>,
     pub(crate) options: ScoringOptions,
     pub(crate) probability: AnswerProbability,
     pub(crate) score: ScoreKind,
@@ -196,12 +197,19 @@ impl Config {
         Ok(())
     }
 
+    /// Returns the instruction of a request.
+    fn instruction<'a>(&'a self, request: &'a Request<'_>) -> &'a str {
+        let of_reranker = self.instruction.as_deref();
+        let chosen = request.instruction.as_deref().or(of_reranker);
+        chosen.unwrap_or(self.template.default_instruction())
+    }
+
     /// Returns a pass over the documents at `indices` with the configured options.
     fn pass<'a>(&'a self, request: &'a Request<'a>, indices: &'a [usize]) -> Pass<'a> {
         Pass {
             request,
             template: &self.template,
-            instruction: &self.instruction,
+            instruction: self.instruction(request),
             options: self.options,
             probability: self.probability,
             score: Some(self.score),

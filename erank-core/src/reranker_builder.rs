@@ -8,22 +8,24 @@ use crate::cascade::Cascade;
 use crate::fusion::Fusion;
 use crate::options::{ConfigError, Mode, Sampling, ScoringOptions};
 use crate::progress::Progress;
-use crate::prompt::{PromptTemplate, instructions};
+use crate::prompt::PromptTemplate;
 use crate::reranker::{Config, Reranker};
 use crate::score::ScoreKind;
 
 impl<B: ScoringBackend> Reranker<B> {
-    /// Returns a builder with the defaults: ERank's prompt, the generic instruction, reasoning of up to
-    /// 4,096 tokens, the score `N × P(N)`, no fusion, and all documents ranked.
+    /// Returns a builder with the defaults: ERank's prompt with its instruction, reasoning of up to 4,096
+    /// tokens, the score of [`ScoreKind::default_for`], no fusion, and all documents ranked.
     pub fn builder(backend: B) -> RerankerBuilder<B> {
+        let template = PromptTemplate::erank();
         RerankerBuilder {
             backend,
+            score: None,
             config: Config {
-                template: PromptTemplate::erank(),
-                instruction: instructions::GENERIC.to_owned(),
+                score: ScoreKind::default_for(template.answers()),
+                template,
+                instruction: None,
                 options: ScoringOptions::default(),
                 probability: AnswerProbability::default(),
-                score: ScoreKind::default(),
                 cascade: None,
                 fusion: Fusion::default(),
                 top_k: None,
@@ -37,20 +39,25 @@ impl<B: ScoringBackend> Reranker<B> {
 #[must_use]
 pub struct RerankerBuilder<B> {
     backend: B,
+    score: Option<ScoreKind>,
     config: Config,
 }
 
 impl<B: ScoringBackend> RerankerBuilder<B> {
-    /// Sets the prompt template. The default is ERank's own prompt.
+    /// Sets the prompt template. The default is ERank's own prompt. A template with a
+    /// [bare](crate::AnswerFormat::bare) answer, such as
+    /// [`qwen3_reranker`](PromptTemplate::qwen3_reranker), implies answer-only mode.
     pub fn template(mut self, template: PromptTemplate) -> Self {
         self.config.template = template;
         self
     }
 
-    /// Sets the goal or relevance definition in the prompt. The module [`instructions`] has presets. The
-    /// instruction is trusted text, so control tokens in it are effective.
+    /// Sets the goal or relevance definition in the prompt, for requests without
+    /// [one of their own](crate::Request::with_instruction). The default is
+    /// [the template's](PromptTemplate::default_instruction). The module
+    /// [`instructions`](crate::prompt::instructions) has presets.
     pub fn instruction(mut self, instruction: impl Into<String>) -> Self {
-        self.config.instruction = instruction.into();
+        self.config.instruction = Some(instruction.into());
         self
     }
 
@@ -98,9 +105,9 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         self
     }
 
-    /// Sets the score that documents are ranked by.
+    /// Sets the score that documents are ranked by. The default is that of [`ScoreKind::default_for`].
     pub fn score(mut self, score: ScoreKind) -> Self {
-        self.config.score = score;
+        self.score = Some(score);
         self
     }
 
@@ -135,16 +142,29 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
     ///
     /// # Errors
     /// Returns a [`ConfigError`] for the first invalid option.
-    pub fn build(self) -> Result<Reranker<B>, ConfigError> {
+    pub fn build(mut self) -> Result<Reranker<B>, ConfigError> {
         check_fusion(self.config.fusion)?;
-        let ScoringOptions { mode, sampling, samples, max_query_tokens, max_document_tokens } =
-            self.config.options;
+        let answers = self.config.template.answers();
+        let is_bare = answers.is_bare();
+        self.config.score = self.score.unwrap_or(ScoreKind::default_for(answers));
+        if is_bare {
+            self.config.options.mode = Mode::AnswerOnly;
+        }
+        let ScoringOptions {
+            mode,
+            sampling,
+            samples,
+            max_query_tokens,
+            max_document_tokens,
+            max_prompt_tokens,
+        } = self.config.options;
         let cascade = self.config.cascade;
         let numbers = [
             ("top_k", self.config.top_k == Some(0)),
             ("max_tokens", mode == Mode::Reason { max_tokens: 0 }),
             ("max_query_tokens", max_query_tokens == 0),
             ("max_document_tokens", max_document_tokens == 0),
+            ("max_prompt_tokens", max_prompt_tokens == Some(0)),
             ("samples", samples == 0),
             (
                 "the cascade's number of documents",
@@ -155,6 +175,11 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
             return Err(ConfigError::Zero(name));
         }
         sampling.check()?;
+        let needs_reasoning = [("a cascade", cascade.is_some()), ("several samples", samples > 1)];
+        if let Some((option, _)) = needs_reasoning.into_iter().find(|(_, given)| is_bare && *given)
+        {
+            return Err(ConfigError::BareAnswer(option));
+        }
         if samples > 1 && (sampling.is_greedy() || !mode.is_reason()) {
             return Err(ConfigError::EqualSamples);
         }

@@ -1,6 +1,7 @@
 //! The score of an answer.
 
 use crate::answer::Answer;
+use crate::answer_format::AnswerFormat;
 use crate::error::AnswerError;
 
 /// The number that documents are ranked by, before fusion.
@@ -8,25 +9,37 @@ use crate::error::AnswerError;
 /// `N` is the value of the answer's label in the [`AnswerFormat`](crate::AnswerFormat), and `P(N)` is
 /// the label's probability. Every score is finite, at least 0, and at most the format's largest value.
 ///
+/// The default depends on the answers that the prompt allows; see [`default_for`](Self::default_for).
+///
 /// With a format other than ERank's 0 to 10, mind that `N × P(N)` depends on the distance of the values
 /// from 0. On a scale of 1 to 5, a 5 with probability 0.2 ties with a certain 1. A label with value 0 scores
 /// 0, no matter how probable it is. A ranking by [`ExpectedValue`](Self::ExpectedValue) does not depend on
 /// the distance from 0, and gives a label with value 0 no special role.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ScoreKind {
     /// `N × P(N)`, as ERank's authors rank (arXiv 2509.00520, §3.2). Needs log-probabilities.
-    #[default]
     ProbabilityWeighted,
-    /// `Σ i·P(i) / Σ P(i)` over the allowed answers. Needs their distribution.
+    /// `Σ i·P(i) / Σ P(i)` over the allowed answers. Needs their distribution. With the answers `no` (0) and `yes`
+    /// (1), it is the softmax over both, `P(yes) / (P(yes) + P(no))`.
     ExpectedValue,
     /// `N` alone. Needs no log-probabilities.
     Integer,
 }
 
 impl ScoreKind {
+    /// Returns the score to rank by unless another one is chosen. It is [`ExpectedValue`](Self::ExpectedValue)
+    /// for two answers, because `N × P(N)` would be 0 for every `no`, and else
+    /// [`ProbabilityWeighted`](Self::ProbabilityWeighted), as ERank's authors rank.
+    pub fn default_for(answers: &AnswerFormat) -> Self {
+        match answers.answers().len() {
+            2 => Self::ExpectedValue,
+            _ => Self::ProbabilityWeighted,
+        }
+    }
+
     /// Returns the score of `answer`.
     ///
     /// ```

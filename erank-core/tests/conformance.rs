@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use erank_core::testing::answered;
 use erank_core::testing::conformance::{Check, Options, Report, Verdict, check};
-use erank_core::{AnswerDistribution, Mode, ScoringBackend, Sink};
+use erank_core::{AnswerDistribution, Mode, PromptTemplate, ScoringBackend, Sink};
 use erank_core::{BackendError, Completion, DocumentError, Job, TokenCounts};
 
 /// A fault of a backend.
@@ -43,6 +43,7 @@ enum Fault {
     CannotAnswerOnly,
     CannotSample,
     CannotReason,
+    IgnoresBareAnswers,
 }
 
 /// A backend that answers with the number of the document's words that occur in the query.
@@ -91,7 +92,13 @@ impl Overlap {
             Fault::EndsReasoningOutsideTheText => completion.thought_end = Some(1000),
             _ => {}
         }
-        if fault != Fault::HasNoDistribution {
+        let is_bare = job.prompt.answers().is_bare() && fault != Fault::IgnoresBareAnswers;
+        if is_bare {
+            completion = Completion::new("");
+            completion.push(if integer > 0 { "yes" } else { "no" }, 0.5_f32.ln());
+            let probabilities = [0.3_f64; 2].map(f64::ln);
+            completion.answer_distribution = AnswerDistribution::new(probabilities).ok();
+        } else if fault != Fault::HasNoDistribution {
             let mut probabilities = [0.05f64; 11];
             probabilities[integer as usize] = 0.5;
             completion.answer_distribution =
@@ -312,6 +319,14 @@ fn unsupported_checks_are_skipped() {
     let report = check(&Overlap::new(Fault::CannotReason), &answer_only);
     assert!(report.is_conformant(), "{report}");
     assert_eq!(skipped(&report), [Check::Samples]);
+
+    let mut bare = options();
+    bare.template = PromptTemplate::qwen3_reranker();
+    let report = check(&Overlap::new(Fault::CannotReason), &bare);
+    assert!(report.is_conformant(), "{report}");
+    assert_eq!(skipped(&report), [Check::Samples]);
+    let report = check(&Overlap::new(Fault::IgnoresBareAnswers), &bare);
+    assert!(report.failed().any(|failed| failed == Check::Readable), "{report}");
 }
 
 #[test]

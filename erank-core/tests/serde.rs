@@ -26,6 +26,7 @@ fn request_json() {
     );
     let expected = json!({
         "query": "jet noise",
+        "instruction": null,
         "documents": [
             {"text": "Jet noise was measured.", "id": "a", "first_stage_score": 9.1},
             {"text": "Bread.", "id": null, "first_stage_score": null},
@@ -36,6 +37,9 @@ fn request_json() {
         {"text": "Jet noise was measured.", "id": "a", "first_stage_score": 9.1, "url": "a.html"},
         {"text": "Bread."}]}"#;
     assert_eq!(from_str::<Request<'static>>(short).expect("a request"), request);
+    let goal = r#"{"query": "q", "instruction": "i", "documents": []}"#;
+    let goal = from_str::<Request<'static>>(goal).expect("a request");
+    assert_eq!(goal.instruction.as_deref(), Some("i"));
     for incomplete in [r#"{"query": "q"}"#, r#"{"documents": []}"#] {
         assert!(from_str::<Request<'static>>(incomplete).is_err());
     }
@@ -69,6 +73,7 @@ fn options_json() {
         "samples": 1,
         "max_query_tokens": 2048,
         "max_document_tokens": 2048,
+        "max_prompt_tokens": null,
     });
     assert_eq!(json_of(&ScoringOptions::default()), expected);
     assert_eq!(from_str::<ScoringOptions>("{}").expect("options"), ScoringOptions::default());

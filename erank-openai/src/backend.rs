@@ -117,6 +117,9 @@ impl OpenAiBackend {
         sink: &mut dyn Sink,
     ) -> Result<bool, BackendError> {
         let is_chat = matches!(self.settings.prompt_format, PromptFormat::Chat);
+        if is_chat && job.prompt.is_whole() {
+            return Err(CapabilityError::ChatWholePrompt.into());
+        }
         if is_chat && !job.options.mode.is_reason() {
             return Err(CapabilityError::ChatAnswerOnly.into());
         }

@@ -19,8 +19,9 @@ pub(crate) struct Capabilities {
     pub(crate) model: Option<String>,
     /// The context length in tokens, for the prompt and the generated text together, if known.
     pub(crate) context_length: Option<usize>,
-    /// The text before and after a user's message in the server's chat template, if requested.
-    pub(crate) chat_template: Option<(String, String)>,
+    /// The text before and after a user's message in the server's chat template, or the reason why it is
+    /// unknown.
+    pub(crate) chat_template: Result<(String, String), String>,
     /// Whether the server returns the log-probabilities of given token ids (`logprob_token_ids`).
     pub(crate) logprob_token_ids: bool,
 }
@@ -54,10 +55,18 @@ impl Capabilities {
             let length = entry["max_model_len"].as_u64().or(entry["meta"]["n_ctx"].as_u64());
             usize::try_from(length?).ok()
         });
+        let chat_template = Err("the prompt format does not request it".to_owned());
         let mut capabilities =
-            Self { kind, model, context_length, chat_template: None, logprob_token_ids: false };
+            Self { kind, model, context_length, chat_template, logprob_token_ids: false };
         if matches!(settings.prompt_format, PromptFormat::ServerTemplate) {
-            capabilities.chat_template = Some(capabilities.render_chat_template(endpoint)?);
+            capabilities.chat_template = match capabilities.render_chat_template(endpoint) {
+                Ok(template) => template,
+                // The template of a reranker may reject a user's message. A whole prompt does not need it.
+                Err(RequestError::Rejected { status: 400 | 404 | 405 | 422, message, .. }) => {
+                    Err(message)
+                }
+                Err(error) => return Err(error),
+            };
         }
         if settings.logprobs || matches!(settings.prompt_format, PromptFormat::TokenIds(_)) {
             capabilities.check_generation(endpoint, settings)?;
@@ -91,16 +100,13 @@ impl Capabilities {
         request
     }
 
-    /// Renders the server's chat template around a marker, and splits the result at the marker.
+    /// Renders the server's chat template around a marker, and splits the result at the marker. The inner error
+    /// is the reason why the server has no usable template.
     fn render_chat_template(
         &self,
         endpoint: &Endpoint<'_>,
-    ) -> Result<(String, String), RequestError> {
+    ) -> Result<Result<(String, String), String>, RequestError> {
         const MARKER: &str = "[the user's message of erank]";
-        let no_template = |problem: &str| {
-            let problem = problem.to_owned();
-            CapabilityError::NoChatTemplate { problem }.at(endpoint.url())
-        };
         let messages = json!([{"role": "user", "content": MARKER}]);
         let (route, rendered) = match self.kind {
             ServerKind::LlamaCpp => {
@@ -115,16 +121,16 @@ impl Capabilities {
                 let fields = json!({ "tokens": tokens });
                 (RENDER, endpoint.post(RENDER, &self.request(fields))?["prompt"].take())
             }
-            ServerKind::Other => return Err(no_template("it is neither llama.cpp nor vLLM")),
+            ServerKind::Other => return Ok(Err("it is neither llama.cpp nor vLLM".to_owned())),
         };
         let no_text = || endpoint.invalid_response(route, "there is no text");
         let text = rendered.as_str().ok_or_else(no_text)?;
-        match text.split_once(MARKER) {
+        Ok(match text.split_once(MARKER) {
             Some((prefix, suffix)) if !suffix.contains(MARKER) => {
                 Ok((prefix.into(), suffix.into()))
             }
-            _ => Err(no_template("the message is not in it exactly once")),
-        }
+            _ => Err("the message is not in it exactly once".to_owned()),
+        })
     }
 
     /// Generates one token, and checks that the response has its top log-probabilities and its id, as far

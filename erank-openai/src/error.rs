@@ -262,6 +262,13 @@ pub enum CapabilityError {
     /// Answer-only mode needs a raw prompt.
     #[error("answer-only mode needs a raw prompt, which PromptFormat::Chat does not have")]
     ChatAnswerOnly,
+    /// The prompt is whole, and the prompt format sends user messages.
+    #[error(
+        "the prompt template is a whole prompt, which PromptFormat::Chat cannot send; set \
+         OpenAiSettings::prompt_format to PromptFormat::ServerTemplate, which sends it as it is, or choose a \
+         prompt template that is a user message"
+    )]
+    ChatWholePrompt,
     /// A sampling setting that the server does not support with erank's meaning.
     #[error("the sampling setting {setting} is not available: {problem}")]
     UnsupportedSampling {

@@ -79,7 +79,8 @@ impl JobContext {
         sample: usize,
         progress: &dyn Fn(TokenCounts),
     ) -> Result<Completion, GenerationError> {
-        let completion = Completion::new(if document.opens_thought { THINK_OPEN } else { "" });
+        let is_thinking = document.opens_thought && !self.format.is_bare();
+        let completion = Completion::new(if is_thinking { THINK_OPEN } else { "" });
         let mut generation = Generation {
             job: self,
             client,
@@ -285,7 +286,7 @@ impl Generation<'_> {
             self.completion.push(text, *log_prob as f32);
         }
         self.completion.usage.generated += labels.tokens[answer].len();
-        self.completion.text.push_str(ANSWER_CLOSE);
+        self.completion.text.push_str(job.format.answer_suffix());
         self.completion.answer_distribution = Some(labels.distribution);
         Ok(())
     }
@@ -302,7 +303,7 @@ impl Generation<'_> {
         let response = self.request(COMPLETIONS, fields, sampling)?;
         self.completion.text.push_str(&response.text);
         self.completion.usage.generated += response.usage.generated;
-        self.completion.text.push_str(ANSWER_CLOSE);
+        self.completion.text.push_str(self.job.format.answer_suffix());
         Ok(())
     }
 

@@ -1,8 +1,6 @@
 //! The prompts of a job. A prompt is the request field that holds a query, a document and the text around
 //! them.
 
-use std::ops::Range;
-
 use erank_core::ScoringOptions;
 use erank_core::prompt::{BoundPrompt, Segment};
 use erank_core::tags::THINK_OPEN;
@@ -11,6 +9,7 @@ use serde_json::Value;
 
 use crate::capabilities::Capabilities;
 use crate::control_tokens::ControlTokens;
+use crate::error::CapabilityError;
 use crate::settings::{OpenAiSettings, PromptFormat};
 use crate::tokenizer::ClientTokenizer;
 
@@ -78,7 +77,7 @@ enum Format<'a> {
     TokenIds(&'a dyn ClientTokenizer),
     Text {
         control_tokens: &'a ControlTokens,
-        /// The chat template's text before and after the user's message.
+        /// The chat template's text before and after the user's message. Empty around a whole prompt.
         prefix: &'a str,
         suffix: &'a str,
         is_message: bool,
@@ -99,14 +98,20 @@ impl<'a> PromptBuilder<'a> {
             (PromptFormat::TokenIds(tokenizer), _) => {
                 return Ok(Self { prompt, options, format: Format::TokenIds(&**tokenizer) });
             }
+            (PromptFormat::Chat, _) => ("", ""),
+            (PromptFormat::Template { .. } | PromptFormat::ServerTemplate, _)
+                if prompt.is_whole() =>
+            {
+                ("", "")
+            }
             (PromptFormat::Template { prefix, suffix }, _) => (prefix.as_str(), suffix.as_str()),
-            (PromptFormat::ServerTemplate, Some((prefix, suffix))) => {
+            (PromptFormat::ServerTemplate, Ok((prefix, suffix))) => {
                 (prefix.as_str(), suffix.as_str())
             }
-            (PromptFormat::ServerTemplate, None) => {
-                return Err(BackendError::Failed("the chat template was not requested".into()));
+            (PromptFormat::ServerTemplate, Err(problem)) => {
+                let problem = problem.clone();
+                return Err(CapabilityError::NoChatTemplate { problem }.into());
             }
-            (PromptFormat::Chat, _) => ("", ""),
         };
         let format = Format::Text {
             control_tokens,
@@ -132,44 +137,59 @@ impl<'a> PromptBuilder<'a> {
                 })
             }
             Format::Text { control_tokens, prefix, suffix, is_message, bytes_per_token } => {
-                let truncate = |text, tokens| truncate(text, tokens, *bytes_per_token);
-                let (mut text, mut data) = ((*prefix).to_owned(), Vec::<Range<usize>>::new());
-                let (mut query_truncated, mut document_truncated) = (false, false);
+                let bytes = |tokens: usize| (tokens as f64 * bytes_per_token) as usize;
+                let query = truncate(self.prompt.query(), bytes(self.options.max_query_tokens));
+                let kept = match self.options.max_prompt_tokens {
+                    None => document,
+                    Some(limit) => {
+                        // All other text stays whole.
+                        let other = self.prompt.segments("").map(|segment| match segment {
+                            Segment::Query(_) => query.len(),
+                            other => other.text().len(),
+                        });
+                        let other = other.sum::<usize>() + prefix.len() + suffix.len();
+                        let left = bytes(limit).checked_sub(other).ok_or_else(|| {
+                            let tokens = (other as f64 / bytes_per_token).ceil() as usize;
+                            DocumentError::PromptTooLong { tokens, limit }
+                        })?;
+                        truncate(document, left)
+                    }
+                };
+                let kept = truncate(kept, bytes(self.options.max_document_tokens));
+
+                let (mut text, mut data) = ((*prefix).to_owned(), Vec::new());
                 // Shortens the lifetime to that of the document.
                 let prompt: BoundPrompt<'_> = self.prompt;
-                for segment in prompt.segments(document) {
+                for segment in prompt.segments(kept) {
                     let start = text.len();
                     match segment {
                         Segment::Trusted(trusted) => {
                             text.push_str(trusted);
                             continue;
                         }
-                        Segment::Query(query) => {
-                            let kept = truncate(query, self.options.max_query_tokens);
-                            query_truncated = kept.len() < query.len();
-                            text.push_str(kept);
-                        }
-                        Segment::Document(document) => {
-                            let kept = truncate(document, self.options.max_document_tokens);
-                            document_truncated = kept.len() < document.len();
-                            text.push_str(kept);
-                        }
+                        Segment::Instruction(part) | Segment::Document(part) => text.push_str(part),
+                        Segment::Query(_) => text.push_str(query),
                     }
                     data.push(start..text.len());
                 }
                 text.push_str(suffix);
+                let trusted_end = &text[data.last().map_or(0, |data| data.end)..];
+                let opens_thought = trusted_end.trim_end().ends_with(THINK_OPEN);
                 let text = control_tokens.neutralize(text, &data);
                 let prompt = if *is_message { Prompt::Message(text) } else { Prompt::Text(text) };
-                let opens_thought = suffix.trim_end().ends_with(THINK_OPEN);
-                Ok(DocumentPrompt { prompt, opens_thought, query_truncated, document_truncated })
+                Ok(DocumentPrompt {
+                    prompt,
+                    opens_thought,
+                    query_truncated: query.len() < self.prompt.query().len(),
+                    document_truncated: kept.len() < document.len(),
+                })
             }
         }
     }
 }
 
-/// Truncates `text` to the bytes of `tokens` tokens, at a character boundary.
-fn truncate(text: &str, tokens: usize, bytes_per_token: f64) -> &str {
-    let max_bytes = (tokens as f64 * bytes_per_token) as usize;
+/// Truncates `text` to a number of bytes, at a character boundary.
+fn truncate(text: &str, max_bytes: usize) -> &str {
     &text[..text.floor_char_boundary(max_bytes)]
 }
 
@@ -186,7 +206,7 @@ mod tests {
             kind: ServerKind::Other,
             model: None,
             context_length: None,
-            chat_template: Some(template),
+            chat_template: Ok(template),
             logprob_token_ids: false,
         }
     }

@@ -145,6 +145,9 @@ pub enum ServerKind {
 }
 
 /// The form in which a prompt is sent to the server.
+///
+/// A [whole](erank_core::PromptTemplate::whole) prompt needs no chat template. The first two forms send it as it
+/// is.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum PromptFormat {

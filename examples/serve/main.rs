@@ -11,6 +11,9 @@
 //!     "documents": ["Wasps make paper nests.", "Bees fan nectar dry, which makes it honey."]}'
 //! ```
 //!
+//! The optional field `instruction` states the goal of the search, such as "A document is relevant if it
+//! contradicts the claim.".
+//!
 //! To use the service in your own project, copy `main.rs`, `service.rs` and `wire.rs`, and add:
 //!
 //! ```text

@@ -19,7 +19,7 @@ pub(crate) struct Limits {
     pub(crate) body_bytes: usize,
     /// Number of documents.
     pub(crate) documents: usize,
-    /// Bytes of the query, and of each document. The model reads 2,048 tokens of each.
+    /// Bytes of the query, of the instruction, and of each document. The model reads 2,048 tokens of each.
     pub(crate) text_bytes: usize,
     /// Time from the request's arrival. Documents that are not scored by then are returned as unscored.
     pub(crate) time: Duration,
@@ -66,7 +66,8 @@ async fn rerank(
     request.check_model(&service.model)?;
     let texts: Vec<String> = request.documents.drain(..).map(String::from).collect();
     let kept = request.return_documents.unwrap_or(false).then(|| texts.clone());
-    let work = Request::new(std::mem::take(&mut request.query), texts);
+    let mut work = Request::new(std::mem::take(&mut request.query), texts);
+    work.instruction = request.instruction.take().map(Into::into);
     // If the client disconnects, axum drops this function's future, which cancels the request.
     let ranking = service
         .reranker

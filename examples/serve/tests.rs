@@ -208,6 +208,33 @@ fn rerank_replies_in_the_format_of_jina_and_cohere() {
     assert_eq!(health.status(), 200);
 }
 
+/// Answers 9 if the instruction of the job asks for it, and else 1.
+struct Instructed;
+
+impl ScoringBackend for Instructed {
+    fn name(&self) -> &str {
+        "instructed"
+    }
+
+    fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+        let answer = if job.prompt.instruction() == "say nine" { 9 } else { 1 };
+        sink.completed(0, Ok(answered(answer, 1.0)));
+        Ok(())
+    }
+}
+
+#[test]
+fn instruction_of_a_request_reaches_the_prompt() {
+    let server = Server::start(Instructed, AsyncSettings::default(), Limits::default());
+    for (instruction, score) in [(json!("say nine"), 0.9), (json!(null), 0.1)] {
+        let question = json!({"query": "q", "documents": ["a"], "instruction": instruction});
+        let body = server.post("/v1/rerank", &question).body;
+        let found = body["results"][0]["relevance_score"].as_f64().expect("a score");
+        assert!((found - score).abs() < 1e-6, "{body}");
+        assert_eq!(body["meta"]["warnings"], json!([]));
+    }
+}
+
 #[test]
 fn rerank_names_the_invalid_field() {
     let limits = Limits { body_bytes: 2000, documents: 3, text_bytes: 100, ..Limits::default() };
@@ -224,6 +251,11 @@ fn rerank_names_the_invalid_field() {
         (json!({"query": 1, "documents": ["a"]}).to_string(), 422, "query"),
         (json!({"query": " ", "documents": ["a"]}).to_string(), 422, "query"),
         (json!({"query": long, "documents": ["a"]}).to_string(), 422, "query"),
+        (
+            json!({"query": "q", "documents": ["a"], "instruction": long}).to_string(),
+            422,
+            "instruction",
+        ),
         (json!({"query": "q", "documents": []}).to_string(), 422, "documents"),
         (json!({"query": "q", "documents": vec!["a"; 4]}).to_string(), 422, "documents"),
         (json!({"query": "q", "documents": ["a", 1]}).to_string(), 422, "documents[1]"),

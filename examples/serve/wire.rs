@@ -14,12 +14,15 @@ use serde_json::{Value, json};
 
 use crate::service::Limits;
 
-const FIELDS: [&str; 5] = ["model", "query", "documents", "top_n", "return_documents"];
+const FIELDS: [&str; 6] =
+    ["model", "query", "instruction", "documents", "top_n", "return_documents"];
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct RerankRequest {
     model: Option<String>,
     pub(crate) query: String,
+    /// The goal of the search, or a definition of relevance.
+    pub(crate) instruction: Option<String>,
     pub(crate) documents: Vec<Document>,
     pub(crate) top_n: Option<usize>,
     pub(crate) return_documents: Option<bool>,
@@ -72,6 +75,9 @@ impl RerankRequest {
         }
         if self.query.len() > limit {
             return wrong("query", too_long(self.query.len()));
+        }
+        if let Some(bytes) = self.instruction.as_ref().map(String::len).filter(|b| *b > limit) {
+            return wrong("instruction", too_long(bytes));
         }
         match self.documents.len() {
             0 => return wrong("documents", "it is empty; send at least one document".into()),

@@ -176,6 +176,34 @@ fn local_and_remote_agree_with_equal_weights() {
     }
 }
 
+#[test]
+fn local_and_remote_agree_on_whole_prompts_with_bare_answers() {
+    let Some(python) = llama_cpp::python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = LlamaCpp::start(&python, &llama_cpp::tiny_model(&python, folder.path()), 4, 2048);
+    let local = local_f32();
+    let mut settings = settings(&local);
+    settings.top_logprobs = 100;
+    let remote = OpenAiBackend::new([server.url()], settings).expect("valid settings");
+    let ranked = |backend: &dyn ScoringBackend, query: &str| {
+        let template = erank_tests::local::whole_erank_prompt();
+        let reranker = Reranker::builder(backend).template(template).build().expect("valid");
+        let mut documents =
+            reranker.rerank(&Request::new(query, DOCUMENTS)).expect("a ranking").documents;
+        documents.sort_by_key(|document| document.index);
+        documents
+    };
+    for query in &QUERIES[..5] {
+        let (here, there) = (ranked(&local, query), ranked(&remote, query));
+        assert_eq!((here.len(), there.len()), (DOCUMENTS.len(), DOCUMENTS.len()));
+        for (ours, theirs) in here.iter().zip(&there) {
+            assert_eq!(ours.answer.integer, theirs.answer.integer, "{query}: {}", ours.index);
+            let error = (ours.score - theirs.score).abs();
+            assert!(error < 0.02, "{query}: {} and {}", ours.score, theirs.score);
+        }
+    }
+}
+
 /// Starts a server with a language model that is not trained for reranking.
 fn small_language_model(python: &Path) -> LlamaCpp {
     LlamaCpp::start(python, &llama_cpp::small_language_model(python), 2, 768)

@@ -4,7 +4,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics};
-use erank_core::{CancellationToken, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink};
+use erank_core::tags::ANSWER_ONLY_PREFIX;
+use erank_core::{
+    AnswerFormat, CancellationToken, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,
+};
 use erank_core::{Completion, DocumentError, Job, TokenCounts};
 
 /// A query for [`DOCUMENTS`].
@@ -19,6 +22,20 @@ pub const DOCUMENTS: [&str; 6] = [
     "x",
     "The council met on Tuesday to discuss the noise of trams in the inner city at night.",
 ];
+
+/// Returns ERank's prompt in answer-only mode as a whole prompt with bare answers, in the bundled model's chat
+/// template.
+///
+/// # Panics
+/// Never panics, because the text has all placeholders.
+pub fn whole_erank_prompt() -> PromptTemplate {
+    let message = PromptTemplate::erank();
+    let message = message.bind("{instruction}", "{query}").render("{doc}");
+    let text = format!(
+        "<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n{ANSWER_ONLY_PREFIX}"
+    );
+    PromptTemplate::whole(text, AnswerFormat::zero_to_ten().bare()).expect("all placeholders")
+}
 
 /// The instruction of [`run`].
 pub const INSTRUCTION: &str = "Retrieve relevant documents for the query.";

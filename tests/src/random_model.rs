@@ -32,6 +32,18 @@ pub struct Weight {
 pub struct RandomModel {
     config: Value,
     sizes: Sizes,
+    head: Head,
+}
+
+/// The weights that compute the logits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Head {
+    /// The output projection of a language model, unless it shares the embedding's weights.
+    LanguageModel,
+    Classifier {
+        rows: usize,
+        has_bias: bool,
+    },
 }
 
 /// The distribution of a checkpoint's weights over files.
@@ -62,7 +74,14 @@ impl RandomModel {
     /// Returns an error if a dimension is missing.
     pub fn new(config: Value) -> serde_json::Result<Self> {
         let sizes = Sizes::deserialize(&config)?;
-        Ok(Self { config, sizes })
+        Ok(Self { config, sizes, head: Head::LanguageModel })
+    }
+
+    /// Replaces the output projection by a classifier's head, `score.weight` with this number of rows, and
+    /// `score.bias` if `has_bias`.
+    pub fn with_classifier(mut self, rows: usize, has_bias: bool) -> Self {
+        self.head = Head::Classifier { rows, has_bias };
+        self
     }
 
     /// Returns the model's `config.json`.
@@ -133,8 +152,15 @@ impl RandomModel {
             ("model.embed_tokens.weight".to_owned(), vec![sizes.vocab_size, hidden]),
             ("model.norm.weight".to_owned(), vec![hidden]),
         ];
-        if !sizes.tie_word_embeddings {
-            shapes.push(("lm_head.weight".to_owned(), vec![sizes.vocab_size, hidden]));
+        match self.head {
+            Head::LanguageModel if sizes.tie_word_embeddings => {}
+            Head::LanguageModel => {
+                shapes.push(("lm_head.weight".to_owned(), vec![sizes.vocab_size, hidden]));
+            }
+            Head::Classifier { rows, has_bias } => {
+                shapes.push(("score.weight".to_owned(), vec![rows, hidden]));
+                shapes.extend(has_bias.then(|| ("score.bias".to_owned(), vec![rows])));
+            }
         }
         for layer in 0..sizes.num_hidden_layers {
             let of_layer = [

@@ -15,8 +15,9 @@ pub enum Architecture {
     /// Qwen3 with dense layers as a causal language model.
     Qwen3ForCausalLM,
     /// Qwen3 with dense layers and a classifier's head, which reads the last token. A prompt needs an
-    /// [`AnswerFormat`] with as many labels as the classifier, and the mode
-    /// [`AnswerOnly`](erank_core::Mode::AnswerOnly).
+    /// [`AnswerFormat`] with as many labels as the classifier, and a [bare](AnswerFormat::bare) answer or the mode
+    /// [`AnswerOnly`](erank_core::Mode::AnswerOnly). If [`Config::label_names`] has the names of all labels of the
+    /// format, each label gets the row of its name; otherwise labels and rows have the same order.
     Qwen3ForSequenceClassification {
         /// Rows of `score.weight`. With one row, its sigmoid is the probability of the second of two labels.
         rows: usize,
@@ -53,6 +54,8 @@ pub struct Config {
     pub tie_word_embeddings: bool,
     /// Tokens that end the model's turn: `eos_token_id` of both files.
     pub eos_token_ids: Vec<u32>,
+    /// Names of a classifier's labels, in the order of its rows; empty if the checkpoint does not name them.
+    pub label_names: Vec<String>,
 }
 
 impl Config {
@@ -85,6 +88,7 @@ impl Config {
             rope_theta: file.rope_theta()?,
             tie_word_embeddings: file.tie_word_embeddings,
             eos_token_ids: file.eos_token_ids(generation)?,
+            label_names: file.label_names(),
         };
         config.check(CONFIG)?;
         Ok(config)
@@ -280,6 +284,13 @@ impl ConfigFile {
         }
     }
 
+    /// Returns the names of a classifier's labels by row, unless a row has no name.
+    fn label_names(&self) -> Vec<String> {
+        let Some(names) = &self.id2label else { return Vec::new() };
+        let name = |row: usize| Some(names.get(&row.to_string())?.as_str()?.to_owned());
+        (0..names.len()).map(name).collect::<Option<_>>().unwrap_or_default()
+    }
+
     /// Returns the tokens that end a turn, without duplicates; `generation_config.json`'s come first.
     fn eos_token_ids(&self, generation: GenerationConfigFile) -> Result<Vec<u32>, LoadError> {
         let mut eos_token_ids = Vec::new();
@@ -363,6 +374,12 @@ mod tests {
         assert_eq!(rows(&config), 3);
         config["id2label"] = json!({"0": "LABEL_0"});
         assert_eq!(rows(&config), 1);
+        let names = |config: &Value| read(config, None).expect("valid").label_names;
+        assert_eq!(names(&config), ["LABEL_0"]);
+        config["id2label"] = json!({"1": "no", "0": "yes"});
+        assert_eq!(names(&config), ["yes", "no"]);
+        config["id2label"] = json!({"1": "no", "2": "yes"});
+        assert!(names(&config).is_empty(), "row 0 has no name");
         config["id2label"] = json!({});
         let error = read(&config, None).expect_err("no labels").to_string();
         assert!(error.contains("id2label"), "{error}");

@@ -4,6 +4,7 @@ pub(crate) mod config;
 mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
+mod recognition;
 mod safetensors;
 mod shard;
 pub(crate) mod weights;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use config::Config;
 pub use gguf::GgufSummary;
 use gguf::{Gguf, ShardName};
+pub use recognition::RecognisedPrompt;
 use serde::Deserialize;
 pub(crate) use shard::Shard;
 use weights::Weights;
@@ -26,6 +28,10 @@ const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// The parts of a model in the layout of the library Sentence Transformers.
+const MODULES: &str = "modules.json";
+/// The labels of a model that Sentence Transformers reads at the last position.
+const LOGIT_SCORE: &str = "1_LogitScore/config.json";
 const SAFETENSORS: &str = "model.safetensors";
 const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
 
@@ -42,6 +48,8 @@ pub struct Checkpoint {
     pub(crate) tokenizer: Option<Vec<u8>>,
     pub(crate) tokenizer_config: Option<Vec<u8>>,
     pub(crate) chat_template: Option<Vec<u8>>,
+    /// [`MODULES`] and [`LOGIT_SCORE`].
+    modules: [Option<Vec<u8>>; 2],
     pub(crate) shards: Vec<Shard>,
 }
 
@@ -64,8 +72,10 @@ impl Checkpoint {
     /// The folder holds:
     /// - `config.json`,
     /// - `tokenizer.json`,
-    /// - `tokenizer_config.json`, `chat_template.jinja`, or both,
+    /// - `tokenizer_config.json`, `chat_template.jinja`, or both (optional, if every prompt is
+    ///   [whole](erank_core::PromptTemplate::whole)),
     /// - `generation_config.json` (optional),
+    /// - `modules.json` and `1_LogitScore/config.json` (optional), which tell a reranker of one pass,
     /// - `model.safetensors`, or `model.safetensors.index.json` and the shards that it lists.
     ///
     /// A folder without `config.json` may hold one GGUF file instead.
@@ -113,6 +123,7 @@ impl Checkpoint {
             tokenizer: Some(bundled!("tokenizer.json").into()),
             tokenizer_config: Some(bundled!("tokenizer_config.json").into()),
             chat_template: None,
+            modules: [None, None],
             shards: vec![Shard::bundled(SAFETENSORS.into(), bundled!("model.safetensors"))],
         }
     }
@@ -129,6 +140,7 @@ impl Checkpoint {
         let tokenizer = optional(TOKENIZER)?;
         let tokenizer_config = optional(TOKENIZER_CONFIG)?;
         let chat_template = optional(CHAT_TEMPLATE)?;
+        let modules = [optional(MODULES)?, optional(LOGIT_SCORE)?];
 
         let files = match read_optional(&locate(SAFETENSORS_INDEX)?)? {
             Some(index) => shard_files(&index)?,
@@ -148,6 +160,7 @@ impl Checkpoint {
             tokenizer,
             tokenizer_config,
             chat_template,
+            modules,
             shards,
         })
     }
@@ -191,6 +204,7 @@ impl Checkpoint {
             tokenizer,
             tokenizer_config,
             chat_template,
+            modules: [None, None],
             shards,
         })
     }

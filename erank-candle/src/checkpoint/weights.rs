@@ -118,6 +118,11 @@ impl<'a> Weights<'a> {
         Ok(stacked)
     }
 
+    /// Returns whether there is a tensor of this name.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// Returns the vector `name` in F32.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use erank_core::tags::{ANSWER_CLOSE, FORCED_ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN};
+use erank_core::tags::{FORCED_ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN};
 use erank_core::{AnswerFormat, Completion, DocumentError, FinishReason, Mode, ScoringOptions};
 
 use super::answer_trie::{AnswerTrie, TrieWalk};
@@ -81,7 +81,8 @@ impl Sequence {
         context: Arc<JobContext>,
     ) -> Result<Self, DocumentError> {
         let prompt_length = prompt.ids.len();
-        let opening = if context.prompt_opens_thought { THINK_OPEN } else { "" };
+        let is_thinking = context.prompt_opens_thought && !context.format.is_bare();
+        let opening = if is_thinking { THINK_OPEN } else { "" };
         let mut completion = Completion::new(opening);
         completion.usage.prompt = prompt_length;
         completion.query_truncated = prompt.query_truncated;
@@ -299,7 +300,7 @@ impl Sequence {
                 self.completion.push(label, log_probs.iter().sum::<f64>() as f32);
             }
         }
-        self.completion.text.push_str(ANSWER_CLOSE);
+        self.completion.text.push_str(context.format.answer_suffix());
         Ok(self.complete())
     }
 

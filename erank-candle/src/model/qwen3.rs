@@ -25,6 +25,8 @@ pub(crate) struct Qwen3<O: Operations> {
     /// The head, `[vocab_size, hidden]` or `[rows, hidden]`; `None` if the embedding is the output projection as
     /// well.
     output: Option<O::Matrix>,
+    /// The bias of a classifier's head, `[rows]`; empty if there is none.
+    bias: Vec<f32>,
 }
 
 /// The weights of one transformer layer, in the order of their use.
@@ -61,6 +63,14 @@ impl<O: Operations> Qwen3<O> {
                 Some(matrix("score.weight", rows)?)
             }
         };
+        let bias = match config.architecture {
+            Architecture::Qwen3ForSequenceClassification { rows }
+                if weights.contains("score.bias") =>
+            {
+                weights.vector("score.bias", rows)?
+            }
+            _ => Vec::new(),
+        };
         let norm =
             operations.load_norm(weights, "model.norm.weight", hidden, config.rms_norm_eps)?;
         let layers = (0..config.num_hidden_layers)
@@ -76,6 +86,7 @@ impl<O: Operations> Qwen3<O> {
             layers,
             norm,
             output,
+            bias,
         })
     }
 
@@ -105,7 +116,12 @@ impl<O: Operations> Qwen3<O> {
         }
         let x = x.index_select(&Tensor::new(step.wanted(), ops.device())?, 0)?; // [wanted, hidden]
         let head = self.output.as_ref().unwrap_or(&self.embedding);
-        let logits = ops.project_logits(&self.norm, head, &x)?;
+        let mut logits = ops.project_logits(&self.norm, head, &x)?;
+        if !self.bias.is_empty() {
+            for row in logits.chunks_exact_mut(self.bias.len()) {
+                row.iter_mut().zip(&self.bias).for_each(|(logit, bias)| *logit += bias);
+            }
+        }
         if let Architecture::Qwen3ForSequenceClassification { rows: 1 } = self.config.architecture {
             // The sigmoid of one logit is the softmax of 0 and the logit.
             return Ok(logits.into_iter().flat_map(|logit| [0.0, logit]).collect());

@@ -46,18 +46,16 @@ pub(crate) struct ChatTemplate {
     file: &'static str,
     /// The special tokens, as variables of the template.
     variables: Value,
-    eos_token: Option<String>,
 }
 
 impl ChatTemplate {
-    /// Parses the chat template, given the contents of `tokenizer_config.json` and
-    /// `chat_template.jinja`. A template in the latter takes precedence.
-    pub(crate) fn new(config: Option<&[u8]>, template: Option<&[u8]>) -> Result<Self, LoadError> {
-        let config = config.map(parse_config).transpose()?.unwrap_or_default();
-        let (source, file) = match template {
-            Some(bytes) => (utf8(bytes)?, TEMPLATE_FILE),
-            None => (config.chat_template()?, CONFIG_FILE),
-        };
+    /// Parses the chat template, given `tokenizer_config.json` and the contents of `chat_template.jinja`. A
+    /// template in the latter takes precedence. Returns `None` if there is none.
+    pub(crate) fn new(
+        config: &TokenizerConfig,
+        template: Option<&[u8]>,
+    ) -> Result<Option<Self>, LoadError> {
+        let Some((source, file)) = source(config, template)? else { return Ok(None) };
         let source = remove_generation_tags(&source);
         let environment = environment()
             .and_then(|mut environment| {
@@ -65,18 +63,7 @@ impl ChatTemplate {
                 Ok(environment)
             })
             .map_err(|error| LoadError::unparsable(file, "invalid chat template", error))?;
-        let eos_token = config.token(EOS_TOKEN)?;
-        Ok(Self { environment, source, file, variables: config.token_variables()?, eos_token })
-    }
-
-    /// Returns the `eos_token` of `tokenizer_config.json`.
-    pub(crate) fn eos_token(&self) -> Option<&str> {
-        self.eos_token.as_deref()
-    }
-
-    /// Returns the name of the file that contained the template.
-    pub(crate) fn file(&self) -> &'static str {
-        self.file
+        Ok(Some(Self { environment, source, file, variables: config.token_variables()? }))
     }
 
     /// Returns whether the source of the template contains `text`.
@@ -109,9 +96,20 @@ impl ChatTemplate {
     }
 }
 
+/// Returns the source of the chat template, and the file that contains it.
+pub(super) fn source(
+    config: &TokenizerConfig,
+    template: Option<&[u8]>,
+) -> Result<Option<(String, &'static str)>, LoadError> {
+    match template {
+        Some(bytes) => Ok(Some((utf8(bytes)?, TEMPLATE_FILE))),
+        None => Ok(config.chat_template()?.map(|source| (source, CONFIG_FILE))),
+    }
+}
+
 /// The contents of `tokenizer_config.json`.
 #[derive(Default)]
-struct TokenizerConfig(serde_json::Map<String, serde_json::Value>);
+pub(crate) struct TokenizerConfig(serde_json::Map<String, serde_json::Value>);
 
 /// The value of `chat_template`: one template, or several named templates.
 #[derive(Deserialize)]
@@ -150,22 +148,28 @@ enum TokenText {
 }
 
 impl TokenizerConfig {
-    fn chat_template(&self) -> Result<String, LoadError> {
-        let templates: Templates = self.get("chat_template")?.ok_or_else(|| {
-            LoadError::invalid(
-                CONFIG_FILE,
-                format!(
-                    "it has no chat_template, and the checkpoint has no {TEMPLATE_FILE}; add the \
-                     template that the model was trained with as {TEMPLATE_FILE}"
-                ),
-            )
-        })?;
-        templates.into_default().ok_or_else(|| {
+    /// Parses the contents of `tokenizer_config.json`, if the checkpoint has one.
+    pub(crate) fn from_json(json: Option<&[u8]>) -> Result<Self, LoadError> {
+        let parsed = json.map(serde_json::from_slice).transpose();
+        let parsed = parsed.map(|config| config.map_or_else(Self::default, Self));
+        parsed.map_err(|error| LoadError::unparsable(CONFIG_FILE, "it is not a JSON object", error))
+    }
+
+    /// Returns the `eos_token`.
+    pub(crate) fn eos_token(&self) -> Result<Option<String>, LoadError> {
+        self.token(EOS_TOKEN)
+    }
+
+    /// Returns the chat template that transformers uses by default.
+    fn chat_template(&self) -> Result<Option<String>, LoadError> {
+        let Some(templates) = self.get::<Templates>("chat_template")? else { return Ok(None) };
+        let default = templates.into_default().ok_or_else(|| {
             LoadError::invalid(
                 CONFIG_FILE,
                 "it has several chat templates, but none named \"default\"",
             )
-        })
+        });
+        default.map(Some)
     }
 
     fn token_variables(&self) -> Result<Value, LoadError> {
@@ -189,11 +193,6 @@ impl TokenizerConfig {
         let parsed = value.map(T::deserialize).transpose();
         parsed.map_err(|error| LoadError::unparsable(CONFIG_FILE, key, error))
     }
-}
-
-fn parse_config(bytes: &[u8]) -> Result<TokenizerConfig, LoadError> {
-    let parsed = serde_json::from_slice(bytes).map(TokenizerConfig);
-    parsed.map_err(|error| LoadError::unparsable(CONFIG_FILE, "it is not a JSON object", error))
 }
 
 fn utf8(bytes: &[u8]) -> Result<String, LoadError> {
@@ -306,8 +305,9 @@ mod tests {
     use super::*;
 
     fn render(template: &str, config: &str, message: &str) -> String {
-        let template = ChatTemplate::new(Some(config.as_bytes()), Some(template.as_bytes()));
-        template.expect("valid template").render(message).expect("rendered")
+        let config = TokenizerConfig::from_json(Some(config.as_bytes())).expect("valid");
+        let template = ChatTemplate::new(&config, Some(template.as_bytes()));
+        template.expect("valid template").expect("given").render(message).expect("rendered")
     }
 
     /// The expected texts were rendered by transformers 5.23 with Jinja2 3.1.
@@ -350,18 +350,23 @@ mod tests {
     #[test]
     fn new_finds_template_in_either_file() {
         let source = |config: &str, template: Option<&str>| {
-            ChatTemplate::new(Some(config.as_bytes()), template.map(str::as_bytes))
-                .map(|template| (template.source.clone(), template.file()))
-                .map_err(|error| error.to_string())
+            let config = TokenizerConfig::from_json(Some(config.as_bytes()));
+            let template = config.and_then(|config| {
+                config.eos_token()?;
+                ChatTemplate::new(&config, template.map(str::as_bytes))
+            });
+            let found = template.map(|template| template.map(|found| (found.source, found.file)));
+            found.map_err(|error| error.to_string())
         };
         let one = r#"{"chat_template": "a"}"#;
-        assert_eq!(source(one, None), Ok(("a".into(), CONFIG_FILE)));
-        assert_eq!(source(one, Some("b")), Ok(("b".into(), TEMPLATE_FILE)));
+        assert_eq!(source(one, None), Ok(Some(("a".into(), CONFIG_FILE))));
+        assert_eq!(source(one, Some("b")), Ok(Some(("b".into(), TEMPLATE_FILE))));
         let several = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
-        assert_eq!(source(several, None), Ok(("d".into(), CONFIG_FILE)));
+        assert_eq!(source(several, None), Ok(Some(("d".into(), CONFIG_FILE))));
+        for none in ["{}", r#"{"chat_template": null}"#] {
+            assert_eq!(source(none, None), Ok(None));
+        }
         for (config, expected) in [
-            ("{}", "add the template"),
-            (r#"{"chat_template": null}"#, "add the template"),
             (r#"{"chat_template": []}"#, "default"),
             (r#"{"chat_template": 7}"#, "chat_template"),
             (r#"{"chat_template": "{% if %}"}"#, "invalid chat template"),
@@ -372,8 +377,9 @@ mod tests {
             let error = source(config, None).expect_err(config);
             assert!(error.contains(CONFIG_FILE) && error.contains(expected), "{config}: {error}");
         }
-        let error = ChatTemplate::new(None, Some(b"\xff")).expect_err("not UTF-8").to_string();
+        let none = TokenizerConfig::from_json(None).expect("empty");
+        let error = ChatTemplate::new(&none, Some(b"\xff")).expect_err("not UTF-8").to_string();
         assert!(error.contains(TEMPLATE_FILE) && error.contains("UTF-8"), "{error}");
-        assert!(ChatTemplate::new(None, None).is_err());
+        assert!(ChatTemplate::new(&none, None).expect("no error").is_none());
     }
 }

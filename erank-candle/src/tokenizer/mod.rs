@@ -4,11 +4,13 @@
 //! BoundPrompt ─chat template─▶ PromptFrame ─+ document─▶ EncodedPrompt        ids ─TokenDecoder─▶ text
 //! ```
 //!
+//! A [whole](erank_core::PromptTemplate::whole) prompt needs no chat template.
+//!
 //! # Added tokens in data
 //!
-//! Added tokens (`<|im_end|>`, `<think>`, …) count only in trusted text: the chat template, the
-//! prompt template and the instruction. In the query and the document, a text that looks like an
-//! added token is encoded as plain text. The same holds if the text begins or ends in trusted text,
+//! Added tokens (`<|im_end|>`, `<think>`, …) count only in trusted text: the chat template and the prompt
+//! template. In the instruction, the query and the document, a text that looks like an added token is
+//! encoded as plain text. The same holds if the text begins or ends in trusted text,
 //! or if normalization produces it.
 //!
 //! # Equality with transformers
@@ -20,9 +22,8 @@
 //!
 //! # Placeholders
 //!
-//! The chat template is rendered once per query, with placeholders for the query and the document,
-//! which are inserted afterwards. So the template never sees the query and the document. Conditions
-//! on the message test the placeholders instead, for example Qwen3's condition that the message
+//! The chat template is rendered once per query, with placeholders for the instruction, the query and
+//! the document, which are inserted afterwards. So the template never sees them. Conditions on the message test the placeholders instead, for example Qwen3's condition that the message
 //! begins with `<tool_response>`.
 
 mod chat_template;
@@ -35,11 +36,11 @@ mod vocabulary;
 
 use std::sync::Arc;
 
-use erank_core::prompt::{BoundPrompt, PromptTemplate, Segment};
+use erank_core::prompt::{BoundPrompt, Segment};
 use erank_core::{BackendError, DocumentError, ScoringOptions};
 use thiserror::Error;
 
-use chat_template::ChatTemplate;
+use chat_template::{ChatTemplate, TokenizerConfig};
 pub use decoder::TokenDecoder;
 pub(crate) use file::QWEN_PATTERN;
 use vocabulary::{MarkedText, Vocabulary};
@@ -52,16 +53,19 @@ use crate::error::{Cause, LoadError};
 #[derive(Clone)]
 pub struct PromptTokenizer {
     vocabulary: Arc<Vocabulary>,
-    template: Arc<ChatTemplate>,
+    /// `None` if the checkpoint has none.
+    template: Option<Arc<ChatTemplate>>,
+    eos_token: Option<String>,
 }
 
 impl PromptTokenizer {
     /// Creates a tokenizer from the contents of `tokenizer.json`, `tokenizer_config.json` and
     /// `chat_template.jinja`.
     ///
-    /// One of the last two files must contain a chat template. If both do, `chat_template.jinja` is
-    /// used, as in transformers. The tokenizer's model must be BPE, and must not be able to produce
-    /// an added token, such as `<|im_end|>`, from plain text.
+    /// If both of the last two files contain a chat template, `chat_template.jinja` is used, as in
+    /// transformers. Without a chat template, only [whole](erank_core::PromptTemplate::whole) prompts can be
+    /// bound. The tokenizer's model must be BPE, and must not be able to produce an added token, such as
+    /// `<|im_end|>`, from plain text.
     ///
     /// # Errors
     /// Returns [`LoadError::Invalid`] with the file and the reason.
@@ -70,18 +74,33 @@ impl PromptTokenizer {
         tokenizer_config_json: Option<&[u8]>,
         chat_template_jinja: Option<&[u8]>,
     ) -> Result<Self, LoadError> {
-        let template = ChatTemplate::new(tokenizer_config_json, chat_template_jinja)?;
+        let config = TokenizerConfig::from_json(tokenizer_config_json)?;
+        let template = ChatTemplate::new(&config, chat_template_jinja)?;
         let vocabulary = Vocabulary::from_json(tokenizer_json)?;
-        let tokenizer = Self { vocabulary: Arc::new(vocabulary), template: Arc::new(template) };
-        tokenizer.check_template()?;
-        Ok(tokenizer)
+        Ok(Self {
+            vocabulary: Arc::new(vocabulary),
+            template: template.map(Arc::new),
+            eos_token: config.eos_token()?,
+        })
     }
 
-    /// Renders the chat template for `prompt`, and truncates the query to its limit.
+    /// Returns the source of the chat template, given the contents of `tokenizer_config.json` and
+    /// `chat_template.jinja`.
+    pub(crate) fn chat_template(
+        tokenizer_config_json: Option<&[u8]>,
+        chat_template_jinja: Option<&[u8]>,
+    ) -> Result<Option<String>, LoadError> {
+        let config = TokenizerConfig::from_json(tokenizer_config_json)?;
+        let found = chat_template::source(&config, chat_template_jinja)?;
+        Ok(found.map(|(source, _)| source))
+    }
+
+    /// Renders the chat template for `prompt`, unless it is a whole prompt, and truncates the query to its
+    /// limit.
     ///
     /// # Errors
-    /// Returns a [`PromptError`] if the chat template fails on this prompt, or if it does not output
-    /// the query and the document exactly once.
+    /// Returns a [`PromptError`] if there is no chat template, if it fails on this prompt, or if it does not
+    /// output the instruction, the query and the document exactly once.
     pub fn bind(
         &self,
         prompt: &BoundPrompt<'_>,
@@ -89,13 +108,19 @@ impl PromptTokenizer {
     ) -> Result<PromptFrame, PromptError> {
         let query = self.vocabulary.truncate(prompt.query(), options.max_query_tokens);
         let query = query.map_err(PromptError::Tokenizer)?;
-        let (before, after) = self.render(prompt, query)?;
+        let (before, after) = match prompt.is_whole() {
+            true => {
+                (marked(prompt.before_document(), query), marked(prompt.after_document(), query))
+            }
+            false => self.render(prompt, query)?,
+        };
         Ok(PromptFrame {
             vocabulary: Arc::clone(&self.vocabulary),
             before,
             after,
             query_truncated: query.len() < prompt.query().len(),
             max_document_tokens: options.max_document_tokens,
+            max_prompt_tokens: options.max_prompt_tokens,
         })
     }
 
@@ -122,7 +147,7 @@ impl PromptTokenizer {
 
     /// Returns the id of the `eos_token` of `tokenizer_config.json`, if the vocabulary contains it.
     pub fn eos_token_id(&self) -> Option<u32> {
-        self.template.eos_token().and_then(|token| self.token_to_id(token))
+        self.eos_token.as_deref().and_then(|token| self.token_to_id(token))
     }
 
     /// Returns the id of a token, given as it is written in the vocabulary.
@@ -154,38 +179,25 @@ impl PromptTokenizer {
         }
     }
 
-    /// Renders a prompt to detect chat templates that fail on all prompts.
-    fn check_template(&self) -> Result<(), LoadError> {
-        let prompt = PromptTemplate::erank();
-        let rendered = self.render(&prompt.bind("", ""), "");
-        let unusable = |cause| {
-            LoadError::unparsable(
-                self.template.file(),
-                "the chat template cannot be rendered",
-                cause,
-            )
-        };
-        match rendered {
-            Ok(_) => Ok(()),
-            Err(PromptError::Template(cause)) => Err(unusable(cause)),
-            Err(error) => Err(unusable(error.into())),
-        }
-    }
-
     /// Renders the chat template. Returns the text before the document and the text after it.
     fn render(
         &self,
         prompt: &BoundPrompt<'_>,
         query: &str,
     ) -> Result<(MarkedText, MarkedText), PromptError> {
-        let placeholders = Placeholders::new(prompt, &self.template);
+        let template = self.template.as_deref().ok_or(PromptError::NoChatTemplate)?;
+        let placeholders = Placeholders::new(prompt, template);
         let message: String =
             prompt.segments("").map(|segment| placeholders.text(segment)).collect();
-        let rendered = self.template.render(&message);
+        let rendered = template.render(&message);
         let rendered = rendered.map_err(|error| PromptError::Template(error.into()))?;
-        for (field, placeholder) in
-            [("query", &placeholders.query), ("document", &placeholders.document)]
-        {
+        for segment in prompt.segments("") {
+            let (field, placeholder) = match segment {
+                Segment::Trusted(_) => continue,
+                Segment::Instruction(_) => ("instruction", &placeholders.instruction),
+                Segment::Query(_) => ("query", &placeholders.query),
+                Segment::Document(_) => ("document", &placeholders.document),
+            };
             match rendered.matches(placeholder.as_str()).count() {
                 0 => return Err(PromptError::MissingField(field)),
                 1 => {}
@@ -194,8 +206,23 @@ impl PromptTokenizer {
         }
         let (before, after) =
             rendered.split_once(&placeholders.document).unwrap_or((&rendered, ""));
-        Ok((placeholders.insert_query(before, query), placeholders.insert_query(after, query)))
+        let fields = placeholders.fields(prompt.instruction(), query);
+        Ok((insert(before, &fields), insert(after, &fields)))
     }
+}
+
+/// Returns the text of segments without the document, in which `query` replaces the query.
+fn marked<'a>(segments: impl Iterator<Item = Segment<'a>>, query: &str) -> MarkedText {
+    let mut text = MarkedText::default();
+    for segment in segments {
+        match segment {
+            Segment::Trusted(trusted) => text.push_trusted(trusted),
+            Segment::Instruction(instruction) => text.push_data(instruction),
+            Segment::Query(_) => text.push_data(query),
+            Segment::Document(document) => text.push_data(document),
+        }
+    }
+    text
 }
 
 impl std::fmt::Debug for PromptTokenizer {
@@ -207,20 +234,22 @@ impl std::fmt::Debug for PromptTokenizer {
     }
 }
 
-/// The texts that stand for the query and the document while the chat template runs.
+/// The texts that stand for the instruction, the query and the document while the chat template runs.
 struct Placeholders {
+    instruction: String,
     query: String,
     document: String,
 }
 
 impl Placeholders {
-    /// Chooses placeholders that occur neither in the chat template nor in the prompt's trusted text.
+    /// Chooses placeholders that occur neither in the chat template nor in the prompt's texts.
     fn new(prompt: &BoundPrompt<'_>, template: &ChatTemplate) -> Self {
         let is_unused = |placeholder: &String| {
             !template.contains(placeholder)
                 && !prompt.segments("").any(|part| part.text().contains(placeholder))
         };
         Self {
+            instruction: Self::candidates("instruction").find(is_unused).unwrap_or_default(),
             query: Self::candidates("query").find(is_unused).unwrap_or_default(),
             document: Self::candidates("document").find(is_unused).unwrap_or_default(),
         }
@@ -238,25 +267,33 @@ impl Placeholders {
     fn text(&self, segment: Segment<'_>) -> String {
         match segment {
             Segment::Trusted(text) => text.to_owned(),
+            Segment::Instruction(_) => self.instruction.clone(),
             Segment::Query(_) => self.query.clone(),
             Segment::Document(_) => self.document.clone(),
         }
     }
 
-    /// Replaces the query's placeholder by the query, in a part of the rendered prompt that does not
-    /// contain the document.
-    fn insert_query(&self, rendered: &str, query: &str) -> MarkedText {
-        let mut text = MarkedText::default();
-        match rendered.split_once(&self.query) {
-            None => text.push_trusted(rendered),
-            Some((before, after)) => {
-                text.push_trusted(before);
-                text.push_data(query);
-                text.push_trusted(after);
-            }
-        }
-        text
+    /// Returns the placeholders before and after the document, each with the text that replaces it.
+    fn fields<'a>(&'a self, instruction: &'a str, query: &'a str) -> [(&'a str, &'a str); 2] {
+        [(&self.instruction, instruction), (&self.query, query)]
     }
+}
+
+/// Replaces placeholders by data, in a part of the rendered prompt that does not contain the document.
+fn insert(rendered: &str, fields: &[(&str, &str)]) -> MarkedText {
+    let mut text = MarkedText::default();
+    let mut rest = rendered;
+    let first = |rest: &str| {
+        let found = fields.iter().filter_map(|field| Some((rest.find(field.0)?, *field)));
+        found.min_by_key(|(start, _)| *start)
+    };
+    while let Some((start, (placeholder, data))) = first(rest) {
+        text.push_trusted(&rest[..start]);
+        text.push_data(data);
+        rest = &rest[start + placeholder.len()..];
+    }
+    text.push_trusted(rest);
+    text
 }
 
 /// A rendered prompt without its document. Threads may share it.
@@ -267,6 +304,7 @@ pub struct PromptFrame {
     after: MarkedText,
     query_truncated: bool,
     max_document_tokens: usize,
+    max_prompt_tokens: Option<usize>,
 }
 
 impl PromptFrame {
@@ -280,11 +318,11 @@ impl PromptFrame {
     /// merge with the text that follows it.
     ///
     /// # Errors
-    /// Returns [`DocumentError::Backend`] if the tokenizer cannot encode the text.
+    /// Returns [`DocumentError::Backend`] if the tokenizer cannot encode the text, and
+    /// [`DocumentError::PromptTooLong`] if the prompt without the document exceeds
+    /// [`max_prompt_tokens`](ScoringOptions::max_prompt_tokens).
     pub fn encode(&self, document: &str) -> Result<EncodedPrompt, DocumentError> {
-        let kept = self.truncate(document)?;
-        let ids =
-            self.vocabulary.encode(&self.insert_document(kept)).map_err(PromptError::Tokenizer)?;
+        let (kept, ids) = self.fit(document)?;
         Ok(EncodedPrompt {
             ids,
             query_truncated: self.query_truncated,
@@ -298,7 +336,7 @@ impl PromptFrame {
     /// # Errors
     /// Returns the same errors as [`encode`](Self::encode).
     pub fn text(&self, document: &str) -> Result<String, DocumentError> {
-        let kept = self.truncate(document)?;
+        let (kept, _) = self.fit(document)?;
         Ok(self.insert_document(kept).as_str().to_owned())
     }
 
@@ -308,8 +346,25 @@ impl PromptFrame {
         self.after.trusted_end().trim_end().ends_with(erank_core::tags::THINK_OPEN)
     }
 
-    fn truncate<'a>(&self, document: &'a str) -> Result<&'a str, PromptError> {
-        self.vocabulary.truncate(document, self.max_document_tokens).map_err(PromptError::Tokenizer)
+    /// Returns the beginning of the document that fits the limits, and the ids of its prompt.
+    fn fit<'a>(&self, document: &'a str) -> Result<(&'a str, Vec<u32>), DocumentError> {
+        let kept = self.vocabulary.truncate(document, self.max_document_tokens);
+        let mut kept = kept.map_err(PromptError::Tokenizer)?;
+        loop {
+            let text = self.insert_document(kept);
+            let ids = self.vocabulary.encode(&text).map_err(PromptError::Tokenizer)?;
+            let Some(limit) = self.max_prompt_tokens.filter(|limit| ids.len() > *limit) else {
+                return Ok((kept, ids));
+            };
+            if kept.is_empty() {
+                return Err(DocumentError::PromptTooLong { tokens: ids.len(), limit });
+            }
+            // A shorter document may be split into other tokens, so the next prompt may still be too long.
+            let start = self.before.as_str().len();
+            let (range, excess) = (start..start + kept.len(), ids.len() - limit);
+            let shorter = self.vocabulary.shorten(&text, range, excess);
+            kept = &kept[..shorter.map_err(PromptError::Tokenizer)?];
+        }
     }
 
     fn insert_document(&self, document: &str) -> MarkedText {
@@ -345,16 +400,22 @@ pub struct EncodedPrompt {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PromptError {
+    /// The checkpoint has no chat template, and the prompt is a user message.
+    #[error(
+        "the checkpoint has no chat template, which the prompt template needs; add the template that the model \
+         was trained with as chat_template.jinja, or choose a prompt template that is a whole prompt"
+    )]
+    NoChatTemplate,
     /// The chat template failed, or raised an exception.
     #[error("cannot render the chat template for this prompt")]
     Template(#[source] Cause),
-    /// The rendered prompt does not contain the query or the document unchanged.
+    /// The rendered prompt does not contain the instruction, the query or the document unchanged.
     #[error(
         "the chat template drops or changes the {0}; if it trims messages, begin and end the prompt \
          template with fixed text"
     )]
     MissingField(&'static str),
-    /// The rendered prompt contains the query or the document more than once.
+    /// The rendered prompt contains the instruction, the query or the document more than once.
     #[error("the chat template outputs the {0} more than once")]
     RepeatedField(&'static str),
     /// The tokenizer cannot encode the text.

@@ -114,6 +114,32 @@ impl Vocabulary {
         Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
     }
 
+    /// Returns the length of a prefix of `text[data]`, which is data in a longer text. The prefix ends `count` tokens
+    /// before the last token that overlaps the data, at a character boundary, and is shorter than the data unless
+    /// that is empty.
+    pub(super) fn shorten(
+        &self,
+        text: &MarkedText,
+        data: Range<usize>,
+        count: usize,
+    ) -> Result<usize, Cause> {
+        let mut pieces = self.split(text)?;
+        pieces.tokenize(|piece| self.tokenize(piece))?;
+        let encoding = pieces.into_encoding(None, 0, OffsetType::Byte)?;
+        let overlapping = encoding.get_offsets().iter().copied();
+        let overlapping: Vec<(usize, usize)> =
+            overlapping.filter(|(start, end)| *start < data.end && data.start < *end).collect();
+        let kept = overlapping.len().saturating_sub(count);
+        // Tokens that share a character have the same offsets, which cover the whole character.
+        let end = match (overlapping[..kept].last(), overlapping.get(kept)) {
+            (Some(last), Some(removed)) => last.1.min(removed.0),
+            _ => data.start,
+        };
+        let longest = data.end.saturating_sub(1).max(data.start);
+        let end = text.as_str().floor_char_boundary(end.clamp(data.start, longest));
+        Ok(end.saturating_sub(data.start))
+    }
+
     /// Returns the longest prefix of `text` with at most `max_tokens` tokens, cut at a character
     /// boundary. Added tokens in `text` do not count.
     ///

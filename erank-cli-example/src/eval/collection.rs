@@ -8,7 +8,7 @@ use erank_core::DocumentError;
 use erank_core::trec::{Qrels, Run};
 
 use super::error::EvalError;
-use super::files::{self, CandidateLine};
+use super::files::{self, CandidateLine, Text};
 use crate::args::CollectionArguments;
 use crate::text;
 
@@ -25,6 +25,8 @@ pub(super) struct Collection {
 pub(super) struct Query {
     pub(super) id: String,
     pub(super) text: Option<String>,
+    /// The query's own instruction, which replaces that of all queries.
+    pub(super) instruction: Option<String>,
     pub(super) candidates: Vec<Candidate>,
 }
 
@@ -107,7 +109,8 @@ impl Collection {
             for Candidate { id: document, score, .. } in &candidates {
                 first_stage.insert(id, document, *score)?;
             }
-            queries.push(Query { id: id.to_owned(), text: None, candidates });
+            let (text, instruction) = (None, None);
+            queries.push(Query { id: id.to_owned(), text, instruction, candidates });
         }
         let is_judged = |query: &Query| {
             query.candidates.iter().any(|candidate| qrels.grade(&query.id, &candidate.id).is_some())
@@ -130,6 +133,7 @@ impl Collection {
                 candidate.text = line.texts.remove(&candidate.id);
             }
             query.text = Some(line.query);
+            query.instruction = line.instruction;
         }
     }
 
@@ -147,9 +151,12 @@ impl Collection {
         }
         require_some(&documents, &ids, corpus.first().map_or(Path::new(""), PathBuf::as_path))?;
         for query in &mut self.queries {
-            query.text = texts.remove(&query.id);
+            if let Some(Text { text, instruction }) = texts.remove(&query.id) {
+                (query.text, query.instruction) = (Some(text), instruction);
+            }
             for candidate in &mut query.candidates {
-                candidate.text = documents.get(&candidate.id).cloned();
+                let document = documents.get(&candidate.id);
+                candidate.text = document.map(|document| document.text.clone());
             }
         }
         Ok(())
@@ -163,7 +170,7 @@ fn first<'a>(ids: impl IntoIterator<Item = &'a str>) -> String {
 
 /// Returns an error if no text was found at all, because then the file is probably the wrong one.
 fn require_some(
-    found: &HashMap<String, String>,
+    found: &HashMap<String, Text>,
     wanted: &HashSet<&str>,
     file: &Path,
 ) -> Result<(), EvalError> {

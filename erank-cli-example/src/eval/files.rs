@@ -47,13 +47,21 @@ fn beir_grade(line: &str, qrels: &mut Qrels) -> Result<(), String> {
     qrels.insert(query, document, number).map_err(|error| error.to_string())
 }
 
+/// A text of a query or a document.
+#[derive(Debug, PartialEq)]
+pub(super) struct Text {
+    pub(super) text: String,
+    /// The query's own instruction.
+    pub(super) instruction: Option<String>,
+}
+
 /// Adds the texts of a file whose ids are `wanted` to `texts`.
 ///
 /// A line is an id, a tab and the text, or JSON. Lines that cannot be used are skipped and reported.
 pub(super) fn read_texts(
     file: &Path,
     wanted: &HashSet<&str>,
-    texts: &mut HashMap<String, String>,
+    texts: &mut HashMap<String, Text>,
 ) -> Result<(), EvalError> {
     let mut bad = (0, String::new());
     for line in Lines::of(open(file)?) {
@@ -92,16 +100,18 @@ struct JsonText {
     title: Option<String>,
     #[serde(alias = "contents")]
     text: String,
+    #[serde(default)]
+    instruction: Option<String>,
 }
 
 /// Parses a line into an id and a text.
-fn named_text(line: Line) -> Result<(String, String), String> {
+fn named_text(line: Line) -> Result<(String, Text), String> {
     let line = line.text()?;
     if !line.trim_start().starts_with('{') {
         let (id, text) = line.split_once('\t').ok_or("there is no tab after the id")?;
-        return Ok((id.to_owned(), text.to_owned()));
+        return Ok((id.to_owned(), Text { text: text.to_owned(), instruction: None }));
     }
-    let JsonText { id, title, text } =
+    let JsonText { id, title, text, instruction } =
         serde_json::from_str(&line).map_err(|error| input::not_json(&error))?;
     let id = input::json_id(id)?.ok_or("\"id\" is null")?;
     // BEIR's own rerankers join them in the same way.
@@ -109,13 +119,15 @@ fn named_text(line: Line) -> Result<(String, String), String> {
         Some(title) if !title.is_empty() => format!("{title} {text}"),
         _ => text,
     };
-    Ok((id, text))
+    Ok((id, Text { text, instruction }))
 }
 
 /// A line of `--jsonl`: a query with the texts of its candidates.
 pub(super) struct CandidateLine {
     pub(super) id: String,
     pub(super) query: String,
+    /// The query's own instruction.
+    pub(super) instruction: Option<String>,
     /// The texts by document id.
     pub(super) texts: HashMap<String, String>,
 }
@@ -125,6 +137,8 @@ struct JsonQuery {
     #[serde(alias = "_id")]
     id: Value,
     query: String,
+    #[serde(default)]
+    instruction: Option<String>,
     documents: Vec<JsonCandidate>,
 }
 
@@ -153,7 +167,7 @@ pub(super) fn read_candidates(file: &Path) -> Result<(Run, Vec<CandidateLine>), 
 
 /// Parses a line, and adds its scores to `run`.
 fn candidate_line(line: &str, run: &mut Run) -> Result<CandidateLine, String> {
-    let JsonQuery { id, query, documents } =
+    let JsonQuery { id, query, instruction, documents } =
         serde_json::from_str(line).map_err(|error| input::not_json(&error))?;
     let id = input::json_id(id)?.ok_or("\"id\" is null")?;
     if run.has_query(&id) {
@@ -165,7 +179,7 @@ fn candidate_line(line: &str, run: &mut Run) -> Result<CandidateLine, String> {
         run.insert(&id, &document, score).map_err(|error| error.to_string())?;
         texts.extend(text.map(|text| (document, text)));
     }
-    Ok(CandidateLine { id, query, texts })
+    Ok(CandidateLine { id, query, instruction, texts })
 }
 
 fn open(file: &Path) -> Result<BufReader<File>, EvalError> {
@@ -205,13 +219,17 @@ mod tests {
         let file = written(
             "1\tone\ttab\nno tab\n{\"_id\": \"2\", \"title\": \"A\", \"text\": \"two\"}\n\
              {\"id\": 3, \"contents\": \"three\", \"metadata\": {}}\n\
-             {\"_id\": \"4\", \"title\": \"\", \"text\": \"four\"}\n{\"_id\": \"5\"}\n6\tsix\n",
+             {\"_id\": \"4\", \"title\": \"\", \"text\": \"four\", \"instruction\": \"goal\"}\n\
+             {\"_id\": \"5\"}\n6\tsix\n",
         );
         let mut texts = HashMap::new();
         let wanted = HashSet::from(["1", "2", "3", "4", "5"]);
         read_texts(file.path(), &wanted, &mut texts).expect("read");
         let expected = [("1", "one\ttab"), ("2", "A two"), ("3", "three"), ("4", "four")];
-        let expected = expected.map(|(id, text)| (id.to_owned(), text.to_owned()));
+        let expected = expected.map(|(id, text)| {
+            let instruction = (id == "4").then(|| "goal".to_owned());
+            (id.to_owned(), Text { text: text.to_owned(), instruction })
+        });
         assert_eq!(texts, HashMap::from(expected));
         let error = read_texts(file.path(), &wanted, &mut texts).expect_err("twice").to_string();
         assert!(error.ends_with("line 1: duplicate id \"1\"; remove one"), "{error}");

@@ -27,11 +27,15 @@ pub(super) struct Settings<'a> {
     pub(super) weights: Option<&'static str>,
     /// The format of the KV cache. It is null if the default format is used.
     pub(super) kv_cache: Option<&'static str>,
+    /// The name of the prompt.
+    pub(super) template: &'static str,
+    /// The instruction of queries that have none of their own.
     pub(super) instruction: &'a str,
     /// The limit for reasoning. It is null if answers are without reasoning.
     pub(super) max_tokens: Option<usize>,
     pub(super) max_query_tokens: usize,
     pub(super) max_document_tokens: usize,
+    pub(super) max_prompt_tokens: Option<usize>,
 }
 
 /// The line of one document.
@@ -39,7 +43,7 @@ pub(super) struct Settings<'a> {
 pub(super) struct Entry {
     pub(super) query: String,
     pub(super) document: String,
-    /// The CRC-32 of both texts.
+    /// The CRC-32 of the texts and the query's own instruction.
     pub(super) texts_crc32: u32,
     #[serde(flatten)]
     pub(super) outcome: Outcome,
@@ -216,9 +220,13 @@ impl ScoreFile {
     }
 }
 
-/// Returns the CRC-32 of both texts, separated by a zero byte.
-pub(super) fn texts_crc32(query: &str, document: &str) -> u32 {
+/// Returns the CRC-32 of the query's own instruction and both texts, separated by zero bytes.
+pub(super) fn texts_crc32(instruction: Option<&str>, query: &str, document: &str) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
+    if let Some(instruction) = instruction {
+        hasher.update(instruction.as_bytes());
+        hasher.update(&[0]);
+    }
     hasher.update(query.as_bytes());
     hasher.update(&[0]);
     hasher.update(document.as_bytes());
@@ -256,10 +264,12 @@ mod tests {
             backend: "candle",
             weights: None,
             kv_cache: None,
+            template: "erank",
             instruction: "x",
             max_tokens: None,
             max_query_tokens: 1,
             max_document_tokens: 2,
+            max_prompt_tokens: None,
         }
     }
 

@@ -21,6 +21,8 @@ const QUERIES_AT_ONCE: usize = 2;
 /// The backend and its options.
 pub(super) struct Scoring<'a> {
     pub(super) backend: &'a dyn ScoringBackend,
+    pub(super) template: &'a PromptTemplate,
+    /// The instruction of queries that have none of their own.
     pub(super) instruction: &'a str,
     pub(super) options: ScoringOptions,
     pub(super) cancellation: &'a CancellationToken,
@@ -94,12 +96,12 @@ impl Scoring<'_> {
 
     /// Scores the documents of one query.
     fn score(&self, task: &Task<'_>, shared: &Mutex<Shared>) {
-        let template = PromptTemplate::erank();
+        let instruction = task.query.instruction.as_deref().unwrap_or(self.instruction);
         let documents: Vec<&str> = task.documents.iter().map(|document| document.text).collect();
-        let job = Job::new(template.bind(self.instruction, task.text), &documents)
+        let job = Job::new(self.template.bind(instruction, task.text), &documents)
             .with_options(self.options)
             .with_cancellation(self.cancellation.clone());
-        let mut sink = Recorder { scoring: self, template: &template, task, shared };
+        let mut sink = Recorder { scoring: self, task, shared };
         if let Err(error) = self.backend.score(&job, &mut sink) {
             sink.fail(&mut sink.lock(), error.into());
         }
@@ -111,7 +113,7 @@ fn tasks<'a>(collection: &'a Collection, scores: &ScoreFile) -> Vec<Task<'a>> {
     let task = |query: &'a Query| {
         let pending = query.candidates.iter().filter_map(|candidate| {
             let (query_text, text) = collection::texts(query, candidate).ok()?;
-            let crc32 = texts_crc32(query_text, text);
+            let crc32 = texts_crc32(query.instruction.as_deref(), query_text, text);
             let is_known = scores.get(&query.id, &candidate.id, crc32).is_some();
             (!is_known).then_some(Pending { id: &candidate.id, text, texts_crc32: crc32 })
         });
@@ -132,7 +134,6 @@ pub(super) fn open_documents(collection: &Collection, scores: &ScoreFile) -> usi
 /// The sink for the documents of one query.
 struct Recorder<'a> {
     scoring: &'a Scoring<'a>,
-    template: &'a PromptTemplate,
     task: &'a Task<'a>,
     shared: &'a Mutex<Shared>,
 }
@@ -162,7 +163,7 @@ impl Recorder<'_> {
             Err(error) => return Err(error),
         };
         let probability = AnswerProbability::default();
-        Ok(match self.template.answers().parse(&completion, probability) {
+        Ok(match self.scoring.template.answers().parse(&completion, probability) {
             Ok(answer) => Outcome::Answered(Score::new(answer, &completion)),
             Err(error) => Outcome::Failed { error: one_line(&error) },
         })

@@ -39,7 +39,7 @@ impl<'a> Judgements<'a> {
             let judgement = |candidate: &Candidate| match collection::texts(query, candidate) {
                 Err(reason) => Judgement { score: Err(reason), outcome: None },
                 Ok((query_text, text)) => {
-                    let crc32 = texts_crc32(query_text, text);
+                    let crc32 = texts_crc32(query.instruction.as_deref(), query_text, text);
                     let outcome = scores.get(&query.id, &candidate.id, crc32);
                     let failure = failures.get(&candidate.id).map(String::as_str);
                     Judgement { score: score(outcome, failure, kind), outcome }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -192,6 +193,86 @@ fn rerank_settings_change_the_answers() {
     assert_eq!(truncated["documents"][0]["truncated"], true);
     let goal = run(&["--task", "bright", "--answer-only"]);
     assert!(goal["instruction"].as_str().is_some_and(|text| text.starts_with("A document is")));
+}
+
+/// Copies the bundled model into a folder of this name.
+fn copy_of_tiny(parent: &Path, name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
+    let folder = parent.join(name);
+    fs::create_dir(&folder).expect("made");
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        fs::copy(source.join(file), folder.join(file)).expect("a copy");
+    }
+    folder
+}
+
+#[test]
+fn rerank_uses_the_prompt_of_the_model() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = copy_of_tiny(parent.path(), "tiny-Reranker");
+    // The prompt of a reranker needs no chat template.
+    fs::write(folder.join("tokenizer_config.json"), "{}").expect("written");
+    let model = folder.to_str().expect("UTF-8");
+    let run = |more: &[&str]| {
+        erank(&[&["rerank", "-q", QUERY, "-d", HITS, "--json", "-m"], more].concat(), b"")
+    };
+    let recognised = run(&[model]);
+    assert_eq!(recognised.code, Some(0), "{recognised:?}");
+    assert!(
+        recognised.err.contains("the prompt of qwen3-reranker, because its name contains"),
+        "{}",
+        recognised.err
+    );
+    let report = recognised.json();
+    assert_eq!(report["template"], "qwen3-reranker");
+    assert_eq!(
+        report["instruction"],
+        "Given a web search query, retrieve relevant passages that answer the query"
+    );
+    for document in report["documents"].as_array().expect("documents") {
+        assert_eq!(document["score"], document["expected_value"]);
+        assert!(document["score"].as_f64().is_some_and(|score| (0.0..=1.0).contains(&score)));
+        assert_eq!(
+            (&document["mode"], &document["reasoning"]),
+            (&"answer_only".into(), &"".into())
+        );
+    }
+    let named = run(&["tiny", "--template", "qwen3-reranker"]);
+    assert_eq!((named.code, &named.json()["documents"]), (Some(0), &report["documents"]));
+    assert!(!named.err.contains("because"), "{}", named.err);
+    let truncated = run(&["tiny", "--template", "qwen3-reranker", "--max-prompt-tokens", "70"]);
+    let truncated = truncated.json();
+    let documents = truncated["documents"].as_array().expect("documents");
+    assert!(documents.iter().any(|document| document["truncated"] == true), "{truncated}");
+    assert!(documents.iter().all(|document| document["tokens"]["prompt"].as_u64() <= Some(70)));
+
+    for (option, said) in [
+        (&["--max-tokens", "9"][..], "--max-tokens needs reasoning"),
+        (&["--temperature", "0.5"], "--temperature needs reasoning"),
+        (&["--think-about", "2"], "a cascade needs reasoning"),
+    ] {
+        let refused = run(&[&[model], option].concat());
+        assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""), "{refused:?}");
+        assert!(refused.err.contains(said), "{}", refused.err);
+    }
+    let erank = run(&[model, "--template", "erank"]);
+    assert_eq!(erank.code, Some(1), "{erank:?}");
+    assert!(erank.err.contains("no chat template"), "{}", erank.err);
+}
+
+#[test]
+fn rerank_asks_for_an_unknown_prompt() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = copy_of_tiny(parent.path(), "other");
+    let modules =
+        r#"[{"type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"}]"#;
+    fs::write(folder.join("modules.json"), modules).expect("written");
+    let model = folder.to_str().expect("UTF-8");
+    let run = erank(&["rerank", "-q", QUERY, "-d", HITS, "-m", model], b"");
+    assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{run:?}");
+    assert!(run.err.contains("1_LogitScore/config.json") && run.err.contains("--template"));
+    let run = erank(&["rerank", "-q", QUERY, "-d", HITS, "-m", model, "--template", "erank"], b"");
+    assert_eq!(run.code, Some(0), "{run:?}");
 }
 
 #[test]

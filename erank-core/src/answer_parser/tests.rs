@@ -1,5 +1,6 @@
 use super::*;
 use crate::distribution::AnswerLogProb;
+use crate::score::ScoreKind;
 use crate::tags::ANSWER_CLOSE;
 use proptest::prelude::*;
 
@@ -225,6 +226,33 @@ fn prefixes_lead_the_text_to_the_answer() {
     }
     let text = format!("{}8</answer>", format.answer_only_prefix());
     assert_eq!(parse(&text).map(|answer| answer.reasoning), Ok(String::new()));
+}
+
+#[test]
+fn bare_label_is_the_whole_text() {
+    let format = AnswerFormat::yes_no().bare();
+    let prefixes = [format.answer_only_prefix(), format.forced_answer_prefix("<think>")];
+    assert_eq!((prefixes, format.answer_suffix()), (["", ""], ""));
+    let not_an_answer = |found: &str| Err(AnswerError::NotAnAnswer { found: found.into() });
+    for (text, outcome) in [
+        ("yes", Ok(1)),
+        (" No\n", Ok(0)),
+        ("yes, it is", not_an_answer("yes, it is")),
+        ("<answer>yes</answer>", not_an_answer("<answer>yes</answer>")),
+        ("", not_an_answer("")),
+    ] {
+        let answer = format.parse(&Completion::new(text), AnswerProbability::Joint);
+        assert_eq!(format.is_answered(text), outcome.is_ok(), "{text}");
+        assert_eq!(answer.map(|answer| answer.integer), outcome);
+    }
+    let mut completion = completion(&[("yes", 0.3)]);
+    let log_probs = [0.1_f64.ln(), 0.3_f64.ln()];
+    completion.answer_distribution = Some(AnswerDistribution::new(log_probs).expect("valid"));
+    let answer = format.parse(&completion, AnswerProbability::FirstToken).expect("an answer");
+    assert_eq!(answer.reasoning, "");
+    assert!((answer.probability.expect("known") - 0.3).abs() < 1e-6);
+    let score = ScoreKind::default_for(&format).score(&answer).expect("a score");
+    assert!((score - 0.75).abs() < 1e-12, "the softmax over both labels, not {score}");
 }
 
 proptest! {

@@ -6,6 +6,7 @@ use crate::completion::Completion;
 use crate::distribution::AnswerDistribution;
 use crate::error::AnswerError;
 use crate::options::ConfigError;
+use crate::prompt::{Segment, instructions};
 use crate::reranker_builder::RerankerBuilder;
 use crate::testing::{ScriptedBackend, answered};
 
@@ -309,6 +310,70 @@ fn build_rejects_invalid_options() {
     assert_eq!(error(builder().sampling(cold)), Some(expected));
     let cascade = builder().cascade(Cascade::best(3)).answer_only();
     assert_eq!(error(cascade), Some(ConfigError::CascadeWithoutReasoning));
+}
+
+#[test]
+fn bare_answer_implies_answer_only_mode() {
+    let builder = || Reranker::builder(OneLogit).template(PromptTemplate::qwen3_reranker());
+    let reranker = builder().max_tokens(9).build().expect("valid");
+    let ranking = reranker.rerank(&Request::new("q", ["0.2", "0.7", "0.5"])).expect("a ranking");
+    assert_eq!(indices(&ranking), [1, 2, 0]);
+    for (document, expected) in ranking.documents.iter().zip([0.7, 0.5, 0.2]) {
+        assert!((document.score - expected).abs() < 1e-9, "P(yes), not {}", document.score);
+        assert_eq!(document.mode, Mode::AnswerOnly);
+    }
+    let error = |builder: RerankerBuilder<_>| builder.build().err();
+    let cascade = builder().cascade(Cascade::best(3));
+    assert_eq!(error(cascade), Some(ConfigError::BareAnswer("a cascade")));
+    let samples = builder().sampling(Sampling::with_temperature(1.0)).samples(2);
+    assert_eq!(error(samples), Some(ConfigError::BareAnswer("several samples")));
+}
+
+/// A backend whose documents hold the probability of `yes`, and which does not think.
+struct OneLogit;
+impl ScoringBackend for OneLogit {
+    fn name(&self) -> &str {
+        "one logit"
+    }
+    fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+        assert_eq!(job.options.mode, Mode::AnswerOnly);
+        for (index, document) in job.documents.iter().enumerate() {
+            let yes: f64 = document.parse().expect("a number");
+            let mut completion = Completion::new(if yes > 0.5 { "yes" } else { "no" });
+            // Most of the probability belongs to other texts.
+            let log_probs = [1.0 - yes, yes].map(|probability| (probability / 50.0).ln());
+            completion.answer_distribution = AnswerDistribution::new(log_probs).ok();
+            sink.completed(index, Ok(completion));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn instruction_of_the_request_precedes_that_of_the_reranker() {
+    /// A backend that answers with the number of bytes of the instruction.
+    struct InstructionLength;
+    impl ScoringBackend for InstructionLength {
+        fn name(&self) -> &str {
+            "instruction length"
+        }
+        fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+            let segments: Vec<_> = job.prompt.before_document().collect();
+            assert!(segments.contains(&Segment::Instruction(job.prompt.instruction())));
+            sink.completed(0, Ok(answered(job.prompt.instruction().len() as u32 % 10, 1.0)));
+            Ok(())
+        }
+    }
+    let builder = || Reranker::builder(InstructionLength);
+    let answer = |reranker: &Reranker<_>, request: Request<'_>| {
+        reranker.rerank(&request).expect("a ranking").documents[0].answer.integer
+    };
+    let request = || Request::new("q", ["d"]);
+    let default = builder().build().expect("valid");
+    assert_eq!(answer(&default, request()) as usize, instructions::GENERIC.len() % 10);
+    let own = builder().instruction("seven b").build().expect("valid");
+    assert_eq!(answer(&own, request()), 7);
+    assert_eq!(answer(&own, request().with_instruction("abc")), 3);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //!
 //! Its model reads "relevance N" in a document, generates a thought of a few words, and answers N with
 //! probability 0.75. The tokens "1" and "0" of "10" have probabilities 0.75 and 0.8.
+//!
+//! A prompt that ends with an empty thought, such as Qwen3-Reranker's, gets the answer "yes" or "no".
 
 use serde_json::{Value, json};
 
@@ -101,7 +103,10 @@ impl Engine {
         let mut max_tokens = request.body["max_tokens"].as_u64().unwrap_or(16) as usize;
         max_tokens = max_tokens.min(self.context - prompt_tokens);
         let turn = prompt.split_once(self.turn).map_or("", |(_, turn)| turn);
-        let (tokens, top_logprobs) = next_tokens(relevance(&prompt), turn);
+        let (tokens, top_logprobs) = match turn.ends_with("</think>\n\n") {
+            true => yes_or_no(relevance(&prompt)),
+            false => next_tokens(relevance(&prompt), turn),
+        };
 
         let (mut text, mut generated, mut finish) = (String::new(), Vec::new(), "length");
         let stop = request.body["stop"][0].as_str();
@@ -244,6 +249,14 @@ pub(crate) fn relevance(prompt: &str) -> u32 {
 
 /// Tokens with their probabilities.
 type Tokens = Vec<(&'static str, f64)>;
+
+/// Returns the answer, and the probabilities of both answers: "yes" has 0.08 for each unit of relevance.
+fn yes_or_no(relevance: u32) -> (Tokens, Tokens) {
+    let yes = (0.08 * f64::from(relevance)).clamp(0.001, 0.799);
+    let mut answers = vec![("yes", yes), ("no", 0.8 - yes), ("maybe", 0.2)];
+    answers.sort_by(|a, b| b.1.total_cmp(&a.1));
+    (answers[..1].to_vec(), answers)
+}
 
 /// Returns the tokens that the model generates next, and the most probable tokens at the first position.
 fn next_tokens(relevance: u32, turn: &str) -> (Tokens, Tokens) {

@@ -1,5 +1,6 @@
 //! Tests of the backend against a scriptable HTTP server that imitates llama.cpp and vLLM.
 
+mod bare;
 mod cancellation;
 mod capabilities;
 mod chat;

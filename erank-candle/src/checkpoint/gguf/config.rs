@@ -67,6 +67,7 @@ pub(super) fn config(
         rope_theta: number(ROPE_BASE)?,
         tie_word_embeddings,
         eos_token_ids: eos_token_ids(metadata, vocab_size)?,
+        label_names: Vec::new(),
     };
     config.check(metadata.file())?;
     Ok(config)

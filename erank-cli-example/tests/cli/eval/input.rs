@@ -61,6 +61,8 @@ fn eval_refuses_scores_of_other_settings() {
     for (more, said) in [
         ("--depth 1", "max_tokens was null and is 4096"),
         ("--answer-only --task bright", "instruction was \"Retrieve relevant documents"),
+        ("--template qwen3-reranker", "template was \"erank\" and is \"qwen3-reranker\""),
+        ("--answer-only --max-prompt-tokens 99", "max_prompt_tokens was null and is 99"),
         ("--answer-only --weights f32", "weights was null and is \"F32\""),
         ("--answer-only --kv-cache f32", "kv_cache was null and is \"f32\""),
         ("--answer-only --max-document-tokens 3", "max_document_tokens was "),
@@ -84,6 +86,41 @@ fn eval_refuses_scores_of_other_settings() {
     let run = collection.eval("jsonl", "out", "--answer-only");
     assert!(run.err.contains("is not a score file of erank eval"), "{}", run.err);
     assert_eq!(collection.read("out/scores.jsonl"), "my notes\n");
+}
+
+#[test]
+fn eval_takes_the_instruction_of_a_query() {
+    let collection = Collection::new();
+    let options = "--template qwen3-reranker --depth 2";
+    let run = collection.eval("jsonl", "out", options);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let before = collection.read("out/scores.jsonl");
+    assert_eq!(before.lines().count(), 1 + 12);
+    assert!(before.contains("\"template\":\"qwen3-reranker\""), "{before}");
+    collection.edit("candidates.jsonl", |text| {
+        text.replacen("\"query\":", "\"instruction\": \"Find recipes for bread.\", \"query\":", 1)
+    });
+    let run = collection.eval("jsonl", "out", options);
+    assert!(run.err.contains("12 documents, 2 of them to be scored"), "{}", run.err);
+    let after = collection.read("out/scores.jsonl");
+    let last = |text: &str| text.lines().last().expect("a line").to_owned();
+    assert_ne!(last(&before), last(&after));
+
+    // The same instruction in a file of queries makes the same scores.
+    let first: Value =
+        serde_json::from_str(collection.read("candidates.jsonl").lines().next().expect("a line"))
+            .expect("JSON");
+    collection.edit("topics.tsv", |text| {
+        let mut lines = text.lines();
+        lines.next();
+        let query = serde_json::json!({
+            "id": first["id"], "text": first["query"], "instruction": "Find recipes for bread.",
+        });
+        let rest: Vec<&str> = lines.collect();
+        format!("{query}\n{}\n", rest.join("\n"))
+    });
+    let run = collection.eval("trec", "out", options);
+    assert!(run.err.contains("12 documents, 0 of them to be scored"), "{}", run.err);
 }
 
 #[test]

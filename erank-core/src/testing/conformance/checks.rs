@@ -6,6 +6,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::options::Options;
 use super::suite::{Call, Failure, Outcome, Suite, described, violation};
 use crate::backend::{DocumentError, Sink};
 use crate::cancellation::CancellationToken;
@@ -181,10 +182,9 @@ impl Suite<'_> {
     }
 
     fn samples(&self) -> Result<(), Failure> {
-        if !self.options.scoring.mode.is_reason() {
-            return Err(Failure::Skip(
-                "Options::scoring does not use reasoning, which sampling needs",
-            ));
+        let Options { scoring, template, .. } = self.options;
+        if !scoring.mode.is_reason() || template.answers().is_bare() {
+            return Err(Failure::Skip("the options do not use reasoning, which sampling needs"));
         }
         let documents = self.documents();
         let mut call = self.call(&documents);

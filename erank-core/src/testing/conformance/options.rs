@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use crate::options::{Mode, ScoringOptions};
+use crate::prompt::PromptTemplate;
 
 /// The options of a conformance check.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
+    /// The prompt template of every job. A template with a [bare](crate::AnswerFormat::bare) answer replaces the
+    /// mode of [`scoring`](Self::scoring) by answer-only mode.
+    pub template: PromptTemplate,
     /// The query of every job except one with a long query.
     pub query: String,
     /// Ordinary documents, at least two and all different. The backend must answer each of them.
@@ -27,7 +31,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Returns six documents, reasoning of up to 16 tokens, a limit of 64 tokens for query and document,
+    /// Returns ERank's prompt, six documents, reasoning of up to 16 tokens, a limit of 64 tokens for query and document,
     /// deterministic answers, 2,000 documents in the large job, 4 concurrent calls, and a cancellation
     /// timeout of 10 s.
     fn default() -> Self {
@@ -46,6 +50,7 @@ impl Default for Options {
             "Le miel est fait par les abeilles. 蜂蜜は蜂が作る。",
         ];
         Self {
+            template: PromptTemplate::erank(),
             query: "how do bees make honey".into(),
             documents: documents.map(String::from).into(),
             scoring,

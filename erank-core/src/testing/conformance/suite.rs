@@ -9,7 +9,6 @@ use crate::cancellation::CancellationToken;
 use crate::completion::{Completion, GeneratedToken, TokenCounts};
 use crate::error::{AnswerError, chain, panic_message};
 use crate::options::ScoringOptions;
-use crate::prompt::{PromptTemplate, instructions};
 
 /// The reason that a check does not pass.
 pub(super) enum Failure {
@@ -63,12 +62,11 @@ pub(super) struct Call<'a> {
 pub(super) struct Suite<'a> {
     pub(super) backend: &'a dyn ScoringBackend,
     pub(super) options: &'a Options,
-    template: PromptTemplate,
 }
 
 impl<'s> Suite<'s> {
     pub(super) fn new(backend: &'s dyn ScoringBackend, options: &'s Options) -> Self {
-        Self { backend, options, template: PromptTemplate::erank() }
+        Self { backend, options }
     }
 
     /// Checks that the options suffice for meaningful checks.
@@ -106,7 +104,8 @@ impl<'s> Suite<'s> {
     }
 
     pub(super) fn job<'a>(&'a self, call: &Call<'a>) -> Job<'a> {
-        let prompt = self.template.bind(instructions::GENERIC, call.query);
+        let template = &self.options.template;
+        let prompt = template.bind(template.default_instruction(), call.query);
         Job::new(prompt, call.documents)
             .with_options(call.scoring)
             .with_cancellation(call.cancellation.clone())
@@ -187,7 +186,7 @@ impl<'s> Suite<'s> {
             return violation(format!("the token at {bytes:?} has log-probability {log_prob}"));
         }
         for probability in [AnswerProbability::Joint, AnswerProbability::FirstToken] {
-            match self.template.answers().parse(completion, probability) {
+            match self.options.template.answers().parse(completion, probability) {
                 Ok(answer) => {
                     let probability = answer.probability;
                     if probability.is_some_and(|p| !(0.0..=1.0 + 1e-3).contains(&p)) {
