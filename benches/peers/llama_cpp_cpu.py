@@ -3,6 +3,8 @@
 See job.py for the arguments; FOLDER is the path of a GGUF file without ".gguf".
 """
 
+import os
+
 import llama_cpp as c
 import numpy as np
 
@@ -86,4 +88,5 @@ if __name__ == "__main__":
     system, flags = c.llama_print_system_info().decode(), open("/proc/cpuinfo").read().split()
     for flag, name in [("avx2", "AVX2"), ("avx512f", "AVX512"), ("avx512_bf16", "AVX512_BF16")]:
         assert flag not in flags or f" {name} = 1" in system, system
-    job.measure(job.Report("llama.cpp", f"llama-cpp-python {c.__version__}", "bf16"), Engine())
+    weights = os.environ.get("PEERS_WEIGHTS", "bf16")
+    job.measure(job.Report("llama.cpp", f"llama-cpp-python {c.__version__}", weights), Engine())

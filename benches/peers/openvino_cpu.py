@@ -1,5 +1,7 @@
 """Measures OpenVINO GenAI step by step; see job.py for the arguments (FOLDER is the exported model)."""
 
+import os
+
 import numpy as np
 import openvino
 import openvino_genai as genai
@@ -78,5 +80,7 @@ def precision_in_use():
 
 
 if __name__ == "__main__":
-    report = job.Report("OpenVINO GenAI", openvino.__version__.split("-")[0], precision_in_use())
+    # Beside the precision of execution stands the format of compressed weights, such as int8.
+    precision = " ".join([*filter(None, [os.environ.get("PEERS_WEIGHTS")]), precision_in_use()])
+    report = job.Report("OpenVINO GenAI", openvino.__version__.split("-")[0], precision)
     job.measure(report, Engine())
