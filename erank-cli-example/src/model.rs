@@ -22,17 +22,9 @@ pub(crate) struct Chosen {
     pub(crate) fingerprint: Option<u32>,
 }
 
-/// Loads a local model.
-pub(crate) fn load(arguments: &ModelArguments) -> Result<CandleBackend, CommandError> {
-    Ok(load_with_fingerprint(arguments)?.0)
-}
-
-fn load_with_fingerprint(arguments: &ModelArguments) -> Result<(CandleBackend, u32), CommandError> {
-    let given = &arguments.model;
-    let checkpoint = checkpoint(given)?;
-    let backend = CandleBackend::load(&checkpoint, &settings(arguments))
-        .map_err(|source| CommandError::Model { given: text::line(given), source })?;
-    Ok((backend, checkpoint.fingerprint()))
+/// Returns the conversion of an error of loading the model that was `given`.
+pub(crate) fn failed(given: &str) -> impl Fn(LoadError) -> CommandError {
+    |source| CommandError::Model { given: text::line(given), source }
 }
 
 /// Opens the files of a model: a path, a name on the hub, or the bundled model.
@@ -40,7 +32,7 @@ pub(crate) fn checkpoint(given: &str) -> Result<Checkpoint, CommandError> {
     let Some(source) = Source::of(given) else {
         return Err(CommandError::NoSuchModel { given: text::line(given) });
     };
-    source.checkpoint().map_err(|source| CommandError::Model { given: text::line(given), source })
+    source.checkpoint().map_err(failed(given))
 }
 
 /// Loads a local model, or connects to a remote one.
@@ -53,7 +45,10 @@ pub(crate) fn choose(
         if !remote.url.is_empty() || remote.prompts.is_some() {
             return Err(CommandError::RemoteWithoutBackend);
         }
-        let (backend, fingerprint) = load_with_fingerprint(model)?;
+        let checkpoint = checkpoint(&model.model)?;
+        let backend = CandleBackend::load(&checkpoint, &settings(model));
+        let backend = backend.map_err(failed(&model.model))?;
+        let fingerprint = checkpoint.fingerprint();
         let limits = limits(model, backend.config());
         return Ok(Chosen { backend: Box::new(backend), limits, fingerprint: Some(fingerprint) });
     }
@@ -77,8 +72,7 @@ pub(crate) fn choose(
 
 /// Loads the bundled model with default settings.
 pub(crate) fn bundled() -> Result<CandleBackend, CommandError> {
-    CandleBackend::tiny()
-        .map_err(|source| CommandError::Model { given: BUNDLED.to_owned(), source })
+    CandleBackend::tiny().map_err(failed(BUNDLED))
 }
 
 /// The source of a local model.
@@ -134,7 +128,7 @@ impl<'a> Source<'a> {
 }
 
 /// Returns the settings of the local backend.
-fn settings(arguments: &ModelArguments) -> CandleSettings {
+pub(crate) fn settings(arguments: &ModelArguments) -> CandleSettings {
     let mut settings = CandleSettings::default();
     settings.weights = arguments.weights;
     settings.kv_cache = arguments.kv_cache.map(|format| match format {
