@@ -19,6 +19,7 @@ use crate::engine::limits::Limits;
 use crate::engine::sequence::JobContext;
 use crate::engine::statistics::Statistics;
 use crate::error::LoadError;
+use crate::kernels::WeightFormat;
 use crate::logits::{Logits, TokenLogProb};
 use crate::memory;
 use crate::model::load::{LoadedModel, load};
@@ -94,7 +95,7 @@ impl CandleBackend {
     /// # Errors
     /// Returns a [`LoadError`] that names the file, tensor or setting that is missing or wrong.
     pub fn load(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<Self, LoadError> {
-        let tokenizer = load_tokenizer(checkpoint)?;
+        let tokenizer = checkpoint.tokenizer()?;
         let threads = Arc::new(start_threads(settings.threads)?);
         let model = threads.install(|| load(checkpoint, settings))?;
         check_vocabulary(&tokenizer, &model.config)
@@ -127,11 +128,7 @@ impl CandleBackend {
     /// Returns a description of what runs, for logs. It names the format of the weights, and the kernels or
     /// the device.
     pub fn description(&self) -> String {
-        let (weights, kernels) = (self.model.weights.name(), self.model.kernels);
-        match self.device {
-            Device::Cpu | Device::CpuCandle => format!("{weights} weights, {kernels} kernels"),
-            device => format!("{weights} weights, on {device}"),
-        }
+        description(self.model.weights, self.model.kernels, self.device)
     }
 
     /// Returns the engine's counters, as of the last finished step.
@@ -218,17 +215,12 @@ impl CandleBackend {
     }
 }
 
-fn load_tokenizer(checkpoint: &Checkpoint) -> Result<PromptTokenizer, LoadError> {
-    let tokenizer = checkpoint
-        .tokenizer
-        .as_deref()
-        .ok_or_else(|| LoadError::invalid("tokenizer.json", "the checkpoint does not have it"))?;
-    PromptTokenizer::new(
-        tokenizer,
-        checkpoint.tokenizer_config.as_deref(),
-        checkpoint.chat_template.as_deref(),
-    )
-    .map_err(|error| checkpoint.name_built_file(error))
+/// Returns the description of a model with weights mostly of this format.
+pub(crate) fn description(weights: WeightFormat, kernels: &str, device: Device) -> String {
+    match device {
+        Device::Cpu | Device::CpuCandle => format!("{weights} weights, {kernels} kernels"),
+        device => format!("{weights} weights, on {device}"),
+    }
 }
 
 fn start_threads(count: Option<NonZeroUsize>) -> Result<rayon::ThreadPool, LoadError> {
@@ -255,7 +247,8 @@ fn start_engine(
     threads: &Arc<rayon::ThreadPool>,
     settings: &CandleSettings,
 ) -> Result<Engine, LoadError> {
-    let blocks = cache_blocks(model.model.shape(), settings)?;
+    let available = available_memory(settings.device);
+    let blocks = cache_blocks(model.model.shape(), settings, available)?;
     let max_num_batched_tokens = settings.max_num_batched_tokens.get();
     let limits = Limits {
         blocks,
@@ -267,18 +260,30 @@ fn start_engine(
         .map_err(|error| LoadError::Setting(format!("cannot start the engine: {error}")))
 }
 
-/// Returns the number of blocks that the budget pays for, at most as many as the running sequences could fill.
-fn cache_blocks(shape: ModelShape, settings: &CandleSettings) -> Result<usize, LoadError> {
-    // A prompt and its answer need at least this number of blocks.
-    const MIN_BLOCKS: usize = 16;
-    let available = || match settings.device {
+/// Returns the memory that is available on a device, if it is known.
+pub(crate) fn available_memory(device: Device) -> Option<usize> {
+    match device {
         Device::Cpu | Device::CpuCandle => memory::available(),
         _ => None,
-    };
+    }
+}
+
+/// Returns the number of blocks that the budget pays for, at most as many as the running sequences could fill.
+/// `available` is the memory of which the default budget is a quarter.
+///
+/// # Errors
+/// Returns an error if the budget of `settings` does not pay for one prompt and its answer.
+pub(crate) fn cache_blocks(
+    shape: ModelShape,
+    settings: &CandleSettings,
+    available: Option<usize>,
+) -> Result<usize, LoadError> {
+    // A prompt and its answer need at least this number of blocks.
+    const MIN_BLOCKS: usize = 16;
     let affordable = match settings.kv_cache_memory_bytes {
         Some(bytes) => bytes / shape.block_bytes,
         None => {
-            let bytes = available().map_or(2 << 30, |bytes| bytes / 4);
+            let bytes = available.map_or(2 << 30, |bytes| bytes / 4);
             (bytes / shape.block_bytes).max(MIN_BLOCKS)
         }
     };

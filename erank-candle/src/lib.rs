@@ -51,6 +51,7 @@
 
 mod backend;
 mod checkpoint;
+mod cost;
 mod engine;
 mod error;
 mod kernels;
@@ -68,6 +69,7 @@ pub struct Readme;
 pub use backend::CandleBackend;
 pub use checkpoint::config::{Architecture, Config};
 pub use checkpoint::{Checkpoint, GgufSummary, RecognisedPrompt};
+pub use cost::{ModelCost, TensorGroup};
 pub use engine::statistics::Statistics;
 pub use error::LoadError;
 pub use kernels::{UnknownWeightFormat, WeightFormat};

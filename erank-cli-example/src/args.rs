@@ -35,7 +35,7 @@ pub(crate) enum Command {
     /// Reranks a judged run, and measures the gain.
     #[command(after_help = format!("{}\n\n{}", help::EVAL, help::EVAL_EXIT_CODES))]
     Eval(EvalArguments),
-    /// Shows a prompt, its tokens, and the most probable next tokens.
+    /// Shows the memory that a model takes, a prompt with its tokens, or the difference to another model.
     #[command(after_help = help::INSPECT)]
     Inspect(InspectArguments),
     /// Writes a model as a GGUF file with weights of fewer bits.
@@ -185,12 +185,12 @@ pub(crate) struct CollectionArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArguments {
-    /// The query in the prompt.
-    #[arg(short, long, value_name = "TEXT", default_value = "what is a jet?")]
-    pub(crate) query: String,
-    /// The document in the prompt.
-    #[arg(short, long, value_name = "TEXT", default_value = "A jet is a stream of fluid.")]
-    pub(crate) document: String,
+    /// The query in the prompt [default: what is a jet?]
+    #[arg(short, long, value_name = "TEXT")]
+    query: Option<String>,
+    /// The document in the prompt [default: A jet is a stream of fluid.]
+    #[arg(short, long, value_name = "TEXT")]
+    document: Option<String>,
     #[command(flatten)]
     pub(crate) goal: Goal,
     /// Adds the text that `rerank --answer-only` adds to the prompt, so that the answer comes next.
@@ -210,11 +210,48 @@ pub(crate) struct InspectArguments {
     /// Shows the K most probable next tokens at each position.
     #[arg(short = 'k', long, value_name = "K")]
     pub(crate) logprobs: Option<NonZeroUsize>,
+    /// Scores documents with this model, too, and shows how much the answers of --model differ.
+    ///
+    /// For example, --model is a quantised file, and this is the model that it was made from. Both answer without
+    /// reasoning. --weights and --kv-cache apply to --model alone. The models are loaded one after the other. The
+    /// documents are those of --docs, or that of --document, or else those of the demonstration.
+    #[arg(
+        long,
+        value_name = "FOLDER|FILE|NAME",
+        conflicts_with_all = ["answer_only", "append", "ids", "logprobs"]
+    )]
+    pub(crate) compare: Option<String>,
+    /// The documents for --compare: a file with one document per line, or a folder of text files. "-" is standard
+    /// input.
+    #[arg(
+        long,
+        value_name = "FILE|FOLDER",
+        requires_all = ["compare", "query"],
+        conflicts_with = "document"
+    )]
+    pub(crate) docs: Option<String>,
     /// Prints one JSON object instead of text.
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) model: ModelArguments,
+}
+
+impl InspectArguments {
+    /// Returns the query of the prompt.
+    pub(crate) fn query(&self) -> &str {
+        self.query.as_deref().unwrap_or("what is a jet?")
+    }
+
+    /// Returns the document of the prompt.
+    pub(crate) fn document(&self) -> &str {
+        self.document.as_deref().unwrap_or("A jet is a stream of fluid.")
+    }
+
+    /// Returns whether a query or a document is given.
+    pub(crate) fn has_prompt(&self) -> bool {
+        self.query.is_some() || self.document.is_some()
+    }
 }
 
 #[derive(Debug, Args)]

@@ -40,9 +40,8 @@ pub(crate) fn run(interrupt: &Interrupt) -> Result<Exit, CommandError> {
     let cancellation = interrupt.begin(None);
     let mut out = BufWriter::new(io::stdout().lock());
     writeln!(out, "{INTRODUCTION}")?;
-    for (query, candidates) in QUERIES {
-        let exit =
-            show(&reranker, query, &input(candidates), interrupt, &cancellation, &meter, &mut out)?;
+    for (query, input) in queries() {
+        let exit = show(&reranker, query, &input, interrupt, &cancellation, &meter, &mut out)?;
         out.flush()?;
         if exit != Exit::Done {
             return Ok(exit);
@@ -83,6 +82,11 @@ fn show(
     failure.map_or(Ok(report.exit()), Err)
 }
 
+/// Returns the queries of the demonstration with their candidates.
+pub(crate) fn queries() -> impl Iterator<Item = (&'static str, Input)> {
+    QUERIES.iter().map(|(query, candidates)| (*query, input(candidates)))
+}
+
 /// Returns the candidates in the first stage's order.
 fn input(candidates: &[Candidate]) -> Input {
     let document = |(index, (score, text)): (usize, &Candidate)| InputDocument {
@@ -98,8 +102,9 @@ fn input(candidates: &[Candidate]) -> Input {
 #[cfg(test)]
 mod tests {
     use erank_candle::{CandleSettings, Checkpoint, Device, WeightFormat};
+    use erank_core::metrics::kendall_tau;
     use erank_core::prompt::PromptTemplate;
-    use erank_core::{Document, Request, ScoringOptions};
+    use erank_core::{Document, Mode, Request, ScoreKind, ScoringOptions};
 
     use super::*;
 
@@ -186,6 +191,39 @@ mod tests {
         let mean = sum / f64::from(positions);
         println!("the mean divergence over {positions} positions is {mean:.1e}");
         assert!((0.0..2e-3).contains(&mean), "{mean:e}");
+    }
+
+    /// Kendall's tau over the candidates of all queries together, because one exchanged pair of a query's seven
+    /// candidates changes the query's tau by 0.1. The scores are expected values without reasoning, which have no
+    /// ties.
+    #[test]
+    fn q8_0_weights_hardly_change_the_rankings() {
+        let scores = |weights| -> Vec<f64> {
+            let mut settings = CandleSettings::default();
+            settings.weights = Some(weights);
+            let backend = CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled");
+            let mut options = ScoringOptions::default();
+            options.mode = Mode::AnswerOnly;
+            let reranker = Reranker::builder(backend)
+                .options(options)
+                .score(ScoreKind::ExpectedValue)
+                .build()
+                .expect("valid");
+            let of_query = |(query, candidates): &(&str, &[Candidate])| {
+                let documents = candidates.iter().map(|(_, text)| Document::new(*text));
+                let request = Request::new(*query, documents);
+                let mut documents = reranker.rerank(&request).expect("a ranking").documents;
+                documents.sort_by_key(|document| document.index);
+                documents.into_iter().map(|document| document.score).collect::<Vec<f64>>()
+            };
+            QUERIES.iter().flat_map(of_query).collect()
+        };
+        let exact = scores(WeightFormat::F32);
+        assert_eq!(exact.len(), 41);
+        let tau = |weights| kendall_tau(&exact, &scores(weights)).expect("different scores");
+        let (bf16, q8_0) = (tau(WeightFormat::Bf16), tau(WeightFormat::Q8_0));
+        println!("tau with F32 weights: BF16 {bf16:.4}, Q8_0 {q8_0:.4}");
+        assert!(q8_0 > 0.98, "{q8_0}");
     }
 
     #[test]

@@ -58,6 +58,14 @@ pub(crate) enum CommandError {
         #[source]
         source: LoadError,
     },
+    #[error("the model {given} cannot score the documents")]
+    Scoring {
+        given: String,
+        #[source]
+        source: BackendError,
+    },
+    #[error("{what} has no documents to compare the models with")]
+    NoDocuments { what: String },
     #[error("{} exists; name another file, or delete it first", path.display())]
     OutputExists { path: PathBuf },
     #[error("--url and --prompts need --backend openai")]
@@ -123,6 +131,7 @@ impl CommandError {
             Self::Model {
                 source: LoadError::Invalid { .. } | LoadError::Tensor { .. }, ..
             } => Some(ARCHITECTURE),
+            Self::NoDocuments { .. } => Some("Give a file with one document per line."),
             Self::Read { .. } => Some("Give a readable file, or - for standard input."),
             Self::Backend(error) => remote_advice(error),
             Self::NoTokenId { .. } => {

@@ -79,8 +79,29 @@ Example:
 
 A matrix whose rows are not whole blocks of the format becomes Q8_0 or else BF16. llama.cpp reads the file, too.";
 
-/// The JSON output of `erank inspect`.
+/// The output of `erank inspect`.
 pub(crate) const INSPECT: &str = "\
---json prints one object: model, description, vocab_size, prompt (null with --ids), query_truncated,
-document_truncated, and tokens[] with position, id, text, control and next[]. next[] holds the most
-probable next tokens after that position, each with id, text and log_prob (natural logarithm).";
+The table shows the tensors by their format in the files and in memory. Projections multiply matrices
+in the format in memory; Q formats also round activations to 8 bits. The weights are loaded only for
+--logprobs and --compare.
+
+--json prints one object:
+  model, description
+  cost         tensors[]: file_format, memory_format, count, file_bytes, memory_bytes;
+               weight_bytes: in memory; kv_cache: format, bytes_per_token, max_tokens (of the longest
+               sequence), bytes_of_max_tokens, budget_bytes (--cache-mb, or the default as of now)
+  vocab_size, prompt (null with --ids), query_truncated, document_truncated
+  tokens[]     position, id, text, control, and next[]: the most probable next tokens after that
+               position, each with id, text and log_prob (natural logarithm)
+
+With --compare, the object has model, description and cost, and instead of the others:
+  compared_with     model, description and cost of the other model
+  documents         number of documents that both models answered
+  kl_divergence     mean and worst: Kullback-Leibler divergence of --model's distribution over the
+                    answers from the other model's, in nats; null without documents
+  changed_integers  number of documents whose most probable integers differ
+  kendall_tau       mean and worst over the queries: Kendall's tau-b (Biometrika 1945) of the scores
+                    N x P(N) by both models; null if it is undefined, as with fewer than two documents
+  queries[]         query, kendall_tau, and documents[]: line, id, kl_divergence, and integers and
+                    scores by --model and by the other model
+  uncompared[]      line, id, reason; then the exit code is 3";

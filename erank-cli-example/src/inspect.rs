@@ -1,33 +1,51 @@
-//! `erank inspect`: shows a prompt, its tokens, and the most probable next tokens.
+//! `erank inspect`: shows a model's cost, and a prompt with its tokens and the most probable next tokens, or
+//! compares two models.
+
+mod compare;
+mod cost;
 
 use std::io::{self, BufWriter, Read, Write};
 
-use erank_candle::{CandleBackend, PromptTokenizer, TokenLogProb};
-use erank_core::{BackendError, PromptTemplate, ScoringBackend, tags};
+use erank_candle::{CandleBackend, Config, PromptTokenizer, TokenLogProb};
+use erank_core::{BackendError, PromptTemplate, tags};
 use serde::Serialize;
 
 use crate::args::InspectArguments;
 use crate::error::{CommandError, Exit};
-use crate::model::{self, Local};
-use crate::text;
+use crate::{model, text};
+use cost::ModelReport;
 
 pub(crate) fn run(arguments: &InspectArguments) -> Result<Exit, CommandError> {
+    if let Some(reference) = &arguments.compare {
+        return compare::run(arguments, reference);
+    }
     let given_ids = arguments.ids.as_deref().map(read_ids).transpose()?;
-    let Local { backend, family, .. } = model::load(&arguments.model)?;
+    let given = &arguments.model.model;
+    let checkpoint = model::checkpoint(given)?;
+    let settings = model::settings(&arguments.model);
+    let report = ModelReport::new(given, &checkpoint, &settings)?;
+    let config = checkpoint.config().map_err(model::failed(given))?;
+    let tokenizer = checkpoint.tokenizer().map_err(model::failed(given))?;
     let prompt = match given_ids {
         Some(ids) => Prompt { ids, ..Prompt::default() },
-        None => Prompt::rendered(&backend, &family.template(), arguments)?,
+        None => {
+            let template = model::family(&arguments.model, &checkpoint)?.template();
+            Prompt::rendered(&tokenizer, &config, &template, arguments)?
+        }
     };
-    let vocab_size = backend.config().vocab_size;
+    let vocab_size = config.vocab_size;
     if let Some(&id) = prompt.ids.iter().find(|id| **id as usize >= vocab_size) {
         return Err(CommandError::UnknownTokenId { id, vocab_size });
     }
+    // The weights are loaded only if they are needed, so that the cost of any model can be shown.
     let next = match arguments.logprobs {
-        Some(k) => backend.most_probable(&prompt.ids, k.get())?,
+        Some(k) => CandleBackend::load(&checkpoint, &settings)
+            .map_err(model::failed(given))?
+            .most_probable(&prompt.ids, k.get())?,
         None => Vec::new(),
     };
 
-    let findings = Findings::new(&backend, prompt, &next);
+    let findings = Findings::new(report, &tokenizer, vocab_size, prompt, &next);
     let mut out = BufWriter::new(io::stdout().lock());
     if arguments.json {
         let json = serde_json::to_string(&findings).map_err(io::Error::from)?;
@@ -72,16 +90,16 @@ struct Prompt {
 impl Prompt {
     /// Renders and tokenizes the prompt that ranking uses.
     fn rendered(
-        backend: &CandleBackend,
+        tokenizer: &PromptTokenizer,
+        config: &Config,
         template: &PromptTemplate,
         arguments: &InspectArguments,
     ) -> Result<Self, CommandError> {
-        let bound = template.bind(arguments.goal.instruction(template), &arguments.query);
-        let tokenizer = backend.tokenizer();
-        let limits = model::limits(&arguments.model, backend.config());
+        let bound = template.bind(arguments.goal.instruction(template), arguments.query());
+        let limits = model::limits(&arguments.model, config);
         let frame = tokenizer.bind(&bound, &limits).map_err(BackendError::from)?;
-        let mut text = frame.text(&arguments.document)?;
-        let encoded = frame.encode(&arguments.document)?;
+        let mut text = frame.text(arguments.document())?;
+        let encoded = frame.encode(arguments.document())?;
         let mut ids = encoded.ids;
 
         let prefix = match frame.opens_thought() {
@@ -105,8 +123,8 @@ impl Prompt {
 /// The output. `--help` describes the JSON object.
 #[derive(Serialize)]
 struct Findings {
-    model: String,
-    description: String,
+    #[serde(flatten)]
+    model: ModelReport,
     vocab_size: usize,
     prompt: Option<String>,
     query_truncated: bool,
@@ -131,8 +149,13 @@ struct Next {
 }
 
 impl Findings {
-    fn new(backend: &CandleBackend, prompt: Prompt, next: &[Vec<TokenLogProb>]) -> Self {
-        let tokenizer = backend.tokenizer();
+    fn new(
+        model: ModelReport,
+        tokenizer: &PromptTokenizer,
+        vocab_size: usize,
+        prompt: Prompt,
+        next: &[Vec<TokenLogProb>],
+    ) -> Self {
         let tokens = prompt.ids.iter().enumerate().map(|(position, &id)| Token {
             position,
             id,
@@ -141,9 +164,8 @@ impl Findings {
             next: Next::all(tokenizer, next.get(position).map_or(&[], Vec::as_slice)),
         });
         Self {
-            model: backend.name().to_owned(),
-            description: backend.description(),
-            vocab_size: backend.config().vocab_size,
+            model,
+            vocab_size,
             tokens: tokens.collect(),
             prompt: prompt.text,
             query_truncated: prompt.query_truncated,
@@ -152,7 +174,7 @@ impl Findings {
     }
 
     fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "{}: {}", text::line(&self.model), text::line(&self.description))?;
+        self.model.write_text(out)?;
         if let Some(prompt) = &self.prompt {
             writeln!(out, "\n--- prompt ---\n{}\n--- end ---", text::block(prompt))?;
         }

@@ -15,7 +15,7 @@
 //! | [`rerank`] | ranks documents by their relevance to a query |
 //! | `search` | selects documents with BM25, and reranks them |
 //! | [`eval`] | reranks a judged run, and measures the gain |
-//! | [`inspect`] | shows a prompt, its tokens, and the most probable next tokens |
+//! | [`inspect`] | shows a model's cost and a prompt's tokens, or compares two models |
 //! | [`quantize`] | writes a model as a GGUF file |
 //!
 //! Documents and model folders are untrusted. Text from them is printed through [`text`], which escapes

@@ -25,33 +25,24 @@ pub(crate) struct Chosen {
     pub(crate) fingerprint: Option<u32>,
 }
 
-/// A local model.
-pub(crate) struct Local {
-    pub(crate) backend: CandleBackend,
-    /// The prompt that the model was trained with.
-    pub(crate) family: PromptFamily,
-    fingerprint: u32,
-}
-
-/// Loads a local model. Says which prompt was recognised, if it is not ERank's.
-pub(crate) fn load(arguments: &ModelArguments) -> Result<Local, CommandError> {
-    let given = &arguments.model;
-    let error = |source| CommandError::Model { given: text::line(given), source };
-    let checkpoint = checkpoint(given)?;
-    let family = match arguments.template {
-        Some(family) => family,
+/// Returns the prompt that the arguments name, or else the prompt that a model was trained with. Says which
+/// prompt was recognised, if it is not ERank's.
+pub(crate) fn family(
+    arguments: &ModelArguments,
+    checkpoint: &Checkpoint,
+) -> Result<PromptFamily, CommandError> {
+    match arguments.template {
+        Some(family) => Ok(family),
         None => {
             let recognised = checkpoint.recognise_prompt().map_err(|source| {
-                CommandError::UnknownPrompt { given: text::line(given), source }
+                CommandError::UnknownPrompt { given: text::line(&arguments.model), source }
             })?;
             if let Some(reason) = recognised.reason {
                 note_prompt(recognised.family, reason);
             }
-            recognised.family
+            Ok(recognised.family)
         }
-    };
-    let backend = CandleBackend::load(&checkpoint, &settings(arguments)).map_err(error)?;
-    Ok(Local { backend, family, fingerprint: checkpoint.fingerprint() })
+    }
 }
 
 /// Says which prompt is used, and why.
@@ -73,12 +64,17 @@ fn remote_family(arguments: &ModelArguments) -> PromptFamily {
     }
 }
 
+/// Returns the conversion of an error of loading the model that was `given`.
+pub(crate) fn failed(given: &str) -> impl Fn(LoadError) -> CommandError {
+    |source| CommandError::Model { given: text::line(given), source }
+}
+
 /// Opens the files of a model: a path, a name on the hub, or the bundled model.
 pub(crate) fn checkpoint(given: &str) -> Result<Checkpoint, CommandError> {
     let Some(source) = Source::of(given) else {
         return Err(CommandError::NoSuchModel { given: text::line(given) });
     };
-    source.checkpoint().map_err(|source| CommandError::Model { given: text::line(given), source })
+    source.checkpoint().map_err(failed(given))
 }
 
 /// Loads a local model, or connects to a remote one.
@@ -91,7 +87,11 @@ pub(crate) fn choose(
         if !remote.url.is_empty() || remote.prompts.is_some() {
             return Err(CommandError::RemoteWithoutBackend);
         }
-        let Local { backend, family, fingerprint } = load(model)?;
+        let given = &model.model;
+        let checkpoint = checkpoint(given)?;
+        let family = family(model, &checkpoint)?;
+        let backend = CandleBackend::load(&checkpoint, &settings(model)).map_err(failed(given))?;
+        let fingerprint = checkpoint.fingerprint();
         let limits = limits(model, backend.config());
         let (backend, fingerprint) = (Box::new(backend), Some(fingerprint));
         return Ok(Chosen { backend, family, limits, fingerprint });
@@ -118,8 +118,7 @@ pub(crate) fn choose(
 
 /// Loads the bundled model with default settings.
 pub(crate) fn bundled() -> Result<CandleBackend, CommandError> {
-    CandleBackend::tiny()
-        .map_err(|source| CommandError::Model { given: BUNDLED.to_owned(), source })
+    CandleBackend::tiny().map_err(failed(BUNDLED))
 }
 
 /// The source of a local model.
@@ -175,7 +174,7 @@ impl<'a> Source<'a> {
 }
 
 /// Returns the settings of the local backend.
-fn settings(arguments: &ModelArguments) -> CandleSettings {
+pub(crate) fn settings(arguments: &ModelArguments) -> CandleSettings {
     let mut settings = CandleSettings::default();
     settings.weights = arguments.weights;
     settings.kv_cache = arguments.kv_cache.map(|format| match format {

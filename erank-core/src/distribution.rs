@@ -114,12 +114,39 @@ impl AnswerDistribution {
         terms.sum::<f64>().max(0.0)
     }
 
+    /// Returns the Kullback–Leibler divergence of `other` from this distribution, `Σ P(i)·ln(P(i) / Q(i))` in
+    /// nats, with the probabilities `P` of this distribution and `Q` of `other` normalized. It is 0 if the
+    /// distributions are equal, and infinite if `other` excludes an answer that this distribution allows.
+    ///
+    /// Returns `None` if the numbers of answers differ or an answer has only an
+    /// [upper bound](Self::is_bound).
+    pub fn kl_divergence(&self, other: &Self) -> Option<f64> {
+        let is_comparable = self.log_probs.len() == other.log_probs.len()
+            && !self.bounds.iter().chain(&other.bounds).any(|is_bound| *is_bound);
+        if !is_comparable {
+            return None;
+        }
+        // Differences of logarithms do not underflow, as quotients of probabilities would.
+        let log_total = |(largest, total): (f64, f64)| largest + total.ln();
+        let totals = log_total(self.scale()) - log_total(other.scale());
+        let terms = self.normalized().zip(self.log_probs.iter().zip(&other.log_probs));
+        let terms = terms.filter(|(probability, _)| *probability > 0.0);
+        let terms =
+            terms.map(|(probability, (log_p, log_q))| probability * (log_p - log_q - totals));
+        Some(terms.sum::<f64>().max(0.0))
+    }
+
+    /// Returns the largest exact log-probability, and the sum of the exact probabilities divided by the largest
+    /// one. Dividing first keeps the sum from underflowing.
+    fn scale(&self) -> (f64, f64) {
+        let largest = self.log_probs[self.most_probable()];
+        (largest, self.exact().map(|(_, log_prob)| (log_prob - largest).exp()).sum())
+    }
+
     /// Returns the exact probabilities, scaled so that they add up to one, with 0 for each upper
     /// bound.
     fn normalized(&self) -> impl Iterator<Item = f64> {
-        // Dividing by the largest probability first keeps the sum from underflowing.
-        let largest = self.log_probs[self.most_probable()];
-        let total: f64 = self.exact().map(|(_, log_prob)| (log_prob - largest).exp()).sum();
+        let (largest, total) = self.scale();
         self.log_probs.iter().zip(&self.bounds).map(move |(log_prob, is_bound)| match is_bound {
             true => 0.0,
             false => (log_prob - largest).exp() / total,
@@ -179,6 +206,37 @@ mod tests {
     fn expected_value_handles_tiny_probabilities() {
         let tiny = AnswerDistribution::new([-5000.0; 11]).expect("probabilities");
         assert!((tiny.expected_value(&AnswerFormat::zero_to_ten()) - 5.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn kl_divergence_is_that_of_normalized_distributions() {
+        let of = |probabilities: [f64; 3]| {
+            AnswerDistribution::new(probabilities.map(f64::ln)).expect("probabilities")
+        };
+        // Half of each distribution belongs to other texts.
+        let (p, q) = (of([0.25, 0.125, 0.125]), of([0.125, 0.125, 0.25]));
+        let divergence = p.kl_divergence(&q).expect("comparable");
+        assert!((divergence - 0.25 * 2_f64.ln()).abs() < 1e-12, "0.5·ln 2 − 0.25·ln 2");
+        assert_eq!(p.kl_divergence(&p), Some(0.0));
+        let excluding = of([0.5, 0.5, 0.0]);
+        assert_eq!(p.kl_divergence(&excluding), Some(f64::INFINITY));
+        assert!(excluding.kl_divergence(&p).is_some_and(f64::is_finite));
+    }
+
+    #[test]
+    fn kl_divergence_handles_tiny_probabilities_and_incomparable_distributions() {
+        let of = |log_probs: &[f64]| {
+            AnswerDistribution::new(log_probs.iter().copied()).expect("probabilities")
+        };
+        let divergence = of(&[-5000.0, -9000.0]).kl_divergence(&of(&[-8000.0, -7000.0]));
+        assert!(divergence.is_some_and(|divergence| (divergence - 1000.0).abs() < 1e-9));
+        assert_eq!(of(&[-1.0]).kl_divergence(&of(&[-1.0, -2.0])), None);
+        let bounded = AnswerDistribution::with_bounds([
+            AnswerLogProb::Exact(-1.0),
+            AnswerLogProb::UpperBound(-2.0),
+        ]);
+        let bounded = bounded.expect("probabilities");
+        assert_eq!(bounded.kl_divergence(&bounded), None);
     }
 
     #[test]

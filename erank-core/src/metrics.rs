@@ -1,4 +1,4 @@
-//! Measures of a ranked list against relevance grades.
+//! Measures of a ranked list against relevance grades, and the correlation of two rankings.
 //!
 //! A [`Measure`] has the notation of [ir-measures](https://ir-measur.es), such as `nDCG@10` or
 //! `AP(rel=2)`, and the values of trec_eval. [`Measure::evaluate`] evaluates a whole run, and
@@ -6,6 +6,8 @@
 //!
 //! The measures are implemented here because each takes a few lines, and their values must equal those
 //! of trec_eval, cutoffs and unjudged documents included.
+//!
+//! [`kendall_tau`] compares the scores that two models give to the same documents.
 
 use std::fmt;
 use std::str::FromStr;
@@ -211,6 +213,44 @@ fn divided(part: f64, whole: f64) -> f64 {
     if part > 0.0 && whole > 0.0 { part / whole } else { 0.0 }
 }
 
+/// Returns Kendall's rank correlation of two lists of scores of the same documents, from −1 to 1, in the
+/// variant tau-b (Kendall, The treatment of ties in ranking problems, Biometrika 1945), as scipy's
+/// `kendalltau` does.
+///
+/// `(C − D) / √((C + D + A)·(C + D + B))`, where `C` pairs of documents have the same order in both lists, `D`
+/// pairs have opposite orders, `A` pairs are tied in the first list alone, and `B` pairs in the second list
+/// alone. The number of operations grows with the square of the number of documents.
+///
+/// Returns `None` if tau is undefined: the lists have different lengths, there are fewer than two documents, all
+/// scores of a list are equal, or a score is NaN.
+///
+/// ```
+/// use erank_core::metrics::kendall_tau;
+///
+/// assert_eq!(kendall_tau(&[9.0, 5.0, 1.0], &[3.0, 2.0, 1.0]), Some(1.0));
+/// assert_eq!(kendall_tau(&[9.0, 5.0, 1.0], &[1.0, 2.0, 3.0]), Some(-1.0));
+/// assert_eq!(kendall_tau(&[9.0], &[3.0]), None);
+/// ```
+pub fn kendall_tau(first: &[f64], second: &[f64]) -> Option<f64> {
+    let has_nan = first.iter().chain(second).any(|score| score.is_nan());
+    if first.len() != second.len() || has_nan {
+        return None;
+    }
+    // Counts of pairs: same minus opposite order, and pairs without a tie in each list.
+    let (mut balance, mut untied_first, mut untied_second) = (0_i64, 0_u64, 0_u64);
+    for (index, (a, b)) in first.iter().zip(second).enumerate() {
+        for (other_a, other_b) in first.iter().zip(second).take(index) {
+            let (in_first, in_second) = (a.partial_cmp(other_a)?, b.partial_cmp(other_b)?);
+            balance += in_first as i64 * in_second as i64;
+            untied_first += u64::from(in_first.is_ne());
+            untied_second += u64::from(in_second.is_ne());
+        }
+    }
+    // Two roots, so that the product of equal counts is exact.
+    let pairs = (untied_first as f64).sqrt() * (untied_second as f64).sqrt();
+    (pairs > 0.0).then(|| (balance as f64 / pairs).clamp(-1.0, 1.0))
+}
+
 /// Writes the notation of ir-measures, such as `nDCG@10`, `nDCG(dcg='exp-log2')@10`, `AP`, `RR(rel=2)@10`.
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -411,6 +451,38 @@ mod tests {
             assert!(matches!(refused(text), Error::Parameter(_)), "{text}");
         }
         assert_eq!(refused("P").to_string(), "P needs a cutoff, as in P@10");
+    }
+
+    /// The expected values are scipy's (`tests/trec/make.py`), with ties, infinities and lists of any length.
+    #[test]
+    fn kendall_tau_equals_scipy() {
+        let mut lines = 0;
+        for line in include_str!("../tests/trec/kendall.tsv").lines() {
+            let [first, second, expected] = line.split('\t').collect::<Vec<_>>()[..] else {
+                panic!("three fields: {line}")
+            };
+            let scores = |text: &str| -> Vec<f64> {
+                text.split(' ').map(|score| score.parse().expect("a number")).collect()
+            };
+            let expected: Option<f64> = expected.parse().ok().filter(|tau: &f64| !tau.is_nan());
+            let (first, second) = (scores(first), scores(second));
+            for tau in [kendall_tau(&first, &second), kendall_tau(&second, &first)] {
+                assert_eq!(tau.is_some(), expected.is_some(), "{line}");
+                let difference = tau.zip(expected).map_or(0.0, |(tau, expected)| tau - expected);
+                assert!(difference.abs() < 1e-12, "{line}: {tau:?}");
+            }
+            lines += 1;
+        }
+        assert_eq!(lines, 40);
+    }
+
+    #[test]
+    fn kendall_tau_without_comparable_pairs_is_undefined() {
+        assert_eq!(kendall_tau(&[], &[]), None);
+        assert_eq!(kendall_tau(&[1.0], &[1.0]), None);
+        assert_eq!(kendall_tau(&[1.0, 2.0], &[1.0, 2.0, 3.0]), None);
+        assert_eq!(kendall_tau(&[0.0, -0.0, 0.0], &[1.0, 2.0, 3.0]), None);
+        assert_eq!(kendall_tau(&[1.0, f64::NAN], &[1.0, 2.0]), None);
     }
 
     proptest! {

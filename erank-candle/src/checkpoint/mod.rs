@@ -1,7 +1,7 @@
 //! The files of a checkpoint: opened from a folder or a GGUF file, downloaded from the hub, or bundled.
 
 pub(crate) mod config;
-mod gguf;
+pub(crate) mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod recognition;
@@ -23,6 +23,7 @@ pub(crate) use shard::Shard;
 use weights::Weights;
 
 use crate::error::LoadError;
+use crate::tokenizer::PromptTokenizer;
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
@@ -240,6 +241,29 @@ impl Checkpoint {
             },
             (error, ..) => error,
         }
+    }
+
+    /// Returns the model's configuration. The weights are not read.
+    ///
+    /// # Errors
+    /// Returns an error that names the file and the key or tensor that is wrong.
+    pub fn config(&self) -> Result<Config, LoadError> {
+        Ok(self.config_and_weights()?.0)
+    }
+
+    /// Returns the tokenizer with the chat template. The weights are not read.
+    ///
+    /// # Errors
+    /// Returns [`LoadError::Invalid`] with the file that is missing, invalid or not supported.
+    pub fn tokenizer(&self) -> Result<PromptTokenizer, LoadError> {
+        let missing = || LoadError::invalid(TOKENIZER, "the checkpoint does not have it");
+        let tokenizer = self.tokenizer.as_deref().ok_or_else(missing)?;
+        PromptTokenizer::new(
+            tokenizer,
+            self.tokenizer_config.as_deref(),
+            self.chat_template.as_deref(),
+        )
+        .map_err(|error| self.name_built_file(error))
     }
 
     /// Returns the model's name: that of the folder, of the GGUF file without its extension, or on the hub.

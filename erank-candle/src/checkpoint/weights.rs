@@ -155,7 +155,10 @@ impl<'a> Weights<'a> {
     }
 
     /// Returns a tensor and its numbers. Checks the shape, if one is given.
-    fn tensor(
+    ///
+    /// # Errors
+    /// Returns an error if the tensor is missing or has another shape or a type that is not read.
+    pub(crate) fn tensor(
         &self,
         name: &str,
         shape: Option<&[usize]>,
@@ -195,6 +198,16 @@ pub(crate) fn format_of(numbers: &StoredRow<'_>, setting: Option<WeightFormat>) 
         StoredRow::Bf16(_) => WeightFormat::Bf16,
         StoredRow::Blocks(block_type, _) => (*block_type).into(),
     })
+}
+
+/// Returns the name of a tensor's type, such as `"F16"` or `"Q8_0"`.
+pub(crate) fn type_name(numbers: StoredRow<'_>) -> &'static str {
+    match numbers {
+        StoredRow::F32(_) => "F32",
+        StoredRow::F16(_) => "F16",
+        StoredRow::Bf16(_) => "BF16",
+        StoredRow::Blocks(block_type, _) => WeightFormat::from(block_type).name(),
+    }
 }
 
 /// Copies a tensor to candle's CPU device. Blocks become F32.

@@ -20,6 +20,11 @@ pub(crate) struct PackedMatrix<K: MicroKernel> {
 }
 
 impl<K: MicroKernel> PackedMatrix<K> {
+    /// Returns the number of blocks that a stored matrix is packed into.
+    pub(super) fn block_count(matrix: &StoredMatrix<'_>) -> usize {
+        matrix.outputs().div_ceil(NR) * matrix.inputs().div_ceil(K::BLOCK_K)
+    }
+
     /// Packs a stored matrix on rayon's current threads.
     ///
     /// # Errors
@@ -27,7 +32,7 @@ impl<K: MicroKernel> PackedMatrix<K> {
     pub(crate) fn pack(kernel: K, matrix: &StoredMatrix<'_>) -> io::Result<Self> {
         let (outputs, inputs) = (matrix.outputs(), matrix.inputs());
         let blocks = inputs.div_ceil(K::BLOCK_K);
-        let mut panels = Buffer::zeroed(outputs.div_ceil(NR) * blocks)?;
+        let mut panels = Buffer::zeroed(Self::block_count(matrix))?;
         par_chunks_mut(&mut panels, blocks, &|index, panel| {
             let outputs = index * NR..outputs.min((index + 1) * NR);
             let mut rows = [StoredRow::F32(&[]); NR];

@@ -34,23 +34,10 @@ pub struct LoadedModel {
 /// Returns an error that names the file or tensor that is missing or not as the configuration says, or the setting
 /// that this machine or build cannot serve.
 pub fn load(checkpoint: &Checkpoint, settings: &CandleSettings) -> Result<LoadedModel, LoadError> {
-    let (config, weights) = checkpoint.config_and_weights()?;
-    let format = settings.weights.unwrap_or(weights.own_format());
-    let source = Source { config, weights, format, kv_cache: settings.kv_cache };
-    match settings.device {
-        Device::Cpu => {
-            let set = InstructionSet::choose(settings.instruction_set.as_deref())?;
-            source.load(CpuOperations::new(set, settings.weights))
-        }
-        device => {
-            if let Some(set) = &settings.instruction_set {
-                return Err(LoadError::Setting(format!(
-                    "instruction_set is {set:?}, but {device:?} does not run the CPU kernels; leave \
-                     instruction_set out"
-                )));
-            }
-            source.load(CandleOperations::new(open(device)?, candle_type(format)?))
-        }
+    let source = Source::new(checkpoint, settings)?;
+    match source.operations(settings)? {
+        DeviceOperations::Cpu(operations) => source.load(operations),
+        DeviceOperations::Candle(operations) => source.load(operations),
     }
 }
 
@@ -59,21 +46,76 @@ pub fn instruction_sets() -> Vec<&'static str> {
     InstructionSet::available().into_iter().map(InstructionSet::name).collect()
 }
 
-/// What a model is loaded from.
-struct Source<'a> {
-    config: Config,
-    weights: Weights<'a>,
-    format: WeightFormat,
-    kv_cache: Option<KvCacheFormat>,
+/// The operations on the device of the settings.
+pub(crate) enum DeviceOperations {
+    Cpu(CpuOperations),
+    Candle(CandleOperations),
 }
 
-impl Source<'_> {
+/// What a model is loaded from.
+pub(crate) struct Source<'a> {
+    pub(crate) config: Config,
+    pub(crate) weights: Weights<'a>,
+    /// The format of the weights, or of most of their bytes.
+    pub(crate) format: WeightFormat,
+    pub(crate) kv_cache: KvCacheFormat,
+}
+
+impl<'a> Source<'a> {
+    /// Parses the configuration and the headers of the weight files.
+    ///
+    /// # Errors
+    /// Returns an error that names the file and the key or tensor that is wrong.
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        settings: &CandleSettings,
+    ) -> Result<Self, LoadError> {
+        let (config, weights) = checkpoint.config_and_weights()?;
+        let format = settings.weights.unwrap_or(weights.own_format());
+        let kv_cache = settings.kv_cache.unwrap_or(match format {
+            WeightFormat::F32 => KvCacheFormat::F32,
+            _ => KvCacheFormat::Bf16,
+        });
+        Ok(Self { config, weights, format, kv_cache })
+    }
+
+    /// Returns the operations on the device of the settings.
+    ///
+    /// # Errors
+    /// Returns an error that names the setting that this machine or build cannot serve.
+    pub(crate) fn operations(
+        &self,
+        settings: &CandleSettings,
+    ) -> Result<DeviceOperations, LoadError> {
+        match settings.device {
+            Device::Cpu => {
+                let set = InstructionSet::choose(settings.instruction_set.as_deref())?;
+                Ok(DeviceOperations::Cpu(CpuOperations::new(set, settings.weights)))
+            }
+            device => {
+                if let Some(set) = &settings.instruction_set {
+                    return Err(LoadError::Setting(format!(
+                        "instruction_set is {set:?}, but {device:?} does not run the CPU kernels; leave \
+                         instruction_set out"
+                    )));
+                }
+                let operations = CandleOperations::new(open(device)?, candle_type(self.format)?);
+                Ok(DeviceOperations::Candle(operations))
+            }
+        }
+    }
+
+    /// Returns candle's type of the KV cache.
+    pub(crate) fn kv_cache_type(&self) -> DType {
+        match self.kv_cache {
+            KvCacheFormat::F32 => DType::F32,
+            KvCacheFormat::Bf16 => DType::BF16,
+        }
+    }
+
     fn load<O: Operations + 'static>(self, operations: O) -> Result<LoadedModel, LoadError> {
-        let Self { config, weights, format, kv_cache } = self;
-        let kv_cache_type = match (kv_cache, format) {
-            (Some(KvCacheFormat::F32), _) | (None, WeightFormat::F32) => DType::F32,
-            (Some(KvCacheFormat::Bf16), _) | (None, _) => DType::BF16,
-        };
+        let kv_cache_type = self.kv_cache_type();
+        let Self { config, weights, format, .. } = self;
         let kernels = operations.name();
         // The list of models.
         let model: Arc<dyn Model> = match config.architecture {

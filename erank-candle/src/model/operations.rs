@@ -12,6 +12,8 @@ use candle_core::{Device, Result, Tensor};
 use super::step::Step;
 use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
+use crate::kernels::WeightFormat;
+use crate::kernels::stored::StoredRow;
 
 /// The sizes of an attention layer.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +74,16 @@ pub(crate) trait Operations: Send + Sync + Sized {
 
     /// Returns the numbers in one layer's block of the KV cache.
     fn block_size(&self, shape: AttentionShape) -> usize;
+
+    /// Returns the format that [`load_matrix`](Self::load_matrix) keeps a stored matrix in, and its bytes there.
+    ///
+    /// # Errors
+    /// Returns an error if the format is only read from files and the matrix is not stored in it.
+    fn matrix_size(
+        &self,
+        numbers: StoredRow<'_>,
+        inputs: usize,
+    ) -> std::io::Result<(WeightFormat, usize)>;
 
     /// Loads the weight of an RMSNorm.
     ///

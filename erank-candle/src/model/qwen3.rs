@@ -139,19 +139,7 @@ impl<O: Operations> Qwen3<O> {
 
 impl<O: Operations> Model for Qwen3<O> {
     fn shape(&self) -> ModelShape {
-        let block_size = self.operations.block_size(attention_shape(&self.config));
-        let (head, logits) = match self.config.architecture {
-            Architecture::Qwen3ForCausalLM => (Head::LanguageModel, self.config.vocab_size),
-            Architecture::Qwen3ForSequenceClassification { rows } => {
-                (Head::Classifier, rows.max(2))
-            }
-        };
-        ModelShape {
-            head,
-            logits,
-            max_tokens: self.config.max_position_embeddings,
-            block_bytes: block_size * self.layers.len() * self.kv_cache_type.size_in_bytes(),
-        }
+        shape(&self.config, &self.operations, self.kv_cache_type)
     }
 
     fn new_cache(&self, blocks: usize) -> std::result::Result<KvCache, Cause> {
@@ -201,6 +189,25 @@ impl<O: Operations> Layer<O> {
             gate_up: operations.load_gate_up(weights, [&gate, &up], intermediate, hidden)?,
             down: matrix("mlp.down_proj", hidden, intermediate)?,
         })
+    }
+}
+
+/// Returns the sizes of a model that [`Qwen3::load`] loads.
+pub(crate) fn shape(
+    config: &Config,
+    operations: &impl Operations,
+    kv_cache_type: DType,
+) -> ModelShape {
+    let (head, logits) = match config.architecture {
+        Architecture::Qwen3ForCausalLM => (Head::LanguageModel, config.vocab_size),
+        Architecture::Qwen3ForSequenceClassification { rows } => (Head::Classifier, rows.max(2)),
+    };
+    let block_size = operations.block_size(attention_shape(config));
+    ModelShape {
+        head,
+        logits,
+        max_tokens: config.max_position_embeddings,
+        block_bytes: block_size * config.num_hidden_layers * kv_cache_type.size_in_bytes(),
     }
 }
 

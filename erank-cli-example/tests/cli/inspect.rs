@@ -67,3 +67,118 @@ fn inspect_names_invalid_ids() {
     }
     assert_eq!(erank(&["inspect", "--ids", "1", "--query", "x"], b"").code, Some(2));
 }
+
+#[test]
+fn inspect_shows_the_cost_of_a_model() {
+    let cost = |arguments: &[&str]| {
+        let run = erank(&[&["inspect", "--json"], arguments].concat(), b"");
+        assert_eq!(run.code, Some(0), "{run:?}");
+        run.json()["cost"].clone()
+    };
+    let own = cost(&["--cache-mb", "3"]);
+    let tensors = own["tensors"].as_array().expect("groups");
+    let count: u64 = tensors.iter().filter_map(|group| group["count"].as_u64()).sum();
+    assert_eq!(count, 46, "4 layers of 11 tensors, the embedding and the last norm: {own}");
+    assert_eq!(tensors[0]["file_format"], "BF16");
+    assert_eq!(tensors[0]["memory_format"], "BF16");
+    let cache = &own["kv_cache"];
+    assert_eq!(cache["format"], "BF16");
+    assert_eq!(
+        cache["bytes_per_token"],
+        4 * 2 * 3 * 64 * 2,
+        "layers, K and V, heads, width, bytes"
+    );
+    let of_longest = cache["bytes_per_token"].as_u64().zip(cache["max_tokens"].as_u64());
+    assert_eq!(cache["bytes_of_max_tokens"].as_u64(), of_longest.map(|(a, b)| a * b));
+    assert!(cache["budget_bytes"].as_u64().is_some_and(|bytes| bytes <= 3 << 20), "{own}");
+
+    let quantised = cost(&["--weights", "q8_0"]);
+    let bytes = |cost: &serde_json::Value| cost["weight_bytes"].as_f64().expect("a number");
+    let ratio = bytes(&quantised) / bytes(&own);
+    assert!((0.53..0.54).contains(&ratio), "34 bytes instead of 64, and norms: {ratio}");
+
+    let run = erank(&["inspect", "--weights", "q8_0"], b"");
+    run.assert_harmless();
+    assert!(run.out.contains("erank-tiny: Q8_0 weights, "), "{}", run.out);
+    assert!(run.out.lines().any(|line| line.starts_with("BF16         Q8_0 ")), "{}", run.out);
+    assert!(run.out.contains("KV cache in BF16: 3,072 bytes per token"), "{}", run.out);
+}
+
+/// Without log-probabilities, no weights are loaded, but a format that loading refuses is refused.
+#[test]
+fn inspect_reports_formats_that_cannot_be_loaded() {
+    let run = erank(&["inspect", "--weights", "q4_k"], b"");
+    assert_eq!((run.code, run.out.as_str()), (Some(1), ""));
+    assert!(run.err.contains("only read from files"), "{}", run.err);
+}
+
+const COMPARE: [&str; 6] = ["inspect", "--weights", "q8_0", "--compare", "tiny", "--json"];
+
+#[test]
+fn compare_of_quantised_model_shows_small_differences() {
+    let run = erank(&COMPARE, b"");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let found = run.json();
+    assert_eq!(found["documents"], 41, "those of the demonstration");
+    assert_eq!(found["cost"]["tensors"][0]["memory_format"], "Q8_0");
+    assert_eq!(found["compared_with"]["cost"]["tensors"][0]["memory_format"], "BF16");
+    let number = |pointer: &str| found.pointer(pointer).and_then(|x| x.as_f64()).expect(pointer);
+    assert!((1e-9..1e-2).contains(&number("/kl_divergence/mean")), "{run:?}");
+    assert!(number("/kl_divergence/worst") >= number("/kl_divergence/mean"));
+    assert!((0.9..=1.0).contains(&number("/kendall_tau/mean")), "{run:?}");
+    assert!(number("/kendall_tau/worst") <= number("/kendall_tau/mean"));
+    let queries = found["queries"].as_array().expect("queries");
+    let documents = queries.iter().flat_map(|query| query["documents"].as_array().expect("some"));
+    let changed = documents.filter(|document| document["integers"][0] != document["integers"][1]);
+    assert_eq!(found["changed_integers"], changed.count());
+
+    let text = erank(&COMPARE[..5], b"").out;
+    assert!(text.contains("Difference to erank-tiny, answers without reasoning, documents: 41"));
+    assert!(text.contains("KL divergence of the answers     mean "), "{text}");
+}
+
+#[test]
+fn compare_of_a_model_with_itself_shows_no_difference() {
+    let documents =
+        b"{\"id\": \"a\", \"text\": \"The noise of jets.\"}\n{\"text\": \"bread\"}\n{}\n";
+    let arguments = ["inspect", "--compare", "tiny", "--docs", "-", "-q", "jet noise", "--json"];
+    let run = erank(&arguments, documents);
+    assert_eq!(run.code, Some(3), "{run:?}");
+    let found = run.json();
+    assert_eq!(found["kl_divergence"], serde_json::json!({"mean": 0.0, "worst": 0.0}));
+    assert_eq!(found["changed_integers"], 0);
+    assert_eq!(found["kendall_tau"], serde_json::json!({"mean": 1.0, "worst": 1.0}));
+    assert_eq!(found["queries"][0]["documents"][0]["id"], "a");
+    assert_eq!(found["uncompared"][0]["line"], 3);
+    assert!(run.err.contains("line 3: "), "{}", run.err);
+}
+
+#[test]
+fn compare_of_one_document_has_no_tau() {
+    let arguments = ["inspect", "--compare", "tiny", "--document", "A jet."];
+    let run = erank(&arguments, b"");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    run.assert_harmless();
+    assert!(run.out.contains("documents: 1, queries: 1"), "{}", run.out);
+    assert!(run.out.contains("rankings  undefined: no query has two documents"), "{}", run.out);
+    let json = erank(&[&arguments[..], &["--json"]].concat(), b"").json();
+    assert_eq!(json["kendall_tau"], serde_json::Value::Null);
+}
+
+#[test]
+fn compare_names_what_cannot_be_compared() {
+    let run = erank(&["inspect", "--compare", "/no/where"], b"");
+    assert_eq!((run.code, run.out.as_str()), (Some(1), ""));
+    assert!(run.err.contains("/no/where"), "{}", run.err);
+    let run = erank(&["inspect", "--compare", "tiny", "-q", "x", "--docs", "-"], b"\n");
+    assert_eq!((run.code, run.out.as_str()), (Some(1), ""));
+    assert!(run.err.contains("standard input has no documents"), "{}", run.err);
+    for invalid in [
+        &["--docs", "-", "--query", "x"][..],
+        &["--compare", "tiny", "--docs", "-"],
+        &["--compare", "tiny", "--docs", "-", "-q", "x", "--document", "y"],
+        &["--compare", "tiny", "--logprobs", "3"],
+    ] {
+        assert_eq!(erank(&[&["inspect"], invalid].concat(), b"").code, Some(2), "{invalid:?}");
+    }
+}

@@ -13,6 +13,7 @@
   the other implementations that ir-measures contains (MSMARCO's and gdeval's).
 - `t_test.tsv`: measure, t and p of scipy's two-sided paired t-test of `after` against `before`.
 - `student.tsv`: t, degrees of freedom and two-sided p of scipy, over the range of both.
+- `kendall.tsv`: two lists of scores and scipy's `kendalltau` (tau-b) of them, `nan` if it is undefined.
 
 No two scores differ only beyond single precision, because trec_eval 9, which pytrec_eval-terrier contains,
 compares scores in single precision.
@@ -144,6 +145,16 @@ def main():
             for t in [0, 1e-9, 0.01, 0.3, 0.7, 1, 1.5, 2, 2.5, 4, 9, 30, 1e3, 1e6]:
                 p = 2 * stats.t.sf(t, degrees)
                 print(t, degrees, f"{p:.12e}", sep="\t", file=file)
+    rng = random.Random(7)
+    with open(HERE / "kendall.tsv", "w", encoding="utf-8", newline="\n") as file:
+        for number in range(40):
+            # Few levels produce many ties, and one level makes tau undefined.
+            length, levels = rng.choice([2, 3, 5, 12, 40]), rng.choice([1, 2, 4, 11, 1000])
+            first = [rng.randrange(levels) / 4 for _ in range(length)]
+            second = [score * rng.choice([-1, 1, 1, 1]) + rng.randrange(levels) / 8 for score in first]
+            tau = stats.kendalltau(first, second).statistic
+            lists = [" ".join(map(str, scores)) for scores in (first, second)]
+            print(*lists, f"{tau:.15f}", sep="\t", file=file)
 
 
 main()

@@ -19,7 +19,7 @@ pub(super) use split::{ShardName, one_per_set};
 pub(super) use tokenizer::TokenizerFiles;
 pub use write::GgufSummary;
 
-use super::config::Config;
+use super::config::{Architecture, Config};
 use super::shard::Shard;
 use super::weights::Weights;
 use crate::error::LoadError;
@@ -153,6 +153,21 @@ pub(super) fn open(
             Shard::map(file, &path)
         })
         .collect()
+}
+
+/// Returns the names of a model's tensors in Hugging Face's folders.
+pub(crate) fn tensor_names(config: &Config) -> Vec<String> {
+    const LM_HEAD: &str = "lm_head.weight";
+    let head = match config.architecture {
+        Architecture::Qwen3ForCausalLM if config.tie_word_embeddings => None,
+        Architecture::Qwen3ForCausalLM => Some(LM_HEAD),
+        Architecture::Qwen3ForSequenceClassification { .. } => Some("score.weight"),
+    };
+    let outside = OUTSIDE_LAYERS.iter().map(|(name, _)| *name).filter(|name| *name != LM_HEAD);
+    let layers = (0..config.num_hidden_layers).flat_map(|layer| {
+        IN_LAYERS.iter().map(move |(name, _)| format!("model.layers.{layer}.{name}.weight"))
+    });
+    outside.chain(head).map(str::to_owned).chain(layers).collect()
 }
 
 /// Returns the name in a GGUF file of a tensor of a Hugging Face folder.

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use super::super::config::{Architecture, Config};
 use super::super::{Checkpoint, TOKENIZER};
-use super::{IN_LAYERS, OUTSIDE_LAYERS, config, own_name, tokenizer};
+use super::{config, own_name, tensor_names, tokenizer};
 use crate::error::{Cause, LoadError};
 use crate::kernels::WeightFormat;
 use crate::tokenizer::QWEN_PATTERN;
@@ -105,16 +105,6 @@ impl Checkpoint {
         entries.extend(template.map(|text| (tokenizer::CHAT_TEMPLATE, Value::String(text))));
         Ok(entries)
     }
-}
-
-/// Returns the names of all tensors in Hugging Face's folders.
-fn tensor_names(config: &Config) -> Vec<String> {
-    let outside = OUTSIDE_LAYERS.iter().map(|(name, _)| *name);
-    let outside = outside.filter(|name| !(config.tie_word_embeddings && *name == "lm_head.weight"));
-    let layers = (0..config.num_hidden_layers).flat_map(|layer| {
-        IN_LAYERS.iter().map(move |(name, _)| format!("model.layers.{layer}.{name}.weight"))
-    });
-    outside.map(str::to_owned).chain(layers).collect()
 }
 
 /// Rounds a tensor: a vector to F32, and a matrix to the format, or else to the first one that its rows fit.

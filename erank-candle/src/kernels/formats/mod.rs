@@ -180,17 +180,46 @@ pub(super) fn pack(
         type Output = io::Result<Box<dyn PackedWeights>>;
 
         fn visit<K: MicroKernel>(self, kernel: K) -> Self::Output {
-            if !K::FROM_NUMBERS && !self.0.consists_of(K::BLOCK_TYPE) {
-                return Err(io::Error::other(
-                    "weights of this format are only read from files that have them; open a GGUF file in this format, or choose \
-                     Q8_0",
-                ));
-            }
+            check_source::<K>(self.0)?;
             Ok(Box::new(PackedMatrix::pack(kernel, self.0)?))
         }
     }
 
     with_kernel(format, set, Pack(matrix))
+}
+
+/// Returns the bytes that [`pack`] allocates.
+///
+/// # Errors
+/// Returns an error if the format is only read from files and the matrix is not stored in it.
+pub(crate) fn packed_bytes(
+    format: WeightFormat,
+    set: InstructionSet,
+    matrix: &StoredMatrix<'_>,
+) -> io::Result<usize> {
+    struct PackedBytes<'a>(&'a StoredMatrix<'a>);
+
+    impl KernelVisitor for PackedBytes<'_> {
+        type Output = io::Result<usize>;
+
+        fn visit<K: MicroKernel>(self, _: K) -> Self::Output {
+            check_source::<K>(self.0)?;
+            Ok(PackedMatrix::<K>::block_count(self.0) * size_of::<K::Block>())
+        }
+    }
+
+    with_kernel(format, set, PackedBytes(matrix))
+}
+
+/// Checks that a kernel's format can be made from a stored matrix.
+fn check_source<K: MicroKernel>(matrix: &StoredMatrix<'_>) -> io::Result<()> {
+    if !K::FROM_NUMBERS && !matrix.consists_of(K::BLOCK_TYPE) {
+        return Err(io::Error::other(
+            "weights of this format are only read from files that have them; open a GGUF file in this format, \
+             or choose Q8_0",
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::{BLOCK_TOKENS, Step};
 use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
+use crate::kernels::WeightFormat;
+use crate::kernels::stored::StoredRow;
 use attention::RowGroup;
 
 /// The name of candle's own operations where kernels have that of their instruction set.
@@ -75,6 +77,18 @@ impl Operations for CandleOperations {
     /// Returns the size of a block, `[2][16 tokens][kv heads][head_dim]`, with the keys first.
     fn block_size(&self, shape: AttentionShape) -> usize {
         2 * BLOCK_TOKENS * shape.kv_width()
+    }
+
+    fn matrix_size(
+        &self,
+        numbers: StoredRow<'_>,
+        _: usize,
+    ) -> std::io::Result<(WeightFormat, usize)> {
+        let format = match self.weight_type {
+            DType::BF16 => WeightFormat::Bf16,
+            _ => WeightFormat::F32,
+        };
+        Ok((format, numbers.len() * self.weight_type.size_in_bytes()))
     }
 
     fn load_norm(

@@ -7,10 +7,12 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::Step;
-use crate::checkpoint::weights::Weights;
+use crate::checkpoint::weights::{Weights, format_of};
 use crate::error::LoadError;
 use crate::kernels::attention::BlockLayout;
+use crate::kernels::formats::packed_bytes;
 use crate::kernels::norm::Norm;
+use crate::kernels::stored::{StoredMatrix, StoredRow};
 use crate::kernels::{InstructionSet, Projection, WeightFormat};
 use ops::{Attention, Embed, Heads, LinearAdd, NormGateUp, NormLinear, WriteKv};
 use ordered_step::OrderedStep;
@@ -55,6 +57,16 @@ impl Operations for CpuOperations {
 
     fn block_size(&self, shape: AttentionShape) -> usize {
         block_layout(shape).block_size()
+    }
+
+    fn matrix_size(
+        &self,
+        numbers: StoredRow<'_>,
+        inputs: usize,
+    ) -> std::io::Result<(WeightFormat, usize)> {
+        let format = format_of(&numbers, self.format);
+        let bytes = packed_bytes(format, self.set, &StoredMatrix::new([numbers], inputs))?;
+        Ok((format, bytes))
     }
 
     fn load_norm(
