@@ -74,7 +74,6 @@ impl Memory {
             self.read::<2>(PART),
             self.read::<4>(PART),
         ];
-        eprintln!("PAT {patterns:?}");
         patterns.into_iter().fold(0.0, f64::max)
     }
 
