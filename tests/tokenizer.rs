@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, PromptTokenizer, WeightFormat};
 use erank_core::ScoringOptions;
 use erank_core::{AnswerFormat, PromptTemplate};
+use erank_tests::qwen3_tokenizer;
 use erank_tests::random_model::{Layout, RandomModel};
 use serde::Deserialize;
 use serde_json::json;
@@ -79,28 +80,10 @@ fn golden() -> GoldenFile {
     serde_json::from_slice(&json).expect("the golden file is valid JSON")
 }
 
-/// Returns the folder of Qwen3's tokenizer, or `None` if it is missing.
-fn qwen3_folder() -> Option<PathBuf> {
-    let folder = std::env::var_os("ERANK_QWEN3_TOKENIZER").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/qwen3-tokenizer"),
-        PathBuf::from,
-    );
-    if !folder.join("tokenizer.json").exists() {
-        let missing = format!(
-            "no Qwen3 tokenizer in {}; run tests/fetch_qwen3_tokenizer.sh to download it",
-            folder.display()
-        );
-        assert!(std::env::var_os("ERANK_REQUIRE_ALL").is_none(), "{missing}");
-        eprintln!("\n*** SKIPPED: {missing} ***\n");
-        return None;
-    }
-    Some(folder)
-}
-
 /// Loads Qwen3's tokenizer with the given chat template, by default its own. Returns `None` if the
 /// tokenizer is missing.
 fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
-    let folder = qwen3_folder()?;
+    let folder = qwen3_tokenizer::folder()?;
     let read = |name: &str| fs::read(folder.join(name)).expect("the file can be read");
     let (tokenizer, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
     let template = chat_template.map(str::as_bytes);
@@ -109,7 +92,7 @@ fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
 
 /// Loads Qwen3's tokenizer from a GGUF file, which holds a very small model.
 fn qwen3_gguf(chat_template: Option<&str>) -> Option<PromptTokenizer> {
-    let tokenizer = qwen3_folder()?;
+    let tokenizer = qwen3_tokenizer::folder()?;
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = json!({
         "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 16, "intermediate_size": 16,
