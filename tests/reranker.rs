@@ -1,7 +1,7 @@
 //! Rerankers of one pass compared with the code of Qwen3-Reranker's model card: token ids of prompts with Qwen3's
 //! tokenizer, and probabilities of random models.
 //!
-//! `golden/reranker.py` made the golden data. Without Qwen3's tokenizer ([`erank_tests::qwen3`]), the tests print a
+//! `golden/reranker.py` made the golden data. Without Qwen3's tokenizer ([`erank_tests::qwen3_tokenizer`]), the tests print a
 //! message and pass, or fail if `ERANK_REQUIRE_ALL` is set.
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use erank_candle::{CandleBackend, CandleSettings, Checkpoint, PromptTokenizer, W
 use erank_core::{
     AnswerFormat, BackendError, PromptFamily, PromptTemplate, Request, Reranker, ScoringOptions,
 };
-use erank_tests::qwen3::tokenizer_folder;
+use erank_tests::qwen3_tokenizer;
 use erank_tests::random_model::{Layout, RandomModel, checksum};
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -85,7 +85,8 @@ fn golden() -> (GoldenFile, Vec<Texts>) {
 
 /// Loads Qwen3's tokenizer without a chat template. Returns `None` if the tokenizer is missing.
 fn tokenizer() -> Option<PromptTokenizer> {
-    let json = fs::read(tokenizer_folder()?.join("tokenizer.json")).expect("the file can be read");
+    let json =
+        fs::read(qwen3_tokenizer::folder()?.join("tokenizer.json")).expect("the file can be read");
     Some(PromptTokenizer::new(&json, None, None).expect("a usable tokenizer"))
 }
 
@@ -198,7 +199,7 @@ fn errors(found: &[f64], expected: &[f64]) -> Errors {
 /// The errors of BF16 weights are at most those of transformers' own BF16 run, both against its F32 run.
 #[test]
 fn probabilities_equal_those_of_the_model_card() {
-    let Some(tokenizer) = tokenizer_folder() else { return };
+    let Some(tokenizer) = qwen3_tokenizer::folder() else { return };
     let (golden, texts) = golden();
     for (name, model) in [("tied", &golden.models.tied), ("untied", &golden.models.untied)] {
         let folder = write_checkpoint(model, &tokenizer);
@@ -224,7 +225,7 @@ fn probabilities_equal_those_of_the_model_card() {
 
 #[test]
 fn checkpoint_without_chat_template_serves_whole_prompts_only() {
-    let Some(tokenizer) = tokenizer_folder() else { return };
+    let Some(tokenizer) = qwen3_tokenizer::folder() else { return };
     let (golden, _) = golden();
     let folder = write_checkpoint(&golden.models.tied, &tokenizer);
     let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");

@@ -1,7 +1,7 @@
 //! Token ids of prompts compared with Python's, and the bundled model's tokenizer.
 //!
 //! `golden/tokenizer.py` made the golden ids with Qwen3's tokenizer, which is not in the repository
-//! ([`erank_tests::qwen3`]). The tokenizer of a GGUF file must give the same ids. Without the tokenizer, the tests that
+//! ([`erank_tests::qwen3_tokenizer`]). The tokenizer of a GGUF file must give the same ids. Without the tokenizer, the tests that
 //! need it print a message and pass, or fail if `ERANK_REQUIRE_ALL` is set.
 
 use std::fs;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, PromptTokenizer, WeightFormat};
 use erank_core::ScoringOptions;
 use erank_core::{AnswerFormat, PromptTemplate};
-use erank_tests::qwen3::tokenizer_folder;
+use erank_tests::qwen3_tokenizer;
 use erank_tests::random_model::{Layout, RandomModel};
 use serde::Deserialize;
 use serde_json::json;
@@ -82,7 +82,7 @@ fn golden() -> GoldenFile {
 /// Loads Qwen3's tokenizer with the given chat template, by default its own. Returns `None` if the
 /// tokenizer is missing.
 fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
-    let folder = tokenizer_folder()?;
+    let folder = qwen3_tokenizer::folder()?;
     let read = |name: &str| fs::read(folder.join(name)).expect("the file can be read");
     let (tokenizer, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
     let template = chat_template.map(str::as_bytes);
@@ -91,7 +91,7 @@ fn qwen3(chat_template: Option<&str>) -> Option<PromptTokenizer> {
 
 /// Loads Qwen3's tokenizer from a GGUF file, which holds a very small model.
 fn qwen3_gguf(chat_template: Option<&str>) -> Option<PromptTokenizer> {
-    let tokenizer = tokenizer_folder()?;
+    let tokenizer = qwen3_tokenizer::folder()?;
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = json!({
         "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 16, "intermediate_size": 16,

@@ -21,8 +21,8 @@ use crate::kernels::WeightFormat;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CandleSettings {
-    /// The format that weights are kept in; `None` keeps each tensor's own. F16 tensors become F32. Sums
-    /// are accumulated in F32 in any case.
+    /// The format that weights are kept in; `None` keeps each tensor's own. Sums are accumulated in F32 in any
+    /// case.
     pub weights: Option<WeightFormat>,
     /// The type of keys and values in the cache; `None` takes F32 for F32 weights and BF16 otherwise. An F32
     /// cache holds half as many tokens in the same bytes as a BF16 cache.

@@ -10,6 +10,7 @@ mod faults;
 mod llama_cpp;
 mod load;
 mod proxy;
+mod quantised;
 #[path = "../../erank-openai/tests/http/server.rs"]
 #[allow(dead_code, reason = "the backend's own tests use more of it")]
 mod server;

@@ -1,7 +1,7 @@
 """Runs llama.cpp's HTTP server from the xllamacpp wheel: python serve.py MODEL.gguf PORT SLOTS CONTEXT
 
-Prints "ready" once it listens, and ends when its standard input ends. The KV cache is F32, and there is no
-cache beyond the slots, so that results depend on little but the prompt.
+Prints "ready" once it listens, and ends when its standard input ends. The KV cache and attention are F32, and
+there is no cache beyond the slots, so that results depend on little but the prompt.
 """
 
 import os
@@ -22,6 +22,8 @@ def main(model, port, slots, context):
     params.cache_ram_mib = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.warmup = False
+    # Flash attention computes with F16 numbers, even if the cache is F32.
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.ui = False
     params.kv_unified = False
     server = xllamacpp.Server(params)

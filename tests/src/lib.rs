@@ -1,7 +1,7 @@
 //! Code that several tests share, and documentation pages whose examples run as tests.
 
 pub mod local;
-pub mod qwen3;
+pub mod qwen3_tokenizer;
 pub mod random_model;
 
 /// Compiles and runs the examples of the README.

@@ -190,11 +190,11 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Returns the format that a tensor is packed into: the setting, or else the tensor's own format. F16 numbers
-/// become F32, which holds them exactly.
+/// Returns the format that a tensor is packed into: the setting, or else the tensor's own format.
 pub(crate) fn format_of(numbers: &StoredRow<'_>, setting: Option<WeightFormat>) -> WeightFormat {
     setting.unwrap_or(match numbers {
-        StoredRow::F32(_) | StoredRow::F16(_) => WeightFormat::F32,
+        StoredRow::F32(_) => WeightFormat::F32,
+        StoredRow::F16(_) => WeightFormat::F16,
         StoredRow::Bf16(_) => WeightFormat::Bf16,
         StoredRow::Blocks(block_type, _) => (*block_type).into(),
     })

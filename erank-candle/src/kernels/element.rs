@@ -3,8 +3,9 @@
 use std::fmt::Debug;
 
 use bytemuck::Pod;
-use half::bf16;
+use half::{bf16, f16};
 
+use super::stored::StoredRow;
 use super::tile::NR;
 
 /// A stored number. `DEPTH` numbers of a column fill one 32-bit word. The words of 16 columns fill a block of
@@ -23,8 +24,27 @@ pub(crate) trait Element: Pod + Debug + Send + Sync {
     /// Rounds to the nearest number of this type, ties to even.
     fn round(value: f32) -> Self;
 
+    /// Rounds an activation that is multiplied with numbers of this type, and widens it again.
+    #[inline(always)]
+    fn round_activation(value: f32) -> f32 {
+        Self::round(value).widen()
+    }
+
+    /// Returns numbers of a file as bits, if they are of this type and have 16 bits.
+    #[inline(always)]
+    fn bits_of<'a>(_: StoredRow<'a>) -> Option<&'a [[u8; 2]]> {
+        None
+    }
+
     /// Returns number `index` of each column's word, widened.
     fn column(block: &Self::Block, index: usize) -> [f32; NR];
+}
+
+/// Returns the bits of number `index` of each column's pair of 16-bit numbers, in the upper half of the word.
+#[inline(always)]
+fn upper_halves(words: [u32; NR], index: usize) -> [u32; NR] {
+    let shift = if cfg!(target_endian = "little") == (index == 0) { 16 } else { 0 };
+    words.map(|word| (word << shift) & 0xffff_0000)
 }
 
 impl Element for f32 {
@@ -74,19 +94,81 @@ impl Element for bf16 {
     // slower.
     #[inline(always)]
     fn column(block: &[[bf16; 2]; NR], index: usize) -> [f32; NR] {
-        let words: [u32; NR] = bytemuck::cast(*block);
-        let shift = if cfg!(target_endian = "little") == (index == 0) { 16 } else { 0 };
-        let mut column = [0.0; NR];
-        for (number, word) in column.iter_mut().zip(words) {
-            *number = f32::from_bits((word << shift) & 0xffff_0000);
-        }
-        column
+        upper_halves(bytemuck::cast(*block), index).map(f32::from_bits)
     }
+
+    #[inline(always)]
+    fn bits_of<'a>(numbers: StoredRow<'a>) -> Option<&'a [[u8; 2]]> {
+        if let StoredRow::Bf16(numbers) = numbers { Some(numbers) } else { None }
+    }
+}
+
+/// Weights only. Activations are not rounded to F16, because they can exceed its largest number, 65,504.
+impl Element for f16 {
+    const DEPTH: usize = 2;
+    type Lhs = [f32; 2];
+    type Block = [[f16; 2]; NR];
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        widen_f16(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn round(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn round_activation(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn bits_of<'a>(numbers: StoredRow<'a>) -> Option<&'a [[u8; 2]]> {
+        if let StoredRow::F16(numbers) = numbers { Some(numbers) } else { None }
+    }
+
+    #[inline(always)]
+    fn column(block: &[[f16; 2]; NR], index: usize) -> [f32; NR] {
+        upper_halves(bytemuck::cast(*block), index).map(widen_f16)
+    }
+}
+
+/// Widens an F16 number, given by its bits in the upper half of a word. There is no branch, so that the compiler
+/// vectorises a loop of calls.
+#[inline(always)]
+fn widen_f16(word: u32) -> f32 {
+    const MANTISSA_BITS: u32 = 23;
+    // Exponent and mantissa in their places of an F32. The biases of the exponents, 15 and 127, differ by 112.
+    let magnitude = (word & 0x7fff_0000) >> 3;
+    let normal = magnitude + (112 << MANTISSA_BITS);
+    // A subnormal number is m · 2⁻²⁴. The difference is (1 + m · 2⁻¹⁰) · 2⁻¹⁴ − 2⁻¹⁴.
+    let least = 113 << MANTISSA_BITS;
+    let subnormal = (f32::from_bits(magnitude + least) - f32::from_bits(least)).to_bits();
+    // Infinity and NaN: the exponent 31 becomes 255.
+    let special = magnitude + (224 << MANTISSA_BITS);
+    let widened = match magnitude >> MANTISSA_BITS {
+        0 => subnormal,
+        31 => special,
+        _ => normal,
+    };
+    f32::from_bits(widened | word & 0x8000_0000)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn widen_of_every_f16_number_agrees_with_half() {
+        for bits in 0..=u16::MAX {
+            let number = f16::from_bits(bits);
+            let (actual, expected) = (Element::widen(number), number.to_f32());
+            let is_equal = actual.to_bits() == expected.to_bits();
+            assert!(is_equal || actual.is_nan() && expected.is_nan(), "{bits:04x}: {actual:e}");
+        }
+    }
 
     #[test]
     fn round_agrees_with_half() {

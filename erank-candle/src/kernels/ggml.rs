@@ -197,3 +197,7 @@ fn with_scales_and_mins(bytes: &[u8]) -> Block {
 fn half(bytes: &[u8]) -> f16 {
     f16::from_le_bytes([bytes[0], bytes[1]])
 }
+
+#[cfg(test)]
+#[path = "tests/ggml.rs"]
+mod tests;

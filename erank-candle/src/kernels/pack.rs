@@ -29,7 +29,7 @@ pub(super) fn pack_widened<E: Element>(rows: &[f32], k: usize, mr: usize, lhs: &
     for (r, row) in rows.chunks_exact(k).enumerate() {
         for (slots, values) in lhs.chunks_exact_mut(mr).zip(row.chunks(E::DEPTH)) {
             for (slot, value) in slots[r].as_mut().iter_mut().zip(values) {
-                *slot = E::round(*value).widen();
+                *slot = E::round_activation(*value);
             }
         }
     }
@@ -75,7 +75,7 @@ pub(super) fn pack_panel<E: Element>(rows: &[StoredRow<'_>], panel: &mut [E::Blo
 #[inline(always)]
 fn read<E: Element>(numbers: StoredRow<'_>, words: &mut [u32; WORDS]) {
     let bits: &mut [u16; 2 * WORDS] = bytemuck::cast_mut(words);
-    if let (StoredRow::Bf16(numbers), 2) = (numbers, E::DEPTH) {
+    if let Some(numbers) = E::bits_of(numbers) {
         // The types are the same, so this is a copy.
         for (bits, bytes) in bits.iter_mut().zip(numbers) {
             *bits = u16::from_le_bytes(*bytes);

@@ -131,10 +131,11 @@ impl<'a> Source<'a> {
 /// Returns the type of candle's that holds weights of a format.
 fn candle_type(format: WeightFormat) -> Result<DType, LoadError> {
     match format {
-        WeightFormat::F32 => Ok(DType::F32),
+        // F32 holds F16 numbers exactly.
+        WeightFormat::F32 | WeightFormat::F16 => Ok(DType::F32),
         WeightFormat::Bf16 => Ok(DType::BF16),
         other => Err(LoadError::Setting(format!(
-            "candle's operations hold F32 and BF16 weights, not {other}; set `weights` to one of these, or use \
+            "candle's operations hold F32, F16 and BF16 weights, not {other}; set `weights` to one of these, or use \
              the CPU kernels"
         ))),
     }

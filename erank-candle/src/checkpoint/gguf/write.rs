@@ -112,6 +112,7 @@ fn quantise(tensor: Tensor, format: WeightFormat) -> candle_core::Result<(QTenso
     let dtype = |format| match format {
         WeightFormat::F32 => GgmlDType::F32,
         WeightFormat::Bf16 => GgmlDType::BF16,
+        WeightFormat::F16 => GgmlDType::F16,
         WeightFormat::Q8_0 => GgmlDType::Q8_0,
         WeightFormat::Q4_0 => GgmlDType::Q4_0,
         WeightFormat::Q4K => GgmlDType::Q4K,

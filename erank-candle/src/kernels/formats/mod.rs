@@ -7,6 +7,7 @@
 mod quantised;
 
 mod bf16;
+mod f16;
 mod f32;
 mod q4_0;
 mod q4_k;
@@ -78,6 +79,9 @@ weight_formats! {
     F32("F32", f32),
     /// The upper half of F32, 2 bytes per weight.
     Bf16("BF16", bf16),
+    /// 16-bit floating point of IEEE 754, 2 bytes per weight. Activations are not rounded, so products are those of
+    /// the same weights in F32. Weights above 65,504 become infinite.
+    F16("F16", f16),
     /// Groups of 32 integers of 8 bits with an F16 scale, 1.06 bytes per weight. The format is llama.cpp's.
     /// F32, F16 and BF16 tensors are quantised while they are loaded, and activations are quantised in each
     /// product.
@@ -241,6 +245,9 @@ mod tests {
             assert_eq!(format.name().to_lowercase().parse(), Ok(*format));
         }
         let error = "Q1_0".parse::<WeightFormat>().expect_err("no such format");
-        assert!(error.to_string().contains("\"Q1_0\"; the formats are F32, BF16, Q8_0"), "{error}");
+        assert!(
+            error.to_string().contains("\"Q1_0\"; the formats are F32, BF16, F16, Q8_0"),
+            "{error}"
+        );
     }
 }

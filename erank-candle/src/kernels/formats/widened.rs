@@ -70,6 +70,6 @@ impl<I: WideningIsa, E: Element + 'static> MicroKernel for Widened<I, E> {
 
     #[cfg(test)]
     fn round_activations(row: &[f32]) -> Vec<f32> {
-        row.iter().map(|number| E::round(*number).widen()).collect()
+        row.iter().map(|number| E::round_activation(*number)).collect()
     }
 }

@@ -1,4 +1,4 @@
-use half::bf16;
+use half::{bf16, f16};
 
 use super::super::arch::InstructionSet;
 use super::super::formats::{self, WeightFormat};
@@ -38,7 +38,7 @@ fn unpack_row_returns_the_packed_rows_for_any_shape() {
                 let bf16s: Vec<[u8; 2]> =
                     numbers.iter().map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
                 let f16s: Vec<[u8; 2]> =
-                    numbers.iter().map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
+                    numbers.iter().map(|x| f16::from_f32(*x).to_le_bytes()).collect();
                 let rows = [StoredRow::F32(&f32s), StoredRow::F16(&f16s), StoredRow::Bf16(&bf16s)];
                 for stored in rows {
                     check_rows(kernel, self.0, &StoredMatrix::new([stored], inputs));
@@ -79,6 +79,27 @@ fn pack_dequantises_blocks_of_other_types() {
     }
     let error = formats::pack(WeightFormat::Q4K, InstructionSet::best(), &blocks.matrix());
     assert!(error.expect_err("another type").to_string().contains("only read from files"));
+}
+
+/// All F16 numbers but infinities and NaNs, and activations that F16 cannot hold.
+#[test]
+fn f16_weights_give_the_bits_of_the_same_numbers_in_f32() {
+    let numbers = (0..=u16::MAX).map(f16::from_bits).filter(|number| number.is_finite());
+    let bytes: Vec<[u8; 2]> = numbers.map(f16::to_le_bytes).collect();
+    for set in InstructionSet::available() {
+        for (rows, inputs, outputs) in [(1, 1, 1), (2, 33, 17), (5, 1100, 57), (9, 100, 48)] {
+            let bytes = &bytes[bytes.len() - inputs * outputs..];
+            let matrix = StoredMatrix::new([StoredRow::F16(bytes)], inputs);
+            let x: Vec<f32> = oracle::numbers(rows * inputs, 25).map(|x| x * 1e5).collect();
+            let product = |format| {
+                let mut y = vec![f32::NAN; rows * outputs];
+                let weights = formats::pack(format, set, &matrix).expect("memory");
+                weights.project(&x, None, Columns::all(&mut y, outputs));
+                y
+            };
+            assert_eq!(product(WeightFormat::F16), product(WeightFormat::F32), "{}", set.name());
+        }
+    }
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn config_comes_from_metadata_and_tensors() {
 fn tensors_are_found_by_the_names_of_hugging_face() {
     let bytes = Content::small().bytes();
     let weights = parse(&bytes).and_then(|gguf| gguf.weights(&[])).expect("whole");
-    assert_eq!(weights.own_format(), WeightFormat::F32);
+    assert_eq!(weights.own_format(), WeightFormat::F16);
     assert_eq!(weights.vector("model.norm.weight", 32).expect("there").len(), 32);
     let part = |name: &str| format!("model.layers.0.self_attn.{name}.weight");
     let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(part);
@@ -189,7 +189,7 @@ fn format_of_is_the_setting_or_the_own_format() {
     let mut random = Random(6);
     for (kind, format) in KINDS.into_iter().zip([
         WeightFormat::F32,
-        WeightFormat::F32,
+        WeightFormat::F16,
         WeightFormat::Bf16,
         WeightFormat::Q8_0,
         WeightFormat::Q4_0,

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-/// Returns the folder of Qwen3's tokenizer. Returns `None` if it is missing, with a message on standard error.
+/// Returns the folder of Qwen3's tokenizer. If there is none, prints a message and returns `None`.
 ///
-/// `fetch_qwen3_tokenizer.sh` downloads the tokenizer to `.cache/qwen3-tokenizer`; `ERANK_QWEN3_TOKENIZER` can name
+/// `tests/fetch_qwen3_tokenizer.sh` downloads the tokenizer; the environment variable `ERANK_QWEN3_TOKENIZER` names
 /// another folder.
 ///
 /// # Panics
-/// Panics if the tokenizer is missing and `ERANK_REQUIRE_ALL` is set.
-pub fn tokenizer_folder() -> Option<PathBuf> {
+/// Panics if there is none and `ERANK_REQUIRE_ALL` is set.
+pub fn folder() -> Option<PathBuf> {
     let folder = std::env::var_os("ERANK_QWEN3_TOKENIZER").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/qwen3-tokenizer"),
         PathBuf::from,
