@@ -167,6 +167,7 @@ fn remote_advice(error: &BackendError) -> Option<&'static str> {
         CapabilityError::NoChatTemplate { .. } => {
             Some("The option for this is --prompts chatml, or --prompts chat.")
         }
+        CapabilityError::NoCompletions { .. } => Some("The option for this is --prompts chat."),
         CapabilityError::NoLogprobs { .. } => {
             Some("To rank by integers alone, use --score integer.")
         }

@@ -165,6 +165,11 @@ impl Capabilities {
         let response =
             endpoint.generate(route, &self.request(fields)).map_err(|error| match error {
                 RequestError::Rejected { status: 400, message, .. } => no_logprobs(message),
+                RequestError::Rejected { status: 404 | 405, message, .. }
+                    if route == COMPLETIONS =>
+                {
+                    CapabilityError::NoCompletions { problem: message }.at(endpoint.url())
+                }
                 error => error,
             })?;
         if needs_ids && response.token_ids.is_none_or(|ids| ids.is_empty()) {

@@ -259,6 +259,16 @@ pub enum CapabilityError {
         /// The problem with the response.
         problem: String,
     },
+    /// The server rejects raw prompts.
+    #[error(
+        "the server rejects /v1/completions ({problem}), which raw prompts need; check OpenAiSettings::model, or \
+         set OpenAiSettings::prompt_format to PromptFormat::Chat, which serves neither answer-only mode nor \
+         whole prompts"
+    )]
+    NoCompletions {
+        /// The server's message.
+        problem: String,
+    },
     /// Answer-only mode needs a raw prompt.
     #[error("answer-only mode needs a raw prompt, which PromptFormat::Chat does not have")]
     ChatAnswerOnly,

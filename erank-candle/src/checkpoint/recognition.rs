@@ -4,7 +4,7 @@ use erank_core::PromptFamily;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Checkpoint, LOGIT_SCORE, MODULES};
+use super::{CONFIG, Checkpoint, LOGIT_SCORE, MODULES};
 use crate::error::LoadError;
 use crate::tokenizer::PromptTokenizer;
 
@@ -37,8 +37,8 @@ impl Checkpoint {
     /// prompt is ERank's. No weights are read.
     ///
     /// # Errors
-    /// Returns [`LoadError::Invalid`] if the files describe a reranker of one pass whose prompt is not known, or if
-    /// one of them cannot be parsed. Choose a [`PromptTemplate`](erank_core::PromptTemplate) for such a checkpoint.
+    /// Returns [`LoadError::Invalid`] if the files describe a classifier or another reranker of one pass whose prompt is
+    /// not known, or if one of them cannot be parsed. Choose a [`PromptTemplate`](erank_core::PromptTemplate) for such a checkpoint.
     pub fn recognise_prompt(&self) -> Result<RecognisedPrompt, LoadError> {
         let reranker = |reason| {
             Ok(RecognisedPrompt { family: PromptFamily::Qwen3Reranker, reason: Some(reason) })
@@ -70,7 +70,19 @@ impl Checkpoint {
         if has_role("query") && has_role("document") {
             return unknown("the chat template", "it has the roles \"query\" and \"document\"");
         }
+        if self.is_classifier() {
+            return unknown(CONFIG, "it names a classifier");
+        }
         Ok(RecognisedPrompt { family: PromptFamily::Erank, reason: None })
+    }
+
+    /// Returns whether `config.json` names a classifier. Another error in it is reported when the model is loaded.
+    fn is_classifier(&self) -> bool {
+        let config: Value = serde_json::from_slice(&self.config).unwrap_or_default();
+        let mut names = config["architectures"].as_array().into_iter().flatten();
+        names.any(|name| {
+            name.as_str().is_some_and(|name| name.ends_with("ForSequenceClassification"))
+        })
     }
 
     /// Returns whether `modules.json` lists a module that scores the logits of the last position.
@@ -109,7 +121,7 @@ mod tests {
         let tokenizer = crate::tokenizer::tests::tokenizer_json().to_string();
         let tokenizer = tokenizer.replace("\"hi\":", "\"yes\":").replace("\"Ġhi\":", "\"no\":");
         let tokenizer = tokenizer.replace("\"h i\",\"Ġ hi\",", "");
-        let required = [("config.json", "{}"), (SAFETENSORS, ""), ("tokenizer.json", &tokenizer)];
+        let required = [(CONFIG, "{}"), (SAFETENSORS, ""), ("tokenizer.json", &tokenizer)];
         for (file, content) in required.iter().chain(files) {
             let path = folder.join(file);
             fs::create_dir_all(path.parent().expect("a folder")).expect("made");
@@ -134,12 +146,14 @@ mod tests {
             r#"{"chat_template": "system\nJudge whether the Document meets the requirements {{ x }}"}"#,
         );
         let answers = (LOGIT_SCORE, r#"{"true_token_id": 256, "false_token_id": 257}"#);
+        let classifier = (CONFIG, r#"{"architectures": ["Qwen3ForSequenceClassification"]}"#);
         for (name, files, reason) in [
             ("ERank-4B", &[chatml][..], None),
             ("ERank-4B", &[], None),
             ("m", &[(MODULES, r#"[{"type": "a.Transformer"}]"#), chatml], None),
             ("Qwen3-Reranker-0.6B", &[chatml], Some("its name contains")),
             ("my_reranker", &[], Some("its name contains")),
+            ("my_reranker", &[classifier], Some("its name contains")),
             ("m", &[template], Some("its chat template")),
             ("m", &[LOGIT_SCORE_MODULE, answers], Some("1_LogitScore/config.json")),
         ] {
@@ -159,20 +173,16 @@ mod tests {
             "{% for m in messages %}{% if m.role == \"query\" or m.role == 'document' %}{% endif %}{% endfor %}",
         );
         let answers = (LOGIT_SCORE, r#"{"true_token_id": 256, "false_token_id": null}"#);
+        let classifier = (CONFIG, r#"{"architectures": ["Qwen3ForSequenceClassification"]}"#);
         for (files, file, expected) in [
             (&[roles][..], "chat template", "not known"),
+            (&[classifier], CONFIG, "it names a classifier"),
             (&[LOGIT_SCORE_MODULE, answers], LOGIT_SCORE, "not known"),
             (&[LOGIT_SCORE_MODULE], LOGIT_SCORE, "choose the prompt template"),
             (&[(MODULES, "{")], MODULES, "not a list"),
             (&[LOGIT_SCORE_MODULE, (LOGIT_SCORE, "[]")], LOGIT_SCORE, "cannot be parsed"),
         ] {
-            let error = recognise("a-reranker", files).err();
-            let error = match file {
-                // The name tells the prompt.
-                "chat template" => recognise("m", files).err(),
-                _ => error,
-            };
-            let error = error.expect(file);
+            let error = recognise("m", files).expect_err(file);
             assert!(error.contains(file) && error.contains(expected), "{error}");
         }
     }

@@ -91,7 +91,8 @@ fn rerank_ranks_by_integers_with_a_chat_server() {
 fn rerank_names_the_flag_for_a_missing_capability() {
     let server = hosted();
     for (more, flag) in [
-        (&[][..], "--prompts chatml"),
+        (&[][..], "--prompts chat"),
+        (&["--template", "qwen3-reranker"][..], "--prompts chat"),
         (&["--prompts", "chat"][..], "--score integer"),
         (&["--prompts", "chat", "--answer-only"][..], "leave --answer-only"),
         (&["--model", "another"][..], "--model"),

@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::erank;
+use crate::{erank, tiny_with_yes_and_no};
 
 const HITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/hits.jsonl");
 const QUERY: &str = "bicycle chain keeps slipping";
@@ -195,21 +194,10 @@ fn rerank_settings_change_the_answers() {
     assert!(goal["instruction"].as_str().is_some_and(|text| text.starts_with("A document is")));
 }
 
-/// Copies the bundled model into a folder of this name.
-fn copy_of_tiny(parent: &Path, name: &str) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
-    let folder = parent.join(name);
-    fs::create_dir(&folder).expect("made");
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
-        fs::copy(source.join(file), folder.join(file)).expect("a copy");
-    }
-    folder
-}
-
 #[test]
 fn rerank_uses_the_prompt_of_the_model() {
     let parent = tempfile::tempdir().expect("a folder");
-    let folder = copy_of_tiny(parent.path(), "tiny-Reranker");
+    let folder = tiny_with_yes_and_no(parent.path(), "tiny-Reranker");
     // The prompt of a reranker needs no chat template.
     fs::write(folder.join("tokenizer_config.json"), "{}").expect("written");
     let model = folder.to_str().expect("UTF-8");
@@ -237,14 +225,20 @@ fn rerank_uses_the_prompt_of_the_model() {
             (&"answer_only".into(), &"".into())
         );
     }
-    let named = run(&["tiny", "--template", "qwen3-reranker"]);
+    let other = tiny_with_yes_and_no(parent.path(), "other");
+    let other = other.to_str().expect("UTF-8");
+    let named = run(&[other, "--template", "qwen3-reranker"]);
     assert_eq!((named.code, &named.json()["documents"]), (Some(0), &report["documents"]));
     assert!(!named.err.contains("because"), "{}", named.err);
-    let truncated = run(&["tiny", "--template", "qwen3-reranker", "--max-prompt-tokens", "70"]);
-    let truncated = truncated.json();
-    let documents = truncated["documents"].as_array().expect("documents");
-    assert!(documents.iter().any(|document| document["truncated"] == true), "{truncated}");
-    assert!(documents.iter().all(|document| document["tokens"]["prompt"].as_u64() <= Some(70)));
+    let documents = |report: &Value| report["documents"].as_array().expect("documents").clone();
+    let prompts = |report: &Value| -> Vec<u64> {
+        let tokens = documents(report).into_iter();
+        tokens.filter_map(|document| document["tokens"]["prompt"].as_u64()).collect()
+    };
+    let limit = prompts(&report).into_iter().max().expect("documents") - 1;
+    let truncated = run(&[model, "--max-prompt-tokens", &limit.to_string()]).json();
+    assert!(documents(&truncated).iter().any(|document| document["truncated"] == true));
+    assert_eq!(prompts(&truncated).into_iter().max(), Some(limit), "{truncated}");
 
     for (option, said) in [
         (&["--max-tokens", "9"][..], "--max-tokens needs reasoning"),
@@ -263,7 +257,7 @@ fn rerank_uses_the_prompt_of_the_model() {
 #[test]
 fn rerank_asks_for_an_unknown_prompt() {
     let parent = tempfile::tempdir().expect("a folder");
-    let folder = copy_of_tiny(parent.path(), "other");
+    let folder = tiny_with_yes_and_no(parent.path(), "other");
     let modules =
         r#"[{"type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"}]"#;
     fs::write(folder.join("modules.json"), modules).expect("written");
@@ -271,7 +265,8 @@ fn rerank_asks_for_an_unknown_prompt() {
     let run = erank(&["rerank", "-q", QUERY, "-d", HITS, "-m", model], b"");
     assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{run:?}");
     assert!(run.err.contains("1_LogitScore/config.json") && run.err.contains("--template"));
-    let run = erank(&["rerank", "-q", QUERY, "-d", HITS, "-m", model, "--template", "erank"], b"");
+    let named = ["--template", "qwen3-reranker"];
+    let run = erank(&[&["rerank", "-q", QUERY, "-d", HITS, "-m", model], &named[..]].concat(), b"");
     assert_eq!(run.code, Some(0), "{run:?}");
 }
 

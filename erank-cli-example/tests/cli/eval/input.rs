@@ -91,7 +91,9 @@ fn eval_refuses_scores_of_other_settings() {
 #[test]
 fn eval_takes_the_instruction_of_a_query() {
     let collection = Collection::new();
-    let options = "--template qwen3-reranker --depth 2";
+    let model = crate::tiny_with_yes_and_no(collection.folder.path(), "tiny-reranker");
+    let options = format!("--model {} --depth 2", model.display());
+    let options = options.as_str();
     let run = collection.eval("jsonl", "out", options);
     assert_eq!(run.code, Some(0), "{run:?}");
     let before = collection.read("out/scores.jsonl");
