@@ -6,7 +6,7 @@ use crate::error::AnswerError;
 
 /// The number that documents are ranked by, before fusion.
 ///
-/// `N` is the value of the answer's label in the [`AnswerFormat`](crate::AnswerFormat), and `P(N)` is
+/// `N` is the value of the answer's label in the [`AnswerFormat`], and `P(N)` is
 /// the label's probability. Every score is finite, at least 0, and at most the format's largest value.
 ///
 /// The default depends on the answers that the prompt allows; see [`default_for`](Self::default_for).
