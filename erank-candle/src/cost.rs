@@ -130,11 +130,12 @@ mod tests {
     use crate::{CandleBackend, Config};
 
     fn settings(weights: Option<WeightFormat>) -> CandleSettings {
-        let mut settings = CandleSettings::default();
-        settings.weights = weights;
-        settings.kv_cache_memory_bytes = Some(8 << 20);
-        settings.instruction_set = Some("portable".into());
-        settings
+        CandleSettings {
+            weights,
+            kv_cache_memory_bytes: Some(8 << 20),
+            instruction_set: Some("portable".into()),
+            ..CandleSettings::default()
+        }
     }
 
     /// Returns the number of weights in the matrices.
