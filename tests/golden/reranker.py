@@ -9,7 +9,8 @@ The ids are those of the model card's `process_inputs`: the tokens of the prefix
 encoded by itself. The texts are those of `tokenizer.py`, so a case is the index of its texts in tokenizer.json.
 Where the query or the document contains something that looks like an added token, the ids come from the renamed
 tokenizer of `tokenizer.py`. Cases with a limit truncate the pair to the tokens that the limit leaves, as the card
-does. The card cuts ids, so it may keep a part of a character; `partial` counts the tokens of that part.
+does. The card cuts ids, so it may keep a part of a character. Such a case is marked as `partial`, and has the ids of
+the text without that part.
 
 The probabilities are those of the model card's `compute_logits`, on random models with the formula of `parity.py`
 and the vocabulary of Qwen3-Reranker. Each text has the probability of an F32 model and of a BF16 model.
@@ -67,16 +68,17 @@ class Encoder:
             assert own == self.plain.tokenizer(text, **arguments)["input_ids"], (query, document)
         return own
 
-    def partial(self, query, document, kept):
-        """Returns the number of tokens at the end of `kept` that are a part of a character."""
+    def without_partial(self, query, document, kept):
+        """Returns the ids of the text of `kept` without a part of a character at its end, or `None` without such a part."""
+        text = format_instruction(query, document)
         backend = self.renamed.tokenizer.backend_tokenizer
         backend.no_truncation()
-        encoding = backend.encode(format_instruction(query, document), add_special_tokens=False)
+        encoding = backend.encode(text, add_special_tokens=False)
         assert encoding.ids[: len(kept)] == kept
-        if len(kept) == len(encoding.ids):
-            return 0
         end = encoding.offsets[len(kept)][0]
-        return sum(offsets[1] > end for offsets in encoding.offsets[: len(kept)])
+        if encoding.offsets[len(kept) - 1][1] <= end:
+            return None
+        return backend.encode(text[:end], add_special_tokens=False).ids
 
 
 def truncated_lengths(encoder, query, document, r):
@@ -94,7 +96,8 @@ def id_cases(encoder):
         if limit is not None:
             kept = encoder.pair(query, document, limit)
             limit += len(encoder.prefix) + len(encoder.suffix)
-            cases.append({"case": index, "limit": limit, "pair": kept, "partial": encoder.partial(query, document, kept)})
+            whole = encoder.without_partial(query, document, kept)
+            cases.append({"case": index, "limit": limit, "pair": whole or kept, "partial": whole is not None})
     return cases
 
 
