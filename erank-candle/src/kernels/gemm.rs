@@ -27,7 +27,7 @@ use super::packed_matrix::PackedMatrix;
 use super::parallel::par_chunks_mut;
 use super::tile::{NR, Prefetch, TileRows};
 
-/// From this number of rows on, `MicroKernel::PANELS` panels are multiplied at once.
+/// From this number of rows on, `MicroKernel::panels` are multiplied at once.
 const MANY_ROWS: usize = 8;
 /// Panels that are multiplied at once with fewer rows.
 const PANELS_OF_FEW_ROWS: usize = 4;
@@ -125,7 +125,7 @@ pub(super) fn multiply<K: MicroKernel>(
         pack_lhs(kernel, &x[first..x.len().min(first + mr * inputs)], inputs, norm, lhs);
     });
 
-    let at_once = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { K::PANELS };
+    let at_once = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { kernel.panels() };
     let panels_of_each = at_once.div_ceil(matrices.len());
     par_column_blocks(y, panels_of_each * NR, &|sums, index, mut y| {
         let first = index * panels_of_each;

@@ -29,9 +29,6 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     const BLOCK_TYPE: Option<BlockType> = None;
     /// Whether [`pack_rows`](Self::pack_rows) reads numbers. If not, it only reads blocks.
     const FROM_NUMBERS: bool = true;
-    /// Number of panels to multiply at once with many rows. The accumulators of all of them stay in
-    /// registers.
-    const PANELS: usize;
     /// Number of inputs to multiply at a time, a multiple of `BLOCK_K`. The panels' part of these inputs
     /// stays in a near cache while several tiles of rows are multiplied with it.
     const KC: usize;
@@ -43,6 +40,10 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
 
     /// Returns the highest tile whose accumulators stay in registers.
     fn max_mr(self) -> Self::Rows;
+
+    /// Returns the number of panels to multiply at once with many rows. The accumulators of all of them stay in
+    /// registers.
+    fn panels(self) -> usize;
 
     /// Packs rows of `k` numbers, rounded as the weights are, as `[blocks][mr]`. `lhs` must be all zeros. The
     /// places of numbers past `k` stay 0. If there are fewer than `mr` rows, the places of the missing rows
@@ -77,14 +78,14 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
         const K: usize = 256;
         let mr = self.max_mr();
         let panel: Vec<Self::Block> = bytemuck::zeroed_vec(K / Self::BLOCK_K);
-        let panels = vec![panel.as_slice(); Self::PANELS];
+        let panels = vec![panel.as_slice(); self.panels()];
         let lhs: Vec<Self::Lhs> = bytemuck::zeroed_vec(K / Self::BLOCK_K * mr.rows());
-        let mut sums = vec![[0.0; NR]; Self::PANELS * mr.rows()];
+        let mut sums = vec![[0.0; NR]; self.panels() * mr.rows()];
         for _ in 0..count {
             self.multiply(black_box(&lhs), black_box(&panels), mr, &mut sums, Prefetch::NONE);
         }
         black_box(sums);
-        (count * 2 * Self::PANELS * mr.rows() * NR * K) as f64
+        (count * 2 * self.panels() * mr.rows() * NR * K) as f64
     }
 }
 

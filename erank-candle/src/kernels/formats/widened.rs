@@ -29,7 +29,6 @@ impl<I: WideningIsa, E: Element + 'static> MicroKernel for Widened<I, E> {
     type Lhs = E::Lhs;
     type Block = E::Block;
     const BLOCK_K: usize = E::DEPTH;
-    const PANELS: usize = 1;
     const KC: usize = 1024;
     const PREFETCH: Prefetch = Prefetch::NONE;
 
@@ -40,6 +39,10 @@ impl<I: WideningIsa, E: Element + 'static> MicroKernel for Widened<I, E> {
 
     fn max_mr(self) -> Mr {
         I::MAX_MR
+    }
+
+    fn panels(self) -> usize {
+        1
     }
 
     #[inline(always)]

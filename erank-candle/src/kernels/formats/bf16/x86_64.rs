@@ -21,7 +21,6 @@ impl MicroKernel for Pairs {
     type Lhs = [bf16; 2];
     type Block = [[bf16; 2]; NR];
     const BLOCK_K: usize = 2;
-    const PANELS: usize = 2;
     const KC: usize = 256;
     const PREFETCH: Prefetch = Prefetch { distance: 2048, stride: 64 };
 
@@ -32,6 +31,10 @@ impl MicroKernel for Pairs {
 
     fn max_mr(self) -> Mr {
         Avx512Bf16::MAX_MR
+    }
+
+    fn panels(self) -> usize {
+        2
     }
 
     #[inline(always)]
@@ -76,7 +79,6 @@ impl MicroKernel for Tiles {
     type Lhs = amx::LhsRow;
     type Block = amx::Block;
     const BLOCK_K: usize = 2 * amx::PAIRS;
-    const PANELS: usize = 2;
     const KC: usize = 512;
     const PREFETCH: Prefetch = Prefetch { distance: 2048, stride: 64 };
 
@@ -87,6 +89,10 @@ impl MicroKernel for Tiles {
 
     fn max_mr(self) -> AmxRows {
         AmxRows::ThirtyTwo
+    }
+
+    fn panels(self) -> usize {
+        2
     }
 
     #[inline(always)]

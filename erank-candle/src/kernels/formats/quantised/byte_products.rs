@@ -13,46 +13,64 @@
 
 use std::marker::PhantomData;
 
-use super::super::super::arch::features;
+use super::super::super::arch::x86_64::{avx_vnni::AvxVnni, avx2::Avx2, avx512_vnni::Avx512Vnni};
+use super::super::super::arch::{InstructionSet, Isa, features};
 use super::super::super::ggml::BlockType;
 use super::super::super::micro_kernel::MicroKernel;
 use super::super::super::stored::StoredRow;
 use super::super::super::tile::{Mr, NR, Prefetch};
 use super::byte_isa::{ByteIsa, Registers};
+use super::x86_64::ByteSet;
 use super::{GROUP, Group, GroupFormat, STEP};
 
-/// Products of bytes.
+/// Products of bytes on any set that has them. The type does not name the set, so that the code around the products
+/// is compiled once for each format.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ByteProducts<F, I> {
-    isa: I,
+pub(super) struct ByteProducts<F> {
+    isa: Avx2,
+    set: ByteSet,
     format: PhantomData<F>,
 }
 
-impl<F, I> ByteProducts<F, I> {
-    pub(super) fn new(isa: I) -> Self {
-        Self { isa, format: PhantomData }
+impl<F> ByteProducts<F> {
+    /// Returns the micro-kernels of an instruction set, the best first.
+    pub(super) fn all(set: InstructionSet) -> impl Iterator<Item = Self> {
+        let isa: Option<Avx2> = set.token();
+        isa.into_iter().flat_map(move |isa| {
+            ByteSet::all(set).map(move |set| Self { isa, set, format: PhantomData })
+        })
     }
 }
 
-impl<F: GroupFormat, I: ByteIsa> MicroKernel for ByteProducts<F, I> {
-    type Isa = I;
+impl<F: GroupFormat> MicroKernel for ByteProducts<F> {
+    type Isa = Avx2;
     type Rows = Mr;
     type Lhs = F::Lhs;
     type Block = F::Block;
     const BLOCK_K: usize = F::GROUPS * GROUP;
     const BLOCK_TYPE: Option<BlockType> = Some(F::BLOCK_TYPE);
     const FROM_NUMBERS: bool = F::FROM_NUMBERS;
-    const PANELS: usize = 2 * I::Registers::LANES / NR;
     const KC: usize = 1024;
     const PREFETCH: Prefetch = Prefetch { distance: 2048, stride: 64 };
 
     #[inline(always)]
-    fn isa(self) -> I {
+    fn isa(self) -> Avx2 {
         self.isa
     }
 
     fn max_mr(self) -> Mr {
-        I::MAX_MR
+        match self.set {
+            ByteSet::Avx512Vnni(_) => Avx512Vnni::MAX_MR,
+            ByteSet::AvxVnni(_) => AvxVnni::MAX_MR,
+            ByteSet::Avx2(_) => Avx2::MAX_MR,
+        }
+    }
+
+    fn panels(self) -> usize {
+        match self.set {
+            ByteSet::Avx512Vnni(_) => 2,
+            ByteSet::AvxVnni(_) | ByteSet::Avx2(_) => 1,
+        }
     }
 
     #[inline(always)]
@@ -68,7 +86,6 @@ impl<F: GroupFormat, I: ByteIsa> MicroKernel for ByteProducts<F, I> {
         super::unpack_row::<F>(panel, column, out);
     }
 
-    #[inline]
     fn multiply(
         self,
         lhs: &[F::Lhs],
@@ -77,16 +94,12 @@ impl<F: GroupFormat, I: ByteIsa> MicroKernel for ByteProducts<F, I> {
         sums: &mut [[f32; NR]],
         prefetch: Prefetch,
     ) {
-        let (isa, lhs) = (self.isa, bytemuck::cast_slice(lhs));
-        isa.run(
-            #[inline(always)]
-            || match mr {
-                Mr::One => multiply::<F, I, 1>(isa, lhs, panels, sums, prefetch),
-                Mr::Two => multiply::<F, I, 2>(isa, lhs, panels, sums, prefetch),
-                Mr::Four => multiply::<F, I, 4>(isa, lhs, panels, sums, prefetch),
-                Mr::Eight => multiply::<F, I, 8>(isa, lhs, panels, sums, prefetch),
-            },
-        );
+        let lhs = bytemuck::cast_slice(lhs);
+        match self.set {
+            ByteSet::Avx512Vnni(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
+            ByteSet::AvxVnni(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
+            ByteSet::Avx2(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
+        }
     }
 
     #[cfg(test)]
@@ -95,21 +108,48 @@ impl<F: GroupFormat, I: ByteIsa> MicroKernel for ByteProducts<F, I> {
     }
 }
 
+fn multiply<F: GroupFormat, I: ByteIsa>(
+    isa: I,
+    lhs: &[Group],
+    panels: &[&[F::Block]],
+    mr: Mr,
+    sums: &mut [[f32; NR]],
+    prefetch: Prefetch,
+) {
+    isa.run(
+        #[inline(always)]
+        || match mr {
+            Mr::One => multiply_tile::<F, I, 1>(isa, lhs, panels, sums, prefetch),
+            Mr::Two => multiply_tile::<F, I, 2>(isa, lhs, panels, sums, prefetch),
+            Mr::Four => multiply_tile::<F, I, 4>(isa, lhs, panels, sums, prefetch),
+            // The condition keeps tiles that a set does not use from being compiled.
+            Mr::Eight => {
+                if const { I::MAX_MR as usize == Mr::Eight as usize } {
+                    multiply_tile::<F, I, 8>(isa, lhs, panels, sums, prefetch);
+                }
+            }
+        },
+    );
+}
+
 #[inline(always)]
-fn multiply<F: GroupFormat, I: ByteIsa, const MR: usize>(
+fn multiply_tile<F: GroupFormat, I: ByteIsa, const MR: usize>(
     isa: I,
     lhs: &[Group],
     panels: &[&[F::Block]],
     sums: &mut [[f32; NR]],
     prefetch: Prefetch,
 ) {
-    let (pairs, rest) =
-        if I::Registers::LANES == NR && MR >= 4 { panels.as_chunks() } else { (&[][..], panels) };
-    let (pair_sums, rest_sums) = sums.split_at_mut((pairs.len() * 2 * MR).min(sums.len()));
-    for (panels, sums) in pairs.iter().zip(pair_sums.as_chunks_mut::<MR>().0.as_chunks_mut().0) {
-        multiply_panels::<F, I, MR, 2>(isa, lhs, panels, sums, prefetch);
+    let (mut panels, mut sums) = (panels, sums.as_chunks_mut::<MR>().0);
+    if const { I::Registers::LANES == NR && MR >= 4 } {
+        let (pairs, rest) = panels.as_chunks();
+        let (pair_sums, rest_sums) = sums.split_at_mut((2 * pairs.len()).min(sums.len()));
+        for (pair, sums) in pairs.iter().zip(pair_sums.as_chunks_mut().0) {
+            multiply_panels::<F, I, MR, 2>(isa, lhs, pair, sums, prefetch);
+        }
+        (panels, sums) = (rest, rest_sums);
     }
-    for (panel, sums) in rest.iter().zip(rest_sums.as_chunks_mut::<MR>().0.as_chunks_mut().0) {
+    for (panel, sums) in panels.iter().zip(sums.as_chunks_mut().0) {
         multiply_panels::<F, I, MR, 1>(isa, lhs, &[panel], sums, prefetch);
     }
 }
@@ -130,7 +170,7 @@ fn multiply_panels<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: us
                 prefetch_group::<F>(panel, index * F::GROUPS + group, prefetch);
             }
             let rows: [&Group; MR] = std::array::from_fn(|r| &rows[r * F::GROUPS + group]);
-            if I::Registers::LANES == NR {
+            if const { I::Registers::LANES == NR } {
                 GroupProduct::<F, I, MR, PANELS, 1> { isa, blocks, group, rows }.add_to(sums);
             } else {
                 GroupProduct::<F, I, MR, PANELS, 2> { isa, blocks, group, rows }.add_to(sums);
@@ -175,7 +215,7 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
         self.multiply_step::<1>(&mut tile);
         self.multiply_step::<2>(&mut tile);
         self.multiply_step::<3>(&mut tile);
-        if F::PARTS == 2 {
+        if const { F::PARTS == 2 } {
             self.add_scaled(0, tile, sums);
             tile = zero;
         }
@@ -184,7 +224,7 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
         self.multiply_step::<6>(&mut tile);
         self.multiply_step::<7>(&mut tile);
         self.add_scaled(F::PARTS - 1, tile, sums);
-        if F::MINS {
+        if const { F::MINS } {
             self.subtract_mins(sums);
         }
     }

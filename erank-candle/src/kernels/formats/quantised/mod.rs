@@ -27,8 +27,6 @@ use std::marker::PhantomData;
 use bytemuck::{Pod, Zeroable};
 
 use super::super::arch::generic::Portable;
-#[cfg(target_arch = "x86_64")]
-use super::super::arch::x86_64::{avx_vnni::AvxVnni, avx2::Avx2, avx512_vnni::Avx512Vnni};
 use super::super::arch::{InstructionSet, Isa};
 use super::super::ggml::{self, BlockType};
 use super::super::micro_kernel::{KernelVisitor, MicroKernel};
@@ -136,12 +134,8 @@ pub(super) fn with_kernel<F: GroupFormat, V: KernelVisitor>(
     visitor: V,
 ) -> V::Output {
     #[cfg(target_arch = "x86_64")]
-    if let Some(isa) = set.token::<Avx512Vnni>() {
-        return visitor.visit(ByteProducts::<F, _>::new(isa));
-    } else if let Some(isa) = set.token::<AvxVnni>() {
-        return visitor.visit(ByteProducts::<F, _>::new(isa));
-    } else if let Some(isa) = set.token::<Avx2>() {
-        return visitor.visit(ByteProducts::<F, _>::new(isa));
+    if let Some(kernel) = ByteProducts::<F>::all(set).next() {
+        return visitor.visit(kernel);
     }
     let _ = set;
     visitor.visit(Products::<F>(PhantomData))
@@ -155,14 +149,7 @@ pub(super) fn with_every_kernel<F: GroupFormat, V: KernelVisitor + Copy>(
 ) -> Vec<V::Output> {
     let mut outputs = vec![visitor.visit(Products::<F>(PhantomData))];
     #[cfg(target_arch = "x86_64")]
-    {
-        let avx512_vnni = set.token::<Avx512Vnni>();
-        outputs.extend(avx512_vnni.map(|isa| visitor.visit(ByteProducts::<F, _>::new(isa))));
-        let avx_vnni = set.token::<AvxVnni>();
-        outputs.extend(avx_vnni.map(|isa| visitor.visit(ByteProducts::<F, _>::new(isa))));
-        let avx2 = set.token::<Avx2>();
-        outputs.extend(avx2.map(|isa| visitor.visit(ByteProducts::<F, _>::new(isa))));
-    }
+    outputs.extend(ByteProducts::<F>::all(set).map(|kernel| visitor.visit(kernel)));
     let _ = set;
     outputs
 }
@@ -204,7 +191,6 @@ impl<F: GroupFormat> MicroKernel for Products<F> {
     const BLOCK_K: usize = F::GROUPS * GROUP;
     const BLOCK_TYPE: Option<BlockType> = Some(F::BLOCK_TYPE);
     const FROM_NUMBERS: bool = F::FROM_NUMBERS;
-    const PANELS: usize = 1;
     const KC: usize = 1024;
     const PREFETCH: Prefetch = Prefetch::NONE;
 
@@ -215,6 +201,10 @@ impl<F: GroupFormat> MicroKernel for Products<F> {
 
     fn max_mr(self) -> Mr {
         Portable::MAX_MR
+    }
+
+    fn panels(self) -> usize {
+        1
     }
 
     #[inline(always)]

@@ -26,12 +26,32 @@ use half::f16;
 
 use super::byte_isa::{ByteIsa, Registers};
 use super::{GroupFormat, LARGEST, STEP, Step};
-use crate::kernels::arch::Isa;
 use crate::kernels::arch::x86_64::avx_vnni::AvxVnni;
 use crate::kernels::arch::x86_64::avx2::Avx2;
 use crate::kernels::arch::x86_64::avx512::Avx512;
 use crate::kernels::arch::x86_64::avx512_vnni::Avx512Vnni;
+use crate::kernels::arch::{InstructionSet, Isa};
 use crate::kernels::tile::NR;
+
+/// A set with products of bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ByteSet {
+    Avx512Vnni(Avx512Vnni),
+    AvxVnni(AvxVnni),
+    Avx2(Avx2),
+}
+
+impl ByteSet {
+    /// Returns those that an instruction set is or extends, the best first.
+    pub(super) fn all(set: InstructionSet) -> impl Iterator<Item = Self> {
+        let sets = [
+            set.token().map(Self::Avx512Vnni),
+            set.token().map(Self::AvxVnni),
+            set.token().map(Self::Avx2),
+        ];
+        sets.into_iter().flatten()
+    }
+}
 
 /// The number that makes a signed byte unsigned.
 const UNSIGNED: u8 = 128;
