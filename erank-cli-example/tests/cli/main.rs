@@ -13,7 +13,9 @@ mod rerank;
 mod search;
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 const ERANK: &str = env!("CARGO_BIN_EXE_erank");
@@ -49,6 +51,22 @@ impl Ended {
             assert_eq!(text.chars().find(harmful), None, "{self:?}");
         }
     }
+}
+
+/// Copies the bundled model into a folder of this name. The bundled tokenizer drops "no" as a word without meaning;
+/// that of the copy has a token for it.
+fn tiny_with_yes_and_no(parent: &Path, name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
+    let folder = parent.join(name);
+    fs::create_dir(&folder).expect("made");
+    for file in ["config.json", "tokenizer_config.json", "model.safetensors"] {
+        fs::copy(source.join(file), folder.join(file)).expect("a copy");
+    }
+    let tokenizer = fs::read_to_string(source.join("tokenizer.json")).expect("the bundled model");
+    let with_no = tokenizer.replace("|my|no|not|", "|my|not|");
+    assert_ne!(with_no, tokenizer);
+    fs::write(folder.join("tokenizer.json"), with_no).expect("written");
+    folder
 }
 
 /// Runs `erank` with arguments and standard input.
