@@ -66,6 +66,14 @@ pub(crate) struct RerankArguments {
     /// Scores all documents without reasoning, then reasons about the best N of them.
     #[arg(long, value_name = "N", conflicts_with = "answer_only")]
     pub(crate) think_about: Option<NonZeroUsize>,
+    /// Scores all documents with this model, and reasons about the best ones of --think-about with --model.
+    ///
+    /// The model is a local one, such as Qwen/Qwen3-Reranker-0.6B, and gets the prompt that its files or its name
+    /// tell. Both models are in memory at the same time; `erank inspect` shows what each takes. --weights and
+    /// --kv-cache apply to --model alone, --cache-mb is the limit of each model, and --template and --score apply to
+    /// --model. The scores of the two models are not comparable: the documents with reasoning come first.
+    #[arg(long, value_name = "FOLDER|FILE|NAME", requires = "think_about")]
+    pub(crate) first_stage: Option<String>,
     /// Draws K answers for each document, and ranks by their mean score.
     #[arg(long, value_name = "K", requires = "temperature")]
     pub(crate) samples: Option<NonZeroUsize>,

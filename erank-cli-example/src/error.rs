@@ -52,6 +52,12 @@ pub(crate) enum CommandError {
         #[source]
         source: LoadError,
     },
+    #[error("cannot tell the prompt of the model {given}, which --first-stage names")]
+    FirstStagePrompt {
+        given: String,
+        #[source]
+        source: LoadError,
+    },
     #[error("cannot quantise the model {given}")]
     Quantize {
         given: String,
@@ -125,6 +131,10 @@ impl CommandError {
                 Some(FOLDER)
             }
             Self::UnknownPrompt { .. } => Some("Name the prompt with --template."),
+            Self::FirstStagePrompt { .. } => Some(
+                "Give a Qwen3-Reranker, an ERank, or a folder whose name contains \"reranker\" if the model has \
+                 Qwen3-Reranker's prompt.",
+            ),
             Self::Model { source: LoadError::Hub { .. }, .. } => {
                 Some("If you meant a folder, check its path: it does not exist.")
             }

@@ -22,7 +22,7 @@ In a folder, each .txt or .md file is a document with its path as id, and each .
 as above. A line that cannot be used is listed with the reason; the other lines are ranked.
 
 --json prints one object:
-  model, query, instruction
+  model, first_stage_model (of --first-stage, or null), query, instruction
   template     name of the prompt: \"erank\" or \"qwen3-reranker\"
   stopped      null, \"interrupted\" or \"timeout\"
   counts       documents = ranked + beyond_top_k + unscored;
@@ -31,7 +31,8 @@ as above. A line that cannot be used is listed with the reason; the other lines 
   seconds      time of ranking, without loading the model
   documents[]  best first: rank, line, id, score, std_dev, integer, probability,
                probability_weighted, expected_value, entropy, first_stage_score,
-               first_stage_rank, reasoning, mode (\"reason\", \"answer_only\"), samples (number of
+               first_stage_rank (both by the \"score\" of the input), reasoning, mode (\"reason\",
+               \"answer_only\": with --first-stage, its model gave the answer), samples (number of
                samples in the mean score), truncated, finish_reason (\"answered\",
                \"end_of_turn\", \"forced\"), tokens
   unscored[]   documents without a score, by line: line, id, reason

@@ -64,6 +64,24 @@ fn remote_family(arguments: &ModelArguments) -> PromptFamily {
     }
 }
 
+/// Loads the local model that scores all documents before the one of `arguments`, in the formats of its own files.
+pub(crate) fn first_stage(given: &str, arguments: &ModelArguments) -> Result<Chosen, CommandError> {
+    let checkpoint = checkpoint(given)?;
+    let unknown = |source| CommandError::FirstStagePrompt { given: text::line(given), source };
+    let family = checkpoint.recognise_prompt().map_err(unknown)?.family;
+    let mut settings = settings(arguments);
+    (settings.weights, settings.kv_cache) = (None, None);
+    let backend = CandleBackend::load(&checkpoint, &settings).map_err(failed(given))?;
+    let limits = limits(arguments, backend.config());
+    text::note(&format!(
+        "{} scores all documents first, with the prompt of {}.",
+        text::line(backend.name()),
+        family.name()
+    ));
+    let fingerprint = Some(checkpoint.fingerprint());
+    Ok(Chosen { backend: Box::new(backend), family, limits, fingerprint })
+}
+
 /// Returns the conversion of an error of loading the model that was `given`.
 pub(crate) fn failed(given: &str) -> impl Fn(LoadError) -> CommandError {
     |source| CommandError::Model { given: text::line(given), source }

@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use erank_core::{
-    CancellationToken, Cascade, ConfigError, Fusion, PromptTemplate, Ranking, Request, Reranker,
-    ScoringBackend, ScoringOptions,
+    CancellationToken, Cascade, ConfigError, FirstPass, Fusion, PromptTemplate, Ranking, Request,
+    Reranker, RerankerBuilder, ScoringBackend, ScoringOptions,
 };
 
 use crate::args::{RerankArguments, Score};
@@ -41,7 +41,14 @@ pub(crate) fn rank_and_report(
         model::choose(&arguments.model, &arguments.remote, arguments.score)?;
     let template = family.template();
     let instruction = arguments.goal.instruction(&template).to_owned();
-    let reranker = reranker(arguments, backend, template, limits, meter.clone())?;
+    let mut builder = configure(arguments, backend, template, limits, meter.clone())?;
+    let mut first_stage_model = None;
+    if let Some(given) = &arguments.first_stage {
+        let first = model::first_stage(given, &arguments.model)?;
+        first_stage_model = Some(first.backend.name().to_owned());
+        builder = builder.first_pass(first_pass(first, arguments));
+    }
+    let reranker = builder.build()?;
 
     let cancellation = interrupt.begin(arguments.timeout);
     let begin = Instant::now();
@@ -50,6 +57,7 @@ pub(crate) fn rank_and_report(
     meter.finish();
     let report = Report {
         model: reranker.backend().name(),
+        first_stage_model: first_stage_model.as_deref(),
         query: &arguments.query,
         template: family.name(),
         instruction: &instruction,
@@ -62,14 +70,21 @@ pub(crate) fn rank_and_report(
     failure.map_or(Ok(report.exit()), Err)
 }
 
-/// Builds the reranker from the arguments.
-fn reranker(
+/// Returns the pass over all documents by the model of `--first-stage`.
+fn first_pass(first: model::Chosen, arguments: &RerankArguments) -> FirstPass {
+    let template = first.family.template();
+    let instruction = arguments.goal.instruction(&template).to_owned();
+    FirstPass::new(first.backend, template).with_instruction(instruction).with_options(first.limits)
+}
+
+/// Returns a builder of the reranker with the arguments, except `--first-stage`.
+fn configure(
     arguments: &RerankArguments,
     backend: Box<dyn ScoringBackend>,
     template: PromptTemplate,
     mut options: ScoringOptions,
     meter: Meter,
-) -> Result<Reranker<Box<dyn ScoringBackend>>, CommandError> {
+) -> Result<RerankerBuilder<Box<dyn ScoringBackend>>, CommandError> {
     let answers = template.answers();
     arguments.thinking.check(answers)?;
     if answers.is_bare() && arguments.temperature.is_some() {
@@ -94,7 +109,7 @@ fn reranker(
     if let Some(first_stage_weight) = arguments.hybrid {
         builder = builder.fusion(Fusion::ZScore { first_stage_weight });
     }
-    Ok(builder.build()?)
+    Ok(builder)
 }
 
 /// Ranks the documents of `input`. If the backend fails, returns the partial ranking and the error.

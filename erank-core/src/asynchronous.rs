@@ -96,7 +96,8 @@ impl AsyncReranker {
         reranker: Reranker<B>,
         settings: AsyncSettings,
     ) -> io::Result<Self> {
-        let reranker = Arc::new(reranker.map_backend(CatchPanics));
+        let reranker =
+            Arc::new(reranker.map_backends(CatchPanics, |first| Box::new(CatchPanics(first))));
         let (queue, requests) = async_channel::bounded::<Work>(settings.queue_capacity.get());
         for number in 0..settings.threads.get() {
             let (reranker, requests) = (Arc::clone(&reranker), requests.clone());

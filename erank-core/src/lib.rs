@@ -107,7 +107,7 @@ pub use answer_format::{AnswerFormat, AnswerFormatError};
 pub use asynchronous::{AsyncReranker, AsyncSettings, QueueFull};
 pub use backend::{BackendError, Cause, DocumentError, Job, ScoringBackend, Sink};
 pub use cancellation::CancellationToken;
-pub use cascade::Cascade;
+pub use cascade::{Cascade, FirstPass};
 pub use completion::{Completion, FinishReason, GeneratedToken, TokenCounts};
 pub use distribution::{AnswerDistribution, AnswerLogProb};
 pub use error::AnswerError;

@@ -227,4 +227,10 @@ pub enum ConfigError {
     /// A cascade is combined with answer-only mode, so that its second pass would not think.
     #[error("a cascade thinks in its second pass; remove either the cascade or answer-only mode")]
     CascadeWithoutReasoning,
+    /// A first pass by another backend is set, but no cascade that selects documents for the second pass.
+    #[error(
+        "a first pass by another backend needs a cascade, which selects the documents for the second pass; add a \
+         cascade, or remove the first pass"
+    )]
+    FirstPassWithoutCascade,
 }

@@ -26,7 +26,7 @@ pub struct Ranking {
     /// score of the first. Includes documents that `top_k` removed.
     #[cfg_attr(feature = "serde", serde(default))]
     pub partially_scored: Vec<DocumentFailure>,
-    /// The numbers of tokens processed, over all documents.
+    /// The numbers of tokens processed, over all documents and passes.
     pub tokens: TokenCounts,
 }
 
@@ -52,7 +52,7 @@ pub struct RankedDocument {
     /// The first stage's score from the request.
     pub first_stage_score: Option<f64>,
     /// The mode of the pass that scored the document. In a [`Cascade`](crate::Cascade), documents of
-    /// both modes occur.
+    /// both modes occur: its first pass has answer-only mode, and its second pass thinks.
     pub mode: Mode,
     /// Whether the query or the document was truncated to its limit.
     pub truncated: bool,

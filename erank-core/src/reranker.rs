@@ -5,7 +5,7 @@ use thiserror::Error;
 use crate::answer::AnswerProbability;
 use crate::backend::{BackendError, DocumentError, ScoringBackend};
 use crate::cancellation::CancellationToken;
-use crate::cascade::Cascade;
+use crate::cascade::{Cascade, FirstPass};
 use crate::completion::TokenCounts;
 use crate::fusion::{Fusion, best_first};
 use crate::options::{Mode, Sampling, ScoringOptions};
@@ -52,20 +52,30 @@ pub(crate) struct Config {
     pub(crate) probability: AnswerProbability,
     pub(crate) score: ScoreKind,
     pub(crate) cascade: Option<Cascade>,
+    /// `None` stands for a first pass by the reranker's backend.
+    pub(crate) first_pass: Option<FirstPass>,
     pub(crate) fusion: Fusion,
     pub(crate) top_k: Option<usize>,
     pub(crate) on_progress: Option<Box<ProgressCallback>>,
 }
 
 impl<B: ScoringBackend> Reranker<B> {
-    /// Returns the backend.
+    /// Returns the backend. If there is a [`FirstPass`], this is the backend of the second pass.
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
-    /// Replaces the backend by one made from it.
+    /// Replaces the backend by one made from it, and the first pass's backend, too.
     #[cfg(feature = "async")]
-    pub(crate) fn map_backend<C>(self, map: impl FnOnce(B) -> C) -> Reranker<C> {
+    pub(crate) fn map_backends<C>(
+        mut self,
+        map: impl FnOnce(B) -> C,
+        map_first: impl FnOnce(Box<dyn ScoringBackend>) -> Box<dyn ScoringBackend>,
+    ) -> Reranker<C> {
+        self.config.first_pass = self
+            .config
+            .first_pass
+            .map(|first| FirstPass { backend: map_first(first.backend), ..first });
         Reranker { backend: map(self.backend), config: self.config }
     }
 
@@ -128,13 +138,21 @@ impl<B: ScoringBackend> Reranker<B> {
         tracker: &mut ProgressTracker<'_>,
     ) -> PassResults {
         let mut pass = self.config.pass(request, candidates);
+        let mut backend: &dyn ScoringBackend = &self.backend;
+        if let Some(first) = &self.config.first_pass {
+            backend = &first.backend;
+            pass.template = &first.template;
+            let of_pass = first.instruction.as_deref();
+            pass.instruction = self.config.instruction(request, of_pass, &first.template);
+            pass.options = first.options.unwrap_or(pass.options);
+        }
         if self.config.cascade.is_some() {
             pass.options.mode = Mode::AnswerOnly;
             pass.options.sampling = Sampling::default();
             pass.options.samples = 1;
             pass.score = None;
         }
-        pass.run(&self.backend, tracker)
+        pass.run(backend, tracker)
     }
 
     /// Scores the documents that the cascade selects, and sorts their ranges by the new scores.
@@ -197,11 +215,16 @@ impl Config {
         Ok(())
     }
 
-    /// Returns the instruction of a request.
-    fn instruction<'a>(&'a self, request: &'a Request<'_>) -> &'a str {
-        let of_reranker = self.instruction.as_deref();
-        let chosen = request.instruction.as_deref().or(of_reranker);
-        chosen.unwrap_or(self.template.default_instruction())
+    /// Returns the instruction of a request for a pass with `template`, whose own instruction is `of_pass`.
+    fn instruction<'a>(
+        &'a self,
+        request: &'a Request<'_>,
+        of_pass: Option<&'a str>,
+        template: &PromptTemplate,
+    ) -> &'a str {
+        let of_request = request.instruction.as_deref();
+        let chosen = of_request.or(of_pass).or(self.instruction.as_deref());
+        chosen.unwrap_or(template.default_instruction())
     }
 
     /// Returns a pass over the documents at `indices` with the configured options.
@@ -209,7 +232,7 @@ impl Config {
         Pass {
             request,
             template: &self.template,
-            instruction: self.instruction(request),
+            instruction: self.instruction(request, None, &self.template),
             options: self.options,
             probability: self.probability,
             score: Some(self.score),

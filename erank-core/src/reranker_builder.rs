@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use crate::answer::AnswerProbability;
 use crate::backend::ScoringBackend;
-use crate::cascade::Cascade;
+use crate::cascade::{Cascade, FirstPass};
 use crate::fusion::Fusion;
 use crate::options::{ConfigError, Mode, Sampling, ScoringOptions};
 use crate::progress::Progress;
@@ -27,6 +27,7 @@ impl<B: ScoringBackend> Reranker<B> {
                 options: ScoringOptions::default(),
                 probability: AnswerProbability::default(),
                 cascade: None,
+                first_pass: None,
                 fusion: Fusion::default(),
                 top_k: None,
                 on_progress: None,
@@ -99,6 +100,14 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         self
     }
 
+    /// Lets another backend score all documents first. This needs a [cascade](Self::cascade), which selects the
+    /// documents that the reranker's own backend thinks about. The template, the score, the mode and the sampling
+    /// of this builder are those of the second pass.
+    pub fn first_pass(mut self, first_pass: FirstPass) -> Self {
+        self.config.first_pass = Some(first_pass);
+        self
+    }
+
     /// Sets the way to compute an answer's probability.
     pub fn probability(mut self, probability: AnswerProbability) -> Self {
         self.config.probability = probability;
@@ -150,21 +159,13 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         if is_bare {
             self.config.options.mode = Mode::AnswerOnly;
         }
-        let ScoringOptions {
-            mode,
-            sampling,
-            samples,
-            max_query_tokens,
-            max_document_tokens,
-            max_prompt_tokens,
-        } = self.config.options;
+        let options = self.config.options;
+        let ScoringOptions { mode, sampling, samples, .. } = options;
         let cascade = self.config.cascade;
+        let first_pass = self.config.first_pass.as_ref();
         let numbers = [
             ("top_k", self.config.top_k == Some(0)),
             ("max_tokens", mode == Mode::Reason { max_tokens: 0 }),
-            ("max_query_tokens", max_query_tokens == 0),
-            ("max_document_tokens", max_document_tokens == 0),
-            ("max_prompt_tokens", max_prompt_tokens == Some(0)),
             ("samples", samples == 0),
             (
                 "the cascade's number of documents",
@@ -174,6 +175,8 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         if let Some((name, _)) = numbers.into_iter().find(|(_, is_zero)| *is_zero) {
             return Err(ConfigError::Zero(name));
         }
+        check_limits(&options)?;
+        first_pass.and_then(|first| first.options.as_ref()).map_or(Ok(()), check_limits)?;
         sampling.check()?;
         let needs_reasoning = [("a cascade", cascade.is_some()), ("several samples", samples > 1)];
         if let Some((option, _)) = needs_reasoning.into_iter().find(|(_, given)| is_bare && *given)
@@ -186,7 +189,22 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         if cascade.is_some() && !mode.is_reason() {
             return Err(ConfigError::CascadeWithoutReasoning);
         }
+        if first_pass.is_some() && cascade.is_none() {
+            return Err(ConfigError::FirstPassWithoutCascade);
+        }
         Ok(Reranker { backend: self.backend, config: self.config })
+    }
+}
+
+fn check_limits(options: &ScoringOptions) -> Result<(), ConfigError> {
+    let limits = [
+        ("max_query_tokens", Some(options.max_query_tokens)),
+        ("max_document_tokens", Some(options.max_document_tokens)),
+        ("max_prompt_tokens", options.max_prompt_tokens),
+    ];
+    match limits.into_iter().find(|(_, limit)| *limit == Some(0)) {
+        Some((name, _)) => Err(ConfigError::Zero(name)),
+        None => Ok(()),
     }
 }
 

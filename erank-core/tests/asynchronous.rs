@@ -7,9 +7,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use erank_core::testing::answered;
+use erank_core::testing::{ScriptedBackend, answered};
 use erank_core::{
-    AsyncReranker, AsyncSettings, CancellationToken, Ranking, Request, RerankError, Reranker,
+    AsyncReranker, AsyncSettings, CancellationToken, Cascade, FirstPass, PromptTemplate, Ranking,
+    Request, RerankError, Reranker,
 };
 use erank_core::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use pollster::block_on;
@@ -163,6 +164,26 @@ fn panic_of_the_backend_fails_only_its_future() {
         guide.let_go(1);
         assert_eq!(integers(&block_on(good).expect("a ranking")), [5]);
     }
+}
+
+#[test]
+fn panic_of_the_first_pass_fails_only_its_future() {
+    let (first, guide) = steps();
+    let reranker = Reranker::builder(ScriptedBackend::new([answered(7, 0.5)]))
+        .cascade(Cascade::best(1))
+        .first_pass(FirstPass::new(first, PromptTemplate::erank()))
+        .build()
+        .expect("valid");
+    let reranker = AsyncReranker::new(reranker).expect("threads");
+    guide.let_go(3);
+    let bad = reranker.try_rerank(request("bad", &["8", "panic"])).expect("a free slot");
+    let error = block_on(bad).expect_err("it panics");
+    let BackendError::Failed(cause) = &error.source else { panic!("{:?}", error.source) };
+    assert!(cause.to_string().contains("on purpose"), "{cause}");
+    // The answer of the first pass is kept, and there is no second pass.
+    assert_eq!(integers(&error.partial), [8]);
+    let good = reranker.try_rerank(request("good", &["5"])).expect("a free slot");
+    assert_eq!(integers(&block_on(good).expect("a ranking")), [7]);
 }
 
 #[test]

@@ -304,3 +304,70 @@ fn rerank_accepts_empty_input() {
     assert_eq!(run.json()["counts"]["documents"], 0);
     assert!(run.err.contains("no documents"), "{}", run.err);
 }
+
+#[test]
+fn first_stage_model_scores_all_and_the_other_reasons_about_the_best() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = crate::tiny_with_yes_and_no(parent.path(), "tiny-Reranker");
+    // The prompt of a reranker needs no chat template, and ERank's needs one.
+    fs::write(folder.join("tokenizer_config.json"), "{}").expect("written");
+    let first = folder.to_str().expect("UTF-8");
+    let run = |more: &[&str]| {
+        erank(&[&["rerank", "-q", QUERY, "-d", HITS, "--json"], more].concat(), b"")
+    };
+    let alone = run(&["-m", first]).json();
+    let both = run(&["--first-stage", first, "--think-about", "2"]);
+    assert_eq!(both.code, Some(0), "{both:?}");
+    let said = "scores all documents first, with the prompt of qwen3-reranker";
+    assert!(both.err.contains(said), "{}", both.err);
+    let report = both.json();
+    assert_eq!((&report["model"], &report["template"]), (&"erank-tiny".into(), &"erank".into()));
+    assert_eq!(report["first_stage_model"], alone["model"]);
+    assert_eq!(alone["first_stage_model"], Value::Null);
+
+    // The best two of the first model are sorted anew, and the others are its own results.
+    let (order, first_order) = (ids(&report), ids(&alone));
+    assert!(order.len() > 3, "{report}");
+    assert_eq!(order[2..], first_order[2..]);
+    let best = |ids: &[&str]| ids[..2].iter().map(|id| id.to_string()).collect::<BTreeSet<_>>();
+    assert_eq!(best(&order), best(&first_order));
+    let documents = |report: &Value| report["documents"].as_array().expect("documents").clone();
+    let (documents, first_documents) = (documents(&report), documents(&alone));
+    assert_eq!(documents[2..], first_documents[2..]);
+    assert!(documents[0]["score"].as_f64() >= documents[1]["score"].as_f64());
+    for document in &documents[..2] {
+        assert_eq!(document["mode"], "reason");
+        assert!(document["reasoning"].as_str().is_some_and(|text| !text.is_empty()), "{document}");
+    }
+    // The second model's results for these documents are those that it gives without a first stage.
+    let erank_alone = run(&[]).json();
+    let erank_documents = erank_alone["documents"].as_array().expect("documents");
+    for document in &documents[..2] {
+        let same = erank_documents.iter().find(|other| other["id"] == document["id"]);
+        assert_eq!(document["score"], same.expect("ranked")["score"]);
+    }
+}
+
+#[test]
+fn first_stage_model_is_refused_if_unusable() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = crate::tiny_with_yes_and_no(parent.path(), "other");
+    let modules =
+        r#"[{"type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"}]"#;
+    fs::write(folder.join("modules.json"), modules).expect("written");
+    let unknown = folder.to_str().expect("UTF-8");
+    for (options, code, said) in [
+        (&["--first-stage", "tiny"][..], 2, "--think-about <N>"),
+        (&["--first-stage", "nowhere", "--think-about", "2"], 1, "nowhere is neither a folder"),
+        (&["--first-stage", unknown, "--think-about", "2"], 1, "which --first-stage names"),
+        (
+            &["--first-stage", "tiny", "--think-about", "2", "--template", "qwen3-reranker"],
+            1,
+            "a cascade needs reasoning",
+        ),
+    ] {
+        let refused = erank(&[&["rerank", "-q", QUERY, "-d", HITS], options].concat(), b"");
+        assert_eq!((refused.code, refused.out.as_str()), (Some(code), ""), "{refused:?}");
+        assert!(refused.err.contains(said), "{}", refused.err);
+    }
+}

@@ -1,5 +1,7 @@
 use std::ops::ControlFlow;
 
+use std::sync::{Arc, Mutex};
+
 use super::*;
 use crate::backend::{Job, Sink};
 use crate::completion::Completion;
@@ -310,6 +312,16 @@ fn build_rejects_invalid_options() {
     assert_eq!(error(builder().sampling(cold)), Some(expected));
     let cascade = builder().cascade(Cascade::best(3)).answer_only();
     assert_eq!(error(cascade), Some(ConfigError::CascadeWithoutReasoning));
+
+    let first_pass = || FirstPass::new(OneLogit, PromptTemplate::qwen3_reranker());
+    let alone = builder().first_pass(first_pass());
+    assert_eq!(error(alone), Some(ConfigError::FirstPassWithoutCascade));
+    let options = ScoringOptions { max_document_tokens: 0, ..ScoringOptions::default() };
+    let empty = first_pass().with_options(options);
+    let cascade = builder().cascade(Cascade::best(3)).first_pass(empty);
+    assert_eq!(error(cascade), Some(ConfigError::Zero("max_document_tokens")));
+    let bare = builder().template(PromptTemplate::qwen3_reranker()).cascade(Cascade::best(3));
+    assert_eq!(error(bare.first_pass(first_pass())), Some(ConfigError::BareAnswer("a cascade")));
 }
 
 #[test]
@@ -329,6 +341,172 @@ fn bare_answer_implies_answer_only_mode() {
     assert_eq!(error(samples), Some(ConfigError::BareAnswer("several samples")));
 }
 
+/// A backend that thinks, and contradicts [`OneLogit`]: the answer is `10 − 10·P(yes)`. It fails for 0.5.
+struct Contrary;
+impl ScoringBackend for Contrary {
+    fn name(&self) -> &str {
+        "contrary"
+    }
+    fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+        assert_eq!(job.options.mode, Mode::Reason { max_tokens: 9 });
+        for (index, document) in job.documents.iter().enumerate() {
+            let yes: f64 = document.parse().expect("a number");
+            let outcome = match yes {
+                _ if job.cancellation.is_cancelled() => Err(DocumentError::Cancelled),
+                0.5 => Err(DocumentError::Backend("on purpose".into())),
+                _ => Ok(answered((10.0 - 10.0 * yes).round() as u32, 1.0)),
+            };
+            sink.completed(index, outcome);
+        }
+        Ok(())
+    }
+}
+
+/// Returns a builder of a cascade with [`OneLogit`] as its first pass.
+fn two_models<B: ScoringBackend>(backend: B, cascade: Cascade) -> RerankerBuilder<B> {
+    let first_pass = FirstPass::new(OneLogit, PromptTemplate::qwen3_reranker());
+    Reranker::builder(backend).max_tokens(9).cascade(cascade).first_pass(first_pass)
+}
+
+/// Returns the index, the rounded score, and whether the model thought, for each ranked document.
+fn outline(ranking: &Ranking) -> Vec<(usize, f64, bool)> {
+    let rounded = |score: f64| (score * 1e6).round() / 1e6;
+    ranking.documents.iter().map(|d| (d.index, rounded(d.score), d.mode.is_reason())).collect()
+}
+
+#[test]
+fn first_pass_of_another_model_is_joined_by_rank() {
+    let reranker = two_models(Contrary, Cascade::best(3)).build().expect("valid");
+    let request = Request::new("q", ["0.2", "0.9", "0.5", "0.7", "unreadable", "0.1"]);
+    let ranking = reranker.rerank(&request).expect("a ranking");
+    // 0.5 fails in the second pass and keeps its first answer. The score 0.9 of the first pass is not compared
+    // with the score 1 of the second pass.
+    let expected =
+        [(3, 3.0, true), (1, 1.0, true), (2, 0.5, false), (0, 0.2, false), (5, 0.1, false)];
+    assert_eq!(outline(&ranking), expected);
+    assert!(matches!(
+        ranking.partially_scored[..],
+        [DocumentFailure { index: 2, error: DocumentError::Backend(_), .. }]
+    ));
+    // The second pass, which could not read the document either, leaves it out.
+    assert!(matches!(ranking.unscored[..], [DocumentFailure { index: 4, .. }]));
+
+    // By the variance of P(yes), 0.99 and 0.01 are certain, and 0.8 and 0.7 are not.
+    let request = Request::new("q", ["0.01", "0.7", "0.99", "0.8"]);
+    let reranker = two_models(Contrary, Cascade::uncertain(3)).build().expect("valid");
+    let ranking = reranker.rerank(&request).expect("a ranking");
+    let expected = [(1, 3.0, true), (3, 2.0, true), (2, 0.0, true), (0, 0.01, false)];
+    assert_eq!(outline(&ranking), expected);
+}
+
+#[test]
+fn cancelled_second_model_keeps_answers_of_the_first() {
+    let break_after = |documents| {
+        two_models(Contrary, Cascade::best(2))
+            .on_progress(move |progress| match progress.documents_done < documents {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            })
+            .build()
+            .expect("valid")
+    };
+    let request = Request::new("q", ["0.2", "0.9", "0.7"]);
+    let ranking = break_after(4).rerank(&request).expect("a ranking");
+    assert_eq!(outline(&ranking), [(1, 1.0, true), (2, 0.7, false), (0, 0.2, false)]);
+    assert!(ranking.unscored.is_empty());
+    assert!(matches!(
+        ranking.partially_scored[..],
+        [DocumentFailure { index: 2, error: DocumentError::Cancelled, .. }]
+    ));
+    let ranking = break_after(1).rerank(&request).expect("a ranking");
+    assert_eq!(outline(&ranking), [(0, 0.2, false)]);
+    assert_eq!((ranking.unscored.len(), ranking.partially_scored.len()), (2, 1));
+}
+
+#[test]
+fn failure_of_one_model_keeps_answers_of_the_other() {
+    struct Down;
+    impl ScoringBackend for Down {
+        fn name(&self) -> &str {
+            "down"
+        }
+        fn score(&self, _: &Job<'_>, _: &mut dyn Sink) -> Result<(), BackendError> {
+            Err(BackendError::Unavailable("no server".into()))
+        }
+    }
+    let request = Request::new("q", ["0.2", "0.9"]);
+    let reranker = two_models(Down, Cascade::best(1)).build().expect("valid");
+    let error = reranker.rerank(&request).expect_err("it fails");
+    assert_eq!(outline(&error.partial), [(1, 0.9, false), (0, 0.2, false)]);
+    assert!(error.partial.unscored.is_empty());
+    assert!(matches!(
+        error.partial.partially_scored[..],
+        [DocumentFailure { index: 1, error: DocumentError::NotReached, .. }]
+    ));
+
+    // If the first pass fails as a whole, there is no second pass.
+    let first_pass = FirstPass::new(Down, PromptTemplate::qwen3_reranker());
+    let builder = Reranker::builder(Contrary).cascade(Cascade::best(1)).first_pass(first_pass);
+    let error = builder.build().expect("valid").rerank(&request).expect_err("it fails");
+    assert!(error.partial.documents.is_empty());
+    assert_eq!(error.partial.unscored.len(), 2);
+}
+
+#[test]
+fn first_pass_has_its_own_instruction_and_limits() {
+    /// A backend that records the instruction, the limit of a document and the mode of each job.
+    struct Recorder(Mutex<Vec<(String, usize, bool)>>);
+    impl ScoringBackend for Recorder {
+        fn name(&self) -> &str {
+            "recorder"
+        }
+        fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+            let instruction = job.prompt.instruction().to_owned();
+            let options = &job.options;
+            let entry = (instruction, options.max_document_tokens, options.mode.is_reason());
+            self.0.lock().expect("no panic").push(entry);
+            assert!(options.mode.is_reason() || options.samples == 1);
+            let text = if options.mode.is_reason() { "<answer>3</answer>" } else { "yes" };
+            (0..options.samples).for_each(|_| sink.completed(0, Ok(Completion::new(text))));
+            Ok(())
+        }
+    }
+    let recorder = Arc::new(Recorder(Mutex::default()));
+    let jobs = |first_pass: fn(FirstPass) -> FirstPass,
+                of_reranker: Option<&str>,
+                of_request: Option<&'static str>| {
+        let template = PromptTemplate::qwen3_reranker();
+        let mut builder = Reranker::builder(Arc::clone(&recorder))
+            .cascade(Cascade::best(1))
+            .first_pass(first_pass(FirstPass::new(Arc::clone(&recorder), template)))
+            .sampling(Sampling::with_temperature(1.0))
+            .samples(2)
+            .score(ScoreKind::Integer);
+        if let Some(instruction) = of_reranker {
+            builder = builder.instruction(instruction);
+        }
+        let request = Request::new("q", ["a"]);
+        let request = match of_request {
+            Some(instruction) => request.with_instruction(instruction),
+            None => request,
+        };
+        builder.build().expect("valid").rerank(&request).expect("a ranking");
+        let jobs = std::mem::take(&mut *recorder.0.lock().expect("no panic"));
+        let line = |(text, limit, reasons)| format!("{text} {limit} {reasons}");
+        jobs.into_iter().map(line).collect::<Vec<String>>()
+    };
+    let own: fn(FirstPass) -> FirstPass = |first_pass| {
+        first_pass.with_instruction("first").with_options(ScoringOptions::qwen3_reranker())
+    };
+    let none: fn(FirstPass) -> FirstPass = |first_pass| first_pass;
+    let (web, generic) = (instructions::WEB_SEARCH, instructions::GENERIC);
+    let defaults = [format!("{web} 2048 false"), format!("{generic} 2048 true")];
+    assert_eq!(jobs(none, None, None), defaults);
+    assert_eq!(jobs(none, Some("second"), None), ["second 2048 false", "second 2048 true"]);
+    assert_eq!(jobs(own, Some("second"), None), ["first 8192 false", "second 2048 true"]);
+    assert_eq!(jobs(own, Some("second"), Some("mine")), ["mine 8192 false", "mine 2048 true"]);
+}
+
 /// A backend whose documents hold the probability of `yes`, and which does not think.
 struct OneLogit;
 impl ScoringBackend for OneLogit {
@@ -338,7 +516,14 @@ impl ScoringBackend for OneLogit {
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
         assert_eq!(job.options.mode, Mode::AnswerOnly);
         for (index, document) in job.documents.iter().enumerate() {
-            let yes: f64 = document.parse().expect("a number");
+            if job.cancellation.is_cancelled() {
+                sink.completed(index, Err(DocumentError::Cancelled));
+                continue;
+            }
+            let Ok(yes) = document.parse::<f64>() else {
+                sink.completed(index, Err(DocumentError::Backend("not a number".into())));
+                continue;
+            };
             let mut completion = Completion::new(if yes > 0.5 { "yes" } else { "no" });
             // Most of the probability belongs to other texts.
             let log_probs = [1.0 - yes, yes].map(|probability| (probability / 50.0).ln());
