@@ -36,7 +36,8 @@ struct Case {
     pair: Vec<u32>,
     /// The maximum number of tokens of the prompt.
     limit: Option<usize>,
-    /// Whether the limit falls within a character, which `pair` does not contain.
+    /// Whether the limit falls within a character, or within a letter and its combining marks. `pair` ends before
+    /// that part.
     #[serde(default)]
     partial: bool,
 }

@@ -9,8 +9,8 @@ The ids are those of the model card's `process_inputs`: the tokens of the prefix
 encoded by itself. The texts are those of `tokenizer.py`, so a case is the index of its texts in tokenizer.json.
 Where the query or the document contains something that looks like an added token, the ids come from the renamed
 tokenizer of `tokenizer.py`. Cases with a limit truncate the pair to the tokens that the limit leaves, as the card
-does. The card cuts ids, so it may keep a part of a character. Such a case is marked as `partial`, and has the ids of
-the text without that part.
+does. The card cuts ids, so it may keep a part of a character, or of a letter with combining marks. Such a case is
+marked as `partial`, and has the ids of the text that ends before that part.
 
 The probabilities are those of the model card's `compute_logits`, on random models with the formula of `parity.py`
 and the vocabulary of Qwen3-Reranker. Each text has the probability of an F32 model and of a BF16 model.
@@ -69,16 +69,15 @@ class Encoder:
         return own
 
     def without_partial(self, query, document, kept):
-        """Returns the ids of the text of `kept` without a part of a character at its end, or `None` without such a part."""
+        """Returns the ids of the text of `kept` that ends before a part of a character, or `None` without such a part."""
         text = format_instruction(query, document)
         backend = self.renamed.tokenizer.backend_tokenizer
         backend.no_truncation()
         encoding = backend.encode(text, add_special_tokens=False)
         assert encoding.ids[: len(kept)] == kept
-        end = encoding.offsets[len(kept)][0]
-        if encoding.offsets[len(kept) - 1][1] <= end:
-            return None
-        return backend.encode(text[:end], add_special_tokens=False).ids
+        end = min(encoding.offsets[len(kept) - 1][1], encoding.offsets[len(kept)][0])
+        ids = backend.encode(text[:end], add_special_tokens=False).ids
+        return None if ids == kept else ids
 
 
 def truncated_lengths(encoder, query, document, r):
