@@ -1,8 +1,8 @@
 //! Rerankers of one pass compared with the code of Qwen3-Reranker's model card: token ids of prompts with Qwen3's
 //! tokenizer, and probabilities of random models.
 //!
-//! `golden/reranker.py` made the golden data. Without Qwen3's tokenizer ([`erank_tests::qwen3_tokenizer`]), the tests print a
-//! message and pass, or fail if `ERANK_REQUIRE_ALL` is set.
+//! `golden/reranker.py` made the golden data. Without Qwen3's tokenizer ([`erank_tests::qwen3_tokenizer`]), the tests
+//! print a message and pass, or fail if `ERANK_REQUIRE_ALL` is set.
 
 use std::path::Path;
 use std::{fmt, fs};
