@@ -485,13 +485,18 @@ impl Scheduler {
                 caller.send(Event::Advanced(counts));
             }
         }
+        let mut completed = Vec::new();
         for ChunkResult { index, outcome, .. } in results.into_iter().rev() {
             let Some(result) = outcome else { continue };
             let id = self.running[index].caller;
-            let sequence = self.remove(index);
-            self.counters.completed += 1;
+            completed.push((id, self.remove(index).index, result));
+        }
+        self.counters.completed += completed.len() as u64;
+        // A caller whose last sequence is completed may read the counters at once.
+        self.publish();
+        for (id, index, result) in completed {
             if let Some(caller) = self.caller(id) {
-                caller.send(Event::Completed(sequence.index, result));
+                caller.send(Event::Completed(index, result));
             }
         }
     }

@@ -261,6 +261,24 @@ fn step_reports_cancelled_sequences_and_frees_their_blocks() {
 }
 
 #[test]
+fn step_publishes_the_counters_before_it_reports_a_completion() {
+    let mut fixture = Fixture::new(Mode::AnswerOnly, limits(200), None);
+    let (_, events) = fixture.add_caller(0);
+    let published = Arc::clone(&fixture.scheduler.published);
+    let reader = std::thread::spawn(move || {
+        let is_completion = |event: &Event| matches!(event, Event::Completed(..));
+        let counts = events.iter().filter(is_completion).take(50);
+        counts.map(|_| published.lock().expect("a lock").completed).collect::<Vec<_>>()
+    });
+    for i in 0..50 {
+        fixture.submit(0, i, 0, prompt(i as u32, 40));
+        fixture.run();
+    }
+    let counts = reader.join().expect("the reader does not panic");
+    assert!((1..).zip(&counts).all(|(least, count)| *count >= least), "{counts:?}");
+}
+
+#[test]
 fn failed_step_is_reported_to_its_callers_alone() {
     const POISON: u32 = 5;
     let mut fixture = Fixture::new(Mode::Reason { max_tokens: 5 }, limits(200), Some(POISON));
