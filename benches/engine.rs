@@ -4,7 +4,7 @@
 //! cargo run --release -p erank-benches --bin engine -- [0.6B|4B] [NAME…] [weights=FORMAT] [cache=MIB]
 //! ```
 //!
-//! Each NAME selects a measurement. Without one, all of them run except `long`.
+//! Each NAME selects a measurement. Without one, all of them run except `long` and `one-pass`.
 //!
 //! - `job`: seconds of a call with 32 documents. The prompts share a prefix of 150 tokens and have 350 more
 //!   tokens each; the model thinks for 64 tokens about each document, then the answer is forced.
@@ -15,6 +15,10 @@
 //! - `growth`: seconds of a call with more or fewer documents, document tokens, thought tokens and threads.
 //! - `long` or `long=COUNT`: seconds of a call with COUNT (1,000 by default) of the job's documents, and the
 //!   peak memory of every tenth of it. 1,000 documents take half an hour to an hour on two cores.
+//! - `one-pass` or `one-pass=COUNT`: documents per second of a reranker of one pass (a prompt like
+//!   Qwen3-Reranker's, no thought), for COUNT (100 by default) documents of 128, 512 and 2,048 tokens. The
+//!   prompts share 100 tokens. With documents of 128 tokens, two more figures have an instruction of 400 more
+//!   tokens, which the prompts share, and do not share because each has its own query before it.
 //!
 //! `weights` measures a GGUF file in another format than BF16, such as `q8_0`, which is written once beside the
 //! checkpoint. `cache` sets the budget of the KV cache in MiB, 4096 by default. The checkpoint (1.2 or 8 GB) is written
@@ -35,7 +39,8 @@ use erank_candle::internals::BLOCK_TOKENS;
 use erank_candle::internals::measure::matrix_peak;
 use erank_candle::{CandleBackend, CandleSettings, Statistics, WeightFormat};
 use erank_core::{
-    BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,
+    AnswerFormat, BoundPrompt, FinishReason, Mode, PromptTemplate, ScoringBackend, ScoringOptions,
+    Sink,
 };
 use erank_core::{Completion, DocumentError, Job};
 use serde_json::{Value, json};
@@ -47,13 +52,20 @@ const SHARED_TOKENS: usize = 150;
 const OWN_TOKENS: usize = 350;
 const NEW_TOKENS: usize = 64;
 const RUNS: usize = 3;
+/// Tokens that the prompts of `one-pass` share: the frame, the instruction and the query.
+const ONE_PASS_SHARED_TOKENS: usize = 100;
+/// A prompt with the parts of Qwen3-Reranker's. The tokenizer of the demonstration model has no token for `no`
+/// or `yes`, so the answers are 0 and 1.
+const ONE_PASS_PROMPT: &str = "<|im_start|>system\nJudge the Document.<|im_end|>\n<|im_start|>user\n\
+    <Instruct>: {instruction}\n<Query>: {query}\n<Document>: {doc}<|im_end|>\n<|im_start|>assistant\n";
 /// The measurements that run by default.
 const ALL: [&str; 6] = ["job", "cold", "threads", "budget", "alone", "growth"];
 /// Bytes by which the peak memory of a long call's second half may exceed that of its first half.
 const MEMORY_TOLERANCE: u64 = 32 << 20;
 
 fn main() -> Result<()> {
-    let Arguments { shape, weights, kv_cache_memory_bytes, names, long } = Arguments::read()?;
+    let Arguments { shape, weights, kv_cache_memory_bytes, names, long, one_pass } =
+        Arguments::read()?;
     let mut settings = CandleSettings::default();
     settings.weights = weights;
     let (with_own_settings, with_defaults): (Vec<_>, Vec<_>) =
@@ -73,6 +85,7 @@ fn main() -> Result<()> {
                 "cold" => bench.cold()?,
                 "threads" => bench.threads()?,
                 "budget" => bench.budget()?,
+                "one-pass" => bench.one_pass(one_pass)?,
                 _ => bench.long(long)?,
             }
         }
@@ -94,6 +107,8 @@ struct Arguments {
     names: Vec<String>,
     /// Number of documents of `long`.
     long: usize,
+    /// Number of documents of `one-pass`.
+    one_pass: usize,
 }
 
 impl Arguments {
@@ -104,6 +119,7 @@ impl Arguments {
             kv_cache_memory_bytes: 4 << 30,
             names: vec![],
             long: 1000,
+            one_pass: 100,
         };
         for argument in std::env::args().skip(1) {
             if let Some(format) = argument.strip_prefix("weights=") {
@@ -123,13 +139,21 @@ impl Arguments {
                     read.long = count.unwrap_or(read.long);
                     read.names.push(name.to_owned());
                 }
+                ("one-pass", count) => {
+                    read.one_pass = count.unwrap_or(read.one_pass);
+                    read.names.push(name.to_owned());
+                }
                 (name, None) if ALL.contains(&name) => read.names.push(name.to_owned()),
                 (name, None) => {
                     let shape = Shape::of(name);
                     read.shape = shape
                         .ok_or_else(|| format!("{name} is neither a shape nor a measurement"))?;
                 }
-                _ => return Err(format!("{argument}: only cache and long take a number").into()),
+                _ => {
+                    return Err(
+                        format!("{argument}: only cache, long and one-pass take a number").into()
+                    );
+                }
             }
         }
         if read.names.is_empty() {
@@ -139,8 +163,9 @@ impl Arguments {
     }
 }
 
-/// Counts completions, and asserts that each one ends with a forced answer.
+/// Counts completions, and asserts that each one ends as expected.
 struct Count<F> {
+    finish_reason: FinishReason,
     done: usize,
     each: F,
 }
@@ -148,7 +173,7 @@ struct Count<F> {
 impl<F: FnMut(usize)> Sink for Count<F> {
     fn completed(&mut self, _: usize, outcome: std::result::Result<Completion, DocumentError>) {
         let completion = outcome.expect("a completion");
-        assert_eq!(completion.finish_reason, FinishReason::Forced, "{}", completion.text);
+        assert_eq!(completion.finish_reason, self.finish_reason, "{}", completion.text);
         self.done += 1;
         (self.each)(self.done);
     }
@@ -303,6 +328,74 @@ impl Bench {
         Ok(())
     }
 
+    /// Measures documents of three lengths with one pass each, then long instructions.
+    fn one_pass(&mut self, documents: usize) -> Result<()> {
+        let cases =
+            [(0, 128, true), (0, 512, true), (0, 2048, true), (400, 128, true), (400, 128, false)];
+        for (instruction_tokens, own_tokens, is_shared) in cases {
+            memory::reset_peak()?;
+            let mut runs = Vec::new();
+            for _ in 0..RUNS {
+                let mut calls = Vec::new();
+                for _ in 0..if is_shared { 1 } else { documents } {
+                    let documents = if is_shared { documents } else { 1 };
+                    calls.push(self.one_pass_texts(instruction_tokens, documents, own_tokens)?);
+                }
+                runs.push(self.run(|bench| {
+                    calls.iter().try_for_each(|(instruction, texts)| {
+                        bench.score_in_one_pass(instruction, texts)
+                    })
+                })?);
+            }
+            runs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+            let rates: Vec<f64> = runs.iter().map(|run| documents as f64 / run.seconds).collect();
+            let more = json!({
+                "documents": documents,
+                "own_tokens": own_tokens,
+                "shared_tokens": if is_shared { ONE_PASS_SHARED_TOKENS + instruction_tokens } else { 0 },
+                "documents_per_second": rates[RUNS / 2],
+                "runs": rates,
+            });
+            self.report("one-pass", &runs[RUNS / 2], memory::peak()?, more)?;
+        }
+        Ok(())
+    }
+
+    /// Returns an instruction, a query and `count` documents. Each prompt has [`ONE_PASS_SHARED_TOKENS`] and
+    /// the instruction's tokens before the document's own tokens and the frame's end.
+    fn one_pass_texts(
+        &mut self,
+        instruction_tokens: usize,
+        count: usize,
+        own_tokens: usize,
+    ) -> Result<(String, Texts)> {
+        let template = one_pass_template()?;
+        let options = ScoringOptions::qwen3_reranker();
+        let tokens = |bench: &Self, instruction: &str, query: &str| -> Result<usize> {
+            let prompt = template.bind(instruction, query);
+            Ok(bench.backend.encode(&prompt, "", &options)?.1.ids.len())
+        };
+        let instruction = self.words.text(instruction_tokens);
+        let frame = tokens(self, &instruction, "")?;
+        let total = ONE_PASS_SHARED_TOKENS + instruction_tokens;
+        let query = self.words.text(total.checked_sub(frame).ok_or("the frame is too long")?);
+        let difference = tokens(self, &instruction, &query)?.abs_diff(total);
+        assert!(difference <= 2, "the prompts differ by {difference} tokens from {total}");
+        let documents = (0..count).map(|_| self.words.text(own_tokens)).collect();
+        Ok((instruction, Texts { query, documents }))
+    }
+
+    fn score_in_one_pass(&self, instruction: &str, texts: &Texts) -> Result<()> {
+        let template = one_pass_template()?;
+        let documents: Vec<&str> = texts.documents.iter().map(String::as_str).collect();
+        let job = Job::new(template.bind(instruction, &texts.query), &documents)
+            .with_options(ScoringOptions::qwen3_reranker());
+        let mut count = Count { finish_reason: FinishReason::Answered, done: 0, each: |_| () };
+        self.backend.score(&job, &mut count)?;
+        assert_eq!(count.done, documents.len());
+        Ok(())
+    }
+
     /// Returns a number of documents that need more blocks than the cache has.
     fn documents_to_fill(&self) -> usize {
         self.backend.statistics().total_blocks / (OWN_TOKENS / BLOCK_TOKENS) + 1
@@ -333,7 +426,7 @@ impl Bench {
         let documents: Vec<&str> = texts.documents.iter().map(String::as_str).collect();
         let mut options = ScoringOptions::default();
         options.mode = Mode::Reason { max_tokens: new_tokens };
-        let mut count = Count { done: 0, each };
+        let mut count = Count { finish_reason: FinishReason::Forced, done: 0, each };
         let job = Job::new(prompt, &documents).with_options(options);
         self.backend.score(&job, &mut count)?;
         assert_eq!(count.done, documents.len());
@@ -386,6 +479,10 @@ impl Bench {
         assert!(peak_bytes <= limit, "{name}: {peak_bytes} bytes in memory, the limit is {limit}");
         Ok(())
     }
+}
+
+fn one_pass_template() -> Result<PromptTemplate> {
+    Ok(PromptTemplate::whole(ONE_PASS_PROMPT, AnswerFormat::range(0..=1)?.bare())?)
 }
 
 fn extend(line: &mut Value, more: Value) {

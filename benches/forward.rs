@@ -2,12 +2,13 @@
 //! machine's roofline.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin forward -- [0.6B|4B [weights=FORMAT] [FIGURE…]]
+//! cargo run --release -p erank-benches --bin forward -- [0.6B|4B [weights=FORMAT|file=FILE] [FIGURE…]]
 //! ```
 //!
 //! FIGURE is `prefill` (one prompt of 512 tokens) or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8
 //! or 32 rows after 512 tokens each). By default all four are measured. FORMAT is a format of weights, such as
-//! `q8_0`; the default is that of the checkpoint, BF16.
+//! `q8_0`; the default is that of the checkpoint, BF16. FILE is a GGUF file of this shape, whose tensors may have
+//! several formats; its size counts as the bytes of its weights.
 //!
 //! Prints a line of JSON per figure: shape, name, value in tokens per second, `limit` and `fraction`. The
 //! limit is the throughput at the longer of two times: reading the weights and the cache once at the memory
@@ -19,11 +20,11 @@ use std::time::Instant;
 
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
 use erank_benches::roofline::{Work, compare};
-use erank_candle::CandleSettings;
 use erank_candle::internals::measure::Memory;
 use erank_candle::internals::{
     BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, LoadedModel, Row, load,
 };
+use erank_candle::{CandleSettings, Checkpoint};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -41,18 +42,25 @@ fn measure() -> Result<()> {
         Some(name) => Shape::of(&name).ok_or("the shapes are 0.6B and 4B")?,
         None => SHAPES[0],
     };
-    let format = std::env::args().find_map(|a| a.strip_prefix("weights=").map(str::to_owned));
+    let setting = |name| std::env::args().find_map(|a| a.strip_prefix(name).map(str::to_owned));
+    let (format, file) = (setting("weights="), setting("file="));
     let mut settings = CandleSettings::default();
     settings.weights = format.map(|format| format.parse()).transpose()?;
-    let checkpoint = shape.checkpoint(Behaviour::Random, settings.weights)?;
+    let checkpoint = match &file {
+        Some(file) => Checkpoint::open(file)?,
+        None => shape.checkpoint(Behaviour::Random, settings.weights)?,
+    };
     let begin = Instant::now();
     let model = load(&checkpoint, &settings)?;
     let seconds = begin.elapsed().as_secs_f64();
     println!("{}", json!({"shape": shape.name, "name": "loading", "value": seconds, "unit": "s"}));
-    let bench = Bench { shape, model, memory: Memory::new(1 << 30)? };
+    let weight_bytes = match &file {
+        Some(file) => std::fs::metadata(file)?.len() as f64,
+        None => shape.weight_bytes() as f64 / 2.0 * model.weights.bytes_per_weight(),
+    };
+    let bench = Bench { shape, model, weight_bytes, memory: Memory::new(1 << 30)? };
 
-    let names: Vec<String> =
-        std::env::args().skip(2).filter(|name| !name.starts_with("weights=")).collect();
+    let names: Vec<String> = std::env::args().skip(2).filter(|name| !name.contains('=')).collect();
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if is_wanted("prefill") {
         bench.prefill()?;
@@ -68,6 +76,7 @@ fn measure() -> Result<()> {
 struct Bench {
     shape: Shape,
     model: LoadedModel,
+    weight_bytes: f64,
     memory: Memory,
 }
 
@@ -100,8 +109,7 @@ impl Bench {
         let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         let context: usize = rows.iter().map(|row| row.position).sum();
         let format = self.model.weights;
-        let weights = self.shape.weight_bytes() as f64 / 2.0 * format.bytes_per_weight();
-        let bytes = weights as usize + context * self.shape.token_bytes();
+        let bytes = self.weight_bytes as usize + context * self.shape.token_bytes();
         let operations = self.shape.operations(tokens, rows.len());
         let work = Work { bytes: bytes as f64, operations };
 

@@ -3,8 +3,8 @@
 usage of every script: python ENGINE.py FOLDER [FIGURE…]
 
 FOLDER is a checkpoint of random weights; its name ends in 0.6B or 4B. FIGURES are `prefill_512`,
-`decode_1`, `decode_8`, `decode_32` and `job`; by default all. `PEERS_TINY=1` makes all work short, to test
-that a script runs.
+`decode_1`, `decode_8`, `decode_32`, `job`, `one_pass_128`, `one_pass_512` and `one_pass_2048`; by default
+the first five. `PEERS_TINY=1` makes all work short, to test that a script runs.
 """
 
 import json
@@ -21,11 +21,16 @@ PROMPTS = 2 if TINY else 32
 SHARED_TOKENS = 20 if TINY else 150
 OWN_TOKENS = 30 if TINY else 350
 NEW_TOKENS = 4 if TINY else 64
+# The prompts of one pass share a frame, an instruction and a query.
+ONE_PASS_SHARED_TOKENS = 20 if TINY else 100
+DOCUMENTS = 3 if TINY else int(os.environ.get("PEERS_DOCUMENTS", 100))
 RUNS = 2 if TINY else 5
 JOB_RUNS = 1 if TINY else int(os.environ.get("PEERS_JOB_RUNS", 3))
 # Steps in a run of decoding, after one step that is not timed.
 STEPS = 2 if TINY else 6
-FIGURES = ["prefill_512", "decode_1", "decode_8", "decode_32", "job"]
+BY_DEFAULT = ["prefill_512", "decode_1", "decode_8", "decode_32", "job"]
+ONE_PASS = {"one_pass_128": 128, "one_pass_512": 512, "one_pass_2048": 2048}
+FIGURES = [*BY_DEFAULT, *ONE_PASS]
 
 # The folder is the first argument, the figures follow.
 names = sys.argv[2:]
@@ -37,7 +42,7 @@ SHAPE = FOLDER.rsplit("-", 1)[-1]
 
 
 def is_wanted(figure):
-    return not names or figure in names
+    return figure in (names or BY_DEFAULT)
 
 
 _random = random.Random(0)
@@ -48,9 +53,9 @@ def tokens(count):
     return [_random.randrange(150_000) for _ in range(count)]
 
 
-def job_prompts():
-    shared = tokens(SHARED_TOKENS)
-    return [shared + tokens(OWN_TOKENS) for _ in range(PROMPTS)]
+def prompts_with_prefix(count, shared_tokens, own_tokens):
+    shared = tokens(shared_tokens)
+    return [shared + tokens(own_tokens) for _ in range(count)]
 
 
 def timed(work):
@@ -69,6 +74,10 @@ class Report:
         """Reports runs that computed `count` tokens each and took `seconds`, one number per run."""
         self._line(figure, [count / s for s in seconds], "tokens/s")
 
+    def documents(self, figure, count, seconds):
+        """Reports runs that scored `count` documents each."""
+        self._line(figure, [count / s for s in seconds], "documents/s", documents=count)
+
     def seconds(self, figure, seconds, **more):
         self._line(figure, seconds, "s", **more)
 
@@ -82,11 +91,12 @@ class Report:
 
 
 def measure(report, engine):
-    """Measures the figures of an engine with `prefill(prompt)`, `decode(prompts, steps)` and `job(prompts)`.
+    """Measures the figures of an engine with the methods `prefill(prompt)`, `decode(prompts, steps)` and
+    `job(prompts, shared, new)`.
 
     `prefill` reads a prompt and generates one token. `decode` reads prompts, runs `steps` decoding steps,
     each of which generates one token per prompt, and returns the seconds of each step. `job` reads prompts
-    and generates `NEW_TOKENS` tokens for each.
+    whose first `shared` tokens are the same and generates `new` tokens for each.
     """
     engine.prefill(tokens(PROMPT))
     if is_wanted("prefill_512"):
@@ -100,6 +110,14 @@ def measure(report, engine):
     if is_wanted("job"):
         runs = []
         for _ in range(JOB_RUNS):
-            prompts = job_prompts()
-            runs.append(timed(lambda: engine.job(prompts)))
+            prompts = prompts_with_prefix(PROMPTS, SHARED_TOKENS, OWN_TOKENS)
+            runs.append(timed(lambda: engine.job(prompts, SHARED_TOKENS, NEW_TOKENS)))
         report.seconds("job", runs)
+    for figure, own_tokens in ONE_PASS.items():
+        if is_wanted(figure):
+            shared = ONE_PASS_SHARED_TOKENS
+            runs = []
+            for _ in range(JOB_RUNS):
+                prompts = prompts_with_prefix(DOCUMENTS, shared, 30 if TINY else own_tokens)
+                runs.append(timed(lambda: engine.job(prompts, shared, 1)))
+            report.documents(figure, DOCUMENTS, runs)

@@ -18,12 +18,21 @@ class Engine:
         c.llama_backend_init()
         self.model = c.llama_model_load_from_file(f"{job.FOLDER}.gguf".encode(), c.llama_model_default_params())
         assert self.model, "the model does not load"
+        self.context = None
+        self.one_pass_size = None
+        self._resize(33, 640)
+
+    def _resize(self, rows, tokens):
+        """Replaces the context by one for `rows` sequences of `tokens` tokens."""
+        if self.context:
+            c.llama_batch_free(self.batch)
+            c.llama_free(self.context)
         parameters = c.llama_context_default_params()
         # Each row has its own cache. In one cache for all rows, attention also visits the other rows' cells,
         # which is slower.
-        parameters.n_ctx = 33 * 640
+        parameters.n_ctx = rows * tokens
         parameters.n_batch = BATCH
-        parameters.n_seq_max = 33
+        parameters.n_seq_max = rows
         parameters.n_threads = parameters.n_threads_batch = job.THREADS
         parameters.kv_unified = False
         self.context = c.llama_init_from_model(self.model, parameters)
@@ -44,15 +53,32 @@ class Engine:
             seconds.append(job.timed(lambda: tokens.update(self._step(tokens, job.PROMPT + i))))
         return seconds
 
-    def job(self, prompts):
+    def job(self, prompts, shared, new):
+        if new == 1:
+            return self._one_pass(prompts, shared)
         self._clear()
-        shared = job.SHARED_TOKENS
         self._read({len(prompts): prompts[0][:shared]}, 0)
         for row in range(len(prompts)):
             c.llama_memory_seq_cp(self.memory, len(prompts), row, -1, -1)
         tokens = self._read({row: prompt[shared:] for row, prompt in enumerate(prompts)}, shared)
-        for i in range(job.NEW_TOKENS - 1):
+        for i in range(new - 1):
             tokens = self._step(tokens, len(prompts[0]) + i)
+
+    def _one_pass(self, prompts, shared):
+        """Reads as many prompts at once as fill a batch, but at least one."""
+        own = len(prompts[0]) - shared
+        rows = max(1, BATCH // own)
+        if self.one_pass_size != (rows, own):
+            self.one_pass_size = (rows, own)
+            self._resize(rows + 1, 256 * -(-(shared + own) // 256))
+        self._clear()
+        self._read({rows: prompts[0][:shared]}, 0)
+        for start in range(0, len(prompts), rows):
+            part = prompts[start : start + rows]
+            for row in range(len(part)):
+                c.llama_memory_seq_rm(self.memory, row, -1, -1)
+                c.llama_memory_seq_cp(self.memory, rows, row, -1, -1)
+            self._read({row: prompt[shared:] for row, prompt in enumerate(part)}, shared)
 
     def _clear(self):
         c.llama_memory_clear(self.memory, True)

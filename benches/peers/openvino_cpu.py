@@ -10,10 +10,12 @@ import job
 
 PROPERTIES = {
     "INFERENCE_PRECISION_HINT": "bf16",
-    "KV_CACHE_PRECISION": "bf16",
     "INFERENCE_NUM_THREADS": job.THREADS,
     "NUM_STREAMS": "1",
 }
+# Without BF16 instructions, the default of 8 bits is the smallest and fastest cache.
+if "avx512_bf16" in open("/proc/cpuinfo").read():
+    PROPERTIES["KV_CACHE_PRECISION"] = "bf16"
 
 
 class Engine:
@@ -47,10 +49,10 @@ class Engine:
             self.pipeline.step()
         return seconds
 
-    def job(self, prompts):
+    def job(self, prompts, shared, new):
         # OpenVINO shares a prefix only once it has been read, so the shared prefix is sent first.
-        self._generate([prompts[0][: job.SHARED_TOKENS]], 1)
-        self._generate(prompts, job.NEW_TOKENS)
+        self._generate([prompts[0][:shared]], 1)
+        self._generate(prompts, new)
 
     def _add(self, prompt, count):
         self.ids += 1

@@ -35,15 +35,15 @@ class Engine:
             seconds.append(time.perf_counter() - begin)
         return seconds
 
-    def job(self, prompts):
-        shared = DynamicCache()
-        self._next([prompts[0][: job.SHARED_TOKENS]], shared)
+    def job(self, prompts, shared, new):
+        prefix = DynamicCache()
+        self._next([prompts[0][:shared]], prefix)
         for i in range(0, len(prompts), BATCH):
-            batch = [prompt[job.SHARED_TOKENS :] for prompt in prompts[i : i + BATCH]]
-            cache = copy.deepcopy(shared)
+            batch = [prompt[shared:] for prompt in prompts[i : i + BATCH]]
+            cache = copy.deepcopy(prefix)
             cache.batch_repeat_interleave(len(batch))
             token = self._next(batch, cache)
-            for _ in range(job.NEW_TOKENS - 1):
+            for _ in range(new - 1):
                 token = self._next(token, cache)
 
     @torch.inference_mode()

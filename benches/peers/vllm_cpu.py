@@ -22,7 +22,7 @@ class Engine:
             model=job.FOLDER,
             skip_tokenizer_init=True,
             dtype="bfloat16",
-            max_model_len=2048,
+            max_model_len=4096,
             max_num_seqs=32,
             max_num_batched_tokens=4096,
             enable_prefix_caching=True,
@@ -52,8 +52,9 @@ class Engine:
             engine.step()
         return seconds
 
-    def job(self, prompts):
-        self._generate(prompts, job.NEW_TOKENS)
+    def job(self, prompts, shared, new):
+        # vLLM finds the shared prefix by itself.
+        self._generate(prompts, new)
 
     def _generate(self, prompts, count):
         prompts = [{"prompt_token_ids": prompt} for prompt in prompts]

@@ -1,8 +1,10 @@
 //! Measures the Qwen3 of candle-transformers, unmodified, on the same work as the other engines.
 //!
-//! usage: candle f32|bf16 FOLDER [prefill_512 | decode_1 | decode_8 | decode_32 | job]…
+//! usage: candle f32|bf16 FOLDER [prefill_512 | decode_1 | decode_8 | decode_32 | job |
+//! one_pass_128 | one_pass_512 | one_pass_2048]…
 //!
-//! `PEERS_TINY=1` makes all work short; `PEERS_JOB_PROMPTS` reduces the number of the job's 32 prompts.
+//! `PEERS_TINY=1` makes all work short; `PEERS_JOB_PROMPTS` reduces the number of the job's 32 prompts,
+//! `PEERS_DOCUMENTS` that of the 100 documents of one pass.
 
 use std::error::Error;
 use std::time::Instant;
@@ -44,14 +46,15 @@ fn main() -> Result<()> {
         tiny: std::env::var_os("PEERS_TINY").is_some(),
         noise: 0,
     };
-    for figure in ["prefill_512", "decode_1", "decode_8", "decode_32", "job"] {
-        if !figures.is_empty() && !figures.iter().any(|wanted| wanted == figure) {
-            continue;
-        }
-        match figure.strip_prefix("decode_") {
-            Some(rows) => bench.decode(figure, rows.parse()?)?,
+    let by_default = ["prefill_512", "decode_1", "decode_8", "decode_32", "job"].map(str::to_owned);
+    let figures = if figures.is_empty() { by_default.to_vec() } else { figures };
+    for figure in &figures {
+        match figure.rsplit_once('_') {
+            Some(("decode", rows)) => bench.decode(figure, rows.parse()?)?,
+            Some(("one_pass", tokens)) => bench.one_pass(figure, tokens.parse()?)?,
+            Some(("prefill", "512")) => bench.prefill()?,
             None if figure == "job" => bench.job()?,
-            None => bench.prefill()?,
+            _ => return Err(format!("{figure} is not a figure").into()),
         }
     }
     Ok(())
@@ -99,29 +102,40 @@ impl Bench {
         self.report(figure, "tokens/s", rates, None)
     }
 
-    /// Measures the job in batches. Each batch starts from a copy of the cache that holds the shared prefix.
+    /// Measures the job. Each batch starts from a copy of the cache that holds the shared prefix.
     fn job(&mut self) -> Result<()> {
         let (prompts, shared, own, new) =
             if self.tiny { (2, 20, 30, 4) } else { (32, 150, 350, 64) };
-        let prompts = match std::env::var("PEERS_JOB_PROMPTS") {
-            Ok(count) => count.parse()?,
-            Err(_) => prompts,
-        };
+        let prompts = number("PEERS_JOB_PROMPTS", prompts)?;
+        let seconds = self.batches(prompts, shared, own, new)?;
+        self.report("job", "s", vec![seconds], Some(prompts))
+    }
+
+    fn one_pass(&mut self, figure: &str, own: usize) -> Result<()> {
+        let (documents, shared, own) = if self.tiny { (3, 20, 30) } else { (100, 100, own) };
+        let documents = number("PEERS_DOCUMENTS", documents)?;
+        let seconds = self.batches(documents, shared, own, 1)?;
+        self.report(figure, "documents/s", vec![documents as f64 / seconds], Some(documents))
+    }
+
+    /// Returns the seconds of reading `prompts` prompts and generating `new` tokens for each, in batches.
+    fn batches(&mut self, prompts: usize, shared: usize, own: usize, new: usize) -> Result<f64> {
+        // All batches have the rows of the cached prefix.
+        let batch = (1..=BATCH).rev().find(|rows| prompts.is_multiple_of(*rows)).unwrap_or(1);
         let begin = Instant::now();
-        let beginning = self.tokens(1, shared)?.repeat((BATCH.min(prompts), 1))?;
+        let beginning = self.tokens(1, shared)?.repeat((batch, 1))?;
         self.model.clear_kv_cache();
         next(&mut self.model, &beginning, 0)?;
         let cached = self.model.clone();
-        for _ in (0..prompts).step_by(BATCH) {
+        for _ in 0..prompts / batch {
             let mut model = cached.clone();
-            let tokens = self.tokens(BATCH.min(prompts), own)?;
+            let tokens = self.tokens(batch, own)?;
             let mut token = next(&mut model, &tokens, shared)?;
             for position in shared + own..shared + own + new - 1 {
                 token = next(&mut model, &token, position)?;
             }
         }
-        let seconds = begin.elapsed().as_secs_f64();
-        self.report("job", "s", vec![seconds], Some(prompts))
+        Ok(begin.elapsed().as_secs_f64())
     }
 
     fn tokens(&mut self, rows: usize, count: usize) -> Result<Tensor> {
@@ -160,6 +174,11 @@ impl Bench {
         );
         Ok(())
     }
+}
+
+/// Returns the number in an environment variable, or a default.
+fn number(variable: &str, default: usize) -> Result<usize> {
+    std::env::var(variable).map_or(Ok(default), |text| Ok(text.parse()?))
 }
 
 /// Returns each row's most probable next token.
