@@ -29,7 +29,8 @@ pub(crate) struct Response {
     /// The ids of the generated tokens, if the server returns all of them.
     pub(crate) token_ids: Option<Vec<u32>>,
     pub(crate) finish_reason: FinishReason,
-    /// The prompt's and the generated tokens, as the server counts them.
+    /// The prompt's and the generated tokens, as the server counts them. Otherwise the number of generated tokens
+    /// in the response, and 0 for a number that is unknown.
     pub(crate) usage: TokenCounts,
 }
 
@@ -57,9 +58,11 @@ pub(crate) enum FinishReason {
 
 #[derive(Deserialize)]
 struct RawResponse {
-    choices: Vec<RawChoice>,
     #[serde(default)]
-    usage: RawUsage,
+    choices: Vec<RawChoice>,
+    usage: Option<RawUsage>,
+    /// The problem that a proxy reports with the status of a success.
+    error: Option<RawError>,
     /// llama.cpp, on request.
     #[serde(rename = "__verbose")]
     verbose: Option<RawVerbose>,
@@ -70,12 +73,17 @@ struct RawVerbose {
     stop_type: Option<String>,
 }
 
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawError {
+    Message(String),
+    Object { message: Option<String> },
+}
+
 #[derive(Deserialize, Default)]
 struct RawUsage {
-    #[serde(default)]
-    prompt_tokens: usize,
-    #[serde(default)]
-    completion_tokens: usize,
+    prompt_tokens: Option<usize>,
+    completion_tokens: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -98,24 +106,34 @@ fn nullable<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<
 
 #[derive(Deserialize)]
 struct RawMessage {
-    content: Option<String>,
-    reasoning: Option<String>,
-    reasoning_content: Option<String>,
+    content: Option<RawContent>,
+    reasoning: Option<RawContent>,
+    reasoning_content: Option<RawContent>,
 }
 
+/// A text, or its parts.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum RawLogprobs {
-    /// The shape of chat completions, and of all routes of llama.cpp.
-    Entries { content: Vec<RawEntry> },
-    /// The shape of completions.
-    Arrays {
-        tokens: Vec<String>,
-        token_logprobs: Vec<Option<f64>>,
-        top_logprobs: Option<Vec<Option<BTreeMap<String, f64>>>>,
+enum RawContent {
+    Text(String),
+    Parts(Vec<RawContent>),
+    /// A part of a text, or of a thought.
+    Part {
+        text: Option<String>,
+        thinking: Option<Box<RawContent>>,
+        reasoning: Option<Box<RawContent>>,
     },
-    /// Any other object, such as `{"content": null}`.
-    Nothing {},
+}
+
+/// The log-probabilities of a choice. All fields are absent or null if there are none.
+#[derive(Deserialize)]
+struct RawLogprobs {
+    /// The shape of chat completions, and of all routes of llama.cpp.
+    content: Option<Vec<RawEntry>>,
+    /// The shape of completions, with the next two fields.
+    tokens: Option<Vec<String>>,
+    token_logprobs: Option<Vec<Option<f64>>>,
+    top_logprobs: Option<Vec<Option<BTreeMap<String, f64>>>>,
 }
 
 #[derive(Deserialize)]
@@ -136,82 +154,140 @@ impl RawEntry {
 
 impl RawLogprobs {
     /// Returns the tokens, and their ids if every token has one.
-    fn tokens(self) -> (Vec<Token>, Option<Vec<u32>>) {
-        match self {
-            Self::Nothing {} => (Vec::new(), None),
-            Self::Entries { content } => {
-                let ids = content.iter().map(|entry| entry.id).collect();
-                let tokens = content.iter().map(|entry| Token {
-                    bytes: entry.bytes(),
-                    log_prob: entry.logprob.unwrap_or(f64::NEG_INFINITY),
-                    top_logprobs: entry
-                        .top_logprobs
-                        .iter()
-                        .filter_map(|other| Some((other.bytes(), other.logprob?)))
-                        .collect(),
-                });
-                (tokens.collect(), ids)
+    ///
+    /// # Errors
+    /// Returns a description of the problem if the server replaces the texts of tokens by their ids.
+    fn tokens(self) -> Result<(Vec<Token>, Option<Vec<u32>>), String> {
+        if let Some(content) = self.content {
+            let ids = content.iter().map(|entry| entry.id).collect();
+            let tokens = content.iter().map(|entry| Token {
+                bytes: entry.bytes(),
+                log_prob: entry.logprob.unwrap_or(f64::NEG_INFINITY),
+                top_logprobs: entry
+                    .top_logprobs
+                    .iter()
+                    .filter_map(|other| Some((other.bytes(), other.logprob?)))
+                    .collect(),
+            });
+            return Ok((tokens.collect(), ids));
+        }
+        let texts = self.tokens.unwrap_or_default();
+        // No token's own text begins so, because a prefix and a number are several tokens.
+        if texts.iter().any(|text| text.starts_with("token_id:")) {
+            return Err("the texts of tokens are replaced by their ids; start the server without \
+                        --return-tokens-as-token-ids"
+                .into());
+        }
+        let mut top_logprobs = self.top_logprobs.unwrap_or_default().into_iter();
+        let log_probs = self.token_logprobs.unwrap_or_default();
+        let tokens = texts.into_iter().zip(log_probs).map(|(token, log_prob)| {
+            let top = top_logprobs.next().flatten().unwrap_or_default();
+            Token {
+                bytes: token.into_bytes(),
+                log_prob: log_prob.unwrap_or(f64::NEG_INFINITY),
+                top_logprobs: top.into_iter().map(|(t, p)| (t.into_bytes(), p)).collect(),
             }
-            Self::Arrays { tokens, token_logprobs, top_logprobs } => {
-                let mut top_logprobs = top_logprobs.unwrap_or_default().into_iter();
-                let tokens = tokens.into_iter().zip(token_logprobs).map(|(token, log_prob)| {
-                    let top = top_logprobs.next().flatten().unwrap_or_default();
-                    Token {
-                        bytes: token.into_bytes(),
-                        log_prob: log_prob.unwrap_or(f64::NEG_INFINITY),
-                        top_logprobs: top.into_iter().map(|(t, p)| (t.into_bytes(), p)).collect(),
-                    }
-                });
-                (tokens.collect(), None)
+        });
+        Ok((tokens.collect(), None))
+    }
+}
+
+impl RawContent {
+    /// Appends the text of the thought and of the answer.
+    fn append_to(self, thought: &mut String, answer: &mut String) {
+        match self {
+            Self::Text(text) => answer.push_str(&text),
+            Self::Parts(parts) => {
+                parts.into_iter().for_each(|part| part.append_to(thought, answer));
+            }
+            Self::Part { text, thinking, reasoning } => {
+                for part in [thinking, reasoning].into_iter().flatten() {
+                    thought.push_str(&part.joined());
+                }
+                answer.push_str(&text.unwrap_or_default());
             }
         }
+    }
+
+    /// Returns all text, without a distinction between thought and answer.
+    fn joined(self) -> String {
+        let (mut thought, mut answer) = (String::new(), String::new());
+        self.append_to(&mut thought, &mut answer);
+        thought + &answer
     }
 }
 
 impl RawMessage {
     /// Returns the text of the assistant turn, with the thought before the content.
     fn text(self) -> String {
-        let content = self.content.unwrap_or_default();
-        match self.reasoning.or(self.reasoning_content) {
-            Some(thought) if !thought.is_empty() && !content.contains(THINK_CLOSE) => {
-                // If there is content after the thought, the thought was closed.
-                let close = if content.is_empty() { "" } else { THINK_CLOSE };
-                format!("{THINK_OPEN}{thought}{close}{content}")
-            }
-            _ => content,
+        let (mut thought, mut content) = (String::new(), String::new());
+        if let Some(parts) = self.content {
+            parts.append_to(&mut thought, &mut content);
         }
+        // Some servers fill both fields with the same thought, and others leave one of them empty.
+        for field in [self.reasoning, self.reasoning_content] {
+            if thought.is_empty() {
+                thought = field.map(RawContent::joined).unwrap_or_default();
+            }
+        }
+        if thought.is_empty() || content.contains(THINK_CLOSE) {
+            return content;
+        }
+        // If there is content after the thought, the thought was closed.
+        let close = if content.is_empty() { "" } else { THINK_CLOSE };
+        format!("{THINK_OPEN}{thought}{close}{content}")
     }
 }
 
 impl Response {
-    /// Parses a response of `/v1/completions` or `/v1/chat/completions`.
+    /// Parses the body of a response of `/v1/completions` or `/v1/chat/completions`.
     ///
     /// # Errors
     /// Returns a description of the problem.
-    pub(crate) fn parse(response: Value) -> Result<Self, String> {
-        let raw = RawResponse::deserialize(response).map_err(|error| error.to_string())?;
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, String> {
+        let raw: RawResponse = parse_json(body)?;
         let stop_type = raw.verbose.and_then(|verbose| verbose.stop_type);
-        let choice = raw.choices.into_iter().next().ok_or("there is no choice")?;
-        let finish_reason =
-            match (choice.finish_reason.as_deref(), &choice.stop_reason, stop_type.as_deref()) {
-                (Some("length"), ..) => FinishReason::Length,
-                (Some("stop"), Some(Value::String(_)), _) | (Some("stop"), _, Some("word")) => {
-                    FinishReason::StopString
+        let Some(choice) = raw.choices.into_iter().next() else {
+            let message = match raw.error {
+                Some(RawError::Message(message) | RawError::Object { message: Some(message) }) => {
+                    message
                 }
-                (Some("stop"), Some(_), _) | (Some("stop"), _, Some("eos")) => {
-                    FinishReason::EndOfTurn
-                }
-                (Some("stop"), ..) => FinishReason::Stop,
-                (other, ..) => return Err(format!("the finish_reason is {other:?}")),
+                Some(RawError::Object { message: None }) => "an error without a message".into(),
+                None => return Err("there is no choice".into()),
             };
+            return Err(format!("the status is a success, but there is an error: {message}"));
+        };
+        let reported = choice.finish_reason.unwrap_or_default().to_ascii_lowercase();
+        let finish_reason = match (reported.as_str(), &choice.stop_reason, stop_type.as_deref()) {
+            ("length" | "max_tokens" | "max_length" | "model_length", ..) => FinishReason::Length,
+            // The text may end anywhere.
+            ("abort" | "aborted" | "cancelled" | "error" | "timeout" | "content_filter", ..) => {
+                return Err(format!("the finish_reason is {reported:?}"));
+            }
+            ("stop", Some(Value::String(_)), _) | ("stop", _, Some("word")) => {
+                FinishReason::StopString
+            }
+            ("stop", Some(_), _) | ("stop", _, Some("eos")) => FinishReason::EndOfTurn,
+            ("eos" | "eos_token" | "end_turn", ..) => FinishReason::EndOfTurn,
+            // Includes null and names that are not known here.
+            _ => FinishReason::Stop,
+        };
         let text = match (choice.text, choice.message) {
             (Some(text), _) => text,
             (None, Some(message)) => message.text(),
             (None, None) => return Err("the choice has neither text nor message".into()),
         };
-        let (tokens, entry_ids) = choice.logprobs.map_or((Vec::new(), None), RawLogprobs::tokens);
-        let usage = TokenCounts::new(raw.usage.prompt_tokens, raw.usage.completion_tokens);
+        let (tokens, entry_ids) = match choice.logprobs {
+            Some(log_probs) => log_probs.tokens()?,
+            None => (Vec::new(), None),
+        };
         let token_ids = choice.token_ids.or(entry_ids);
+        let usage = raw.usage.unwrap_or_default();
+        let counted = token_ids.as_ref().map_or(tokens.len(), Vec::len);
+        let usage = TokenCounts::new(
+            usage.prompt_tokens.unwrap_or(0),
+            usage.completion_tokens.unwrap_or(counted),
+        );
         Ok(Self { text, tokens, token_ids, finish_reason, usage })
     }
 
@@ -239,13 +315,32 @@ impl Response {
     }
 }
 
+/// Parses the body of a response as JSON.
+///
+/// # Errors
+/// Returns a description of the problem, with the beginning of a body that is not JSON.
+pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    const SHOWN_BYTES: usize = 100;
+    serde_json::from_slice(body).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => error.to_string(),
+        _ => {
+            let start = String::from_utf8_lossy(&body[..body.len().min(SHOWN_BYTES)]);
+            format!("not JSON: {error}; it begins with {start:?}")
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
+    fn parse(response: &Value) -> Result<Response, String> {
+        Response::parse(response.to_string().as_bytes())
+    }
+
     fn choice(choice: Value) -> Result<Response, String> {
-        Response::parse(json!({
+        parse(&json!({
             "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 2},
         }))
     }
@@ -298,6 +393,67 @@ mod tests {
             "<answer>7</answer>"
         );
         assert_eq!(text(json!({})), "");
+        assert_eq!(
+            text(
+                json!({"content": "<answer>7</answer>", "reasoning": "", "reasoning_content": "hm"})
+            ),
+            whole
+        );
+    }
+
+    #[test]
+    fn parse_joins_the_parts_of_a_message() {
+        let whole = "<think>hm so</think><answer>7</answer>";
+        for content in [
+            json!([
+                {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}, {"type": "text", "text": " so"}]},
+                {"type": "text", "text": "<answer>7"}, {"type": "text", "text": "</answer>"},
+            ]),
+            json!([{"type": "thinking", "thinking": "hm so"}, {"type": "text", "text": "<answer>7</answer>"}]),
+            json!([{"type": "reasoning", "reasoning": "hm so"}, "<answer>7</answer>"]),
+            json!([{"type": "text", "text": whole}, {"type": "image_url", "image_url": {}}]),
+            json!({"type": "text", "text": whole}),
+        ] {
+            let response =
+                choice(json!({"message": {"content": content}, "finish_reason": "stop"}));
+            assert_eq!(response.map(|response| response.text).as_deref(), Ok(whole));
+        }
+    }
+
+    #[test]
+    fn parse_counts_tokens_itself_if_usage_is_unknown() {
+        let log_probs = json!({"tokens": ["7", "<"], "token_logprobs": [-0.1, -0.2]});
+        for (usage, expected) in [
+            (json!(null), TokenCounts::new(0, 2)),
+            (json!({"prompt_tokens": null, "completion_tokens": null}), TokenCounts::new(0, 2)),
+            (json!({"prompt_tokens": 7}), TokenCounts::new(7, 2)),
+            (json!({"prompt_tokens": 7, "completion_tokens": 3}), TokenCounts::new(7, 3)),
+        ] {
+            let choice = json!({"text": "7<", "finish_reason": "length", "logprobs": log_probs});
+            let response = parse(&json!({"choices": [choice], "usage": usage}));
+            assert_eq!(response.map(|response| response.usage), Ok(expected), "{usage}");
+        }
+    }
+
+    #[test]
+    fn parse_rejects_ids_in_the_place_of_texts() {
+        let log_probs = json!({"tokens": ["token_id:22"], "token_logprobs": [-0.1]});
+        let response =
+            choice(json!({"text": "7", "finish_reason": "length", "logprobs": log_probs}));
+        assert!(response.expect_err("an error").contains("--return-tokens-as-token-ids"));
+    }
+
+    #[test]
+    fn parse_names_errors_of_proxies() {
+        for (error, expected) in [
+            (json!({"message": "no such model", "code": 404}), "no such model"),
+            (json!("overloaded"), "overloaded"),
+        ] {
+            let problem = parse(&json!({ "error": error })).expect_err("an error");
+            assert!(problem.ends_with(expected), "{problem}");
+        }
+        let problem = Response::parse(b"<html>Bad Gateway</html>").expect_err("an error");
+        assert!(problem.starts_with("not JSON") && problem.contains("<html>Bad"), "{problem}");
     }
 
     #[test]
@@ -308,7 +464,7 @@ mod tests {
                 .as_object_mut()
                 .expect("an object")
                 .extend(extra.as_object().cloned().unwrap_or_default());
-            Response::parse(json!({"choices": [choice], "__verbose": verbose}))
+            parse(&json!({"choices": [choice], "__verbose": verbose}))
                 .map(|response| response.finish_reason)
         };
         let none = json!({});
@@ -331,8 +487,21 @@ mod tests {
             finish(json!({"finish_reason": "length"}), Value::Null),
             Ok(FinishReason::Length)
         );
+        for (reason, expected) in [
+            (json!("eos_token"), FinishReason::EndOfTurn),
+            (json!("end_turn"), FinishReason::EndOfTurn),
+            (json!("MAX_TOKENS"), FinishReason::Length),
+            (json!("STOP"), FinishReason::Stop),
+            (json!("stop_sequence"), FinishReason::Stop),
+            (json!(""), FinishReason::Stop),
+            (json!(null), FinishReason::Stop),
+            (json!("unheard of"), FinishReason::Stop),
+        ] {
+            let found = finish(json!({"finish_reason": reason}), Value::Null);
+            assert_eq!(found, Ok(expected), "{reason}");
+        }
         assert!(finish(json!({"finish_reason": "abort"}), Value::Null).is_err());
-        assert!(finish(json!({"finish_reason": null}), Value::Null).is_err());
+        assert!(finish(json!({"finish_reason": "content_filter"}), Value::Null).is_err());
     }
 
     #[test]
@@ -340,7 +509,7 @@ mod tests {
         for response in
             [json!(null), json!([]), json!({}), json!({"choices": []}), json!({"choices": [{}]})]
         {
-            assert!(Response::parse(response.clone()).is_err(), "{response}");
+            assert!(parse(&response).is_err(), "{response}");
         }
     }
 

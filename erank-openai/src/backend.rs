@@ -3,6 +3,7 @@
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, OnceLock};
 
+use erank_core::tags::THINK_CLOSE;
 use erank_core::{BackendError, CancellationToken, Job, ScoringBackend, Sink};
 
 use crate::capabilities::{Capabilities, CapabilityCache};
@@ -16,6 +17,7 @@ use crate::job::{JobRunner, POLL, PendingReports, spawn_thread};
 use crate::load_balancer::LoadBalancer;
 use crate::prompts::PromptBuilder;
 use crate::settings::{OpenAiSettings, PromptFormat};
+use crate::tokenizer::ClientTokenizer;
 
 /// A model behind an OpenAI-compatible HTTP API: a [`ScoringBackend`] for one or more servers with the
 /// same model.
@@ -39,7 +41,7 @@ pub struct OpenAiBackend {
     name: String,
     settings: Arc<OpenAiSettings>,
     shared: Arc<Shared>,
-    control_tokens: ControlTokens,
+    control_tokens: Arc<ControlTokens>,
 }
 
 impl OpenAiBackend {
@@ -76,7 +78,7 @@ impl OpenAiBackend {
             name: settings.model.clone().unwrap_or_else(|| "openai".into()),
             shared: Arc::new(Shared::new(http, balancer, capabilities, settings.max_attempts)),
             settings,
-            control_tokens,
+            control_tokens: Arc::new(control_tokens),
         })
     }
 
@@ -134,11 +136,24 @@ impl OpenAiBackend {
             client: client.clone(),
             server: Arc::clone(&server),
             settings: Arc::clone(settings),
+            control_tokens: Arc::clone(control_tokens),
+            thought_end_id: match &settings.prompt_format {
+                PromptFormat::TokenIds(tokenizer) => thought_end_id(&**tokenizer),
+                _ => None,
+            },
             format: job.prompt.answers().clone(),
             options: job.options,
             label_token_ids: OnceLock::new(),
         });
         JobRunner::new(context, builder, job, pending).run(sink)
+    }
+}
+
+/// Returns the id of the token that ends a thought, if it is one token.
+fn thought_end_id(tokenizer: &dyn ClientTokenizer) -> Option<u32> {
+    match tokenizer.encode_trusted(THINK_CLOSE).as_deref() {
+        Ok([id]) => Some(*id),
+        _ => None,
     }
 }
 

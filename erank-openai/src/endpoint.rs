@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::api::Response;
+use crate::api::{Response, parse_json};
 use crate::error::{RequestError, SetupError};
 use crate::http::{HttpClient, Session};
 use crate::load_balancer::Permit;
@@ -46,12 +46,12 @@ impl<'a> Endpoint<'a> {
 
     /// Sends a GET request.
     pub(crate) fn get(&self, route: &str) -> Result<Value, RequestError> {
-        self.send(route, None, Ok)
+        self.send(route, None, parse_json)
     }
 
     /// Sends a POST request.
     pub(crate) fn post(&self, route: &str, body: &Value) -> Result<Value, RequestError> {
-        self.send(route, Some(body), Ok)
+        self.send(route, Some(body), parse_json)
     }
 
     /// Sends a POST request, and parses the generated text of the response.
@@ -75,12 +75,12 @@ impl<'a> Endpoint<'a> {
         &self,
         route: &str,
         body: Option<&Value>,
-        parse: impl Fn(Value) -> Result<T, String>,
+        parse: impl Fn(&[u8]) -> Result<T, String>,
     ) -> Result<T, RequestError> {
         let url = format!("{}{route}", self.url());
         let send_once = || {
             let response = self.http.send(self.session, &url, body)?;
-            parse(response).map_err(|problem| self.invalid_response(route, &problem))
+            parse(&response).map_err(|problem| self.invalid_response(route, &problem))
         };
         for _ in 1..self.attempts {
             match send_once() {

@@ -11,9 +11,10 @@
 //! thought itself needs no log-probabilities, so its responses are small.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use erank_core::tags::{ANSWER_CLOSE, ANSWER_OPEN, FORCED_ANSWER_PREFIX, THINK_OPEN};
+use erank_core::tags::{ANSWER_CLOSE, ANSWER_OPEN, FORCED_ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN};
 use erank_core::{
     AnswerError, AnswerFormat, BackendError, Completion, DocumentError, FinishReason, Mode,
     Sampling, ScoringOptions, TokenCounts,
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 use crate::api::{self, CHAT, COMPLETIONS, Response};
 use crate::capabilities::Capabilities;
 use crate::client::Client;
+use crate::control_tokens::ControlTokens;
 use crate::error::{CapabilityError, RequestError};
 use crate::labels::{LogprobSource, label_distribution};
 use crate::prompts::{DocumentPrompt, Prompt};
@@ -41,6 +43,9 @@ pub(crate) struct JobContext {
     pub(crate) client: Client,
     pub(crate) server: Arc<Capabilities>,
     pub(crate) settings: Arc<OpenAiSettings>,
+    pub(crate) control_tokens: Arc<ControlTokens>,
+    /// The id of the token that ends a thought. `None` if it is not one token, or if the server sees text.
+    pub(crate) thought_end_id: Option<u32>,
     pub(crate) format: AnswerFormat,
     pub(crate) options: ScoringOptions,
     /// The first tokens of all answers, if the server accepts `logprob_token_ids`. Empty if they are
@@ -161,8 +166,12 @@ impl Generation<'_> {
         let answer_only = self.job.options.mode == Mode::AnswerOnly;
         let prefix = match answer_only && !opens_thought {
             true => format.answer_only_prefix(),
-            false => format.forced_answer_prefix(&self.completion.text),
+            false => format.forced_answer_prefix(self.after_thought().unwrap_or(THINK_OPEN)),
         };
+        if let Some(start) = prefix.find(THINK_CLOSE) {
+            let end = self.completion.text.len() + start + THINK_CLOSE.len();
+            self.completion.thought_end = Some(end);
+        }
         self.append(prefix)?;
         self.completion.finish_reason = match answer_only || opened_answer {
             true => FinishReason::Answered,
@@ -233,10 +242,9 @@ impl Generation<'_> {
             let response = self.request(COMPLETIONS, fields, &self.job.options.sampling)?;
             budget = budget.saturating_sub(response.usage.generated.max(1));
             self.append_response(&response)?;
-            let opens_answer = {
-                let text = format!("{}{ANSWER_OPEN}", self.completion.text);
-                self.job.format.forced_answer_prefix(&text).is_empty()
-            };
+            let opens_answer = self.after_thought().is_some_and(|text| {
+                self.job.format.forced_answer_prefix(&format!("{text}{ANSWER_OPEN}")).is_empty()
+            });
             match response.finish_reason {
                 api::FinishReason::Length | api::FinishReason::EndOfTurn => return Ok(false),
                 api::FinishReason::StopString | api::FinishReason::Stop if opens_answer => {
@@ -350,6 +358,10 @@ impl Generation<'_> {
         sampling: &Sampling,
     ) -> Result<Response, GenerationError> {
         merge(&mut fields, self.job.server.sampling_fields(sampling, self.sample));
+        if self.job.server.kind == ServerKind::Vllm {
+            // The server's own setting may replace the texts of tokens, which labels are compared with.
+            merge(&mut fields, json!({"return_tokens_as_token_ids": false}));
+        }
         let response = self.client.generate(route, &self.job.server.request(fields));
         let response = response.map_err(|error| self.job.classify(error))?;
         let mut tokens = response.usage;
@@ -369,16 +381,45 @@ impl Generation<'_> {
         let Some(tokenizer) = self.job.tokenizer() else {
             // Most servers omit the stop string. Remove it if a server does not.
             let text = response.text.split(ANSWER_OPEN).next().unwrap_or_default();
-            return self.append(text);
+            self.append_generated(text);
+            return Ok(());
         };
         let no_ids = || GenerationError::Job(CapabilityError::NoTokenIds.into());
         let ids = response.token_ids.as_deref().ok_or_else(no_ids)?;
         let (ids, rest) = truncate_at_answer(tokenizer, ids);
+        let end = ids.iter().position(|id| Some(*id) == self.job.thought_end_id);
+        if let (Some(end), None) = (end, self.completion.thought_end) {
+            let thought = tokenizer.decode(&ids[..=end]);
+            self.completion.thought_end = Some(self.completion.text.len() + thought.len());
+        }
         self.completion.text.push_str(&tokenizer.decode(ids));
         if let Prompt::TokenIds(prompt) = &mut self.prompt {
             prompt.extend(ids);
         }
         self.append(&rest)
+    }
+
+    /// Appends text that the model generated to the turn. The model may have quoted control tokens of a document,
+    /// and the server would read them as such in the next prompt. So they are neutralized there.
+    fn append_generated(&mut self, text: &str) {
+        if let Prompt::Text(whole) | Prompt::Message(whole) = &mut self.prompt {
+            let start = whole.len();
+            let data: Vec<Range<usize>> = quoted(&self.completion.text, text)
+                .into_iter()
+                .map(|range| start + range.start..start + range.end)
+                .collect();
+            let extended = std::mem::take(whole) + text;
+            *whole = self.job.control_tokens.neutralize(extended, &data);
+        }
+        self.completion.text.push_str(text);
+    }
+
+    /// Returns the text after the thought, which may hold an answer; `None` during the thought. If no single
+    /// token ends a thought, returns the whole turn. The format then looks for the end in it.
+    fn after_thought(&self) -> Option<&str> {
+        let after = &self.completion.text[self.completion.thought_end.unwrap_or(0)..];
+        let is_thinking = after.trim_start().starts_with(THINK_OPEN);
+        (!is_thinking || self.job.thought_end_id.is_none()).then_some(after)
     }
 
     /// Appends forced text to the assistant turn.
@@ -400,6 +441,22 @@ impl Generation<'_> {
             (Prompt::TokenIds(_), None) => {}
         }
         Ok(prompt)
+    }
+}
+
+/// Returns the ranges of generated `text` that may quote a document. `turn` is the turn before it. The model's own
+/// tags are the `<think>` that begins the turn and the first `</think>`, which ends the thought.
+fn quoted(turn: &str, text: &str) -> Vec<Range<usize>> {
+    let mut start = 0;
+    if turn.trim_start().is_empty() && text.trim_start().starts_with(THINK_OPEN) {
+        start = text.len() - text.trim_start().len() + THINK_OPEN.len();
+    }
+    match text[start..].find(THINK_CLOSE).filter(|_| !turn.contains(THINK_CLOSE)) {
+        Some(length) => {
+            let end = start + length;
+            vec![start..end, end + THINK_CLOSE.len()..text.len()]
+        }
+        None => vec![start..text.len()],
     }
 }
 

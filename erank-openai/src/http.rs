@@ -14,9 +14,14 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::error::{RequestError, SetupError};
 
-/// The maximum size of a response. It is larger than any valid response, and bounds the memory that a
-/// faulty server can take.
+/// The maximum size of a response. It bounds the memory that a faulty server can take.
 const MAX_RESPONSE_BYTES: u64 = 64 << 20;
+/// Bytes of a response beside what [`max_response_bytes`] allows for its tokens.
+const OTHER_BYTES: u64 = 512 << 10;
+/// Bytes of a generated token with its text, id, bytes and log-probabilities. llama.cpp writes up to some 300.
+const TOKEN_BYTES: u64 = 512;
+/// Bytes of responses to other requests, such as the list of a gateway's models.
+const LIST_BYTES: u64 = 4 << 20;
 /// The maximum number of characters of a server's message in an error.
 const MAX_MESSAGE_CHARS: usize = 300;
 /// The replacement for the key in any text that is shown.
@@ -129,13 +134,13 @@ impl HttpClient {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a POST request with `body`, or a GET request without one, and returns the response.
+    /// Sends a POST request with `body`, or a GET request without one, and returns the response's body.
     pub(crate) fn send(
         &self,
         session: &Session,
         url: &str,
         body: Option<&Value>,
-    ) -> Result<Value, RequestError> {
+    ) -> Result<Vec<u8>, RequestError> {
         let connection = |error| RequestError::Connection { url: url.to_owned(), source: error };
         let authorization = self.authorization.as_ref();
         let response = match body {
@@ -158,15 +163,18 @@ impl HttpClient {
             true => RequestError::Unreachable { url: url.to_owned(), source: error.into() },
             false => connection(error.into()),
         })?;
-        let bytes = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).read_to_vec();
-        let bytes = bytes.map_err(|error| connection(error.into()))?;
-        if response.status().is_success() {
-            serde_json::from_slice(&bytes).map_err(|error| RequestError::InvalidResponse {
+        let limit = max_response_bytes(body);
+        let bytes = response.body_mut().with_config().limit(limit).read_to_vec();
+        let bytes = bytes.map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(_) => RequestError::InvalidResponse {
                 url: url.to_owned(),
-                problem: format!("not JSON: {error}"),
-            })
-        } else {
-            Err(self.status_error(url, &response, &bytes))
+                problem: format!("it has more than {limit} bytes"),
+            },
+            error => connection(error.into()),
+        })?;
+        match response.status().is_success() {
+            true => Ok(bytes),
+            false => Err(self.status_error(url, &response, &bytes)),
         }
     }
 
@@ -248,6 +256,20 @@ impl Session {
         }
         Err(RequestError::Cancelled)
     }
+}
+
+/// Returns the maximum size of the response to a request. A valid response is smaller.
+fn max_response_bytes(body: Option<&Value>) -> u64 {
+    let bytes = match body {
+        Some(Value::Object(fields)) if fields.contains_key("max_tokens") => {
+            let tokens = fields["max_tokens"].as_u64().unwrap_or(0);
+            OTHER_BYTES.saturating_add(tokens.saturating_mul(TOKEN_BYTES))
+        }
+        // A tokenizer's response has up to one number for each byte of a text.
+        Some(body) => LIST_BYTES.saturating_add(16 * body.to_string().len() as u64),
+        None => LIST_BYTES,
+    };
+    bytes.min(MAX_RESPONSE_BYTES)
 }
 
 /// Returns whether no connection was made, so that the request itself cannot be the cause.
@@ -355,6 +377,15 @@ mod tests {
         }
         assert!(parse_prompt_too_long(&serde_json::json!({"error": "Unauthorized"})).is_none());
         assert!(parse_prompt_too_long(&Value::Null).is_none());
+    }
+
+    #[test]
+    fn max_response_bytes_grows_with_the_requested_tokens() {
+        let limit = |body: serde_json::Value| max_response_bytes(Some(&body));
+        assert_eq!(limit(serde_json::json!({"max_tokens": 1})), OTHER_BYTES + TOKEN_BYTES);
+        assert_eq!(limit(serde_json::json!({"max_tokens": u64::MAX})), MAX_RESPONSE_BYTES);
+        assert!(limit(serde_json::json!({"prompt": "x".repeat(1 << 20)})) > 16 << 20);
+        assert_eq!(max_response_bytes(None), LIST_BYTES);
     }
 
     #[test]

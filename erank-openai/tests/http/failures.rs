@@ -181,3 +181,18 @@ fn request_timeout_is_document_error() {
     };
     assert!(chain(cause.as_ref()).contains("timeout"), "{}", chain(cause.as_ref()));
 }
+
+#[test]
+fn endless_response_costs_little_memory_and_is_an_error() {
+    let server = Server::start(|request| match request.body["stop"].is_array() {
+        true => Reaction::ok(json!({"choices": [{
+            "text": "x".repeat(8 << 20), "finish_reason": "stop",
+        }]})),
+        false => react_as_vllm(request),
+    });
+    let backend = backend(&server.url(), settings(|s| s.max_attempts = 1));
+    let outcomes = score(&backend, &documents([7]), reason(50)).expect("an outcome");
+    let problem = chain(outcomes.error(0));
+    // 512 KiB and 512 bytes for each of 50 tokens.
+    assert!(problem.contains("it has more than 549888 bytes"), "{problem}");
+}

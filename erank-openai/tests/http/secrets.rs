@@ -35,7 +35,7 @@ fn api_key_is_sent_and_not_shown_in_errors() {
 fn api_key_quoted_by_server_is_redacted() {
     let quoting: [fn(&str) -> Value; 3] = [
         |key| json!({ "choices": key }),
-        |key| json!({"choices": [{"text": "", "finish_reason": key}]}),
+        |key| json!({"error": {"message": key}}),
         |key| json!({"data": [{"id": key}, {"id": "b"}]}),
     ];
     for (number, response) in quoting.into_iter().enumerate() {
