@@ -18,9 +18,14 @@ use std::time::Instant;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct CancellationToken {
-    cancelled: Arc<AtomicBool>,
+    node: Arc<Node>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    cancelled: AtomicBool,
     deadline: Option<Instant>,
-    parent: Option<Arc<CancellationToken>>,
+    parent: Option<Arc<Node>>,
 }
 
 impl CancellationToken {
@@ -31,26 +36,42 @@ impl CancellationToken {
 
     /// Creates a token that is also cancelled from `deadline` on.
     pub fn with_deadline(deadline: Instant) -> Self {
-        Self { deadline: Some(deadline), ..Self::default() }
+        Self::of(Some(deadline), None)
     }
 
     /// Creates a token that is cancelled with this one. Cancelling the child does not cancel the parent
     /// or its other children.
     #[must_use]
     pub fn child_token(&self) -> Self {
-        Self { parent: Some(Arc::new(self.clone())), ..Self::default() }
+        Self::of(None, Some(Arc::clone(&self.node)))
+    }
+
+    fn of(deadline: Option<Instant>, parent: Option<Arc<Node>>) -> Self {
+        Self { node: Arc::new(Node { cancelled: AtomicBool::new(false), deadline, parent }) }
     }
 
     /// Cancels the work of this token, of its clones and of its children.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.node.cancelled.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether the work should end.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
-            || self.parent.as_ref().is_some_and(|parent| parent.is_cancelled())
+        std::iter::successors(Some(&*self.node), |node| node.parent.as_deref()).any(|node| {
+            node.cancelled.load(Ordering::Relaxed)
+                || node.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+        })
+    }
+}
+
+impl Drop for Node {
+    /// Drops the ancestors that nothing else refers to one by one, because a recursion over many would overflow the
+    /// stack.
+    fn drop(&mut self) {
+        let mut parent = self.parent.take();
+        while let Some(mut node) = parent.and_then(Arc::into_inner) {
+            parent = node.parent.take();
+        }
     }
 }
 
@@ -82,5 +103,17 @@ mod tests {
         parent.cancel();
         assert!(sibling.is_cancelled());
         assert!(CancellationToken::with_deadline(Instant::now()).child_token().is_cancelled());
+    }
+
+    #[test]
+    fn deeply_nested_children_do_not_overflow_the_stack() {
+        let root = CancellationToken::new();
+        let mut token = root.clone();
+        for _ in 0..400_000 {
+            token = token.child_token();
+        }
+        assert!(!token.is_cancelled());
+        root.cancel();
+        assert!(token.is_cancelled());
     }
 }

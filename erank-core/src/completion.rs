@@ -102,8 +102,21 @@ impl TokenCounts {
 }
 
 impl AddAssign for TokenCounts {
+    /// Adds up to the largest number, because the counts of a server may be of any size.
     fn add_assign(&mut self, other: Self) {
-        self.prompt += other.prompt;
-        self.generated += other.generated;
+        self.prompt = self.prompt.saturating_add(other.prompt);
+        self.generated = self.generated.saturating_add(other.generated);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adding_token_counts_stops_at_the_largest_number() {
+        let mut counts = TokenCounts::new(usize::MAX, 2);
+        counts += TokenCounts::new(usize::MAX, 3);
+        assert_eq!(counts, TokenCounts::new(usize::MAX, 5));
     }
 }

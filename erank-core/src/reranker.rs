@@ -1,5 +1,7 @@
 //! The reranker: from a request to a ranking.
 
+use std::collections::HashMap;
+
 use thiserror::Error;
 
 use crate::answer::AnswerProbability;
@@ -169,8 +171,10 @@ impl<B: ScoringBackend> Reranker<B> {
         tracker.progress.documents += selected.len();
         let results = self.config.pass(request, &selected).run(&self.backend, tracker);
         let rescored = self.config.order(results.scored);
+        let ranks: HashMap<usize, usize> =
+            rescored.iter().enumerate().map(|(rank, document)| (document.index, rank)).collect();
         for range in ranges {
-            sort_range(&mut documents[range], &rescored);
+            sort_range(&mut documents[range], &rescored, &ranks);
         }
         // A document that failed in this pass keeps its first score, so it is partially scored.
         let failures = results.unscored.into_iter().chain(results.partially_scored).collect();
@@ -179,12 +183,17 @@ impl<B: ScoringBackend> Reranker<B> {
 }
 
 /// Sorts the documents of `range` as in `rescored`, which holds them best first, and replaces them by
-/// their new results. Documents that are not in `rescored` move to the end and keep their order.
-fn sort_range(range: &mut [RankedDocument], rescored: &[RankedDocument]) {
-    let rank = |index: usize| rescored.iter().position(|document| document.index == index);
-    range.sort_by_key(|document| rank(document.index).unwrap_or(usize::MAX));
+/// their new results. `ranks` has the position in `rescored` of each document's index. Documents that are not in
+/// `rescored` move to the end and keep their order.
+fn sort_range(
+    range: &mut [RankedDocument],
+    rescored: &[RankedDocument],
+    ranks: &HashMap<usize, usize>,
+) {
+    let rank = |document: &RankedDocument| ranks.get(&document.index).copied();
+    range.sort_by_key(|document| rank(document).unwrap_or(usize::MAX));
     for document in range {
-        if let Some(rank) = rank(document.index) {
+        if let Some(rank) = rank(document) {
             *document = rescored[rank].clone();
         }
     }

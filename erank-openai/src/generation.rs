@@ -293,7 +293,7 @@ impl Generation<'_> {
         for (text, log_prob) in &labels.tokens[answer] {
             self.completion.push(text, *log_prob as f32);
         }
-        self.completion.usage.generated += labels.tokens[answer].len();
+        self.completion.usage += TokenCounts::new(0, labels.tokens[answer].len());
         self.completion.text.push_str(job.format.answer_suffix());
         self.completion.answer_distribution = Some(labels.distribution);
         Ok(())
@@ -310,7 +310,7 @@ impl Generation<'_> {
         });
         let response = self.request(COMPLETIONS, fields, sampling)?;
         self.completion.text.push_str(&response.text);
-        self.completion.usage.generated += response.usage.generated;
+        self.completion.usage += TokenCounts::new(0, response.usage.generated);
         self.completion.text.push_str(self.job.format.answer_suffix());
         Ok(())
     }
@@ -377,7 +377,7 @@ impl Generation<'_> {
 
     /// Appends the generated text, up to `<answer>`, to the turn.
     fn append_response(&mut self, response: &Response) -> Result<(), GenerationError> {
-        self.completion.usage.generated += response.usage.generated;
+        self.completion.usage += TokenCounts::new(0, response.usage.generated);
         let Some(tokenizer) = self.job.tokenizer() else {
             // Most servers omit the stop string. Remove it if a server does not.
             let text = response.text.split(ANSWER_OPEN).next().unwrap_or_default();

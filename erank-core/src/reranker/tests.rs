@@ -244,6 +244,19 @@ fn cascade_reasons_about_the_best_documents() {
 }
 
 #[test]
+fn cascade_of_many_documents_takes_no_quadratic_time() {
+    // A search of the list for each document would take minutes.
+    let documents: Vec<String> = (0..30_000).map(|i| format!("5{},0", i % 8 + 1)).collect();
+    let request = Request::new("q", documents.iter().map(String::as_str));
+    let reranker =
+        Reranker::builder(Numbers).cascade(Cascade::best(30_000)).build().expect("valid");
+    let ranking = reranker.rerank(&request).expect("a ranking");
+    let integers: Vec<u32> = ranking.documents.iter().map(|d| d.answer.integer).collect();
+    assert_eq!(integers.len(), 30_000);
+    assert!(integers.is_sorted_by(|a, b| a >= b) && integers[0] == 8);
+}
+
+#[test]
 fn cascade_reasons_about_uncertain_ranks() {
     // The ranks of 8 and 3 are certain. Those of 6, 6 and 5 are uncertain, and so are those of 2 and 2.
     let request =
