@@ -76,11 +76,13 @@ pub(super) fn par_column_blocks(
     assert!(range.end <= stride, "columns {range:?} of {stride}");
     let rows = matrix.len().checked_div(stride).unwrap_or(0);
     let end = range.end;
+    // All blocks derive from one pointer. Another borrow of the matrix would end the access of earlier blocks.
+    let start = matrix.as_mut_ptr();
     let blocks: Vec<ColumnBlock<'_>> = range
         .step_by(width.max(1))
         .filter(|_| rows > 0)
         .map(|first| ColumnBlock {
-            start: matrix[first..].as_mut_ptr(),
+            start: start.wrapping_add(first),
             rows,
             stride,
             columns: width.min(end - first),
