@@ -84,6 +84,20 @@ fn thinking_costs_fewer_tokens_with_a_cascade() {
 }
 
 #[test]
+fn cascade_thinks_about_the_best_three_only() {
+    let output = output_of("cascade", &[]);
+    let rows = rows(&output);
+    assert_eq!(rows.len(), 3, "{output}");
+    let numbers = |column: usize| -> Vec<usize> {
+        let words = rows.iter().map(|row| row[20..].split_whitespace().nth(column));
+        words.map(|word| word.expect("a word").parse().expect("a number")).collect()
+    };
+    assert_eq!(numbers(0), [0, 10, 3], "{output}");
+    let generated = numbers(1);
+    assert!(generated[0] < generated[2] && generated[2] < generated[1], "{output}");
+}
+
+#[test]
 fn prompt_accepts_custom_instruction_and_template() {
     let output = output_of("prompt", &[]);
     let lines: Vec<&str> = output.lines().collect();
