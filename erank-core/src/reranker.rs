@@ -164,7 +164,9 @@ impl<B: ScoringBackend> Reranker<B> {
                     }),
             };
             match split {
-                Ok(split) => documents.push(PassDocument { index, split }),
+                Ok(split) => {
+                    documents.push(PassDocument { index, split: split.without_blank(text) });
+                }
                 Err(error) => unscored.push(DocumentFailure::new(request, index, error)),
             }
         }

@@ -21,7 +21,9 @@ use crate::options::{ConfigError, ScoringOptions};
 /// - A document of more than [`max_windows`](Self::max_windows) windows is scored by its first ones, and
 ///   [`RankedDocument::truncated`](crate::RankedDocument::truncated) is true.
 /// - In a [`Cascade`](crate::Cascade), the first pass scores all windows, and the second pass thinks only about
-///   those that gave the first score: the best one, or the best `k`.
+///   those that gave the first score: the best one, or the best `k`. [`Cascade::uncertain`](crate::Cascade::uncertain)
+///   compares the answers for the best windows.
+/// - Windows of white space alone are left out.
 ///
 /// The backend counts the tokens ([`ScoringBackend::token_ends`](crate::ScoringBackend::token_ends)). In a cascade
 /// with a [`FirstPass`](crate::FirstPass), it is the backend of the first pass.
@@ -227,6 +229,16 @@ impl Split {
     /// Returns the whole text as one window.
     pub(crate) fn whole(text: &str) -> Self {
         Self { windows: std::iter::once(0..text.len()).collect(), is_complete: true }
+    }
+
+    /// Removes the windows of `text` that have only white space. If all have, keeps the first one.
+    pub(crate) fn without_blank(mut self, text: &str) -> Self {
+        let first = self.windows.first().cloned();
+        self.windows.retain(|bytes| !text[bytes.clone()].trim().is_empty());
+        if self.windows.is_empty() {
+            self.windows.extend(first);
+        }
+        self
     }
 }
 

@@ -231,6 +231,21 @@ fn rerank_windows_find_and_name_the_best_part() {
     let short = run(&["--windows"]);
     assert_eq!(short.code, Some(0), "{short:?}");
 
+    // A model of one pass scores the windows, and the other one reasons about the best window.
+    let models = tempfile::tempdir().expect("a folder");
+    let model = tiny_with_yes_and_no(models.path(), "tiny-Reranker");
+    let model = model.to_str().expect("UTF-8");
+    let both = ["rerank", "-q", "sourdough bread flour", "-d", docs, "--json", "--windows", "100"];
+    let both = [&both[..], &["--first-stage", model, "--think-about", "2"]].concat();
+    let report = erank(&both, b"").json();
+    let of_long =
+        report["documents"].as_array().expect("documents").iter().find(|d| d["id"] == "a.txt");
+    let of_long = of_long.expect("ranked");
+    assert_eq!(
+        (&of_long["mode"], &of_long["score"]),
+        (&"reason".into(), &of_long["windows"][0]["score"])
+    );
+
     let refused = run(&["--windows", "9000"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.err.contains("a window has 9000 tokens, more than max_document_tokens"));

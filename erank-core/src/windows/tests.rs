@@ -71,6 +71,16 @@ fn windows_overlap_by_whole_sentences_if_near() {
 }
 
 #[test]
+fn blank_windows_are_left_out() {
+    let text = format!("a{}b", " ".repeat(9));
+    let Ok(split) = disjoint(3).split(&text, bytes);
+    assert_eq!(split.windows, [0..3, 3..6, 6..9, 9..11]);
+    assert_eq!(split.without_blank(&text).windows, [0..3, 9..11]);
+    let blank = Split { windows: vec![0..3, 3..6], is_complete: false };
+    assert_eq!(blank.without_blank("          b").windows, [0..3]);
+}
+
+#[test]
 fn split_reads_only_the_beginning_of_a_huge_text() {
     let text = "honey ".repeat(1_000_000);
     let mut read = 0;
