@@ -22,6 +22,10 @@ impl<B: ScoringBackend> ScoringBackend for Printing<B> {
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
         self.0.score(job, &mut PrintingSink { job, sink })
     }
+
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
+        self.0.token_ends(text, max_tokens)
+    }
 }
 
 /// Receives a job's results from the inner backend.

@@ -379,6 +379,10 @@ impl ScoringBackend for CandleBackend {
         let _in_span = span.enter();
         self.engine.run(&Arc::new(context), &frame, job.documents, &job.cancellation, sink)
     }
+
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
+        Ok(self.tokenizer.token_ends(text, max_tokens)?)
+    }
 }
 
 impl std::fmt::Debug for CandleBackend {

@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use erank_candle::WeightFormat;
 use erank_core::metrics::Measure;
 use erank_core::prompt::instructions;
-use erank_core::{AnswerFormat, ConfigError, Mode, PromptFamily, PromptTemplate, ScoreKind};
+use erank_core::{
+    Aggregation, AnswerFormat, ConfigError, Mode, PromptFamily, PromptTemplate, ScoreKind, Windows,
+};
 
 use crate::help;
 
@@ -95,6 +97,8 @@ pub(crate) struct RerankArguments {
     /// Prints one JSON object instead of a table.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) long_documents: LongDocuments,
     #[command(flatten)]
     pub(crate) model: ModelArguments,
     #[command(flatten)]
@@ -321,6 +325,43 @@ impl Thinking {
             Some(max_tokens) => Mode::Reason { max_tokens: max_tokens.get() },
             None => default,
         }
+    }
+}
+
+/// The windows of long documents.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Long documents")]
+pub(crate) struct LongDocuments {
+    /// Scores each document of more than N tokens by overlapping windows of N tokens. The best window gives the
+    /// score. N is --max-document-tokens if it is missing.
+    ///
+    /// Without --windows, long documents are truncated. The table shows the bytes of the best window. With
+    /// --think-about, all windows are scored without reasoning, and the reasoning is about the best window. A
+    /// document with a window that cannot be scored is not ranked.
+    #[arg(long, value_name = "N", num_args = 0..=1)]
+    windows: Option<Option<NonZeroUsize>>,
+    /// Number of tokens that a window shares with the one before it. The default is an eighth of a window.
+    #[arg(long, value_name = "N", requires = "windows")]
+    window_overlap: Option<usize>,
+    /// Maximum number of windows of a document, 32 by default. Text after them is ignored.
+    #[arg(long, value_name = "N", requires = "windows")]
+    max_windows: Option<NonZeroUsize>,
+    /// Ranks documents by the mean score of their best K windows.
+    #[arg(long, value_name = "K", requires = "windows")]
+    mean_windows: Option<NonZeroUsize>,
+}
+
+impl LongDocuments {
+    /// Returns the windows that the arguments select, if any. A window has `limit` tokens unless a number is given.
+    pub(crate) fn windows(&self, limit: usize) -> Option<Windows> {
+        let tokens = self.windows?.map_or(limit, NonZeroUsize::get);
+        let mut windows = Windows::with_tokens(tokens);
+        windows.overlap = self.window_overlap.unwrap_or(windows.overlap);
+        windows.max_windows = self.max_windows.map_or(windows.max_windows, NonZeroUsize::get);
+        if let Some(count) = self.mean_windows {
+            windows.aggregation = Aggregation::MeanOfBest(count.get());
+        }
+        Some(windows)
     }
 }
 

@@ -33,8 +33,9 @@ as above. A line that cannot be used is listed with the reason; the other lines 
                probability_weighted, expected_value, entropy, first_stage_score,
                first_stage_rank (both by the \"score\" of the input), reasoning, mode (\"reason\",
                \"answer_only\": with --first-stage, its model gave the answer), samples (number of
-               samples in the mean score), truncated, finish_reason (\"answered\",
-               \"end_of_turn\", \"forced\"), tokens
+               samples in the mean score), truncated, windows[] (with --windows: the windows
+               that the score comes from, best first, with start and end in bytes of the text, and
+               score), finish_reason (\"answered\", \"end_of_turn\", \"forced\"), tokens
   unscored[]   documents without a score, by line: line, id, reason
   partially_scored[]  documents that lack their reasoning or some samples, by line: line, id,
                reason

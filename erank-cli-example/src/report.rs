@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use erank_core::TokenCounts;
-use erank_core::{DocumentError, DocumentFailure, FinishReason, RankedDocument, Ranking, fusion};
+use erank_core::{
+    DocumentError, DocumentFailure, FinishReason, RankedDocument, Ranking, ScoredWindow, fusion,
+};
 use serde::Serialize;
 
 use crate::error::{self, Exit};
@@ -84,11 +86,18 @@ impl Report<'_> {
         let has_reasoning =
             self.ranking.documents.iter().any(|document| !document.answer.reasoning.is_empty());
         let in_column = has_reasoning && reasoning == ReasoningDisplay::Column;
+        let best_window = |ranked: &RankedDocument| Some(ranked.windows.first()?.bytes.clone());
+        let is_part = |ranked: &RankedDocument| {
+            best_window(ranked)
+                .is_some_and(|bytes| bytes.len() < documents[ranked.index].text.len())
+        };
+        let has_parts = self.ranking.documents.iter().any(is_part);
 
         let mut columns = vec![Column::Number("rank"), Column::Number("score")];
         columns.extend([Column::Number("integer"), Column::Number("prob.")]);
         columns.extend((!first_stage.is_empty()).then_some(Column::Number("first")));
         columns.extend(has_ids.then_some(Column::Word("id")));
+        columns.extend(has_parts.then_some(Column::Number("bytes")));
         columns.push(Column::Text("document"));
         columns.extend(in_column.then_some(Column::Text("thought")));
 
@@ -103,7 +112,9 @@ impl Report<'_> {
                 cells.push(rank.map_or("-".into(), usize::to_string));
             }
             cells.extend(has_ids.then(|| text::beginning(&document.name())));
-            cells.push(text::beginning(&document.text));
+            let bytes = best_window(ranked).unwrap_or(0..document.text.len());
+            cells.extend(has_parts.then(|| format!("{}-{}", bytes.start, bytes.end)));
+            cells.push(text::beginning(&document.text[bytes]));
             cells.extend(in_column.then(|| text::beginning(&ranked.answer.reasoning)));
             let below = match reasoning {
                 ReasoningDisplay::Column => String::new(),
@@ -295,8 +306,22 @@ struct JsonDocument<'a> {
     mode: &'static str,
     samples: usize,
     truncated: bool,
+    windows: Vec<JsonWindow>,
     finish_reason: &'static str,
     tokens: JsonTokens,
+}
+
+#[derive(Serialize)]
+struct JsonWindow {
+    start: usize,
+    end: usize,
+    score: f64,
+}
+
+impl From<&ScoredWindow> for JsonWindow {
+    fn from(window: &ScoredWindow) -> Self {
+        Self { start: window.bytes.start, end: window.bytes.end, score: window.score }
+    }
 }
 
 impl<'a> JsonDocument<'a> {
@@ -323,6 +348,7 @@ impl<'a> JsonDocument<'a> {
             mode: if ranked.mode.is_reason() { "reason" } else { "answer_only" },
             samples: ranked.samples.len().max(1),
             truncated: ranked.truncated,
+            windows: ranked.windows.iter().map(JsonWindow::from).collect(),
             finish_reason: match ranked.finish_reason {
                 FinishReason::Answered => "answered",
                 FinishReason::EndOfTurn => "end_of_turn",

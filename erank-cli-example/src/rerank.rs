@@ -42,11 +42,16 @@ pub(crate) fn rank_and_report(
     let template = family.template();
     let instruction = arguments.goal.instruction(&template).to_owned();
     let mut builder = configure(arguments, backend, template, limits, meter.clone())?;
+    let mut window_tokens = limits.max_document_tokens;
     let mut first_stage_model = None;
     if let Some(given) = &arguments.first_stage {
         let first = model::first_stage(given, &arguments.model)?;
         first_stage_model = Some(first.backend.name().to_owned());
+        window_tokens = window_tokens.min(first.limits.max_document_tokens);
         builder = builder.first_pass(first_pass(first, arguments));
+    }
+    if let Some(windows) = arguments.long_documents.windows(window_tokens) {
+        builder = builder.windows(windows);
     }
     let reranker = builder.build()?;
 

@@ -236,8 +236,16 @@ impl<B: ScoringBackend> ScoringBackend for CatchPanics<B> {
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
         // The sink stays consistent because each report is complete when it arrives. The contract of a
         // backend requires that it serves the next call after a panic.
-        catch_unwind(AssertUnwindSafe(|| self.0.score(job, sink))).unwrap_or_else(|panic| {
-            Err(BackendError::Failed(format!("it panicked: {}", panic_message(&*panic)).into()))
-        })
+        catch_panic(|| self.0.score(job, sink))
     }
+
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
+        catch_panic(|| self.0.token_ends(text, max_tokens))
+    }
+}
+
+fn catch_panic<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        Err(BackendError::Failed(format!("it panicked: {}", panic_message(&*panic)).into()))
+    })
 }

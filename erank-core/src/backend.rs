@@ -7,6 +7,7 @@
 //! (`erank-candle`), a remote engine with an HTTP API (`erank-openai`), and a script for tests
 //! ([`testing`](crate::testing)).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -66,6 +67,28 @@ pub trait ScoringBackend: Send + Sync {
     /// Returns a [`BackendError`] if the job as a whole cannot continue. An error of a single document
     /// goes to the sink and does not affect the other documents.
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError>;
+
+    /// Returns the ends of the first `max_tokens` tokens of `text`, as byte offsets in ascending order. Only
+    /// [`Windows`](crate::Windows) need this method.
+    ///
+    /// The text is tokenized alone and as data, as a document is for
+    /// [`max_document_tokens`](ScoringOptions::max_document_tokens). Each end is a character boundary: a token that
+    /// ends within a character ends before it. If the text has fewer than `max_tokens` tokens, the last end is the
+    /// length of the text. A backend without a tokenizer may estimate, if it truncates documents by the same
+    /// estimate. A backend that wraps another one passes the call on.
+    ///
+    /// # Errors
+    /// Returns [`BackendError::Unsupported`] if the backend cannot count tokens, as the default does. Returns
+    /// [`BackendError::Failed`] if it cannot tokenize this text; then only this document has no score.
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
+        let _ = (text, max_tokens);
+        let problem = format!(
+            "the backend {:?} does not count tokens, which windows need; implement \
+             ScoringBackend::token_ends, or remove the windows",
+            self.name()
+        );
+        Err(BackendError::Unsupported(problem.into()))
+    }
 }
 
 /// Implements [`ScoringBackend`] for a pointer by calling the backend that it points to.
@@ -78,6 +101,14 @@ macro_rules! impl_for_pointers {
 
             fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
                 (**self).score(job, sink)
+            }
+
+            fn token_ends(
+                &self,
+                text: &str,
+                max_tokens: usize,
+            ) -> Result<Vec<usize>, BackendError> {
+                (**self).token_ends(text, max_tokens)
             }
         }
     )*};
@@ -192,6 +223,25 @@ pub enum DocumentError {
     /// The backend failed on this document alone.
     #[error("the backend failed on the document; see the cause")]
     Backend(#[source] Cause),
+    /// One of the document's [`Windows`](crate::Windows) has no score, or lacks samples.
+    #[error("the window from byte {} to byte {} failed", bytes.start, bytes.end)]
+    Window {
+        /// The window's byte range in the document's text.
+        bytes: Range<usize>,
+        /// The error of the window, the first one in the order of the text.
+        source: Box<DocumentError>,
+    },
+}
+
+impl DocumentError {
+    /// Returns the error of a document of several windows, of which the one at `bytes` has this error.
+    pub(crate) fn in_window(self, bytes: &Range<usize>) -> Self {
+        match self {
+            // The window is not at fault.
+            Self::Cancelled | Self::NotReached => self,
+            error => Self::Window { bytes: bytes.clone(), source: Box::new(error) },
+        }
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 //! | ranked list | [`ranking`] |
 //! | all these steps in order | [`reranker`], [`reranker_builder`] |
 //! | reasoning about some documents only | [`cascade`] |
+//! | long documents | [`windows`] |
 //! | measures of one ranked list | [`metrics`] |
 //! | TREC runs and qrels | [`trec`] |
 //! | evaluation and comparison of runs | [`evaluation`] |
@@ -100,6 +101,7 @@ pub mod tags;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod trec;
+pub mod windows;
 
 pub use answer::{Answer, AnswerProbability};
 pub use answer_format::{AnswerFormat, AnswerFormatError};
@@ -115,8 +117,9 @@ pub use fusion::Fusion;
 pub use options::{ConfigError, Mode, Sampling, ScoringOptions};
 pub use progress::Progress;
 pub use prompt::{BoundPrompt, PromptFamily, PromptTemplate, TemplateError};
-pub use ranking::{DocumentFailure, RankedDocument, Ranking, Sample};
+pub use ranking::{DocumentFailure, RankedDocument, Ranking, Sample, ScoredWindow};
 pub use request::{Document, Request};
 pub use reranker::{RerankError, Reranker};
 pub use reranker_builder::RerankerBuilder;
 pub use score::ScoreKind;
+pub use windows::{Aggregation, Windows};

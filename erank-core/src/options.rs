@@ -233,4 +233,26 @@ pub enum ConfigError {
          cascade, or remove the first pass"
     )]
     FirstPassWithoutCascade,
+    /// The overlap of windows is more than half of a window.
+    #[error(
+        "windows of {tokens} tokens overlap by {overlap}; set the overlap to at most {}",
+        tokens / 2
+    )]
+    WindowOverlap {
+        /// The overlap in tokens.
+        overlap: usize,
+        /// The number of tokens of a window.
+        tokens: usize,
+    },
+    /// A window is longer than the documents of a pass may be.
+    #[error(
+        "a window has {tokens} tokens, more than max_document_tokens, which is {limit}; make windows shorter, or \
+         raise the limit"
+    )]
+    WindowTokens {
+        /// The number of tokens of a window.
+        tokens: usize,
+        /// The limit of the pass.
+        limit: usize,
+    },
 }

@@ -1,15 +1,18 @@
-//! One pass of a backend over documents of a request: its job, and the results that it reports.
+//! One pass of a backend over documents of a request, or over their windows: its job, and the results that it
+//! reports.
 
 use crate::answer::AnswerProbability;
 use crate::backend::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use crate::cancellation::CancellationToken;
 use crate::completion::{Completion, TokenCounts};
+use crate::fusion::best_first;
 use crate::options::ScoringOptions;
 use crate::progress::{Progress, ProgressCallback};
 use crate::prompt::PromptTemplate;
-use crate::ranking::{DocumentFailure, RankedDocument, Sample};
+use crate::ranking::{DocumentFailure, RankedDocument, Sample, ScoredWindow};
 use crate::request::Request;
 use crate::score::ScoreKind;
+use crate::windows::{Split, Windows};
 
 /// The progress over all passes of a request, and the functions that it concerns.
 pub(crate) struct ProgressTracker<'a> {
@@ -36,8 +39,28 @@ pub(crate) struct Pass<'a> {
     pub(crate) probability: AnswerProbability,
     /// The score of an answer. `None` stands for the best estimate of the expected value.
     pub(crate) score: Option<ScoreKind>,
-    /// For each document of the pass, its index in the request.
-    pub(crate) indices: &'a [usize],
+    /// `None` if each document is scored as a whole.
+    pub(crate) windows: Option<Windows>,
+    pub(crate) documents: &'a [PassDocument],
+}
+
+/// A document of a pass.
+pub(crate) struct PassDocument {
+    /// The document's index in the request.
+    pub(crate) index: usize,
+    /// The parts of its text to score. Without windows, it is the whole text.
+    pub(crate) split: Split,
+}
+
+impl PassDocument {
+    /// Returns the document for a pass over the windows that `ranked` is scored by.
+    pub(crate) fn selected(&self, ranked: &RankedDocument) -> Self {
+        let mut split = self.split.clone();
+        split.windows.retain(|bytes| {
+            ranked.windows.is_empty() || ranked.windows.iter().any(|window| window.bytes == *bytes)
+        });
+        Self { index: self.index, split }
+    }
 }
 
 /// The results of a pass.
@@ -56,8 +79,11 @@ impl Pass<'_> {
         backend: &dyn ScoringBackend,
         tracker: &mut ProgressTracker<'_>,
     ) -> PassResults {
-        let texts: Vec<&str> =
-            self.indices.iter().map(|&index| self.request.documents[index].text.as_ref()).collect();
+        let windows = self.documents.iter().flat_map(|document| {
+            let text = self.request.documents[document.index].text.as_ref();
+            document.split.windows.iter().map(move |bytes| &text[bytes.clone()])
+        });
+        let texts: Vec<&str> = windows.collect();
         let prompt = self.template.bind(self.instruction, &self.request.query);
         let job = Job::new(prompt, &texts)
             .with_options(self.options)
@@ -67,22 +93,23 @@ impl Pass<'_> {
         self.results(collector.reports, result)
     }
 
-    fn results(&self, reports: Vec<Reports>, result: Result<(), BackendError>) -> PassResults {
+    fn results(&self, mut reports: Vec<Reports>, result: Result<(), BackendError>) -> PassResults {
         let (mut scored, mut unscored, mut partially_scored) = (Vec::new(), Vec::new(), Vec::new());
-        let failure = |index, error| {
-            let error = match error {
-                DocumentError::NotReported if result.is_err() => DocumentError::NotReached,
-                error => error,
-            };
-            DocumentFailure::new(self.request, index, error)
-        };
-        for (&index, reports) in self.indices.iter().zip(reports) {
-            match self.rank(index, reports) {
-                Ok((document, missing)) => {
-                    scored.push(document);
-                    partially_scored.extend(missing.map(|error| failure(index, error)));
+        if result.is_err() {
+            for reports in &mut reports {
+                reports.error.get_or_insert(DocumentError::NotReached);
+            }
+        }
+        let mut reports = reports.into_iter();
+        for document in self.documents {
+            let of_document = reports.by_ref().take(document.split.windows.len()).collect();
+            let failure = |error| DocumentFailure::new(self.request, document.index, error);
+            match self.rank_document(document, of_document) {
+                Ok((ranked, missing)) => {
+                    scored.push(ranked);
+                    partially_scored.extend(missing.map(failure));
                 }
-                Err(error) => unscored.push(failure(index, error)),
+                Err(error) => unscored.push(failure(error)),
             }
         }
         PassResults { scored, unscored, partially_scored, result }
@@ -100,9 +127,51 @@ impl Pass<'_> {
         Ok((completion.sample, sample, query_truncated || document_truncated))
     }
 
-    /// Averages a document's samples. The second part of the result is the error of the first missing
-    /// sample.
-    fn rank(
+    /// Computes a document's score from those of its windows. The second part of the result is the error of the
+    /// first missing sample.
+    fn rank_document(
+        &self,
+        document: &PassDocument,
+        reports: Vec<Reports>,
+    ) -> Result<(RankedDocument, Option<DocumentError>), DocumentError> {
+        let windows = &document.split.windows;
+        let (mut ranked, mut missing) = (Vec::new(), None);
+        for (bytes, reports) in windows.iter().zip(reports) {
+            let in_window = |error: DocumentError| match windows.len() {
+                1 => error,
+                _ => error.in_window(bytes),
+            };
+            let (window, error) = self.rank_window(document.index, reports).map_err(in_window)?;
+            ranked.push(window);
+            missing = missing.or(error.map(in_window));
+        }
+        let scores: Vec<f64> = ranked.iter().map(|window| window.score).collect();
+        let mut tokens = TokenCounts::default();
+        ranked.iter().for_each(|window| tokens += window.tokens);
+        let truncated = ranked.iter().any(|window| window.truncated);
+
+        let mut order = best_first(&scores);
+        let best = order.first().ok_or(DocumentError::NotReported)?;
+        let best = ranked.swap_remove(*best);
+        order.truncate(self.windows.map_or(1, |windows| windows.aggregation.count()));
+        let score = order.iter().map(|&window| scores[window]).sum::<f64>() / order.len() as f64;
+        let scored = |&window: &usize| ScoredWindow {
+            bytes: windows[window].clone(),
+            score: scores[window],
+        };
+        let document = RankedDocument {
+            score,
+            truncated: truncated || !document.split.is_complete,
+            tokens,
+            windows: self.windows.iter().flat_map(|_| order.iter().map(scored)).collect(),
+            ..best
+        };
+        Ok((document, missing))
+    }
+
+    /// Averages the samples of a window, or of a document without windows. The second part of the result is the
+    /// error of the first missing sample.
+    fn rank_window(
         &self,
         index: usize,
         reports: Reports,
@@ -144,6 +213,7 @@ impl Pass<'_> {
             finish_reason,
             tokens,
             samples,
+            windows: Vec::new(),
         };
         Ok((ranked, missing))
     }
@@ -153,11 +223,15 @@ impl Pass<'_> {
 struct Collector<'a, 'b> {
     pass: &'a Pass<'a>,
     tracker: &'a mut ProgressTracker<'b>,
-    /// For each document of the pass, the results reported so far.
+    /// For each window of the pass, the results reported so far.
     reports: Vec<Reports>,
+    /// For each window of the pass, the position of its document in the pass.
+    documents: Vec<usize>,
+    /// For each document of the pass, the number of unfinished windows.
+    unfinished: Vec<usize>,
 }
 
-/// The results reported for one document.
+/// The results reported for one window.
 #[derive(Default)]
 struct Reports {
     count: usize,
@@ -170,8 +244,14 @@ struct Reports {
 
 impl<'a, 'b> Collector<'a, 'b> {
     fn new(pass: &'a Pass<'a>, tracker: &'a mut ProgressTracker<'b>) -> Self {
-        let reports = pass.indices.iter().map(|_| Reports::default()).collect();
-        Self { pass, tracker, reports }
+        let unfinished: Vec<usize> =
+            pass.documents.iter().map(|document| document.split.windows.len()).collect();
+        let documents = unfinished.iter().enumerate();
+        let documents: Vec<usize> = documents
+            .flat_map(|(document, windows)| std::iter::repeat_n(document, *windows))
+            .collect();
+        let reports = documents.iter().map(|_| Reports::default()).collect();
+        Self { pass, tracker, reports, documents, unfinished }
     }
 }
 
@@ -193,7 +273,11 @@ impl Sink for Collector<'_, '_> {
             }
         }
         if reports.count == requested {
-            self.tracker.progress.documents_done += 1;
+            let unfinished = &mut self.unfinished[self.documents[index]];
+            *unfinished -= 1;
+            if *unfinished == 0 {
+                self.tracker.progress.documents_done += 1;
+            }
         }
         self.tracker.report();
     }

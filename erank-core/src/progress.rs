@@ -9,7 +9,8 @@ use crate::completion::TokenCounts;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Progress {
-    /// The number of documents finished, with or without an answer.
+    /// The number of documents finished, with or without an answer. A document of several
+    /// [`Windows`](crate::Windows) is finished when all of them are.
     pub documents_done: usize,
     /// The number of documents to finish. The second pass of a cascade adds its documents.
     pub documents: usize,

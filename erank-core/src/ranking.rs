@@ -1,5 +1,7 @@
 //! The result of a request: ranked documents, and documents without a score.
 
+use std::ops::Range;
+
 use crate::answer::Answer;
 use crate::backend::DocumentError;
 use crate::completion::{FinishReason, TokenCounts};
@@ -54,14 +56,30 @@ pub struct RankedDocument {
     /// The mode of the pass that scored the document. In a [`Cascade`](crate::Cascade), documents of
     /// both modes occur: its first pass has answer-only mode, and its second pass thinks.
     pub mode: Mode,
-    /// Whether the query or the document was truncated to its limit.
+    /// Whether the query or the document was truncated to its limit, or the document has more
+    /// [windows](crate::Windows) than were scored.
     pub truncated: bool,
     /// The reason that generation ended.
     pub finish_reason: FinishReason,
-    /// The numbers of tokens processed, over all samples.
+    /// The numbers of tokens processed, over all samples and windows.
     pub tokens: TokenCounts,
     /// All samples with an answer, if several were requested; otherwise empty.
     pub samples: Vec<Sample>,
+    /// The [windows](crate::Windows) that the score comes from, best first. The answer is that of the first one.
+    /// Empty if the reranker has no windows.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub windows: Vec<ScoredWindow>,
+}
+
+/// A window of a document with its score.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ScoredWindow {
+    /// The window's byte range in the document's text. It begins and ends at character boundaries.
+    pub bytes: Range<usize>,
+    /// The window's score, before fusion.
+    pub score: f64,
 }
 
 /// One of several samples of a document.

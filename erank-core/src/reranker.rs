@@ -11,12 +11,13 @@ use crate::cascade::{Cascade, FirstPass};
 use crate::completion::TokenCounts;
 use crate::fusion::{Fusion, best_first};
 use crate::options::{Mode, Sampling, ScoringOptions};
-use crate::pass::{Pass, PassResults, ProgressTracker};
+use crate::pass::{Pass, PassDocument, PassResults, ProgressTracker};
 use crate::progress::{Progress, ProgressCallback};
 use crate::prompt::PromptTemplate;
 use crate::ranking::{DocumentFailure, RankedDocument, Ranking};
 use crate::request::{Document, Request};
 use crate::score::ScoreKind;
+use crate::windows::{Split, Windows};
 
 /// Reranks requests with one backend and one configuration. Any number of threads can share it.
 ///
@@ -56,6 +57,7 @@ pub(crate) struct Config {
     pub(crate) cascade: Option<Cascade>,
     /// `None` stands for a first pass by the reranker's backend.
     pub(crate) first_pass: Option<FirstPass>,
+    pub(crate) windows: Option<Windows>,
     pub(crate) fusion: Fusion,
     pub(crate) top_k: Option<usize>,
     pub(crate) on_progress: Option<Box<ProgressCallback>>,
@@ -102,6 +104,7 @@ impl<B: ScoringBackend> Reranker<B> {
     ) -> Result<Ranking, RerankError> {
         let config = &self.config;
         let (candidates, mut unscored) = config.candidates(request);
+        let (candidates, split) = self.split(request, &candidates, cancellation, &mut unscored);
         let progress = Progress {
             documents_done: unscored.len(),
             documents: request.documents.len(),
@@ -114,10 +117,11 @@ impl<B: ScoringBackend> Reranker<B> {
         unscored.extend(first.unscored);
         unscored.sort_by_key(|document| document.index);
         let mut documents = config.order(first.scored);
-        let (mut partially_scored, mut result) = (first.partially_scored, first.result);
+        let (mut partially_scored, mut result) = (first.partially_scored, split.and(first.result));
         if let (Some(cascade), Ok(())) = (config.cascade, &result) {
             let failures;
-            (failures, result) = self.second_pass(cascade, request, &mut documents, &mut tracker);
+            (failures, result) =
+                self.second_pass(cascade, request, &candidates, &mut documents, &mut tracker);
             partially_scored.extend(failures);
         }
         partially_scored.sort_by_key(|document| document.index);
@@ -132,11 +136,50 @@ impl<B: ScoringBackend> Reranker<B> {
         }
     }
 
+    /// Splits the documents at `indices` into windows, if the configuration has windows. Adds the documents that
+    /// cannot be split to `unscored`.
+    fn split(
+        &self,
+        request: &Request<'_>,
+        indices: &[usize],
+        cancellation: &CancellationToken,
+        unscored: &mut Vec<DocumentFailure>,
+    ) -> (Vec<PassDocument>, Result<(), BackendError>) {
+        let first_pass = self.config.first_pass.as_ref();
+        let backend: &dyn ScoringBackend =
+            first_pass.map_or(&self.backend, |first| first.backend.as_ref());
+        let (mut documents, mut result) = (Vec::new(), Ok(()));
+        for &index in indices {
+            let text = request.documents[index].text.as_ref();
+            let split = match self.config.windows {
+                None => Ok(Split::whole(text)),
+                Some(_) if result.is_err() => Err(DocumentError::NotReached),
+                Some(_) if cancellation.is_cancelled() => Err(DocumentError::Cancelled),
+                Some(windows) => windows
+                    .split(text, |part, count| backend.token_ends(part, count))
+                    .map_err(|error| match error {
+                        BackendError::Failed(cause) => DocumentError::Backend(cause),
+                        error => {
+                            result = Err(error);
+                            DocumentError::NotReached
+                        }
+                    }),
+            };
+            match split {
+                Ok(split) => {
+                    documents.push(PassDocument { index, split: split.without_blank(text) });
+                }
+                Err(error) => unscored.push(DocumentFailure::new(request, index, error)),
+            }
+        }
+        (documents, result)
+    }
+
     /// Scores all candidates, in answer-only mode if there is a cascade.
     fn first_pass(
         &self,
         request: &Request<'_>,
-        candidates: &[usize],
+        candidates: &[PassDocument],
         tracker: &mut ProgressTracker<'_>,
     ) -> PassResults {
         let mut pass = self.config.pass(request, candidates);
@@ -157,17 +200,23 @@ impl<B: ScoringBackend> Reranker<B> {
         pass.run(backend, tracker)
     }
 
-    /// Scores the documents that the cascade selects, and sorts their ranges by the new scores.
+    /// Scores those of the `candidates` that the cascade selects, and sorts their ranges by the new scores.
     fn second_pass(
         &self,
         cascade: Cascade,
         request: &Request<'_>,
+        candidates: &[PassDocument],
         documents: &mut [RankedDocument],
         tracker: &mut ProgressTracker<'_>,
     ) -> (Vec<DocumentFailure>, Result<(), BackendError>) {
         let ranges = cascade.ranges(documents, self.config.top_k.unwrap_or(usize::MAX));
-        let selected: Vec<usize> =
-            ranges.iter().flat_map(|range| &documents[range.clone()]).map(|d| d.index).collect();
+        let selected = ranges.iter().flat_map(|range| &documents[range.clone()]);
+        let selected: Vec<PassDocument> = selected
+            .filter_map(|ranked| {
+                let found = candidates.binary_search_by_key(&ranked.index, |d| d.index).ok()?;
+                Some(candidates[found].selected(ranked))
+            })
+            .collect();
         tracker.progress.documents += selected.len();
         let results = self.config.pass(request, &selected).run(&self.backend, tracker);
         let rescored = self.config.order(results.scored);
@@ -236,8 +285,8 @@ impl Config {
         chosen.unwrap_or(template.default_instruction())
     }
 
-    /// Returns a pass over the documents at `indices` with the configured options.
-    fn pass<'a>(&'a self, request: &'a Request<'a>, indices: &'a [usize]) -> Pass<'a> {
+    /// Returns a pass over `documents` with the configured options.
+    fn pass<'a>(&'a self, request: &'a Request<'a>, documents: &'a [PassDocument]) -> Pass<'a> {
         Pass {
             request,
             template: &self.template,
@@ -245,7 +294,8 @@ impl Config {
             options: self.options,
             probability: self.probability,
             score: Some(self.score),
-            indices,
+            windows: self.windows,
+            documents,
         }
     }
 

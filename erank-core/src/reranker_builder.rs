@@ -11,6 +11,7 @@ use crate::progress::Progress;
 use crate::prompt::PromptTemplate;
 use crate::reranker::{Config, Reranker};
 use crate::score::ScoreKind;
+use crate::windows::Windows;
 
 impl<B: ScoringBackend> Reranker<B> {
     /// Returns a builder with the defaults: ERank's prompt with its instruction, reasoning of up to 4,096
@@ -28,6 +29,7 @@ impl<B: ScoringBackend> Reranker<B> {
                 probability: AnswerProbability::default(),
                 cascade: None,
                 first_pass: None,
+                windows: None,
                 fusion: Fusion::default(),
                 top_k: None,
                 on_progress: None,
@@ -108,6 +110,12 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         self
     }
 
+    /// Scores long documents by windows of their text instead of truncating them.
+    pub fn windows(mut self, windows: Windows) -> Self {
+        self.config.windows = Some(windows);
+        self
+    }
+
     /// Sets the way to compute an answer's probability.
     pub fn probability(mut self, probability: AnswerProbability) -> Self {
         self.config.probability = probability;
@@ -175,8 +183,12 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         if let Some((name, _)) = numbers.into_iter().find(|(_, is_zero)| *is_zero) {
             return Err(ConfigError::Zero(name));
         }
-        check_limits(&options)?;
-        first_pass.and_then(|first| first.options.as_ref()).map_or(Ok(()), check_limits)?;
+        for options in
+            first_pass.and_then(|first| first.options.as_ref()).into_iter().chain([&options])
+        {
+            check_limits(options)?;
+            self.config.windows.map_or(Ok(()), |windows| windows.check(options))?;
+        }
         sampling.check()?;
         let needs_reasoning = [("a cascade", cascade.is_some()), ("several samples", samples > 1)];
         if let Some((option, _)) = needs_reasoning.into_iter().find(|(_, given)| is_bare && *given)

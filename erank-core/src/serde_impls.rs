@@ -1,6 +1,7 @@
 //! The serde implementations that cannot be derived: those of distributions and document errors.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -54,11 +55,18 @@ impl<'de> Deserialize<'de> for AnswerDistribution {
 }
 
 /// A [`DocumentError`] with its message.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Report<'a> {
     #[serde(flatten)]
     code: Code<'a>,
+    #[serde(skip_deserializing)]
     message: String,
+}
+
+impl<'a> From<&'a DocumentError> for Report<'a> {
+    fn from(error: &'a DocumentError) -> Self {
+        Self { code: error.into(), message: error.to_string() }
+    }
 }
 
 /// The data of a [`DocumentError`], as text and numbers.
@@ -79,6 +87,7 @@ enum Code<'a> {
     NotReported,
     NotReached,
     Backend { cause: Cow<'a, str> },
+    Window { bytes: Range<usize>, error: Box<Report<'a>> },
 }
 
 impl<'a> From<&'a DocumentError> for Code<'a> {
@@ -104,6 +113,9 @@ impl<'a> From<&'a DocumentError> for Code<'a> {
             DocumentError::NotReported => Self::NotReported,
             DocumentError::NotReached => Self::NotReached,
             DocumentError::Backend(cause) => Self::Backend { cause: chain(cause.as_ref()).into() },
+            DocumentError::Window { bytes, source } => {
+                Self::Window { bytes: bytes.clone(), error: Box::new(source.as_ref().into()) }
+            }
         }
     }
 }
@@ -118,6 +130,9 @@ impl From<Code<'_>> for DocumentError {
             Code::NotReported => return Self::NotReported,
             Code::NotReached => return Self::NotReached,
             Code::Backend { cause } => return Self::Backend(cause.into_owned().into()),
+            Code::Window { bytes, error } => {
+                return Self::Window { bytes, source: Box::new(error.code.into()) };
+            }
             Code::ThoughtNotClosed => AnswerError::ThoughtNotClosed,
             Code::NoAnswer => AnswerError::NoAnswer,
             Code::CutOff => AnswerError::CutOff,
@@ -138,7 +153,7 @@ fn known(missing: &str) -> &'static str {
 
 impl Serialize for DocumentError {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Report { code: self.into(), message: self.to_string() }.serialize(serializer)
+        Report::from(self).serialize(serializer)
     }
 }
 
@@ -198,6 +213,18 @@ mod tests {
             let read: DocumentError = from_value(json).expect("an error");
             assert_eq!(format!("{read:?}"), format!("{error:?}"));
         }
+        let source = || Box::new(DocumentError::PromptTooLong { tokens: 9, limit: 8 });
+        let window = DocumentError::Window { bytes: 5..7, source: source() };
+        let expected = json!({
+            "code": "window",
+            "bytes": {"start": 5, "end": 7},
+            "error": to_value(source()).expect("JSON"),
+            "message": "the window from byte 5 to byte 7 failed",
+        });
+        assert_eq!(to_value(&window).expect("JSON"), expected);
+        let read: DocumentError = from_value(expected).expect("an error");
+        assert_eq!(format!("{read:?}"), format!("{window:?}"));
+
         let missing = json!({"code": "no_probability", "missing": "patience"});
         let read: DocumentError = from_value(missing).expect("an error");
         assert_eq!(

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use erank_core::testing::answered;
 use erank_core::testing::conformance::{Check, Options, Report, Verdict, check};
+use erank_core::testing::{ScriptedBackend, answered};
 use erank_core::{AnswerDistribution, Mode, PromptTemplate, ScoringBackend, Sink};
 use erank_core::{BackendError, Completion, DocumentError, Job, TokenCounts};
 
@@ -30,6 +30,10 @@ enum Fault {
     ShiftsAfterABlankDocument,
     HasNoLimits,
     LimitsOnlyDocuments,
+    CannotCountTokens,
+    CountsCharacters,
+    SplitsCharacters,
+    CountsTooMany,
     NumbersNoSamples,
     FailsWithoutDocuments,
     OmitsFromTheHundredth,
@@ -189,6 +193,19 @@ impl ScoringBackend for Overlap {
         let _running = Running(&self.running);
         self.answer(job, sink)
     }
+
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
+        let max_tokens = max_tokens + usize::from(self.fault == Fault::CountsTooMany);
+        match self.fault {
+            Fault::CannotCountTokens => Err(BackendError::Unsupported("it counts nothing".into())),
+            Fault::CountsCharacters => {
+                let ends = text.char_indices().map(|(start, c)| start + c.len_utf8());
+                Ok(ends.take(max_tokens).collect())
+            }
+            Fault::SplitsCharacters => Ok((1..=text.len()).take(max_tokens).collect()),
+            _ => ScriptedBackend::new([]).token_ends(text, max_tokens),
+        }
+    }
 }
 
 /// Decrements the number of running calls when dropped, also during a panic.
@@ -233,8 +250,11 @@ fn faults_fail_only_their_checks() {
         (Fault::FailsWithABlankDocument, &[Check::OddDocuments]),
         (Fault::PanicsAtZeroBytes, &[Check::OddDocuments]),
         (Fault::ShiftsAfterABlankDocument, &[Check::OddDocuments]),
-        (Fault::HasNoLimits, &[Check::Limits]),
+        (Fault::HasNoLimits, &[Check::Limits, Check::TokenEnds]),
         (Fault::LimitsOnlyDocuments, &[Check::Limits]),
+        (Fault::CountsCharacters, &[Check::TokenEnds]),
+        (Fault::SplitsCharacters, &[Check::TokenEnds]),
+        (Fault::CountsTooMany, &[Check::TokenEnds]),
         (Fault::NumbersNoSamples, &[Check::Samples]),
         (Fault::FailsWithoutDocuments, &[Check::EmptyJob]),
         (Fault::OmitsFromTheHundredth, &[Check::LargeJob, Check::CancelledDuring, Check::Deadline]),
@@ -300,9 +320,11 @@ fn unsupported_checks_are_skipped() {
         let findings = report.findings.iter().filter(|finding| skipped(&finding.verdict));
         findings.map(|finding| finding.check).collect::<Vec<_>>()
     };
-    for (fault, expected) in
-        [(Fault::CannotAnswerOnly, Check::AnswerOnly), (Fault::CannotSample, Check::Samples)]
-    {
+    for (fault, expected) in [
+        (Fault::CannotAnswerOnly, Check::AnswerOnly),
+        (Fault::CannotCountTokens, Check::TokenEnds),
+        (Fault::CannotSample, Check::Samples),
+    ] {
         let report = report(fault);
         assert!(report.is_conformant(), "{fault:?}\n{report}");
         assert_eq!(skipped(&report), [expected], "{fault:?}\n{report}");

@@ -2,8 +2,9 @@
 
 use erank_core::testing::{ScriptedBackend, answered};
 use erank_core::{
-    AnswerDistribution, AnswerProbability, Cascade, Completion, Document, DocumentError, Fusion,
-    Mode, RankedDocument, Ranking, Request, Reranker, Sampling, ScoreKind, ScoringOptions,
+    Aggregation, AnswerDistribution, AnswerProbability, Cascade, Completion, Document,
+    DocumentError, Fusion, Mode, RankedDocument, Ranking, Request, Reranker, Sampling, ScoreKind,
+    ScoringOptions, Windows,
 };
 use serde_json::{Value, from_str, from_value, json, to_string, to_value};
 
@@ -162,6 +163,7 @@ fn ranking_json() {
                 "finish_reason": "answered",
                 "tokens": {"prompt": 100, "generated": 2},
                 "samples": [],
+                "windows": [],
             },
             {
                 "index": 1,
@@ -183,6 +185,7 @@ fn ranking_json() {
                 "finish_reason": "end_of_turn",
                 "tokens": {"prompt": 0, "generated": 0},
                 "samples": [],
+                "windows": [],
             },
         ],
         "scored_count": 2,
@@ -217,6 +220,28 @@ fn ranking_json() {
     assert!(from_value::<RankedDocument>(unscored.clone()).is_err());
     unscored.as_object_mut().expect("an object").remove("score");
     assert!(from_value::<RankedDocument>(unscored).is_err());
+}
+
+#[test]
+fn windows_json() {
+    let expected =
+        json!({"tokens": 2048, "overlap": 256, "max_windows": 32, "aggregation": "best"});
+    assert_eq!(json_of(&Windows::default()), expected);
+    assert_eq!(from_str::<Windows>("{}").expect("windows"), Windows::default());
+    let mut windows = Windows::with_tokens(2);
+    windows.aggregation = Aggregation::MeanOfBest(2);
+    assert_eq!(json_of(&windows)["aggregation"], json!({"mean_of_best": 2}));
+    assert!(from_str::<Windows>(r#"{"token": 9}"#).is_err());
+
+    let script = ScriptedBackend::new([answered(4, 1.0), answered(8, 1.0)]);
+    let reranker = Reranker::builder(script).windows(windows).build().expect("valid");
+    let ranking = reranker.rerank(&Request::new("q", ["a b c d"])).expect("a ranking");
+    let document = &json_of(&ranking)["documents"][0];
+    let expected = json!([
+        {"bytes": {"start": 3, "end": 7}, "score": 8.0},
+        {"bytes": {"start": 0, "end": 3}, "score": 4.0},
+    ]);
+    assert_eq!((&document["score"], &document["windows"]), (&json!(6.0), &expected));
 }
 
 #[test]

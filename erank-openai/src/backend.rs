@@ -15,7 +15,7 @@ use crate::generation::JobContext;
 use crate::http::{HttpClient, HttpSettings};
 use crate::job::{JobRunner, POLL, PendingReports, spawn_thread};
 use crate::load_balancer::LoadBalancer;
-use crate::prompts::PromptBuilder;
+use crate::prompts::{PromptBuilder, estimated_token_ends};
 use crate::settings::{OpenAiSettings, PromptFormat};
 use crate::tokenizer::ClientTokenizer;
 
@@ -183,6 +183,17 @@ impl ScoringBackend for OpenAiBackend {
             }
         }
         Ok(())
+    }
+
+    /// Returns the ends of tokens, from the client's tokenizer or else by
+    /// [`OpenAiSettings::bytes_per_token`]. Sends no request.
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
+        match &self.settings.prompt_format {
+            PromptFormat::TokenIds(tokenizer) => {
+                tokenizer.token_ends(text, max_tokens).map_err(BackendError::Failed)
+            }
+            _ => Ok(estimated_token_ends(text, max_tokens, self.settings.bytes_per_token)),
+        }
     }
 }
 

@@ -507,6 +507,10 @@ mod tests {
             Ok(TokenizedPrompt::default())
         }
 
+        fn token_ends(&self, _: &str, _: usize) -> Result<Vec<usize>, Cause> {
+            Ok(Vec::new())
+        }
+
         fn encode_trusted(&self, text: &str) -> Result<Vec<u32>, Cause> {
             Ok(text.chars().map(u32::from).collect())
         }
@@ -552,6 +556,10 @@ mod tests {
                 _: &ScoringOptions,
             ) -> Result<TokenizedPrompt, Cause> {
                 Ok(TokenizedPrompt::default())
+            }
+
+            fn token_ends(&self, _: &str, _: usize) -> Result<Vec<usize>, Cause> {
+                Ok(Vec::new())
             }
 
             fn encode_trusted(&self, _: &str) -> Result<Vec<u32>, Cause> {

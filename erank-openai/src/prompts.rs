@@ -137,7 +137,7 @@ impl<'a> PromptBuilder<'a> {
                 })
             }
             Format::Text { control_tokens, prefix, suffix, is_message, bytes_per_token } => {
-                let bytes = |tokens: usize| (tokens as f64 * bytes_per_token) as usize;
+                let bytes = |tokens: usize| estimated_bytes(tokens, *bytes_per_token);
                 let query = truncate(self.prompt.query(), bytes(self.options.max_query_tokens));
                 let kept = match self.options.max_prompt_tokens {
                     None => document,
@@ -186,6 +186,25 @@ impl<'a> PromptBuilder<'a> {
             }
         }
     }
+}
+
+/// Returns the estimated number of bytes of `tokens` tokens.
+fn estimated_bytes(tokens: usize, bytes_per_token: f64) -> usize {
+    (tokens as f64 * bytes_per_token) as usize
+}
+
+/// Returns the ends of the first `max_tokens` tokens of `text`, by the estimate that truncates documents.
+pub(crate) fn estimated_token_ends(
+    text: &str,
+    max_tokens: usize,
+    bytes_per_token: f64,
+) -> Vec<usize> {
+    let mut ends = Vec::new();
+    while ends.len() < max_tokens && ends.last().copied().unwrap_or(0) < text.len() {
+        let bytes = estimated_bytes(ends.len() + 1, bytes_per_token);
+        ends.push(truncate(text, bytes).len());
+    }
+    ends
 }
 
 /// Truncates `text` to a number of bytes, at a character boundary.
@@ -251,6 +270,18 @@ mod tests {
         let built = build(&settings, "abcdeéfg", options);
         assert_eq!(built.prompt, Prompt::Message("Q: wha\nD: abcde\nScore?".into()));
         assert!(built.query_truncated && built.document_truncated);
+    }
+
+    #[test]
+    fn estimated_token_ends_are_those_of_truncation() {
+        let text = "abcdeéfg";
+        assert_eq!(estimated_token_ends(text, 9, 3.0), [3, 5, 9]);
+        assert_eq!(estimated_token_ends(text, 2, 3.0), [3, 5]);
+        assert_eq!(estimated_token_ends(text, 3, 0.4), [0, 0, 1]);
+        assert_eq!(estimated_token_ends("", 3, 3.0), [0; 0]);
+        for (tokens, end) in (1..).zip(estimated_token_ends(text, 20, 0.7)) {
+            assert_eq!(truncate(text, estimated_bytes(tokens, 0.7)).len(), end);
+        }
     }
 
     #[test]

@@ -63,8 +63,8 @@ pub struct OpenAiSettings {
     pub control_tokens: Vec<String>,
     /// The assumed average number of bytes per token, as a lower estimate. The limits of
     /// [`ScoringOptions`](erank_core::ScoringOptions) are in tokens, and the client does not have the
-    /// server's tokenizer. So query and document are truncated to the limit times this number of bytes.
-    /// [`PromptFormat::TokenIds`] does not use it.
+    /// server's tokenizer. So query and document are truncated to the limit times this number of bytes, and
+    /// [`Windows`](erank_core::Windows) are measured in the same way. [`PromptFormat::TokenIds`] does not use it.
     pub bytes_per_token: f64,
 }
 

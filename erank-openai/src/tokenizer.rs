@@ -22,6 +22,14 @@ pub trait ClientTokenizer: Send + Sync {
         options: &ScoringOptions,
     ) -> Result<TokenizedPrompt, Cause>;
 
+    /// Returns the ends of the first `max_tokens` tokens of a document, as
+    /// [`ScoringBackend::token_ends`](erank_core::ScoringBackend::token_ends) specifies. Only
+    /// [`Windows`](erank_core::Windows) call it.
+    ///
+    /// # Errors
+    /// Any error leaves this document without a score.
+    fn token_ends(&self, document: &str, max_tokens: usize) -> Result<Vec<usize>, Cause>;
+
     /// Returns the ids of text in the assistant turn, such as `</think><answer>`. Control tokens in the text
     /// count as such.
     ///

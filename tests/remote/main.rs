@@ -52,6 +52,10 @@ impl ClientTokenizer for Tokenizer {
         Ok(prompt)
     }
 
+    fn token_ends(&self, document: &str, max_tokens: usize) -> Result<Vec<usize>, Cause> {
+        Ok(self.0.token_ends(document, max_tokens)?)
+    }
+
     fn encode_trusted(&self, text: &str) -> Result<Vec<u32>, Cause> {
         Ok(self.0.encode_trusted(text)?)
     }

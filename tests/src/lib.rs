@@ -18,3 +18,8 @@ pub struct Backends;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/evaluation.md")]
 pub struct Evaluation;
+
+/// Compiles and runs the examples of `docs/long-documents.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/long-documents.md")]
+pub struct LongDocuments;

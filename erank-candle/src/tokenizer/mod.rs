@@ -135,6 +135,16 @@ impl PromptTokenizer {
         self.vocabulary.encode(&trusted).map_err(PromptError::Tokenizer)
     }
 
+    /// Returns the ends of the first `max_tokens` tokens of `text`, as byte offsets in ascending order. The text is
+    /// data, and is tokenized alone, as a document is for its limit of tokens. A token that ends within a character
+    /// ends before it. If there are fewer tokens, the last end is the length of the text.
+    ///
+    /// # Errors
+    /// Returns [`PromptError::Tokenizer`] if the tokenizer cannot encode the text.
+    pub fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, PromptError> {
+        self.vocabulary.token_ends(text, max_tokens).map_err(PromptError::Tokenizer)
+    }
+
     /// Returns a streaming decoder for generated ids.
     pub fn decoder(&self) -> TokenDecoder {
         TokenDecoder::new(Arc::clone(&self.vocabulary))

@@ -432,6 +432,20 @@ proptest! {
     }
 
     #[test]
+    fn token_ends_are_the_lengths_of_truncated_texts(text in any_text(), count in 0_usize..40) {
+        let tokenizer = tokenizer();
+        let ends = tokenizer.token_ends(&text, count).expect("encodable");
+        let mut data = MarkedText::default();
+        data.push_data(&text);
+        let tokens = tokenizer.vocabulary.encode(&data).expect("encodable").len();
+        prop_assert_eq!(ends.len(), count.min(tokens));
+        for (limit, end) in (1..).zip(ends) {
+            let kept = tokenizer.vocabulary.truncate(&text, limit).expect("encodable");
+            prop_assert_eq!(end, kept.len());
+        }
+    }
+
+    #[test]
     fn truncate_equals_cut_of_whole_text(
         pieces in proptest::collection::vec(
             prop_oneof![any_text(), " {1,3}", "\\s{1,4}", "\\PC{0,9}", "[a\u{301}\u{344}\u{958}\u{1d160}\u{1100}\u{1161}]{0,5}"],

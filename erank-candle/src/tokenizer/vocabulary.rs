@@ -162,18 +162,31 @@ impl Vocabulary {
         text: &'a str,
         max_tokens: usize,
     ) -> Result<Option<&'a str>, Cause> {
+        let ends = self.token_ends(text, max_tokens.saturating_add(1))?;
+        if ends.len() <= max_tokens {
+            return Ok(None);
+        }
+        Ok(Some(&text[..ends[..max_tokens].last().copied().unwrap_or(0)]))
+    }
+
+    /// Returns the ends of the first `max_tokens` tokens of `text`, at character boundaries. Added tokens in `text`
+    /// do not count. If there are fewer tokens, the last end is the length of the text.
+    pub(super) fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, Cause> {
         let mut data = MarkedText::default();
         data.push_data(text);
         let mut pieces = self.split(&data)?;
+        // The end of a token depends on the start of the next one.
         let enough = max_tokens.saturating_add(1);
         let tokenize = |piece: &NormalizedString| self.tokenize(piece);
         pieces.tokenize_with_limit(tokenize, enough, TruncationDirection::Right)?;
         let encoding = pieces.into_encoding(None, 0, OffsetType::Byte)?;
         let offsets = encoding.get_offsets();
-        let Some(first_removed) = offsets.get(max_tokens) else { return Ok(None) };
-        // Tokens that share a character have the same offsets, which cover the whole character.
-        let end = offsets[..max_tokens].last().map_or(0, |last| last.1.min(first_removed.0));
-        Ok(Some(&text[..text.floor_char_boundary(end)]))
+        let end_of = |index: usize| match offsets.get(index + 1) {
+            // Tokens that share a character have the same offsets, which cover the whole character.
+            Some(next) => text.floor_char_boundary(offsets[index].1.min(next.0)),
+            None => text.len(),
+        };
+        Ok((0..offsets.len().min(max_tokens)).map(end_of).collect())
     }
 
     /// Returns a prefix of `text`, with at least `size` bytes, whose tokens are the first tokens of

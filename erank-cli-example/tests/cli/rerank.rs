@@ -195,6 +195,64 @@ fn rerank_settings_change_the_answers() {
 }
 
 #[test]
+fn rerank_windows_find_and_name_the_best_part() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let filler = "The council met on Tuesday to discuss the budget of the town. ".repeat(60);
+    let answer = "Sourdough bread needs salt, flour and water.";
+    let long = format!("{filler}{answer} {filler}");
+    fs::write(folder.path().join("a.txt"), &long).expect("written");
+    fs::write(folder.path().join("b.txt"), "Bread is sold here.").expect("written");
+    let docs = folder.path().to_str().expect("UTF-8");
+    let run = |more: &[&str]| {
+        let arguments = ["rerank", "-q", "sourdough bread flour", "--answer-only", "-d", docs];
+        erank(&[&arguments[..], more].concat(), b"")
+    };
+    let truncated = run(&["--json", "--max-document-tokens", "100"]).json();
+    assert_eq!(truncated["documents"][0]["windows"], serde_json::json!([]));
+    assert_eq!(ids(&truncated)[0], "b.txt");
+
+    let report = run(&["--json", "--windows", "100"]).json();
+    let best = &report["documents"][0];
+    assert_eq!((&best["id"], &best["truncated"]), (&"a.txt".into(), &false.into()));
+    let [window] = &best["windows"].as_array().expect("windows")[..] else { panic!("{best}") };
+    assert_eq!(window["score"], best["score"]);
+    let byte = |name: &str| window[name].as_u64().expect("a number") as usize;
+    assert!(long[byte("start")..byte("end")].contains(answer), "{window}");
+
+    let table = run(&["--windows", "100", "--window-overlap", "10"]).out;
+    assert!(table.lines().next().is_some_and(|titles| titles.contains("bytes")), "{table}");
+    let few = ["--json", "--windows", "100", "--max-windows", "2", "--mean-windows", "3"];
+    let few = run(&few).json();
+    let of_long =
+        few["documents"].as_array().expect("documents").iter().find(|d| d["id"] == "a.txt");
+    let of_long = of_long.expect("ranked");
+    assert_eq!(of_long["truncated"], true);
+    assert_eq!(of_long["windows"].as_array().map(Vec::len), Some(2));
+    let short = run(&["--windows"]);
+    assert_eq!(short.code, Some(0), "{short:?}");
+
+    // A model of one pass scores the windows, and the other one reasons about the best window.
+    let models = tempfile::tempdir().expect("a folder");
+    let model = tiny_with_yes_and_no(models.path(), "tiny-Reranker");
+    let model = model.to_str().expect("UTF-8");
+    let both = ["rerank", "-q", "sourdough bread flour", "-d", docs, "--json", "--windows", "100"];
+    let both = [&both[..], &["--first-stage", model, "--think-about", "2"]].concat();
+    let report = erank(&both, b"").json();
+    let of_long =
+        report["documents"].as_array().expect("documents").iter().find(|d| d["id"] == "a.txt");
+    let of_long = of_long.expect("ranked");
+    assert_eq!(
+        (&of_long["mode"], &of_long["score"]),
+        (&"reason".into(), &of_long["windows"][0]["score"])
+    );
+
+    let refused = run(&["--windows", "9000"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.err.contains("a window has 9000 tokens, more than max_document_tokens"));
+    assert_eq!(run(&["--window-overlap", "10"]).code, Some(2));
+}
+
+#[test]
 fn rerank_uses_the_prompt_of_the_model() {
     let parent = tempfile::tempdir().expect("a folder");
     let folder = tiny_with_yes_and_no(parent.path(), "tiny-Reranker");

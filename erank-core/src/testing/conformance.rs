@@ -10,7 +10,7 @@
 //! let mut options = Options::default();
 //! options.large_job_documents = 100;
 //! let report = check(&backend, &options);
-//! assert_eq!(report.failed().collect::<Vec<_>>(), [Check::AnswerOnly, Check::Limits], "{report}");
+//! assert_eq!(report.failed().collect::<Vec<_>>(), [Check::AnswerOnly, Check::Limits, Check::TokenEnds], "{report}");
 //! ```
 
 mod checks;
@@ -32,7 +32,7 @@ pub fn check(backend: &dyn ScoringBackend, options: &Options) -> Report {
     let verdict = |check: Check| match suite.check_options().and_then(|()| check.run(&suite)) {
         Ok(()) => Verdict::Passed,
         Err(Failure::Violation(reason)) => Verdict::Failed(match check {
-            Check::AnswerOnly | Check::Samples => {
+            Check::AnswerOnly | Check::TokenEnds | Check::Samples => {
                 format!(
                     "{reason}; if the backend does not support this, return BackendError::Unsupported"
                 )
@@ -40,7 +40,7 @@ pub fn check(backend: &dyn ScoringBackend, options: &Options) -> Report {
             _ => reason,
         }),
         Err(Failure::Unsupported(reason)) => match check {
-            Check::AnswerOnly | Check::Samples => Verdict::Skipped(reason),
+            Check::AnswerOnly | Check::TokenEnds | Check::Samples => Verdict::Skipped(reason),
             _ => Verdict::Failed(format!(
                 "{reason}; set Options::scoring to options that the backend supports"
             )),

@@ -7,7 +7,8 @@ use crate::tags::{ANSWER_CLOSE, ANSWER_ONLY_PREFIX};
 /// A backend that returns completions from a script.
 ///
 /// Document `i` of every job gets the completion `i` of the script. With `k` samples for each document,
-/// it gets the completions `i·k` to `i·k + k − 1`.
+/// it gets the completions `i·k` to `i·k + k − 1`. The tokens of this backend are words, each with the white space
+/// before it.
 ///
 /// ```
 /// use erank_core::testing::{ScriptedBackend, answered};
@@ -73,5 +74,14 @@ impl ScoringBackend for ScriptedBackend {
             sink.completed(position / samples, outcome);
         }
         Ok(())
+    }
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
+        let (mut ends, mut rest) = (Vec::new(), text);
+        while !rest.is_empty() && ends.len() < max_tokens {
+            let word = rest.trim_start();
+            rest = &word[word.find(char::is_whitespace).unwrap_or(word.len())..];
+            ends.push(text.len() - rest.len());
+        }
+        Ok(ends)
     }
 }

@@ -116,6 +116,11 @@ impl ClientTokenizer for Characters {
         Ok(prompt)
     }
 
+    fn token_ends(&self, document: &str, max_tokens: usize) -> Result<Vec<usize>, Cause> {
+        let ends = document.char_indices().map(|(start, c)| start + c.len_utf8());
+        Ok(ends.take(max_tokens).collect())
+    }
+
     fn encode_trusted(&self, text: &str) -> Result<Vec<u32>, Cause> {
         Ok(text.chars().map(u32::from).collect())
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::options::Options;
 use super::suite::{Call, Failure, Outcome, Suite, described, violation};
-use crate::backend::{DocumentError, Sink};
+use crate::backend::{BackendError, DocumentError, Sink};
 use crate::cancellation::CancellationToken;
 use crate::error::{chain, panic_message};
 use crate::options::{Mode, Sampling};
@@ -59,6 +59,10 @@ checks! {
     /// A query and a document of thousands of words are truncated to their limits and marked as
     /// truncated, or get errors of their own.
     Limits, limits, "query and document are truncated to their limits";
+    /// The ends of tokens are ascending character boundaries, reach the end of a short text, and are those by which
+    /// documents are truncated. Skipped for a backend that returns
+    /// [`Unsupported`](crate::BackendError::Unsupported) for [`token_ends`](crate::ScoringBackend::token_ends).
+    TokenEnds, token_ends, "tokens are counted as documents are truncated";
     /// With two samples, each document has the samples 0 and 1. Skipped for a backend that returns
     /// [`Unsupported`](crate::BackendError::Unsupported) for samples or temperatures.
     Samples, samples, "samples are numbered";
@@ -177,6 +181,46 @@ impl Suite<'_> {
                 "a query of 20,000 words is not truncated to 16 tokens, or its truncation is not \
                  reported in Completion::query_truncated",
             );
+        }
+        Ok(())
+    }
+
+    fn token_ends(&self) -> Result<(), Failure> {
+        const TOKENS: usize = 16;
+        let ends_of = |text: &str, tokens| match self.backend.token_ends(text, tokens) {
+            Ok(ends) => Ok(ends),
+            Err(error @ BackendError::Unsupported(_)) => Err(Failure::Unsupported(chain(&error))),
+            Err(error) => violation(format!("token_ends failed: {}", chain(&error))),
+        };
+        let (long, emoji) = ("honey ".repeat(20_000), "\u{1f980}e\u{301}".repeat(3));
+        let mut texts = self.documents();
+        texts.extend(["", "x", &emoji, &long]);
+        for text in texts {
+            let ends = ends_of(text, TOKENS)?;
+            let last = ends.last().copied().unwrap_or(0);
+            let is_whole = ends.len() == TOKENS || last == text.len();
+            let are_borders = ends.iter().all(|end| text.is_char_boundary(*end));
+            if !ends.is_sorted() || !are_borders || !is_whole || ends.len() > TOKENS {
+                let beginning: String = text.chars().take(40).collect();
+                return violation(format!(
+                    "token_ends({beginning:?}, {TOKENS}) returned {ends:?}: the ends must ascend, be character \
+                     boundaries, number at most {TOKENS}, and reach the end of a shorter text"
+                ));
+            }
+        }
+
+        for (tokens, is_truncated) in [(TOKENS, false), (TOKENS + 1, true)] {
+            let end = ends_of(&long, tokens)?.last().copied().unwrap_or(0);
+            let documents = [&long[..end]];
+            let mut call = self.call(&documents);
+            call.scoring.max_document_tokens = TOKENS;
+            if self.answers(&call)?.iter().any(|c| c.document_truncated != is_truncated) {
+                let truncated = if is_truncated { "not truncated" } else { "truncated" };
+                return violation(format!(
+                    "token_ends counts {tokens} tokens in {end} bytes, but a document of these bytes is {truncated} \
+                     to {TOKENS} tokens"
+                ));
+            }
         }
         Ok(())
     }
