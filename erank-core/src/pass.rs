@@ -4,7 +4,8 @@ use crate::answer::AnswerProbability;
 use crate::backend::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use crate::cancellation::CancellationToken;
 use crate::completion::{Completion, TokenCounts};
-use crate::options::ScoringOptions;
+use crate::error::AnswerError;
+use crate::options::{ConfigError, ScoringOptions};
 use crate::progress::{Progress, ProgressCallback};
 use crate::prompt::PromptTemplate;
 use crate::ranking::{DocumentFailure, RankedDocument, Sample};
@@ -36,6 +37,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) probability: AnswerProbability,
     /// The score of an answer. `None` stands for the best estimate of the expected value.
     pub(crate) score: Option<ScoreKind>,
+    /// Whether a document without a relevance is an error.
+    pub(crate) needs_relevance: bool,
     /// For each document of the pass, its index in the request.
     pub(crate) indices: &'a [usize],
 }
@@ -47,6 +50,19 @@ pub(crate) struct PassResults {
     /// The scored documents that lack samples.
     pub(crate) partially_scored: Vec<DocumentFailure>,
     pub(crate) result: Result<(), BackendError>,
+}
+
+impl PassResults {
+    /// Returns the results of a pass over the documents at `indices` that was refused because of `error`.
+    pub(crate) fn refused(request: &Request<'_>, indices: &[usize], error: ConfigError) -> Self {
+        let failure = |&index| DocumentFailure::new(request, index, DocumentError::NotReached);
+        Self {
+            scored: Vec::new(),
+            unscored: indices.iter().map(failure).collect(),
+            partially_scored: Vec::new(),
+            result: Err(BackendError::Unsupported(error.into())),
+        }
+    }
 }
 
 impl Pass<'_> {
@@ -91,12 +107,20 @@ impl Pass<'_> {
     /// Parses a completion. Returns its index among the samples, the sample, and whether the query or
     /// the document was truncated.
     fn read(&self, completion: &Completion) -> Result<(usize, Sample, bool), DocumentError> {
-        let answer = self.template.answers().parse(completion, self.probability)?;
+        let answers = self.template.answers();
+        let answer = answers.parse(completion, self.probability)?;
         let score = self.score.map_or(Ok(answer.best_estimate()), |kind| kind.score(&answer))?;
+        let relevance = match self.score {
+            Some(kind) => kind.relevance(&answer, answers),
+            None => answers.relevance(answer.expected_value.unwrap_or(answer.integer.into())),
+        };
+        if self.needs_relevance && relevance.is_none() {
+            return Err(AnswerError::NoProbability("distribution over the answers").into());
+        }
         let Completion {
             finish_reason, usage: tokens, query_truncated, document_truncated, ..
         } = *completion;
-        let sample = Sample { score, answer, finish_reason, tokens };
+        let sample = Sample { score, relevance, answer, finish_reason, tokens };
         Ok((completion.sample, sample, query_truncated || document_truncated))
     }
 
@@ -113,6 +137,7 @@ impl Pass<'_> {
         let is_complete = samples.len() == self.options.samples;
         let count = samples.len() as f64;
         let score = samples.iter().map(|sample| sample.score).sum::<f64>() / count;
+        let relevance: Option<f64> = samples.iter().map(|sample| sample.relevance).sum();
         let distance = |sample: &Sample| (sample.score - score).abs();
         let mut nearest = 0;
         for (candidate, sample) in samples.iter().enumerate() {
@@ -136,6 +161,8 @@ impl Pass<'_> {
             index,
             id: document.id.as_deref().map(str::to_owned),
             score,
+            relevance: relevance.map(|sum| sum / count),
+            relevance_probability: None,
             std_dev: (squares / count).sqrt(),
             answer,
             first_stage_score: document.first_stage_score,

@@ -40,6 +40,37 @@ impl ScoreKind {
         }
     }
 
+    /// Returns the name, as in JSON: `probability_weighted`, `expected_value` or `integer`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ProbabilityWeighted => "probability_weighted",
+            Self::ExpectedValue => "expected_value",
+            Self::Integer => "integer",
+        }
+    }
+
+    /// Returns the relevance of `answer` on a scale from 0 to 1, which
+    /// [`min_score`](crate::RerankerBuilder::min_score) compares.
+    ///
+    /// | kind | relevance, with the [scale](AnswerFormat::relevance) of `answers` |
+    /// |---|---|
+    /// | [`Integer`](Self::Integer) | the integer: with ERank's answers `N / 10` |
+    /// | [`ExpectedValue`](Self::ExpectedValue) | the expected value: with ERank's answers a tenth of it; with the answers `no` and `yes` the probability of `yes` |
+    /// | [`ProbabilityWeighted`](Self::ProbabilityWeighted) | the expected value, too |
+    ///
+    /// A limit on `N × P(N)` itself would remove relevant documents and keep less relevant ones: a 9 with probability
+    /// 0.5 has 4.5, and a certain 5 has 5.
+    ///
+    /// Returns `None` if the answer lacks the distribution that the expected value needs, or if all answers have the
+    /// same value.
+    pub fn relevance(self, answer: &Answer, answers: &AnswerFormat) -> Option<f64> {
+        let value = match self {
+            Self::ProbabilityWeighted | Self::ExpectedValue => answer.expected_value?,
+            Self::Integer => f64::from(answer.integer),
+        };
+        answers.relevance(value)
+    }
+
     /// Returns the score of `answer`.
     ///
     /// ```
