@@ -64,11 +64,16 @@ impl ScoreKind {
     /// Returns `None` if the answer lacks the distribution that the expected value needs, or if all answers have the
     /// same value.
     pub fn relevance(self, answer: &Answer, answers: &AnswerFormat) -> Option<f64> {
-        let value = match self {
-            Self::ProbabilityWeighted | Self::ExpectedValue => answer.expected_value?,
-            Self::Integer => f64::from(answer.integer),
-        };
-        answers.relevance(value)
+        answers.relevance(self.relevance_kind().score(answer).ok()?)
+    }
+
+    /// Returns the kind whose value is the [relevance](Self::relevance) for this kind, once it is brought to the scale
+    /// from 0 to 1: [`Integer`](Self::Integer) for itself, and else [`ExpectedValue`](Self::ExpectedValue).
+    pub fn relevance_kind(self) -> Self {
+        match self {
+            Self::ProbabilityWeighted | Self::ExpectedValue => Self::ExpectedValue,
+            Self::Integer => Self::Integer,
+        }
     }
 
     /// Returns the score of `answer`.
