@@ -54,7 +54,8 @@ impl CalibrationFile {
     /// Writes the file.
     pub(crate) fn write(&self, path: &Path) -> Result<(), CommandError> {
         let problem = |problem: String| CommandError::Calibration { file: shown(path), problem };
-        let json = serde_json::to_string_pretty(self).map_err(|error| problem(error.to_string()))?;
+        let json =
+            serde_json::to_string_pretty(self).map_err(|error| problem(error.to_string()))?;
         fs::write(path, format!("{}\n", text::json(&json)))
             .map_err(|error| problem(error.to_string()))
     }
@@ -87,7 +88,8 @@ impl CalibrationFile {
         }
         for what in ["instruction", "weights"].into_iter().filter(|what| differs(what)) {
             text::note(&text::line(&format!(
-                "The calibration was fitted with other settings, so its probabilities may be wrong: {what} was {} and is {}.",
+                "The calibration was fitted with other settings, so its probabilities may be wrong: {what} was {} and \
+                 is {}.",
                 fitted(what),
                 now[what]
             )));

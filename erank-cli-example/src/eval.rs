@@ -116,9 +116,8 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     let judgements = Judgements::new(&collection, &scores, &failures, kind);
     let runs = runs(&collection, &judgements, arguments.hybrid)?;
     let measures = &arguments.measure;
-    let mut report =
-        Report::new(&settings, kind, depth, measures, &collection, &judgements, &runs)
-            .map_err(EvalError::from)?;
+    let mut report = Report::new(&settings, kind, depth, measures, &collection, &judgements, &runs)
+        .map_err(EvalError::from)?;
     if let Some(pairs) = pairs {
         report.add_p_mrr(&pairs, &runs).map_err(EvalError::from)?;
     }

@@ -264,13 +264,10 @@ mod tests {
     fn relevance_is_undefined_without_a_scale() {
         let labels = AnswerFormat::labels([("good", 9), ("fair", 4), ("bad", 2)]).expect("valid");
         assert_eq!(labels.value_range(), (2, 9));
-        assert_eq!([2.0, 5.5, 9.0, 9.5, 0.0].map(|value| labels.relevance(value)), [
-            Some(0.0),
-            Some(0.5),
-            Some(1.0),
-            Some(1.0),
-            Some(0.0)
-        ]);
+        assert_eq!(
+            [2.0, 5.5, 9.0, 9.5, 0.0].map(|value| labels.relevance(value)),
+            [Some(0.0), Some(0.5), Some(1.0), Some(1.0), Some(0.0)]
+        );
         assert_eq!(labels.relevance(f64::NAN), None);
         let equal = AnswerFormat::labels([("fits", 2), ("suits", 2)]).expect("valid");
         assert_eq!(equal.relevance(2.0), None);

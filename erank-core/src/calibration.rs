@@ -207,7 +207,8 @@ fn pool(judged: &[(f64, bool)]) -> Vec<Block> {
     for equal in judged.chunk_by(|(a, _), (b, _)| a == b) {
         let relevant = equal.iter().filter(|(_, relevant)| *relevant).count() as u64;
         let score = equal[0].0;
-        let mut block = Block { first: score, last: score, relevant, documents: equal.len() as u64 };
+        let mut block =
+            Block { first: score, last: score, relevant, documents: equal.len() as u64 };
         // Fractions are compared by their products, which are exact.
         while let Some(previous) = blocks.pop_if(|previous| {
             previous.relevant * block.documents >= block.relevant * previous.documents
@@ -237,7 +238,9 @@ pub enum CalibrationError {
         relevant: usize,
     },
     /// A score is outside the range of scores.
-    #[error("the score {score} is not a number from 0 to {largest}, the largest value of an answer")]
+    #[error(
+        "the score {score} is not a number from 0 to {largest}, the largest value of an answer"
+    )]
     Score {
         /// The score.
         score: f64,
@@ -248,7 +251,9 @@ pub enum CalibrationError {
     #[error("the calibration has no points; fit it again")]
     NoPoints,
     /// A probability is outside `[0, 1]`.
-    #[error("the probability {0} of a point is not a number from 0 to 1; fit the calibration again")]
+    #[error(
+        "the probability {0} of a point is not a number from 0 to 1; fit the calibration again"
+    )]
     Probability(f64),
     /// A score does not rise, or a probability falls.
     #[error(
@@ -271,7 +276,8 @@ pub enum CalibrationError {
 /// let reliability = Reliability::measure(judged).expect("probabilities");
 /// let last = &reliability.bins[9];
 /// assert_eq!((last.documents, last.mean_probability, last.relevant_fraction), (1, Some(0.95), Some(1.0)));
-/// assert!((reliability.brier_score - (0.05_f64.powi(2) * 2.0 + 0.08_f64.powi(2) + 0.25_f64.powi(2) + 0.77_f64.powi(2)) / 5.0).abs() < 1e-12);
+/// let squares = 0.05_f64.powi(2) * 2.0 + 0.08_f64.powi(2) + 0.25_f64.powi(2) + 0.77_f64.powi(2);
+/// assert!((reliability.brier_score - squares / 5.0).abs() < 1e-12);
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

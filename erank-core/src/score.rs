@@ -54,8 +54,8 @@ impl ScoreKind {
     ///
     /// | kind | relevance, with the [scale](AnswerFormat::relevance) of `answers` |
     /// |---|---|
-    /// | [`Integer`](Self::Integer) | the integer: with ERank's answers `N / 10` |
-    /// | [`ExpectedValue`](Self::ExpectedValue) | the expected value: with ERank's answers a tenth of it; with the answers `no` and `yes` the probability of `yes` |
+    /// | [`Integer`](Self::Integer) | the integer, for ERank's answers `N / 10` |
+    /// | [`ExpectedValue`](Self::ExpectedValue) | the expected value, for `no` and `yes` the probability of `yes` |
     /// | [`ProbabilityWeighted`](Self::ProbabilityWeighted) | the expected value, too |
     ///
     /// A limit on `N × P(N)` itself would remove relevant documents and keep less relevant ones: a 9 with probability

@@ -2,8 +2,9 @@
 
 use erank_core::testing::{ScriptedBackend, answered};
 use erank_core::{
-    AnswerDistribution, AnswerFormat, AnswerProbability, Calibration, Cascade, Completion, Document, DocumentError, Fusion,
-    Mode, RankedDocument, Ranking, Request, Reranker, Sampling, ScoreKind, ScoringOptions,
+    AnswerDistribution, AnswerFormat, AnswerProbability, Calibration, Cascade, Completion,
+    Document, DocumentError, Fusion, Mode, RankedDocument, Ranking, Request, Reranker, Sampling,
+    ScoreKind, ScoringOptions,
 };
 use serde_json::{Value, from_str, from_value, json, to_string, to_value};
 

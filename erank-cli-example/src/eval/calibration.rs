@@ -67,9 +67,8 @@ impl Labels {
             query.candidates.iter().map(|candidate| label(&query.id, &candidate.id)).collect()
         });
         let labels: Vec<Vec<Option<bool>>> = labels.collect();
-        let mut fitted: Vec<usize> = (0..labels.len())
-            .filter(|query| labels[*query].iter().any(Option::is_some))
-            .collect();
+        let mut fitted: Vec<usize> =
+            (0..labels.len()).filter(|query| labels[*query].iter().any(Option::is_some)).collect();
         if fitted.len() < MIN_QUERIES {
             return Err(EvalError::FewQueries { queries: fitted.len(), needed: MIN_QUERIES });
         }
@@ -81,7 +80,8 @@ impl Labels {
         let labels = Self { labels, fitted, checked, relevant };
         for half in [&labels.fitted, &labels.checked] {
             let of_half = || half.iter().flat_map(|query| labels.labels[*query].iter().flatten());
-            let (documents, relevant) = (of_half().count(), of_half().filter(|label| **label).count());
+            let (documents, relevant) =
+                (of_half().count(), of_half().filter(|label| **label).count());
             if relevant == 0 || relevant == documents {
                 return Err(EvalError::OneClass { queries: half.len(), documents, relevant });
             }
@@ -106,7 +106,8 @@ impl Labels {
         let fitted = self.documents(&self.fitted, judgements, scored);
         let checked = self.documents(&self.checked, judgements, scored);
         let calibration = fit(&fitted)?;
-        let before = checked.iter().map(|document| Some((document.relevance?, document.is_relevant)));
+        let before =
+            checked.iter().map(|document| Some((document.relevance?, document.is_relevant)));
         let before: Option<Vec<(f64, bool)>> = before.collect();
         let after = checked
             .iter()
@@ -134,7 +135,8 @@ impl Labels {
         judgements: &Judgements<'_>,
         scored: Scored<'_>,
     ) -> Vec<Labelled> {
-        let of_query = |query: &usize| self.labels[*query].iter().zip(&judgements.of_queries[*query]);
+        let of_query =
+            |query: &usize| self.labels[*query].iter().zip(&judgements.of_queries[*query]);
         let documents = positions.iter().flat_map(of_query).filter_map(|(label, judgement)| {
             let (is_relevant, score) = ((*label)?, *judgement.score.as_ref().ok()?);
             let relevance = match judgement.outcome {

@@ -49,7 +49,9 @@ pub(crate) enum EvalError {
          or count unjudged candidates as not relevant with --unjudged-not-relevant"
     )]
     OneClass { queries: usize, documents: usize, relevant: usize },
-    #[error("no judged candidate to check the calibration has a score; see the reasons in scores.jsonl")]
+    #[error(
+        "no judged candidate to check the calibration has a score; see the reasons in scores.jsonl"
+    )]
     NoScoredDocuments,
     #[error(transparent)]
     Calibration(#[from] CalibrationError),

@@ -69,7 +69,10 @@ fn draw_axes(svg: &mut String) -> fmt::Result {
     let (left, right, low, high) = (x(0.0), x(1.0), y(0.0), y(1.0));
     writeln!(svg, r#"<line class="ideal" x1="{left}" y1="{low}" x2="{right}" y2="{high}"/>"#)?;
     let (middle_x, middle_y, below) = (x(0.5), y(0.5), low + 38.0);
-    writeln!(svg, r#"<text x="{middle_x}" y="{below}" text-anchor="middle">mean probability</text>"#)?;
+    writeln!(
+        svg,
+        r#"<text x="{middle_x}" y="{below}" text-anchor="middle">mean probability</text>"#
+    )?;
     writeln!(
         svg,
         r#"<text transform="translate(18 {middle_y}) rotate(-90)" text-anchor="middle">relevant fraction</text>"#
@@ -82,7 +85,8 @@ fn draw_bins(svg: &mut String, name: &str, reliability: &Reliability) -> fmt::Re
         Some((range, bin.documents, bin.mean_probability?, bin.relevant_fraction?))
     });
     let points: Vec<_> = points.collect();
-    let line = points.iter().map(|(_, _, mean, fraction)| format!("{:.1},{:.1}", x(*mean), y(*fraction)));
+    let line =
+        points.iter().map(|(_, _, mean, fraction)| format!("{:.1},{:.1}", x(*mean), y(*fraction)));
     let line: Vec<String> = line.collect();
     writeln!(svg, r#"<polyline class="{name} line" points="{}"/>"#, line.join(" "))?;
     for (range, documents, mean, fraction) in points {

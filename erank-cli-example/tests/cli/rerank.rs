@@ -398,7 +398,8 @@ fn rerank_lists_documents_below_the_minimum_score_apart() {
     let heading = format!("{} documents below 0.5:", below.len());
     assert!(lines.any(|line| line == heading), "{heading}: {}", table.out);
     assert!(lines.nth(1).is_some_and(|row| row.trim_start().starts_with("- ")), "{}", table.out);
-    let all_below = erank(&["rerank", "-q", "tide", "--answer-only", "--min-score", "1"], b"Tea.\n");
+    let all_below =
+        erank(&["rerank", "-q", "tide", "--answer-only", "--min-score", "1"], b"Tea.\n");
     assert!(all_below.out.starts_with("1 document below 1:\n"), "{}", all_below.out);
     assert_eq!(erank(&["rerank", "-q", "x", "--min-score", "5"], b"a").code, Some(2));
 }

@@ -3,9 +3,9 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::answer_format::AnswerFormat;
 use crate::backend::{Job, Sink};
 use crate::completion::Completion;
-use crate::answer_format::AnswerFormat;
 use crate::distribution::AnswerDistribution;
 use crate::error::AnswerError;
 use crate::options::ConfigError;

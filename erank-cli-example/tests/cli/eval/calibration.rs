@@ -133,7 +133,8 @@ fn eval_refuses_to_calibrate_on_too_few_judgements() {
     assert_eq!(collection.report("out")["calibration"]["all"]["documents"], 48);
 
     collection.edit("qrels.txt", |text| {
-        let lines = text.lines().filter(|line| line.starts_with("bees ") || line.starts_with("sea "));
+        let lines =
+            text.lines().filter(|line| line.starts_with("bees ") || line.starts_with("sea "));
         lines.collect::<Vec<_>>().join("\n")
     });
     refused("--unjudged-not-relevant", "at least 4 queries with judged candidates");

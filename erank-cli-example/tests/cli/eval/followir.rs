@@ -22,7 +22,8 @@ fn paired() -> Collection {
     collection.edit("qrels.txt", |text| {
         let pair = |line: &str| {
             let (query, rest) = line.split_once(' ').expect("fields");
-            let changed = if rest.ends_with(" 3") { rest.replace(" 3", " 0") } else { rest.to_owned() };
+            let changed =
+                if rest.ends_with(" 3") { rest.replace(" 3", " 0") } else { rest.to_owned() };
             format!("{query}-og {rest}\n{query}-changed {changed}\n")
         };
         text.lines().map(pair).collect()
