@@ -88,6 +88,16 @@ pub(crate) struct RerankArguments {
     /// The score to rank by. The default is probability-weighted, or expected-value if there are two answers.
     #[arg(long, value_name = "KIND", value_enum)]
     pub(crate) score: Option<Score>,
+    /// Lists documents below this relevance, from 0 to 1, apart from the ranking.
+    ///
+    /// The relevance is the expected value on a scale from 0 to 1: a tenth of it for ERank, and the probability of "yes"
+    /// for two answers. With --score integer, it is the integer on this scale, and with --calibration, it is the
+    /// probability of relevance. --hybrid does not change it.
+    #[arg(long, value_name = "X", value_parser = fraction)]
+    pub(crate) min_score: Option<f64>,
+    /// Shows each document's probability of relevance, by a file that `erank eval --calibrate` wrote.
+    #[arg(long, value_name = "FILE", conflicts_with = "think_about")]
+    pub(crate) calibration: Option<PathBuf>,
     /// Stops after this time, and prints the documents ranked so far.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
@@ -144,6 +154,20 @@ pub(crate) struct EvalArguments {
     /// The score to rank by. The default is probability-weighted, or expected-value if there are two answers.
     #[arg(long, value_name = "KIND", value_enum)]
     pub(crate) score: Option<Score>,
+    /// Fits the probability that a document is relevant, as a function of its score, and writes it to this file.
+    ///
+    /// The report shows how well the probabilities agree with the judgements, on half of the queries, when they are
+    /// fitted on the other half. The file is fitted on all queries, for --calibration of `erank rerank`.
+    #[arg(long, value_name = "OUT.json")]
+    pub(crate) calibrate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) relevant: Relevant,
+    /// Reports p-MRR of FollowIR, over the pairs of queries whose ids end in -og and -changed.
+    ///
+    /// It compares the ranks of documents that are relevant by the original instruction and not by the changed one.
+    /// The queries have an "instruction" of their own.
+    #[arg(long)]
+    pub(crate) followir: bool,
     /// Stops after this time. The same command resumes.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
@@ -156,6 +180,20 @@ pub(crate) struct EvalArguments {
     pub(crate) model: ModelArguments,
     #[command(flatten)]
     pub(crate) remote: RemoteArguments,
+}
+
+/// The documents that count as relevant for `--calibrate`.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Relevant {
+    /// The lowest grade that counts as relevant for --calibrate, such as 2 for the passages of TREC Deep Learning.
+    #[arg(long, value_name = "GRADE", default_value = "1", requires = "calibrate",
+        value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) relevance_level: i32,
+    /// Counts unjudged candidates as not relevant for --calibrate. By default, they are left out.
+    ///
+    /// Use this option if the judgements name only relevant documents, as those of many BEIR collections do.
+    #[arg(long, requires = "calibrate")]
+    pub(crate) unjudged_not_relevant: bool,
 }
 
 /// The files of a judged collection.
@@ -535,6 +573,12 @@ fn weight(given: &str) -> Result<f64, String> {
     }
 }
 
+/// Parses a number in `[0, 1]`.
+fn fraction(given: &str) -> Result<f64, String> {
+    let number = given.parse().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
 /// Parses a non-negative number of seconds.
 fn seconds(given: &str) -> Result<Duration, String> {
     let seconds = given.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
@@ -570,6 +614,8 @@ mod tests {
     fn weight_and_seconds_reject_invalid_numbers() {
         assert_eq!(weight("0.25"), Ok(0.25));
         assert!(["-0.1", "1.01", "NaN", "x", ""].iter().all(|given| weight(given).is_err()));
+        assert_eq!(fraction("0.25"), Ok(0.25));
+        assert!(["-0.1", "1.01", "NaN", "x", ""].iter().all(|given| fraction(given).is_err()));
         assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
         assert!(["-1", "NaN", "1e300", ""].iter().all(|given| seconds(given).is_err()));
     }

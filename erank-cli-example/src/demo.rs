@@ -73,6 +73,7 @@ fn show(
         template: PromptFamily::Erank.name(),
         instruction: instructions::GENERIC,
         input,
+        min_score: None,
         ranking: &ranking,
         seconds: report::seconds(begin.elapsed()),
         interrupted: interrupt.was_pressed(),

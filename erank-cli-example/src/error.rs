@@ -84,6 +84,8 @@ pub(crate) enum CommandError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot use the calibration {file}: {problem}")]
+    Calibration { file: String, problem: String },
     #[error("{piece:?} is not a token id")]
     NoTokenId { piece: String },
     #[error("token id {id} is not in the model's vocabulary of {vocab_size}")]

@@ -2,12 +2,16 @@
 //!
 //! ```text
 //! collection ─▶ scoring: the model's answers → scores ─▶ systems: runs ─▶ report, gains
+//!                                                      └▶ calibration, reliability
 //! ```
 
+mod calibration;
 mod collection;
 pub(crate) mod error;
 mod files;
+mod followir;
 mod gains;
+mod reliability;
 mod report;
 mod scores;
 mod scoring;
@@ -21,13 +25,16 @@ use erank_candle::WeightFormat;
 use erank_core::{Fusion, Mode};
 
 use crate::args::{Backend, CacheFormat, EvalArguments, Score};
+use crate::calibration::CalibrationFile;
 use crate::error::{CommandError, Exit};
 use crate::interrupt::Interrupt;
 use crate::model::{self, Chosen};
 use crate::progress::Meter;
 use crate::text;
+use calibration::{Calibrated, Labels, Scored};
 use collection::Collection;
 use error::EvalError;
+use followir::Pairs;
 use report::{Report, Runs};
 use scores::{ScoreFile, Settings};
 use scoring::Scoring;
@@ -39,6 +46,9 @@ const SCORES: &str = "scores.jsonl";
 pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Exit, CommandError> {
     let depth = arguments.depth.get();
     let collection = Collection::read(&arguments.collection, depth)?;
+    let labels = arguments.calibrate.as_ref();
+    let labels = labels.map(|_| Labels::new(&collection, arguments.relevant)).transpose()?;
+    let pairs = arguments.followir.then(|| Pairs::new(&collection.qrels)).transpose()?;
     let Chosen { backend, family, limits, fingerprint } =
         model::choose(&arguments.model, &arguments.remote, arguments.score)?;
     let template = family.template();
@@ -106,8 +116,17 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     let judgements = Judgements::new(&collection, &scores, &failures, kind);
     let runs = runs(&collection, &judgements, arguments.hybrid)?;
     let measures = &arguments.measure;
-    let report = Report::new(&settings, kind, depth, measures, &collection, &judgements, &runs)
+    let mut report = Report::new(&settings, kind, depth, measures, &collection, &judgements, &runs)
         .map_err(EvalError::from)?;
+    if let Some(pairs) = pairs {
+        report.add_p_mrr(&pairs, &runs).map_err(EvalError::from)?;
+    }
+    if let (Some(labels), Some(file)) = (labels, &arguments.calibrate) {
+        let scored = Scored { kind, mode: options.mode, answers: template.answers() };
+        let calibrated = labels.calibrate(&judgements, scored)?;
+        write_calibration(file, &calibrated, &settings)?;
+        report.calibration = Some(calibrated);
+    }
     write_files(output, &report, &runs, arguments.hybrid, &measures[0].to_string())?;
     print(&report, arguments.json)?;
     report.note_problems();
@@ -140,7 +159,23 @@ fn runs(
     })
 }
 
-/// Writes the runs, the report and the picture to the output folder.
+/// Writes the calibration with the settings of its scores.
+fn write_calibration(
+    path: &Path,
+    calibrated: &Calibrated,
+    settings: &Settings<'_>,
+) -> Result<(), CommandError> {
+    let Calibrated { calibration, all, .. } = calibrated;
+    let file = CalibrationFile {
+        erank_calibration: CalibrationFile::VERSION,
+        calibration: calibration.clone(),
+        settings: settings.fields().map_err(io::Error::from)?,
+        fitted_on: *all,
+    };
+    file.write(path)
+}
+
+/// Writes the runs, the report and the pictures to the output folder.
 fn write_files(
     output: &Path,
     report: &Report<'_>,
@@ -167,6 +202,10 @@ fn write_files(
     write("report.json", report.json().map_err(io::Error::from)?.as_bytes())?;
     let picture = gains::draw(measure, &report.changes()).map_err(io::Error::other)?;
     write("gains.svg", picture.as_bytes())?;
+    if let Some(calibrated) = &report.calibration {
+        let picture = reliability::draw(calibrated).map_err(io::Error::other)?;
+        write("reliability.svg", picture.as_bytes())?;
+    }
     Ok(())
 }
 

@@ -25,17 +25,20 @@ as above. A line that cannot be used is listed with the reason; the other lines 
   model, first_stage_model (of --first-stage, or null), query, instruction
   template     name of the prompt: \"erank\" or \"qwen3-reranker\"
   stopped      null, \"interrupted\" or \"timeout\"
-  counts       documents = ranked + beyond_top_k + unscored;
+  counts       documents = ranked + beyond_top_k + below_min_score + unscored;
                partially_scored: how many of the ranked and beyond_top_k lack something
   tokens       prompt, generated
   seconds      time of ranking, without loading the model
-  documents[]  best first: rank, line, id, score, std_dev, integer, probability,
+  min_score    value of --min-score
+  documents[]  best first: rank, line, id, score, relevance (from 0 to 1, before --hybrid),
+               relevance_probability (by --calibration), std_dev, integer, probability,
                probability_weighted, expected_value, entropy, first_stage_score,
                first_stage_rank (both by the \"score\" of the input), reasoning, mode (\"reason\",
                \"answer_only\": with --first-stage, its model gave the answer), samples (number of
                samples in the mean score), truncated, windows[] (with --windows: the windows
                that the score comes from, best first, with start and end in bytes of the text, and
                score), finish_reason (\"answered\", \"end_of_turn\", \"forced\"), tokens
+  below_min_score[]  documents below --min-score, best first, as documents[], with rank null
   unscored[]   documents without a score, by line: line, id, reason
   partially_scored[]  documents that lack their reasoning or some samples, by line: line, id,
                reason
@@ -60,8 +63,13 @@ Output is written to the folder of --output:
   first_stage.run, reranked.run, hybrid.run   Runs in TREC's format.
   report.json      All figures, query by query. --json prints it.
   gains.svg        The gain or loss of each query.
+  reliability.svg  With --calibrate, the relevant fraction of documents by their probability.
 Documents that cannot be scored rank last, in the order of the first stage. If the reason may be
-temporary, the next start tries them again.";
+temporary, the next start tries them again.
+
+--calibrate writes a JSON object: score, mode and answer_range (of the scores), points[] (a score and the
+probability of relevance; between them, the probability is linear), settings (as in scores.jsonl) and
+fitted_on (queries, documents, relevant documents).";
 
 /// The exit codes of `erank eval`.
 pub(crate) const EVAL_EXIT_CODES: &str = "\

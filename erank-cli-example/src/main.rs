@@ -22,6 +22,7 @@
 //! control characters.
 
 mod args;
+mod calibration;
 mod demo;
 mod error;
 mod eval;

@@ -25,6 +25,8 @@ pub(crate) struct Report<'a> {
     pub(crate) template: &'a str,
     pub(crate) instruction: &'a str,
     pub(crate) input: &'a Input,
+    /// The value of `--min-score`.
+    pub(crate) min_score: Option<f64>,
     pub(crate) ranking: &'a Ranking,
     /// The time of ranking.
     pub(crate) seconds: f64,
@@ -71,20 +73,39 @@ impl Report<'_> {
         }
     }
 
-    /// Writes the table of the ranked documents.
+    /// Writes the table of the ranked documents, and another one of those below the minimum score.
     pub(crate) fn write_table(
         &self,
         reasoning: ReasoningDisplay,
         out: &mut dyn Write,
     ) -> io::Result<()> {
-        if self.ranking.documents.is_empty() {
-            return Ok(());
+        let Ranking { documents, below_min_score, .. } = self.ranking;
+        let ranks = (1..).map(|rank: usize| rank.to_string());
+        if !documents.is_empty() {
+            let rows = ranks.zip(documents);
+            self.table(rows, reasoning).write(table::output_width(), out)?;
         }
+        if let (Some(min_score), false) = (self.min_score, below_min_score.is_empty()) {
+            let gap = if documents.is_empty() { "" } else { "\n" };
+            writeln!(out, "{gap}{} below {min_score}:", counted(below_min_score.len()))?;
+            let rows = below_min_score.iter().map(|document| ("-".to_owned(), document));
+            self.table(rows, reasoning).write(table::output_width(), out)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the table of documents with their ranks.
+    fn table<'b>(
+        &self,
+        ranked: impl Iterator<Item = (String, &'b RankedDocument)>,
+        reasoning: ReasoningDisplay,
+    ) -> Table<'static> {
         let documents = &self.input.documents;
         let has_ids = documents.iter().any(|document| document.id.is_some());
         let first_stage = first_stage_ranks(documents);
-        let has_reasoning =
-            self.ranking.documents.iter().any(|document| !document.answer.reasoning.is_empty());
+        let all = || self.ranking.documents.iter().chain(&self.ranking.below_min_score);
+        let has_reasoning = all().any(|document| !document.answer.reasoning.is_empty());
+        let has_probability = all().any(|document| document.relevance_probability.is_some());
         let in_column = has_reasoning && reasoning == ReasoningDisplay::Column;
         let best_window = |ranked: &RankedDocument| Some(ranked.windows.first()?.bytes.clone());
         let is_part = |ranked: &RankedDocument| {
@@ -94,6 +115,11 @@ impl Report<'_> {
         let has_parts = self.ranking.documents.iter().any(is_part);
 
         let mut columns = vec![Column::Number("rank"), Column::Number("score")];
+        columns.extend(match self.min_score {
+            _ if has_probability => Some(Column::Number("P(relevant)")),
+            Some(_) => Some(Column::Number("relevance")),
+            None => None,
+        });
         columns.extend([Column::Number("integer"), Column::Number("prob.")]);
         columns.extend((!first_stage.is_empty()).then_some(Column::Number("first")));
         columns.extend(has_ids.then_some(Column::Word("id")));
@@ -102,11 +128,18 @@ impl Report<'_> {
         columns.extend(in_column.then_some(Column::Text("thought")));
 
         let mut table = Table::new(columns);
-        for (index, ranked) in self.ranking.documents.iter().enumerate() {
+        let number =
+            |number: Option<f64>| number.map_or("-".into(), |number| format!("{number:.3}"));
+        for (rank, ranked) in ranked {
             let document = &documents[ranked.index];
-            let mut cells = vec![(index + 1).to_string(), format!("{:.3}", ranked.score)];
+            let mut cells = vec![rank, number(Some(ranked.score))];
+            if has_probability {
+                cells.push(number(ranked.relevance_probability));
+            } else if self.min_score.is_some() {
+                cells.push(number(ranked.relevance));
+            }
             cells.push(ranked.answer.integer.to_string());
-            cells.push(ranked.answer.probability.map_or("-".into(), |p| format!("{p:.3}")));
+            cells.push(number(ranked.answer.probability));
             if !first_stage.is_empty() {
                 let rank = first_stage.get(&ranked.index);
                 cells.push(rank.map_or("-".into(), usize::to_string));
@@ -122,7 +155,7 @@ impl Report<'_> {
             };
             table.row(cells, below);
         }
-        table.write(table::output_width(), out)
+        table
     }
 
     /// Lists truncated, unranked and partially scored documents on standard error, with reasons.
@@ -161,10 +194,9 @@ impl Report<'_> {
     fn as_json(&self) -> JsonReport<'_> {
         let documents = &self.input.documents;
         let first_stage = first_stage_ranks(documents);
-        let ranked = self.ranking.documents.iter().enumerate().map(|(index, ranked)| {
-            let document = &documents[ranked.index];
-            JsonDocument::new(index + 1, ranked, document, first_stage.get(&ranked.index).copied())
-        });
+        let Ranking { documents: ranked, below_min_score, scored_count, .. } = self.ranking;
+        let ranks = (1..).map(Some).zip(ranked);
+        let below = below_min_score.iter().map(|document| (None, document));
         let unscored = self.unscored();
         JsonReport {
             model: self.model,
@@ -175,17 +207,31 @@ impl Report<'_> {
             stopped: self.stopped(),
             counts: JsonCounts {
                 documents: documents.len() + self.input.bad_lines.len(),
-                ranked: self.ranking.documents.len(),
-                beyond_top_k: self.ranking.scored_count - self.ranking.documents.len(),
+                ranked: ranked.len(),
+                beyond_top_k: scored_count - ranked.len() - below_min_score.len(),
+                below_min_score: below_min_score.len(),
                 unscored: unscored.len(),
                 partially_scored: self.ranking.partially_scored.len(),
             },
             tokens: self.ranking.tokens.into(),
             seconds: self.seconds,
-            documents: ranked.collect(),
+            min_score: self.min_score,
+            documents: ranks.map(|(rank, d)| self.document(rank, d, &first_stage)).collect(),
+            below_min_score: below.map(|(rank, d)| self.document(rank, d, &first_stage)).collect(),
             unscored,
             partially_scored: self.partially_scored(),
         }
+    }
+
+    /// Returns the JSON of a document.
+    fn document<'b>(
+        &'b self,
+        rank: Option<usize>,
+        ranked: &'b RankedDocument,
+        first_stage: &HashMap<usize, usize>,
+    ) -> JsonDocument<'b> {
+        let document = &self.input.documents[ranked.index];
+        JsonDocument::new(rank, ranked, document, first_stage.get(&ranked.index).copied())
     }
 
     /// Returns bad lines and documents without a score, sorted by line.
@@ -262,7 +308,9 @@ struct JsonReport<'a> {
     counts: JsonCounts,
     tokens: JsonTokens,
     seconds: f64,
+    min_score: Option<f64>,
     documents: Vec<JsonDocument<'a>>,
+    below_min_score: Vec<JsonDocument<'a>>,
     unscored: Vec<Failure<'a>>,
     partially_scored: Vec<Failure<'a>>,
 }
@@ -272,6 +320,7 @@ struct JsonCounts {
     documents: usize,
     ranked: usize,
     beyond_top_k: usize,
+    below_min_score: usize,
     unscored: usize,
     partially_scored: usize,
 }
@@ -290,10 +339,13 @@ impl From<TokenCounts> for JsonTokens {
 
 #[derive(Serialize)]
 struct JsonDocument<'a> {
-    rank: usize,
+    /// The rank. It is null below the minimum score.
+    rank: Option<usize>,
     line: usize,
     id: String,
     score: f64,
+    relevance: Option<f64>,
+    relevance_probability: Option<f64>,
     std_dev: f64,
     integer: u32,
     probability: Option<f64>,
@@ -326,7 +378,7 @@ impl From<&ScoredWindow> for JsonWindow {
 
 impl<'a> JsonDocument<'a> {
     fn new(
-        rank: usize,
+        rank: Option<usize>,
         ranked: &'a RankedDocument,
         document: &InputDocument,
         first_stage_rank: Option<usize>,
@@ -336,6 +388,8 @@ impl<'a> JsonDocument<'a> {
             line: document.line,
             id: document.name(),
             score: ranked.score,
+            relevance: ranked.relevance,
+            relevance_probability: ranked.relevance_probability,
             std_dev: ranked.std_dev,
             integer: ranked.answer.integer,
             probability: ranked.answer.probability,
@@ -426,6 +480,7 @@ mod tests {
             template,
             instruction,
             input,
+            min_score: None,
             ranking,
             seconds,
             interrupted,

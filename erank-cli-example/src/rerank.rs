@@ -4,12 +4,15 @@ use std::io::{self, BufWriter, Write};
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
+use erank_candle::WeightFormat;
 use erank_core::{
     CancellationToken, Cascade, ConfigError, FirstPass, Fusion, PromptTemplate, Ranking, Request,
     Reranker, RerankerBuilder, ScoringBackend, ScoringOptions,
 };
+use serde_json::json;
 
 use crate::args::{RerankArguments, Score};
+use crate::calibration::CalibrationFile;
 use crate::error::{CommandError, Exit};
 use crate::input::{self, Input};
 use crate::interrupt::Interrupt;
@@ -37,11 +40,28 @@ pub(crate) fn rank_and_report(
         );
     }
     let meter = Meter::new();
-    let model::Chosen { backend, family, limits, .. } =
+    let calibration = match &arguments.calibration {
+        Some(path) => Some((path, CalibrationFile::read(path)?)),
+        None => None,
+    };
+    let model::Chosen { backend, family, limits, fingerprint, .. } =
         model::choose(&arguments.model, &arguments.remote, arguments.score)?;
     let template = family.template();
     let instruction = arguments.goal.instruction(&template).to_owned();
+    if let Some((path, file)) = &calibration {
+        let now = json!({
+            "model": backend.name(),
+            "fingerprint": fingerprint,
+            "template": family.name(),
+            "instruction": instruction,
+            "weights": arguments.model.weights.map(WeightFormat::name),
+        });
+        file.check(path, &now)?;
+    }
     let mut builder = configure(arguments, backend, template, limits, meter.clone())?;
+    if let Some((_, file)) = calibration {
+        builder = builder.calibration(file.calibration);
+    }
     let mut window_tokens = limits.max_document_tokens;
     let mut first_stage_model = None;
     if let Some(given) = &arguments.first_stage {
@@ -67,6 +87,7 @@ pub(crate) fn rank_and_report(
         template: family.name(),
         instruction: &instruction,
         input: &input,
+        min_score: arguments.min_score,
         ranking: &ranking,
         seconds: report::seconds(begin.elapsed()),
         interrupted: interrupt.was_pressed(),
@@ -107,6 +128,9 @@ fn configure(
         .on_progress(move |progress| meter.show(progress));
     if let Some(top_k) = arguments.top_k {
         builder = builder.top_k(top_k.get());
+    }
+    if let Some(min_score) = arguments.min_score {
+        builder = builder.min_score(min_score);
     }
     if let Some(count) = arguments.think_about {
         builder = builder.cascade(Cascade::best(count.get()));

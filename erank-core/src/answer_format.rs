@@ -143,6 +143,32 @@ impl AnswerFormat {
         self.answers.iter().map(|(label, value)| (label.as_str(), *value))
     }
 
+    /// Returns the smallest and the largest value of an answer.
+    pub fn value_range(&self) -> (u32, u32) {
+        let values = || self.answers.iter().map(|(_, value)| *value);
+        (values().min().unwrap_or_default(), values().max().unwrap_or_default())
+    }
+
+    /// Returns `value` on a scale from 0, the smallest value of an answer, to 1, the largest value:
+    /// `(value − smallest) / (largest − smallest)`. `None` if all answers have the same value, or if `value` is NaN.
+    ///
+    /// ```
+    /// use erank_core::AnswerFormat;
+    ///
+    /// assert_eq!(AnswerFormat::zero_to_ten().relevance(7.5), Some(0.75));
+    /// assert_eq!(AnswerFormat::range(1..=5)?.relevance(2.0), Some(0.25));
+    /// // The expected value of `no` (0) and `yes` (1) is the probability of `yes`.
+    /// assert_eq!(AnswerFormat::yes_no().relevance(0.3), Some(0.3));
+    /// # Ok::<(), erank_core::AnswerFormatError>(())
+    /// ```
+    pub fn relevance(&self, value: f64) -> Option<f64> {
+        let (smallest, largest) = self.value_range();
+        let (smallest, largest) = (f64::from(smallest), f64::from(largest));
+        let relevance = (value - smallest) / (largest - smallest);
+        // Rounding can put an expected value slightly outside the range of the values.
+        relevance.is_finite().then_some(relevance.clamp(0.0, 1.0))
+    }
+
     /// Returns the value of the answer at `index`.
     pub(crate) fn value(&self, index: usize) -> u32 {
         self.answers[index].1
@@ -232,6 +258,19 @@ mod tests {
 
     fn labels(labels: &[&str]) -> Result<AnswerFormat, AnswerFormatError> {
         AnswerFormat::labels(labels.iter().map(|label| (*label, 1)))
+    }
+
+    #[test]
+    fn relevance_is_undefined_without_a_scale() {
+        let labels = AnswerFormat::labels([("good", 9), ("fair", 4), ("bad", 2)]).expect("valid");
+        assert_eq!(labels.value_range(), (2, 9));
+        assert_eq!(
+            [2.0, 5.5, 9.0, 9.5, 0.0].map(|value| labels.relevance(value)),
+            [Some(0.0), Some(0.5), Some(1.0), Some(1.0), Some(0.0)]
+        );
+        assert_eq!(labels.relevance(f64::NAN), None);
+        let equal = AnswerFormat::labels([("fits", 2), ("suits", 2)]).expect("valid");
+        assert_eq!(equal.relevance(2.0), None);
     }
 
     #[test]

@@ -208,6 +208,7 @@ impl Pending {
             let partial = Ranking {
                 documents: Vec::new(),
                 scored_count: 0,
+                below_min_score: Vec::new(),
                 unscored: Vec::new(),
                 partially_scored: Vec::new(),
                 tokens: TokenCounts::default(),

@@ -41,9 +41,9 @@ pub enum AnswerError {
          answer, and not all minus infinity; correct the backend"
     )]
     InvalidProbability,
-    /// The chosen score needs a probability that the backend did not return.
+    /// The chosen score, or the minimum score, needs a probability that the backend did not return.
     #[error(
-        "the backend gave no {0}, which the chosen score needs; rank by the integer, or \
+        "the backend gave no {0}, which the chosen score or its minimum needs; rank by the integer, or \
          have the backend give it"
     )]
     NoProbability(&'static str),

@@ -25,11 +25,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use thiserror::Error;
 
-use crate::metrics::Measure;
+use crate::metrics::{Measure, rank_change};
 use crate::student_t::two_sided_p;
 use crate::trec::{Qrels, Run};
 
@@ -52,6 +52,73 @@ impl Measure {
             values: qrels.queries().map(|query| (query.to_owned(), value(query))).collect(),
         }
     }
+}
+
+/// Returns p-MRR, the measure of FollowIR, for each query (Weller et al., arXiv 2403.15246, §4.2).
+///
+/// FollowIR ranks the documents of a query twice: with its original instruction, and with a changed one, by which some
+/// documents are not relevant any more. `no_longer_relevant` holds these documents, with any grade. For each of them,
+/// [`rank_change`](crate::metrics::rank_change) compares its ranks in the runs `original` and `changed`, in which the
+/// query has the same id. The value of a query is the mean over its documents, from −1 to 1. It is positive if the
+/// documents moved down, as the changed instruction asks; 0 means that the model ignores the change. The papers give
+/// the mean over the queries, multiplied by 100.
+///
+/// A document that a run lacks has the rank after the run's last one. A query without documents in one of the runs is
+/// left out. The values are those of the package `mteb`, whose ties in score are ordered as those of [`Run`].
+///
+/// ```
+/// use erank_core::evaluation::{no_longer_relevant, p_mrr};
+/// use erank_core::trec::{Qrels, Run};
+///
+/// let original_qrels = Qrels::read("7 0 a 1\n7 0 b 1\n".as_bytes())?;
+/// let changed_qrels = Qrels::read("7 0 a 0\n7 0 b 1\n".as_bytes())?;
+/// let original = Run::read("7 Q0 a 1 9 x\n7 Q0 b 2 8 x\n".as_bytes())?;
+/// let changed = Run::read("7 Q0 b 1 9 x\n7 Q0 a 2 3 x\n".as_bytes())?;
+///
+/// let documents = no_longer_relevant(&original_qrels, &changed_qrels);
+/// let values = p_mrr(&documents, &original, &changed);
+/// assert_eq!(values.iter().collect::<Vec<_>>(), [("7", 0.5)]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn p_mrr(no_longer_relevant: &Qrels, original: &Run, changed: &Run) -> QueryValues {
+    let value = |query: &str| {
+        if !original.has_query(query) || !changed.has_query(query) {
+            return None;
+        }
+        let [before, after] = [original, changed].map(|run| ranks(run, query));
+        let rank = |ranks: &HashMap<&str, usize>, document| {
+            ranks.get(document).copied().unwrap_or(ranks.len() + 1)
+        };
+        let changes: Vec<f64> = no_longer_relevant
+            .grades(query)
+            .map(|(document, _)| rank_change(rank(&before, document), rank(&after, document)))
+            .collect();
+        mean(changes.iter().copied())
+    };
+    let queries = no_longer_relevant.queries();
+    QueryValues {
+        values: queries.filter_map(|query| Some((query.to_owned(), value(query)?))).collect(),
+    }
+}
+
+/// Returns the documents that are relevant by the qrels `original` (a grade of 1 or more), and not by the qrels
+/// `changed`, with grade 0. A query of only one of the two is left out.
+pub fn no_longer_relevant(original: &Qrels, changed: &Qrels) -> Qrels {
+    let mut documents = Qrels::new();
+    for query in original.queries().filter(|query| changed.has_query(query)) {
+        for (document, grade) in original.grades(query) {
+            if grade > 0 && changed.grade(query, document).unwrap_or(0) <= 0 {
+                // The ids come from qrels, so they are valid, and each occurs once.
+                let _ = documents.insert(query, document, 0);
+            }
+        }
+    }
+    documents
+}
+
+/// Returns the ranks of a query's documents in a run, from 1.
+fn ranks<'a>(run: &'a Run, query: &str) -> HashMap<&'a str, usize> {
+    run.ranking(query).into_iter().map(|(document, _)| document).zip(1..).collect()
 }
 
 /// The value of one measure for each query.
@@ -218,6 +285,16 @@ mod tests {
     fn differences(differences: &[f64]) -> Comparison {
         let zeros = vec![0.0; differences.len()];
         Comparison::between(&values(&zeros), &values(differences)).expect("paired")
+    }
+
+    #[test]
+    fn no_longer_relevant_needs_a_relevant_document_of_both_qrels() {
+        let qrels = |text: &str| Qrels::read(text.as_bytes()).expect("qrels");
+        let original = qrels("q 0 a 1\nq 0 b 2\nq 0 c 0\nq 0 d 1\nq 0 e 1\nother 0 a 1\n");
+        let changed = qrels("q 0 a 0\nq 0 b 1\nq 0 c 0\nq 0 d -1\nq 0 f 1\n");
+        let documents = no_longer_relevant(&original, &changed);
+        assert_eq!(documents, qrels("q 0 a 0\nq 0 d 0\nq 0 e 0\n"));
+        assert_eq!(p_mrr(&documents, &Run::new(), &Run::new()), QueryValues::default());
     }
 
     #[test]

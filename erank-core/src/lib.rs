@@ -15,6 +15,7 @@
 //! | generated text and log-probabilities | [`completion`], [`distribution`] |
 //! | answer | [`answer`], [`answer_parser`] |
 //! | score | [`score`] |
+//! | probability of relevance | [`calibration`] |
 //! | fusion with the first stage | [`fusion`] |
 //! | ranked list | [`ranking`] |
 //! | all these steps in order | [`reranker`], [`reranker_builder`] |
@@ -77,6 +78,7 @@ pub mod answer_parser;
 #[cfg(feature = "async")]
 pub mod asynchronous;
 pub mod backend;
+pub mod calibration;
 pub mod cancellation;
 pub mod cascade;
 pub mod completion;
@@ -108,6 +110,7 @@ pub use answer_format::{AnswerFormat, AnswerFormatError};
 #[cfg(feature = "async")]
 pub use asynchronous::{AsyncReranker, AsyncSettings, QueueFull};
 pub use backend::{BackendError, Cause, DocumentError, Job, ScoringBackend, Sink};
+pub use calibration::{Calibration, CalibrationError, Reliability, ReliabilityBin};
 pub use cancellation::CancellationToken;
 pub use cascade::{Cascade, FirstPass};
 pub use completion::{Completion, FinishReason, GeneratedToken, TokenCounts};

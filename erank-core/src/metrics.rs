@@ -7,7 +7,8 @@
 //! The measures are implemented here because each takes a few lines, and their values must equal those
 //! of trec_eval, cutoffs and unjudged documents included.
 //!
-//! [`kendall_tau`] compares the scores that two models give to the same documents.
+//! [`kendall_tau`] compares the scores that two models give to the same documents, and [`rank_change`] the ranks of one
+//! document in two rankings.
 
 use std::fmt;
 use std::str::FromStr;
@@ -249,6 +250,25 @@ pub fn kendall_tau(first: &[f64], second: &[f64]) -> Option<f64> {
     // Two roots, so that the product of equal counts is exact.
     let pairs = (untied_first as f64).sqrt() * (untied_second as f64).sqrt();
     (pairs > 0.0).then(|| (balance as f64 / pairs).clamp(-1.0, 1.0))
+}
+
+/// Returns how far a document moved down between two rankings, from −1 to 1: the term of one document in
+/// [p-MRR](crate::evaluation::p_mrr). Ranks count from 1; a rank of 0 is taken as 1.
+///
+/// The value is `1 − original / changed` if the document moved down, and `changed / original − 1` if it moved up, where
+/// `original` and `changed` are the ranks. So it is positive for a document that moved down, and it depends on the
+/// ratio of the ranks: a move from 1 to 2 counts as much as one from 50 to 100.
+///
+/// ```
+/// use erank_core::metrics::rank_change;
+///
+/// assert_eq!(rank_change(1, 2), 0.5);
+/// assert_eq!(rank_change(100, 50), -0.5);
+/// assert_eq!(rank_change(7, 7), 0.0);
+/// ```
+pub fn rank_change(original: usize, changed: usize) -> f64 {
+    let (original, changed) = (original.max(1) as f64, changed.max(1) as f64);
+    if changed > original { 1.0 - original / changed } else { changed / original - 1.0 }
 }
 
 /// Writes the notation of ir-measures, such as `nDCG@10`, `nDCG(dcg='exp-log2')@10`, `AP`, `RR(rel=2)@10`.

@@ -212,6 +212,34 @@ pub enum ConfigError {
         /// The setting's value.
         value: f32,
     },
+    /// The minimum score is outside `[0, 1]`.
+    #[error(
+        "the minimum score is {0}; it must lie between 0 and 1, the scale of the relevance and of its probability"
+    )]
+    MinScore(f64),
+    /// A minimum score is set, but all answers of the prompt have the same value.
+    #[error(
+        "a minimum score needs answers with different values; remove it, or choose another prompt template"
+    )]
+    MinScoreWithoutScale,
+    /// The calibration was fitted on other scores.
+    #[error(
+        "the calibration was fitted on {what} {fitted}, but the reranker has {what} {now}; use the same, or fit \
+         another calibration"
+    )]
+    OtherCalibration {
+        /// The property that differs.
+        what: &'static str,
+        /// Its value in the calibration.
+        fitted: String,
+        /// Its value in the reranker.
+        now: String,
+    },
+    /// A calibration is combined with a cascade, whose documents have scores of two modes.
+    #[error(
+        "a calibration holds for one mode, but a cascade gives documents scores of two modes; remove one of them"
+    )]
+    CalibrationWithCascade,
     /// Several samples are requested that would all be equal.
     #[error(
         "several samples are equal unless the model thinks at a temperature above 0; request one \

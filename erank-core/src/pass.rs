@@ -5,8 +5,9 @@ use crate::answer::AnswerProbability;
 use crate::backend::{BackendError, DocumentError, Job, ScoringBackend, Sink};
 use crate::cancellation::CancellationToken;
 use crate::completion::{Completion, TokenCounts};
+use crate::error::AnswerError;
 use crate::fusion::best_first;
-use crate::options::ScoringOptions;
+use crate::options::{ConfigError, ScoringOptions};
 use crate::progress::{Progress, ProgressCallback};
 use crate::prompt::PromptTemplate;
 use crate::ranking::{DocumentFailure, RankedDocument, Sample, ScoredWindow};
@@ -39,6 +40,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) probability: AnswerProbability,
     /// The score of an answer. `None` stands for the best estimate of the expected value.
     pub(crate) score: Option<ScoreKind>,
+    /// Whether a document without a relevance is an error.
+    pub(crate) needs_relevance: bool,
     /// `None` if each document is scored as a whole.
     pub(crate) windows: Option<Windows>,
     pub(crate) documents: &'a [PassDocument],
@@ -70,6 +73,25 @@ pub(crate) struct PassResults {
     /// The scored documents that lack samples.
     pub(crate) partially_scored: Vec<DocumentFailure>,
     pub(crate) result: Result<(), BackendError>,
+}
+
+impl PassResults {
+    /// Returns the results of a pass over `documents` that was refused because of `error`.
+    pub(crate) fn refused(
+        request: &Request<'_>,
+        documents: &[PassDocument],
+        error: ConfigError,
+    ) -> Self {
+        let failure = |document: &PassDocument| {
+            DocumentFailure::new(request, document.index, DocumentError::NotReached)
+        };
+        Self {
+            scored: Vec::new(),
+            unscored: documents.iter().map(failure).collect(),
+            partially_scored: Vec::new(),
+            result: Err(BackendError::Unsupported(error.into())),
+        }
+    }
 }
 
 impl Pass<'_> {
@@ -118,12 +140,20 @@ impl Pass<'_> {
     /// Parses a completion. Returns its index among the samples, the sample, and whether the query or
     /// the document was truncated.
     fn read(&self, completion: &Completion) -> Result<(usize, Sample, bool), DocumentError> {
-        let answer = self.template.answers().parse(completion, self.probability)?;
+        let answers = self.template.answers();
+        let answer = answers.parse(completion, self.probability)?;
         let score = self.score.map_or(Ok(answer.best_estimate()), |kind| kind.score(&answer))?;
+        let relevance = match self.score {
+            Some(kind) => kind.relevance(&answer, answers),
+            None => answers.relevance(answer.expected_value.unwrap_or(answer.integer.into())),
+        };
+        if self.needs_relevance && relevance.is_none() {
+            return Err(AnswerError::NoProbability("distribution over the answers").into());
+        }
         let Completion {
             finish_reason, usage: tokens, query_truncated, document_truncated, ..
         } = *completion;
-        let sample = Sample { score, answer, finish_reason, tokens };
+        let sample = Sample { score, relevance, answer, finish_reason, tokens };
         Ok((completion.sample, sample, query_truncated || document_truncated))
     }
 
@@ -146,6 +176,7 @@ impl Pass<'_> {
             missing = missing.or(error.map(in_window));
         }
         let scores: Vec<f64> = ranked.iter().map(|window| window.score).collect();
+        let relevances: Vec<Option<f64>> = ranked.iter().map(|window| window.relevance).collect();
         let mut tokens = TokenCounts::default();
         ranked.iter().for_each(|window| tokens += window.tokens);
         let truncated = ranked.iter().any(|window| window.truncated);
@@ -154,13 +185,16 @@ impl Pass<'_> {
         let best = order.first().ok_or(DocumentError::NotReported)?;
         let best = ranked.swap_remove(*best);
         order.truncate(self.windows.map_or(1, |windows| windows.aggregation.count()));
-        let score = order.iter().map(|&window| scores[window]).sum::<f64>() / order.len() as f64;
+        let count = order.len() as f64;
+        let score = order.iter().map(|&window| scores[window]).sum::<f64>() / count;
+        let relevance: Option<f64> = order.iter().map(|&window| relevances[window]).sum();
         let scored = |&window: &usize| ScoredWindow {
             bytes: windows[window].clone(),
             score: scores[window],
         };
         let document = RankedDocument {
             score,
+            relevance: relevance.map(|sum| sum / count),
             truncated: truncated || !document.split.is_complete,
             tokens,
             windows: self.windows.iter().flat_map(|_| order.iter().map(scored)).collect(),
@@ -182,6 +216,7 @@ impl Pass<'_> {
         let is_complete = samples.len() == self.options.samples;
         let count = samples.len() as f64;
         let score = samples.iter().map(|sample| sample.score).sum::<f64>() / count;
+        let relevance: Option<f64> = samples.iter().map(|sample| sample.relevance).sum();
         let distance = |sample: &Sample| (sample.score - score).abs();
         let mut nearest = 0;
         for (candidate, sample) in samples.iter().enumerate() {
@@ -205,6 +240,8 @@ impl Pass<'_> {
             index,
             id: document.id.as_deref().map(str::to_owned),
             score,
+            relevance: relevance.map(|sum| sum / count),
+            relevance_probability: None,
             std_dev: (squares / count).sqrt(),
             answer,
             first_stage_score: document.first_stage_score,

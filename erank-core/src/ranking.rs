@@ -19,8 +19,12 @@ pub struct Ranking {
     /// of its second pass by the second pass's scores. The scores of the two passes are not comparable,
     /// so scores need not descend over the whole list.
     pub documents: Vec<RankedDocument>,
-    /// The number of documents with a score, including those that `top_k` removed.
+    /// The number of documents with a score, including those that `top_k` removed and those below the minimum score.
     pub scored_count: usize,
+    /// The documents below the [minimum score](crate::RerankerBuilder::min_score), best first. They have a score, but
+    /// no rank, and `top_k` does not count them. Empty without a minimum score.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub below_min_score: Vec<RankedDocument>,
     /// Documents without a score, in the request's order, each with its error.
     pub unscored: Vec<DocumentFailure>,
     /// Documents for which some results are missing, in the request's order, each with its first error.
@@ -47,6 +51,13 @@ pub struct RankedDocument {
     /// The score of the chosen [`ScoreKind`](crate::ScoreKind) after [`Fusion`](crate::Fusion). Always
     /// finite.
     pub score: f64,
+    /// The relevance on a scale from 0 to 1, before fusion, by
+    /// [`ScoreKind::relevance`](crate::ScoreKind::relevance). `None` if the backend returned no distribution and the
+    /// score is not the integer.
+    pub relevance: Option<f64>,
+    /// The probability that the document is relevant, by the
+    /// [calibration](crate::RerankerBuilder::calibration). `None` without one.
+    pub relevance_probability: Option<f64>,
     /// The population standard deviation of the samples' scores before fusion; 0 for one sample.
     pub std_dev: f64,
     /// The model's answer and reasoning.
@@ -89,6 +100,8 @@ pub struct ScoredWindow {
 pub struct Sample {
     /// The sample's score, before fusion.
     pub score: f64,
+    /// The sample's relevance on a scale from 0 to 1, as in [`RankedDocument::relevance`].
+    pub relevance: Option<f64>,
     /// The model's answer and reasoning.
     pub answer: Answer,
     /// The reason that generation ended.

@@ -30,6 +30,8 @@ pub struct Request<'a> {
     pub query: Cow<'a, str>,
     /// The goal of the search, or a definition of relevance, for the prompt. `None` takes the reranker's.
     pub instruction: Option<Cow<'a, str>>,
+    /// The minimum score. `None` takes the reranker's.
+    pub min_score: Option<f64>,
     /// The candidates, in the first stage's order. Ties in the ranking keep this order.
     pub documents: Vec<Document<'a>>,
 }
@@ -42,7 +44,7 @@ impl<'a> Request<'a> {
         D: Into<Document<'a>>,
     {
         let documents = documents.into_iter().map(Into::into).collect();
-        Self { query: query.into(), instruction: None, documents }
+        Self { query: query.into(), instruction: None, min_score: None, documents }
     }
 
     /// Sets the goal of the search, or a definition of relevance. It replaces the reranker's
@@ -50,6 +52,14 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn with_instruction(mut self, instruction: impl Into<Cow<'a, str>>) -> Self {
         self.instruction = Some(instruction.into());
+        self
+    }
+
+    /// Sets the minimum score, from 0 to 1. It replaces the reranker's
+    /// [minimum score](crate::RerankerBuilder::min_score) for this request.
+    #[must_use]
+    pub fn with_min_score(mut self, min_score: f64) -> Self {
+        self.min_score = Some(min_score);
         self
     }
 }

@@ -6,11 +6,12 @@ use thiserror::Error;
 
 use crate::answer::AnswerProbability;
 use crate::backend::{BackendError, DocumentError, ScoringBackend};
+use crate::calibration::Calibration;
 use crate::cancellation::CancellationToken;
 use crate::cascade::{Cascade, FirstPass};
 use crate::completion::TokenCounts;
 use crate::fusion::{Fusion, best_first};
-use crate::options::{Mode, Sampling, ScoringOptions};
+use crate::options::{ConfigError, Mode, Sampling, ScoringOptions};
 use crate::pass::{Pass, PassDocument, PassResults, ProgressTracker};
 use crate::progress::{Progress, ProgressCallback};
 use crate::prompt::PromptTemplate;
@@ -59,6 +60,8 @@ pub(crate) struct Config {
     pub(crate) first_pass: Option<FirstPass>,
     pub(crate) windows: Option<Windows>,
     pub(crate) fusion: Fusion,
+    pub(crate) calibration: Option<Calibration>,
+    pub(crate) min_score: Option<f64>,
     pub(crate) top_k: Option<usize>,
     pub(crate) on_progress: Option<Box<ProgressCallback>>,
 }
@@ -88,6 +91,7 @@ impl<B: ScoringBackend> Reranker<B> {
     /// # Errors
     /// Returns a [`RerankError`] if the backend fails as a whole. It contains the ranking of the
     /// documents scored before the failure. Errors of single documents are in [`Ranking::unscored`].
+    /// An invalid [minimum score](Request::min_score) of the request is [`BackendError::Unsupported`].
     pub fn rerank(&self, request: &Request<'_>) -> Result<Ranking, RerankError> {
         self.rerank_with_cancellation(request, &CancellationToken::new())
     }
@@ -113,7 +117,10 @@ impl<B: ScoringBackend> Reranker<B> {
         let on_progress = config.on_progress.as_deref();
         let mut tracker = ProgressTracker { progress, cancellation, on_progress };
 
-        let first = self.first_pass(request, &candidates, &mut tracker);
+        let first = match config.check_min_score(request.min_score) {
+            Ok(()) => self.first_pass(request, &candidates, &mut tracker),
+            Err(error) => PassResults::refused(request, &candidates, error),
+        };
         unscored.extend(first.unscored);
         unscored.sort_by_key(|document| document.index);
         let mut documents = config.order(first.scored);
@@ -127,9 +134,17 @@ impl<B: ScoringBackend> Reranker<B> {
         partially_scored.sort_by_key(|document| document.index);
 
         let scored_count = documents.len();
+        let below_min_score = config.take_below_min_score(request, &mut documents);
         documents.truncate(config.top_k.unwrap_or(usize::MAX));
         let tokens = tracker.progress.tokens;
-        let ranking = Ranking { documents, scored_count, unscored, partially_scored, tokens };
+        let ranking = Ranking {
+            documents,
+            scored_count,
+            below_min_score,
+            unscored,
+            partially_scored,
+            tokens,
+        };
         match result {
             Ok(()) => Ok(ranking),
             Err(source) => Err(RerankError { source, partial: Box::new(ranking) }),
@@ -295,8 +310,42 @@ impl Config {
             probability: self.probability,
             score: Some(self.score),
             windows: self.windows,
+            needs_relevance: self.calibration.is_none() && self.min_score(request).is_some(),
             documents,
         }
+    }
+
+    /// Returns the minimum score of a request.
+    fn min_score(&self, request: &Request<'_>) -> Option<f64> {
+        request.min_score.or(self.min_score)
+    }
+
+    /// Checks a minimum score.
+    pub(crate) fn check_min_score(&self, min_score: Option<f64>) -> Result<(), ConfigError> {
+        let (smallest, largest) = self.template.answers().value_range();
+        match min_score {
+            Some(min_score) if !(0.0..=1.0).contains(&min_score) => {
+                Err(ConfigError::MinScore(min_score))
+            }
+            Some(_) if smallest == largest && self.calibration.is_none() => {
+                Err(ConfigError::MinScoreWithoutScale)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the documents below the request's minimum score, and returns them.
+    fn take_below_min_score(
+        &self,
+        request: &Request<'_>,
+        documents: &mut Vec<RankedDocument>,
+    ) -> Vec<RankedDocument> {
+        let Some(min_score) = self.min_score(request) else { return Vec::new() };
+        let is_below = |document: &mut RankedDocument| {
+            let value = document.relevance_probability.or(document.relevance);
+            value.is_none_or(|value| value < min_score)
+        };
+        documents.extract_if(.., is_below).collect()
     }
 
     /// Fuses the scores and sorts the documents, best first. Ties keep their order.
@@ -305,6 +354,9 @@ impl Config {
         let reranker: Vec<f64> = documents.iter().map(|document| document.score).collect();
         let fused = self.fusion.fuse(&first_stage, &reranker);
         for (document, score) in documents.iter_mut().zip(&fused) {
+            let calibration = self.calibration.as_ref();
+            document.relevance_probability =
+                calibration.map(|calibration| calibration.probability(document.score));
             document.score = *score;
         }
         let mut documents: Vec<_> = documents.into_iter().map(Some).collect();

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use crate::answer::AnswerProbability;
 use crate::backend::ScoringBackend;
+use crate::calibration::Calibration;
 use crate::cascade::{Cascade, FirstPass};
 use crate::fusion::Fusion;
 use crate::options::{ConfigError, Mode, Sampling, ScoringOptions};
@@ -31,6 +32,8 @@ impl<B: ScoringBackend> Reranker<B> {
                 first_pass: None,
                 windows: None,
                 fusion: Fusion::default(),
+                calibration: None,
+                min_score: None,
                 top_k: None,
                 on_progress: None,
             },
@@ -134,6 +137,44 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         self
     }
 
+    /// Adds the probability of relevance to each document
+    /// ([`RankedDocument::relevance_probability`](crate::RankedDocument::relevance_probability)). The scores, before
+    /// fusion, must be of the kind, the mode and the answers that the calibration was fitted on, and computed with the
+    /// same [`probability`](Self::probability). The mean score of several [samples](Self::samples) varies less than the
+    /// scores that a calibration is usually fitted on. The order of the documents does not change.
+    ///
+    /// A calibration cannot be combined with a [cascade](Self::cascade), whose documents have scores of two modes.
+    pub fn calibration(mut self, calibration: Calibration) -> Self {
+        self.config.calibration = Some(calibration);
+        self
+    }
+
+    /// Moves the documents below `min_score` from [`Ranking::documents`](crate::Ranking::documents) to
+    /// [`Ranking::below_min_score`](crate::Ranking::below_min_score). A request can have
+    /// [one of its own](crate::Request::with_min_score).
+    ///
+    /// `min_score` is a number from 0 to 1. It is compared with the probability of relevance if there is a
+    /// [calibration](Self::calibration), and else with the [relevance](crate::ScoreKind::relevance), a scale that does
+    /// not depend on the answers of the prompt. Both are those before fusion, because a fused score has no scale that
+    /// would be the same for all queries. The relevance needs the distribution over the answers unless documents are
+    /// ranked by the integer. A document without one is then [unscored](crate::Ranking::unscored).
+    ///
+    /// ```
+    /// use erank_core::testing::{ScriptedBackend, answered};
+    /// use erank_core::{Request, Reranker, ScoreKind};
+    ///
+    /// let backend = ScriptedBackend::new([answered(3, 0.9), answered(8, 0.7)]);
+    /// let reranker = Reranker::builder(backend).score(ScoreKind::Integer).min_score(0.5).build()?;
+    /// let ranking = reranker.rerank(&Request::new("q", ["a", "b"]))?;
+    /// assert_eq!((ranking.documents.len(), ranking.documents[0].index), (1, 1));
+    /// assert_eq!(ranking.below_min_score[0].relevance, Some(0.3));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn min_score(mut self, min_score: f64) -> Self {
+        self.config.min_score = Some(min_score);
+        self
+    }
+
     /// Limits the ranking to the best `top_k` documents. The reranker still scores all documents.
     pub fn top_k(mut self, top_k: usize) -> Self {
         self.config.top_k = Some(top_k);
@@ -203,6 +244,13 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         }
         if first_pass.is_some() && cascade.is_none() {
             return Err(ConfigError::FirstPassWithoutCascade);
+        }
+        self.config.check_min_score(self.config.min_score)?;
+        if let Some(calibration) = &self.config.calibration {
+            if cascade.is_some() {
+                return Err(ConfigError::CalibrationWithCascade);
+            }
+            calibration.check(self.config.score, mode, self.config.template.answers())?;
         }
         Ok(Reranker { backend: self.backend, config: self.config })
     }

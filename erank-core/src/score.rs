@@ -40,6 +40,42 @@ impl ScoreKind {
         }
     }
 
+    /// Returns the name, as in JSON: `probability_weighted`, `expected_value` or `integer`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ProbabilityWeighted => "probability_weighted",
+            Self::ExpectedValue => "expected_value",
+            Self::Integer => "integer",
+        }
+    }
+
+    /// Returns the relevance of `answer` on a scale from 0 to 1, which
+    /// [`min_score`](crate::RerankerBuilder::min_score) compares.
+    ///
+    /// | kind | relevance, with the [scale](AnswerFormat::relevance) of `answers` |
+    /// |---|---|
+    /// | [`Integer`](Self::Integer) | the integer, for ERank's answers `N / 10` |
+    /// | [`ExpectedValue`](Self::ExpectedValue) | the expected value, for `no` and `yes` the probability of `yes` |
+    /// | [`ProbabilityWeighted`](Self::ProbabilityWeighted) | the expected value, too |
+    ///
+    /// A limit on `N × P(N)` itself would remove relevant documents and keep less relevant ones: a 9 with probability
+    /// 0.5 has 4.5, and a certain 5 has 5.
+    ///
+    /// Returns `None` if the answer lacks the distribution that the expected value needs, or if all answers have the
+    /// same value.
+    pub fn relevance(self, answer: &Answer, answers: &AnswerFormat) -> Option<f64> {
+        answers.relevance(self.relevance_kind().score(answer).ok()?)
+    }
+
+    /// Returns the kind whose value is the [relevance](Self::relevance) for this kind, once it is brought to the scale
+    /// from 0 to 1: [`Integer`](Self::Integer) for itself, and else [`ExpectedValue`](Self::ExpectedValue).
+    pub fn relevance_kind(self) -> Self {
+        match self {
+            Self::ProbabilityWeighted | Self::ExpectedValue => Self::ExpectedValue,
+            Self::Integer => Self::Integer,
+        }
+    }
+
     /// Returns the score of `answer`.
     ///
     /// ```

@@ -229,7 +229,7 @@ mod tests {
         let read: DocumentError = from_value(missing).expect("an error");
         assert_eq!(
             read.to_string(),
-            "the backend gave no probability, which the chosen score needs; rank by the integer, or have the backend give it"
+            "the backend gave no probability, which the chosen score or its minimum needs; rank by the integer, or have the backend give it"
         );
         assert!(from_value::<DocumentError>(json!({"code": "too_late"})).is_err());
     }

@@ -2,9 +2,9 @@
 
 use erank_core::testing::{ScriptedBackend, answered};
 use erank_core::{
-    Aggregation, AnswerDistribution, AnswerProbability, Cascade, Completion, Document,
-    DocumentError, Fusion, Mode, RankedDocument, Ranking, Request, Reranker, Sampling, ScoreKind,
-    ScoringOptions, Windows,
+    Aggregation, AnswerDistribution, AnswerFormat, AnswerProbability, Calibration, Cascade,
+    Completion, Document, DocumentError, Fusion, Mode, RankedDocument, Ranking, Request, Reranker,
+    Sampling, ScoreKind, ScoringOptions, Windows,
 };
 use serde_json::{Value, from_str, from_value, json, to_string, to_value};
 
@@ -28,6 +28,7 @@ fn request_json() {
     let expected = json!({
         "query": "jet noise",
         "instruction": null,
+        "min_score": null,
         "documents": [
             {"text": "Jet noise was measured.", "id": "a", "first_stage_score": 9.1},
             {"text": "Bread.", "id": null, "first_stage_score": null},
@@ -38,9 +39,9 @@ fn request_json() {
         {"text": "Jet noise was measured.", "id": "a", "first_stage_score": 9.1, "url": "a.html"},
         {"text": "Bread."}]}"#;
     assert_eq!(from_str::<Request<'static>>(short).expect("a request"), request);
-    let goal = r#"{"query": "q", "instruction": "i", "documents": []}"#;
+    let goal = r#"{"query": "q", "instruction": "i", "min_score": 0.5, "documents": []}"#;
     let goal = from_str::<Request<'static>>(goal).expect("a request");
-    assert_eq!(goal.instruction.as_deref(), Some("i"));
+    assert_eq!((goal.instruction.as_deref(), goal.min_score), (Some("i"), Some(0.5)));
     for incomplete in [r#"{"query": "q"}"#, r#"{"documents": []}"#] {
         assert!(from_str::<Request<'static>>(incomplete).is_err());
     }
@@ -146,6 +147,8 @@ fn ranking_json() {
                 "index": 0,
                 "id": "a",
                 "score": 9.0,
+                "relevance": 0.9,
+                "relevance_probability": null,
                 "std_dev": 0.0,
                 "answer": {
                     "integer": 9,
@@ -169,6 +172,8 @@ fn ranking_json() {
                 "index": 1,
                 "id": null,
                 "score": 2.0,
+                "relevance": 0.2,
+                "relevance_probability": null,
                 "std_dev": 0.0,
                 "answer": {
                     "integer": 2,
@@ -189,6 +194,7 @@ fn ranking_json() {
             },
         ],
         "scored_count": 2,
+        "below_min_score": [],
         "unscored": [
             {
                 "index": 2,
@@ -245,6 +251,41 @@ fn windows_json() {
 }
 
 #[test]
+fn calibration_json() {
+    let judged = [(0.0, false), (2.5, true), (5.0, false), (9.0, true)];
+    let (kind, answers) = (ScoreKind::ProbabilityWeighted, AnswerFormat::zero_to_ten());
+    let calibration =
+        Calibration::fit(kind, ScoringOptions::default().mode, &answers, judged).expect("fitted");
+    let json = json_of(&calibration);
+    let expected = json!({
+        "score": "probability_weighted",
+        "mode": {"reason": {"max_tokens": 4096}},
+        "answer_range": [0, 10],
+        "points": [[0.0, 0.0], [2.5, 0.5], [5.0, 0.5], [9.0, 1.0]],
+    });
+    assert_eq!(json, expected);
+    assert_eq!(from_value::<Calibration>(expected).expect("valid"), calibration);
+
+    for (points, said) in [
+        (json!([]), "no points"),
+        (json!([[0.0, 0.5], [1.0, 0.4]]), "point 1 (from 0)"),
+        (json!([[0.0, 0.1], [0.0, 0.4]]), "point 1 (from 0)"),
+        (json!([[1.0, 0.1], [2.0, 0.2], [1.5, 0.4]]), "point 2 (from 0)"),
+        (json!([[0.0, -0.1]]), "the probability -0.1"),
+        (json!([[0.0, 1.1]]), "the probability 1.1"),
+        (json!([[-1.0, 0.5]]), "the score -1"),
+        (json!([[11.0, 0.5]]), "from 0 to 10"),
+        (json!([[null, 0.5]]), "null"),
+        (json!([[0.0]]), "length 1"),
+    ] {
+        let mut invalid = json.clone();
+        invalid["points"] = points;
+        let error = from_value::<Calibration>(invalid).expect_err(said).to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[test]
 fn sample_json() {
     let script = ScriptedBackend::new([answered(4, 1.0), answered(8, 1.0)]);
     let mut options = ScoringOptions::default();
@@ -254,6 +295,7 @@ fn sample_json() {
     let ranking = reranker.rerank(&Request::new("q", ["a"])).expect("a ranking");
     let expected = json!({
         "score": 8.0,
+        "relevance": null,
         "answer": {
             "integer": 8,
             "probability": 1.0,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use erank_core::CalibrationError;
 use erank_core::evaluation::UnpairedQuery;
 use erank_core::trec::EntryError;
 use thiserror::Error;
@@ -37,6 +38,28 @@ pub(crate) enum EvalError {
          --output"
     )]
     InUse { file: String },
+    #[error(
+        "a calibration needs at least {needed} queries with judged candidates, half of them to check it, but there \
+         are {queries}; judge more queries"
+    )]
+    FewQueries { queries: usize, needed: usize },
+    #[error(
+        "{relevant} of {documents} judged candidates of {queries} queries are relevant; half of the queries fits the \
+         calibration, the other half checks it, and each needs relevant and irrelevant candidates. Judge more queries, \
+         or count unjudged candidates as not relevant with --unjudged-not-relevant"
+    )]
+    OneClass { queries: usize, documents: usize, relevant: usize },
+    #[error(
+        "no judged candidate to check the calibration has a score; see the reasons in scores.jsonl"
+    )]
+    NoScoredDocuments,
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
+    #[error(
+        "--followir needs pairs of queries whose ids end in -og (the original instruction) and -changed, and documents \
+         that the qrels of the first name as relevant, and those of the second do not; the qrels have none"
+    )]
+    NoPairs,
     #[error(transparent)]
     Entry(#[from] EntryError),
     #[error(transparent)]

@@ -5,10 +5,12 @@ use std::io::{self, Write};
 use erank_core::ScoreKind;
 use erank_core::evaluation::{Comparison, QueryValues, UnpairedQuery};
 use erank_core::metrics::Measure;
-use erank_core::trec::{Qrels, Run};
+use erank_core::trec::{EntryError, Qrels, Run};
 use serde::Serialize;
 
+use super::calibration::Calibrated;
 use super::collection::Collection;
+use super::followir::Pairs;
 use super::scores::{Outcome, Settings};
 use super::systems::Judgements;
 use crate::table::{self, Column, Table};
@@ -31,8 +33,35 @@ pub(super) struct Report<'a> {
     counts: Counts,
     tokens: Tokens,
     systems: Vec<System>,
+    /// p-MRR over pairs of queries. It is null without `--followir`.
+    p_mrr: Option<PMrr>,
+    /// It is null without `--calibrate`.
+    pub(super) calibration: Option<Calibrated>,
     queries: Vec<QueryReport<'a>>,
     unscored: Vec<Unscored<'a>>,
+}
+
+/// p-MRR of each system.
+#[derive(Serialize)]
+struct PMrr {
+    /// Number of pairs of queries, over which each mean is computed.
+    pairs: usize,
+    /// Pairs that lack candidates, which are left out.
+    without_candidates: usize,
+    /// Number of documents of all pairs that are not relevant any more.
+    documents: usize,
+    /// The means of the systems, in their order. They are null if all pairs lack candidates.
+    means: Vec<Option<f64>>,
+    queries: Vec<PMrrOfPair>,
+}
+
+/// p-MRR of one pair.
+#[derive(Serialize)]
+struct PMrrOfPair {
+    /// The common part of the ids.
+    id: String,
+    /// The values of the systems, in their order.
+    values: Vec<f64>,
 }
 
 #[derive(Serialize)]
@@ -176,15 +205,13 @@ impl<'a> Report<'a> {
         let (counts, tokens) = count(collection, judgements);
         let mut report = Self {
             settings,
-            score: match kind {
-                ScoreKind::ProbabilityWeighted => "probability_weighted",
-                ScoreKind::ExpectedValue => "expected_value",
-                _ => "integer",
-            },
+            score: kind.name(),
             depth,
             counts,
             tokens,
             systems,
+            p_mrr: None,
+            calibration: None,
             queries: Vec::new(),
             unscored: unscored(collection, judgements),
         };
@@ -192,6 +219,27 @@ impl<'a> Report<'a> {
         report.queries =
             ids.map(|id| report.query_report(id, measures, collection, judgements)).collect();
         Ok(report)
+    }
+
+    /// Adds p-MRR of each system.
+    pub(super) fn add_p_mrr(&mut self, pairs: &Pairs, runs: &Runs) -> Result<(), EntryError> {
+        let all = [&runs.first_stage, &runs.reranked].into_iter();
+        let all = all.chain(runs.hybrids.iter().map(|(_, run)| run));
+        let systems = all.map(|run| pairs.p_mrr(run)).collect::<Result<Vec<QueryValues>, _>>()?;
+        // All runs have the same queries.
+        let ids: Vec<&str> = systems[0].iter().map(|(id, _)| id).collect();
+        let queries = ids.iter().map(|id| PMrrOfPair {
+            id: (*id).to_owned(),
+            values: systems.iter().filter_map(|system| system.get(id)).collect(),
+        });
+        self.p_mrr = Some(PMrr {
+            pairs: ids.len(),
+            without_candidates: pairs.count() - ids.len(),
+            documents: pairs.documents(),
+            means: systems.iter().map(QueryValues::mean).collect(),
+            queries: queries.collect(),
+        });
+        Ok(())
     }
 
     /// Returns the figures of one query.
@@ -274,7 +322,7 @@ impl<'a> Report<'a> {
             }
             table.write(table::output_width(), out)?;
         }
-        Ok(())
+        self.calibration.as_ref().map_or(Ok(()), |calibration| calibration.write_tables(out))
     }
 
     /// Writes the table of systems.
@@ -284,8 +332,9 @@ impl<'a> Report<'a> {
         let mut columns = vec![Column::Word("system"), Column::Number(measures[0])];
         columns.extend(["gain", "p", "wins", "ties", "losses"].map(Column::Number));
         columns.extend(measures[1..].iter().map(|measure| Column::Number(measure)));
+        columns.extend(self.p_mrr.as_ref().map(|_| Column::Number("p-MRR")));
         let mut table = Table::new(columns);
-        for system in &self.systems {
+        for (position, system) in self.systems.iter().enumerate() {
             let (first, others) = (&system.figures[0], &system.figures[1..]);
             let mut cells = vec![system.label(), first.cell()];
             cells.extend(first.gain.as_ref().map_or_else(
@@ -297,6 +346,9 @@ impl<'a> Report<'a> {
                 },
             ));
             cells.extend(others.iter().map(Figure::cell));
+            cells.extend(self.p_mrr.as_ref().map(|p_mrr| {
+                p_mrr.means[position].map_or("-".into(), |mean| format!("{mean:+.4}"))
+            }));
             table.row(cells, String::new());
         }
         table.write(table::output_width(), out)?;
@@ -305,7 +357,14 @@ impl<'a> Report<'a> {
             out,
             "{queries} queries, {documents} documents. hybrid: with the first stage's weight. \
              * p < {SIGNIFICANT}, paired t-test against the first stage."
-        )
+        )?;
+        match &self.p_mrr {
+            Some(PMrr { pairs, documents, .. }) => writeln!(
+                out,
+                "p-MRR: {pairs} pairs of queries, {documents} documents that are not relevant any more."
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Lists missing queries and unscored documents on standard error, with reasons.
@@ -314,6 +373,10 @@ impl<'a> Report<'a> {
         let Counts { without_candidates, forced, truncated, unscored, .. } = self.counts;
         for (count, what) in [
             (without_candidates, "judged queries are not in the run, and count as 0"),
+            (
+                self.p_mrr.as_ref().map_or(0, |p_mrr| p_mrr.without_candidates),
+                "pairs of queries lack candidates, and do not count for p-MRR",
+            ),
             (forced, "answers were forced at --max-tokens, or after the model ended its turn"),
             (
                 truncated,

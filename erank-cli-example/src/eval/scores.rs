@@ -38,6 +38,13 @@ pub(super) struct Settings<'a> {
     pub(super) max_prompt_tokens: Option<usize>,
 }
 
+impl Settings<'_> {
+    /// Returns the fields as JSON.
+    pub(super) fn fields(&self) -> serde_json::Result<Map<String, Value>> {
+        serde_json::from_value(serde_json::to_value(self)?)
+    }
+}
+
 /// The line of one document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Entry {

@@ -1,5 +1,7 @@
 //! `erank eval`.
 
+mod calibration;
+mod followir;
 mod input;
 #[cfg(unix)]
 mod interrupted;

@@ -429,3 +429,35 @@ fn first_stage_model_is_refused_if_unusable() {
         assert!(refused.err.contains(said), "{}", refused.err);
     }
 }
+
+#[test]
+fn rerank_lists_documents_below_the_minimum_score_apart() {
+    let arguments = ["rerank", "-q", QUERY, "-d", HITS, "--min-score", "0.5", "--top-k", "1"];
+    let run = erank(&[&arguments[..], &["--json"]].concat(), b"");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let report = run.json();
+    let below = report["below_min_score"].as_array().expect("documents");
+    let relevance = |document: &Value| document["relevance"].as_f64().expect("a relevance");
+    assert_eq!(report["min_score"], 0.5);
+    assert!(relevance(&report["documents"][0]) >= 0.5, "{report}");
+    assert!(!below.is_empty() && below.iter().all(|document| relevance(document) < 0.5));
+    assert!(below.iter().all(|document| document["rank"].is_null()));
+    let expected = report["documents"][0]["expected_value"].as_f64().expect("a value");
+    assert!((relevance(&report["documents"][0]) - expected / 10.0).abs() < 1e-12);
+    let count = |name: &str| report["counts"][name].as_u64().expect("a count");
+    assert_eq!(count("below_min_score"), below.len() as u64);
+    let parts = ["ranked", "beyond_top_k", "below_min_score", "unscored"].map(count);
+    assert_eq!(parts.iter().sum::<u64>(), count("documents"));
+
+    let table = erank(&arguments, b"");
+    let mut lines = table.out.lines();
+    let head = lines.next().expect("a head");
+    assert!(head.starts_with("rank  score  relevance  integer"), "{head}");
+    let heading = format!("{} documents below 0.5:", below.len());
+    assert!(lines.any(|line| line == heading), "{heading}: {}", table.out);
+    assert!(lines.nth(1).is_some_and(|row| row.trim_start().starts_with("- ")), "{}", table.out);
+    let all_below =
+        erank(&["rerank", "-q", "tide", "--answer-only", "--min-score", "1"], b"Tea.\n");
+    assert!(all_below.out.starts_with("1 document below 1:\n"), "{}", all_below.out);
+    assert_eq!(erank(&["rerank", "-q", "x", "--min-score", "5"], b"a").code, Some(2));
+}

@@ -3,6 +3,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::answer_format::AnswerFormat;
 use crate::backend::{Job, Sink};
 use crate::completion::Completion;
 use crate::distribution::AnswerDistribution;
@@ -113,6 +114,149 @@ fn on_progress_counts_documents_and_can_cancel() {
     assert_eq!(indices(&ranking), [0, 2]);
     let cancelled = |d: &&DocumentFailure| matches!(d.error, DocumentError::Cancelled);
     assert_eq!(ranking.unscored.iter().filter(cancelled).count(), 2);
+}
+
+/// Returns a completion with the answer `integer` and the distribution of an expected value.
+fn distributed(integer: u32, probabilities: &[(usize, f64)]) -> Completion {
+    let mut log_probs = vec![f64::NEG_INFINITY; 11];
+    for (answer, probability) in probabilities {
+        log_probs[*answer] = probability.ln();
+    }
+    let mut completion = answered(integer, 0.5);
+    completion.answer_distribution = Some(AnswerDistribution::new(log_probs).expect("valid"));
+    completion
+}
+
+#[test]
+fn min_score_moves_documents_of_low_relevance() {
+    // N × P(N) is 4.5 for "a" and 5 for "b", but the expected values are 8.5 and 5.
+    let script = [
+        distributed(9, &[(9, 0.5), (8, 0.5)]),
+        distributed(5, &[(5, 1.0)]),
+        distributed(1, &[(1, 1.0)]),
+        answered(10, 1.0),
+        distributed(7, &[(7, 1.0)]),
+    ];
+    let builder = || Reranker::builder(ScriptedBackend::new(script.clone())).top_k(1);
+    let reranker = builder().min_score(0.6).build().expect("valid");
+    let request = Request::new("q", ["a", "b", "c", "d", "e"]);
+    let ranking = reranker.rerank(&request).expect("a ranking");
+    assert_eq!(indices(&ranking), [4], "the best of two");
+    let below: Vec<_> = ranking.below_min_score.iter().map(|d| (d.index, d.relevance)).collect();
+    assert_eq!(below, [(1, Some(0.5)), (2, Some(0.1))]);
+    assert_eq!(ranking.scored_count, 4);
+    let [DocumentFailure { index: 3, error, .. }] = &ranking.unscored[..] else {
+        panic!("{ranking:?}")
+    };
+    assert!(error.to_string().contains("no distribution over the answers"), "{error}");
+
+    // The request's minimum replaces that of the reranker, and 0 removes nothing.
+    let ranking = reranker.rerank(&request.clone().with_min_score(0.0)).expect("a ranking");
+    assert_eq!((ranking.scored_count, ranking.below_min_score.len()), (4, 0));
+    let integers = builder().score(ScoreKind::Integer).build().expect("valid");
+    let ranking = integers.rerank(&request.clone().with_min_score(0.9)).expect("a ranking");
+    assert_eq!((indices(&ranking), ranking.below_min_score.len()), (vec![3], 3));
+
+    // Fusion changes the order, and not the relevance.
+    let hits = ["a", "b", "c"].into_iter().zip([1.0, 2.0, 9.0]);
+    let hits = hits.map(|(text, score)| Document::new(text).with_first_stage_score(score));
+    let fused = Reranker::builder(ScriptedBackend::new(script.clone()));
+    let fused = fused.fusion(Fusion::ZScore { first_stage_weight: 1.0 }).min_score(0.4);
+    let ranking = fused.build().expect("valid").rerank(&Request::new("q", hits)).expect("ranked");
+    assert_eq!(indices(&ranking), [1, 0]);
+    assert_eq!(ranking.below_min_score[0].index, 2);
+}
+
+#[test]
+fn min_score_of_samples_is_that_of_their_mean() {
+    let script = [answered(2, 1.0), answered(8, 1.0), answered(4, 1.0), answered(4, 1.0)];
+    let reranker = Reranker::builder(ScriptedBackend::new(script))
+        .sampling(Sampling::with_temperature(1.0))
+        .samples(2)
+        .score(ScoreKind::Integer)
+        .min_score(0.5)
+        .build()
+        .expect("valid");
+    let ranking = reranker.rerank(&Request::new("q", ["a", "b"])).expect("a ranking");
+    assert_eq!((indices(&ranking), ranking.below_min_score[0].relevance), (vec![0], Some(0.4)));
+    assert_eq!(ranking.documents[0].samples[1].relevance, Some(0.8));
+}
+
+#[test]
+fn min_score_applies_to_both_passes_of_a_cascade() {
+    let yes_no = |yes: f64| {
+        let distribution = AnswerDistribution::new([(1.0 - yes).ln(), yes.ln()]);
+        let mut completion = Completion::new("yes");
+        completion.answer_distribution = Some(distribution.expect("valid"));
+        completion
+    };
+    let small = ScriptedBackend::new([0.9, 0.8, 0.3].map(yes_no));
+    let first_pass = FirstPass::new(small, PromptTemplate::qwen3_reranker());
+    let large = ScriptedBackend::new([distributed(2, &[(2, 1.0)]), distributed(9, &[(9, 1.0)])]);
+    let reranker = Reranker::builder(large)
+        .cascade(Cascade::best(2))
+        .first_pass(first_pass)
+        .min_score(0.25)
+        .build()
+        .expect("valid");
+    let ranking = reranker.rerank(&Request::new("q", ["a", "b", "c"])).expect("a ranking");
+    assert_eq!(indices(&ranking), [1, 2]);
+    assert!(ranking.documents[1].relevance.is_some_and(|yes| (yes - 0.3).abs() < 1e-12));
+    assert_eq!(ranking.below_min_score[0].relevance, Some(0.2));
+}
+
+#[test]
+fn min_score_outside_its_scale_is_refused() {
+    let builder = || Reranker::builder(ScriptedBackend::new([answered(9, 1.0)]));
+    for invalid in [-0.1, 1.1, f64::NAN] {
+        assert!(matches!(
+            builder().min_score(invalid).build().err(),
+            Some(ConfigError::MinScore(_))
+        ));
+        let reranker = builder().build().expect("valid");
+        let request = Request::new("q", ["a", ""]).with_min_score(invalid);
+        let error = reranker.rerank(&request).expect_err("refused");
+        assert!(matches!(error.source, BackendError::Unsupported(_)), "{error:?}");
+        assert!(crate::error::chain(&error).contains("the minimum score is "), "{error:?}");
+        assert_eq!(error.partial.unscored.len(), 2);
+    }
+    let equal = AnswerFormat::labels([("fits", 2), ("suits", 2)]).expect("valid");
+    let template = PromptTemplate::custom("{instruction} {query} {doc}", equal);
+    let builder = builder().template(template.expect("valid")).min_score(0.5);
+    assert_eq!(builder.build().err(), Some(ConfigError::MinScoreWithoutScale));
+}
+
+#[test]
+fn calibration_gives_probabilities_of_scores_before_fusion() {
+    let judged = [(0.0, false), (4.0, false), (4.0, true), (8.0, true)];
+    let calibration = |kind| {
+        let mode = ScoringOptions::default().mode;
+        Calibration::fit(kind, mode, &AnswerFormat::zero_to_ten(), judged).expect("fitted")
+    };
+    let script = [answered(2, 1.0), answered(9, 1.0), answered(6, 1.0)];
+    let builder = || Reranker::builder(ScriptedBackend::new(script.clone()));
+    let reranker = builder()
+        .calibration(calibration(ScoreKind::ProbabilityWeighted))
+        .fusion(Fusion::hybrid())
+        .min_score(0.5)
+        .build()
+        .expect("valid");
+    let hits = ["a", "b", "c"].map(|text| Document::new(text).with_first_stage_score(1.0));
+    // The backend gives no distribution, which the probability does not need.
+    let ranking = reranker.rerank(&Request::new("q", hits)).expect("a ranking");
+    let documents = ranking.documents.iter().chain(&ranking.below_min_score);
+    let found: Vec<_> = documents.map(|d| (d.index, d.relevance_probability)).collect();
+    assert_eq!(found, [(1, Some(1.0)), (2, Some(0.75)), (0, Some(0.25))]);
+
+    let error = builder().calibration(calibration(ScoreKind::Integer)).build().err();
+    let error = error.expect("another score").to_string();
+    assert!(error.contains("fitted on the score integer"), "{error}");
+    let calibrated = || builder().calibration(calibration(ScoreKind::ProbabilityWeighted));
+    let error = calibrated().answer_only().build().err();
+    assert!(matches!(error, Some(ConfigError::OtherCalibration { what: "answers", .. })));
+    assert!(calibrated().max_tokens(9).build().is_ok());
+    let error = calibrated().cascade(Cascade::best(1)).build().err();
+    assert_eq!(error, Some(ConfigError::CalibrationWithCascade));
 }
 
 #[test]

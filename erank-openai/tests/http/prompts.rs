@@ -264,6 +264,10 @@ impl ClientTokenizer for Tags {
         Ok(ids)
     }
 
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, Cause> {
+        Characters.token_ends(text, max_tokens)
+    }
+
     fn decode(&self, ids: &[u32]) -> String {
         ids.iter()
             .map(|id| match *id {
