@@ -54,8 +54,7 @@ impl CalibrationFile {
     /// Writes the file.
     pub(crate) fn write(&self, path: &Path) -> Result<(), CommandError> {
         let problem = |problem: String| CommandError::Calibration { file: shown(path), problem };
-        let json =
-            serde_json::to_string_pretty(self).map_err(|error| problem(error.to_string()))?;
+        let json = serde_json::to_string(self).map_err(|error| problem(error.to_string()))?;
         fs::write(path, format!("{}\n", text::json(&json)))
             .map_err(|error| problem(error.to_string()))
     }
