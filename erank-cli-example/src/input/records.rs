@@ -189,7 +189,7 @@ fn row_content(header: &[String], cells: Vec<String>) -> Result<Content, String>
 /// The beginning of a file.
 struct Sample<'a> {
     bytes: &'a [u8],
-    /// The whole lines that are not blank.
+    /// The whole lines that are not blank, without white space at the beginning.
     lines: Vec<&'a [u8]>,
 }
 
@@ -202,6 +202,10 @@ impl<'a> Sample<'a> {
             lines.pop();
         }
         lines.retain(|line| !line.trim_ascii().is_empty());
+        for line in &mut lines {
+            let text = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+            *line = text.trim_ascii_start();
+        }
         Self { bytes: bytes.trim_ascii_start(), lines }
     }
 
@@ -209,8 +213,11 @@ impl<'a> Sample<'a> {
     fn format(&self, columns: &Columns<'_>, expected: Expected<'_>) -> Result<Format, String> {
         let ending = expected.name.map(ending).unwrap_or_default();
         let is_json_file = matches!(ending, "json" | "jsonl" | "ndjson");
-        let objects = self.lines.iter().filter(|line| line.trim_ascii_start().starts_with(b"{"));
-        let is_mostly_objects = objects.count() * 2 > self.lines.len();
+        let count =
+            |is_one: fn(&[u8]) -> bool| self.lines.iter().filter(|line| is_one(line)).count();
+        let (braces, objects) = (count(|line| line.starts_with(b"{")), count(is_object));
+        let is_mostly_objects =
+            braces * 2 > self.lines.len() || (objects > 0 && objects * 2 == self.lines.len());
         if self.is_array() {
             return match self.is_lines_of_strings() {
                 true => Err(
@@ -267,7 +274,7 @@ impl<'a> Sample<'a> {
     /// Returns whether the first lines are arrays of strings.
     fn is_lines_of_strings(&self) -> bool {
         let is_array = |line: &&[u8]| {
-            let inner = line.trim_ascii().strip_prefix(b"[");
+            let inner = line.strip_prefix(b"[");
             inner.is_some_and(|inner| inner.trim_ascii_start().starts_with(b"\""))
         };
         self.lines.len() > 1 && self.lines[..2].iter().all(is_array)
@@ -276,7 +283,7 @@ impl<'a> Sample<'a> {
     /// Returns the byte after the JSON value of the first line, or `\n` if the value ends the line. `None` if the
     /// value does not end in the first line.
     fn after_first_value(&self) -> Option<u8> {
-        let line = self.lines.first()?.trim_ascii_start();
+        let line = self.lines.first()?;
         let rest = &line[Scanner::default().end(line)?..];
         Some(rest.trim_ascii_start().first().copied().unwrap_or(b'\n'))
     }
@@ -286,9 +293,8 @@ impl<'a> Sample<'a> {
     fn table(&self, columns: &Columns<'_>, ending: &str) -> Option<u8> {
         let header = std::str::from_utf8(self.lines.first()?).ok()?;
         let delimiters: &[u8] = match ending {
-            "tsv" | "tab" => b"\t",
-            "csv" => b",;\t",
-            _ => b",\t;",
+            "tsv" | "tab" => b"\t,;",
+            _ => b",;\t",
         };
         let is_name = |cell: &String| {
             cell.len() <= 64 && cell.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c))
@@ -384,6 +390,8 @@ mod tests {
             ("[\"Quoted\" words]", "text"),
             ("[] an empty box", "text"),
             ("{braces}\n{more}\ntext\ntext", "text"),
+            ("{\"text\": \"a\"}\nno JSON", "json lines"),
+            ("{\"text\": \"a\"}\n\u{feff}{\"text\": \"b\"}", "json lines"),
             ("first\n{second}\nthird", "text"),
             ("id,text\n1,a", "table id|text"),
             ("id\ttitle\ttext\n1\tA\ta", "table id|title|text"),
@@ -408,6 +416,7 @@ mod tests {
             ("a.csv.gz", "Full name, Text\n1,a", "table Full name|text"),
             ("a.tsv", "d1\ta leaf", "named"),
             ("a.TSV.zst", "pid\tpassage\n1\ta", "table pid|passage"),
+            ("a.tsv", "pid,passage\n1,a", "table pid|passage"),
             ("a.txt", "d1\ta leaf", "text"),
         ] {
             assert_eq!(format(name, text), expected, "{name}");

@@ -253,7 +253,7 @@ fn eval_leaves_identical_and_excluded_documents_out() {
     let collection = Collection::new();
     // The query is the best candidate, and the relevant document the next one.
     collection.write("bm25.run", "q Q0 q 1 99 t\nq Q0 x 2 9 t\nq Q0 d 3 5 t\nq Q0 e 4 4 t\n");
-    collection.write("qrels.txt", "q 0 d 1\n");
+    collection.write("qrels.txt", "q 0 d 1\nq 0 x 0\n");
     collection.write("corpus.tsv", "q\tsea\nx\tsea water\nd\tsea salt\ne\tbread\n");
     collection.write("topics.tsv", "q\tsea\n");
     let first_stage = |more: &str| {
