@@ -13,11 +13,39 @@ use crate::text;
 
 /// Parses an object.
 ///
-/// Numbers keep the characters that were written. A surrogate without its partner (`\ud83d`) becomes U+FFFD.
+/// Numbers keep the characters that were written. A surrogate without its partner (`\ud83d`) becomes U+FFFD. The names
+/// that Python writes for numbers that JSON lacks, `NaN` and `Infinity`, are read as null.
 pub(super) fn object(json: &str) -> Result<Fields, String> {
-    let object: Object<'_> = serde_json::from_str(json).map_err(|error| not_json(&error))?;
+    let with_nulls;
+    let object: Object<'_> = match serde_json::from_str(json) {
+        Ok(object) => object,
+        Err(error) => {
+            with_nulls = without_python_numbers(json).ok_or_else(|| not_json(&error))?;
+            serde_json::from_str(&with_nulls).map_err(|_| not_json(&error))?
+        }
+    };
     let entries = object.0.into_iter();
     entries.map(|(name, raw)| Ok((name, value(raw.get())?))).collect::<Result<_, _>>().map(Fields)
+}
+
+/// Replaces `NaN`, `Infinity` and `-Infinity` outside strings by `null`. Returns `None` if there are none.
+fn without_python_numbers(json: &str) -> Option<String> {
+    if !json.contains("NaN") && !json.contains("Infinity") {
+        return None;
+    }
+    let (mut replaced, mut rest) = (String::with_capacity(json.len()), json);
+    while let Some(c) = rest.chars().next() {
+        let names = ["NaN", "Infinity", "-Infinity"];
+        let name = names.iter().find(|name| rest.starts_with(**name));
+        let length = match c {
+            '"' => Scanner::default().end(rest.as_bytes())?,
+            _ => name.map_or(c.len_utf8(), |name| name.len()),
+        };
+        let (text, after) = rest.split_at(length);
+        replaced.push_str(if name.is_some() { "null" } else { text });
+        rest = after;
+    }
+    Some(replaced)
 }
 
 /// Parses the elements of an array, of which only the outer level is read.
@@ -313,10 +341,20 @@ mod tests {
         ];
         assert_eq!(fields, expected.map(|(name, value)| (name.to_owned(), value)));
         for broken in
-            ["", "{", "[]", "7", "{\"a\": 007}", "{\"a\": NaN}", "{\"a\": 1} {}", "{'a': 1}"]
+            ["", "{", "[]", "7", "{\"a\": 007}", "{\"a\": Nan}", "{\"a\": 1} {}", "{'a': 1}"]
         {
             assert!(object(broken).is_err_and(|reason| reason.starts_with("bad JSON")), "{broken}");
         }
+        let python =
+            object(r#"{"NaN": NaN, "b": "é NaN \"Infinity", "c": -Infinity, "d": [Infinity]}"#);
+        let expected = [
+            ("NaN", Value::Null),
+            ("b", Value::Text("é NaN \"Infinity".into())),
+            ("c", Value::Null),
+            ("d", other("[null]")),
+        ];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(python, Ok(Fields(expected.into())));
         let deep = format!("{{\"a\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(object(&deep).is_ok());
     }
