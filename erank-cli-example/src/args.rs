@@ -48,8 +48,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct RerankArguments {
-    /// The search query.
-    #[arg(short, long, value_name = "TEXT")]
+    /// The search query. It may begin with a hyphen.
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) query: String,
     #[command(flatten)]
     pub(crate) goal: Goal,

@@ -92,20 +92,20 @@ impl<'a> Records<'a> {
         let reader = peek(reader, SAMPLE_BYTES)?;
         let sample = Sample::new(reader.get_ref().0.get_ref());
         let format = sample.format(&columns, expected).map_err(invalid)?;
+        let is_plain = matches!(format, Format::Text | Format::NamedText);
+        if let Some(field) = columns.text_field
+            && is_plain
+            && !sample.lines.is_empty()
+        {
+            return Err(invalid(format!(
+                "its lines are plain text without fields; leave --text-field {field} out"
+            )));
+        }
+        let lines = |reader, parse| Kind::Lines { lines: Lines::of(reader), parse };
         Ok(Self(match format {
-            Format::Text => {
-                if let Some(field) = columns.text_field {
-                    return Err(invalid(format!(
-                        "its lines are plain text without fields; leave --text-field {field} out"
-                    )));
-                }
-                Kind::Lines { lines: Lines::of(reader), parse: plain_text }
-            }
-            Format::NamedText => Kind::Lines { lines: Lines::of(reader), parse: named_text },
-            Format::JsonLines => Kind::Lines {
-                lines: Lines::of(reader),
-                parse: |line| json::object(&line).map(Content::Fields),
-            },
+            Format::Text => lines(reader, plain_text),
+            Format::NamedText => lines(reader, named_text),
+            Format::JsonLines => lines(reader, json_line),
             Format::Json => Kind::Elements(Elements::of(reader)),
             Format::Table { delimiter } => {
                 let mut rows = Rows::of(reader, delimiter);
@@ -156,6 +156,10 @@ impl Iterator for Records<'_> {
 
 fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+fn json_line(line: String) -> Result<Content, String> {
+    json::object(&line).map(Content::Fields)
 }
 
 fn plain_text(line: String) -> Result<Content, String> {
@@ -216,17 +220,14 @@ impl<'a> Sample<'a> {
         let count =
             |is_one: fn(&[u8]) -> bool| self.lines.iter().filter(|line| is_one(line)).count();
         let (braces, objects) = (count(|line| line.starts_with(b"{")), count(is_object));
-        let is_mostly_objects =
-            braces * 2 > self.lines.len() || (objects > 0 && objects * 2 == self.lines.len());
+        let is_mostly_objects = braces * 2 > self.lines.len();
+        let is_half_objects = objects > 0 && objects * 2 == self.lines.len();
         if self.is_array() {
-            return match self.is_lines_of_strings() {
-                true => Err(
-                    "each line is a JSON array of strings; make objects of them, such as by jq -c \
-                             '{id: .[0], text: .[1]}'"
-                        .into(),
-                ),
-                false => Ok(Format::Json),
-            };
+            if self.is_lines_of_strings() {
+                let advice = "make objects of them: jq -c '{id: .[0], text: .[1]}'";
+                return Err(format!("each line is a JSON array of strings; {advice}"));
+            }
+            return Ok(Format::Json);
         }
         if is_object(self.bytes) {
             match self.after_first_value() {
@@ -236,7 +237,7 @@ impl<'a> Sample<'a> {
                 _ => {}
             }
         }
-        if is_mostly_objects || is_json_file {
+        if is_mostly_objects || is_half_objects || is_json_file {
             return Ok(Format::JsonLines);
         }
         if let Some(delimiter) = self.table(columns, ending) {
@@ -266,6 +267,8 @@ impl<'a> Sample<'a> {
                 let next = end.and_then(|end| rest[end..].trim_ascii_start().first());
                 matches!(next, None | Some(b',' | b']'))
             }
+            // An array of arrays, whose elements are refused one by one. Two brackets may also be a link in a text.
+            Some(b'[') => matches!(rest[1..].trim_ascii_start().first(), Some(b'"' | b'{')),
             Some(b']') => rest[1..].trim_ascii().is_empty(),
             _ => false,
         }
@@ -387,6 +390,7 @@ mod tests {
             ("{\"text\": \"a\"},\n{\"text\": \"b\"}", "json"),
             ("[1] A citation.\n[2] Another.", "text"),
             ("[[Link]] to a page", "text"),
+            ("[[\"d1\", \"a\"], [\"d2\", \"b\"]]", "json"),
             ("[\"Quoted\" words]", "text"),
             ("[] an empty box", "text"),
             ("{braces}\n{more}\ntext\ntext", "text"),

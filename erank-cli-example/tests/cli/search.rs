@@ -47,7 +47,9 @@ fn search_reports_that_nothing_matches() {
 fn search_reads_the_query_as_words_unless_asked() {
     let documents =
         b"[{\"id\": 1, \"text\": \"a jet flies\"}, {\"id\": 2, \"text\": \"noise of tea\"}]";
-    for query in ["+jet -noise", "\"noise jet\"", "jet AND noise", "what: (jet [noise"] {
+    for query in
+        ["+jet -noise", "-jet +noise", "\"noise jet\"", "jet AND noise", "what: (jet [noise"]
+    {
         let run = erank(&["search", "-q", query, "--answer-only"], documents);
         assert_eq!(run.code, Some(0), "{run:?}");
         assert!(run.err.contains("BM25 selected 2 of 2 documents"), "{query}: {}", run.err);
