@@ -10,10 +10,12 @@ use erank_candle::WeightFormat;
 use erank_core::metrics::Measure;
 use erank_core::prompt::instructions;
 use erank_core::{
-    Aggregation, AnswerFormat, ConfigError, Mode, PromptFamily, PromptTemplate, ScoreKind, Windows,
+    Aggregation, AnswerFormat, ConfigError, Mode, PromptFamily, PromptTemplate, ScoreKind,
+    ScoringOptions, Windows,
 };
 
 use crate::help;
+use crate::input::FieldNames;
 
 /// Reranks search results with ERank, a reasoning language model, in this process or on your servers.
 ///
@@ -47,12 +49,12 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct RerankArguments {
-    /// The search query.
-    #[arg(short, long, value_name = "TEXT")]
+    /// The search query. It may begin with a hyphen.
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) query: String,
     #[command(flatten)]
     pub(crate) goal: Goal,
-    /// The documents: a file with one document per line, or a folder of text files. "-" is standard input.
+    /// The documents: a file of lines, JSON, CSV or TSV, or a folder of such files and of texts. "-" is standard input.
     #[arg(short, long, value_name = "FILE|FOLDER", default_value = "-")]
     pub(crate) docs: String,
     /// Prints only the best N documents.
@@ -76,15 +78,6 @@ pub(crate) struct RerankArguments {
     /// --model. The scores of the two models are not comparable: the documents with reasoning come first.
     #[arg(long, value_name = "FOLDER|FILE|NAME", requires = "think_about")]
     pub(crate) first_stage: Option<String>,
-    /// Draws K answers for each document, and ranks by their mean score.
-    #[arg(long, value_name = "K", requires = "temperature")]
-    pub(crate) samples: Option<NonZeroUsize>,
-    /// Samples tokens at this temperature. By default, decoding is greedy.
-    #[arg(long, value_name = "T", conflicts_with = "answer_only")]
-    pub(crate) temperature: Option<f32>,
-    /// Sets the seed for sampling. The same seed gives the same answers.
-    #[arg(long, value_name = "N", requires = "temperature")]
-    pub(crate) seed: Option<u64>,
     /// The score to rank by. The default is probability-weighted, or expected-value if there are two answers.
     #[arg(long, value_name = "KIND", value_enum)]
     pub(crate) score: Option<Score>,
@@ -110,9 +103,81 @@ pub(crate) struct RerankArguments {
     #[command(flatten)]
     pub(crate) long_documents: LongDocuments,
     #[command(flatten)]
+    pub(crate) fields: FieldNames,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArguments,
+    #[command(flatten)]
     pub(crate) model: ModelArguments,
     #[command(flatten)]
     pub(crate) remote: RemoteArguments,
+}
+
+/// How the tokens of the reasoning are drawn, as in vLLM.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling of the reasoning")]
+pub(crate) struct SamplingArguments {
+    /// Draws K answers for each document, and ranks by their mean score.
+    #[arg(long, value_name = "K", requires = "temperature")]
+    samples: Option<NonZeroUsize>,
+    /// Samples tokens at this temperature. By default, decoding is greedy.
+    #[arg(long, value_name = "T", conflicts_with = "answer_only")]
+    temperature: Option<f32>,
+    /// Sets the seed for sampling. The same seed gives the same answers.
+    #[arg(long, value_name = "N", requires = "temperature")]
+    seed: Option<u64>,
+    /// Keeps the most probable tokens that together reach this probability.
+    #[arg(long, value_name = "P", requires = "temperature")]
+    top_p: Option<f32>,
+    /// Keeps the N most probable tokens. (--top-k is the number of documents to print.)
+    #[arg(long, value_name = "N", requires = "temperature")]
+    sampling_top_k: Option<u32>,
+    /// Keeps the tokens whose probability is at least this fraction of the largest one.
+    #[arg(long, value_name = "P", requires = "temperature")]
+    min_p: Option<f32>,
+    /// Divides the positive logits, and multiplies the negative ones, of the tokens in the prompt and the reasoning.
+    #[arg(long, value_name = "X", conflicts_with = "answer_only")]
+    repetition_penalty: Option<f32>,
+    /// Is subtracted from a token's logit once for each time that the token was generated.
+    #[arg(long, value_name = "X", conflicts_with = "answer_only", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Is subtracted once from the logit of every generated token.
+    #[arg(long, value_name = "X", conflicts_with = "answer_only", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+}
+
+impl SamplingArguments {
+    /// Sets the given settings in `options`.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if a setting is given, but the answers of the prompt have no reasoning.
+    pub(crate) fn set(
+        &self,
+        options: &mut ScoringOptions,
+        answers: &AnswerFormat,
+    ) -> Result<(), ConfigError> {
+        let settings = [
+            ("--temperature", self.temperature.is_some()),
+            ("--repetition-penalty", self.repetition_penalty.is_some()),
+            ("--frequency-penalty", self.frequency_penalty.is_some()),
+            ("--presence-penalty", self.presence_penalty.is_some()),
+        ];
+        if let Some((name, _)) = settings.iter().find(|(_, given)| answers.is_bare() && *given) {
+            return Err(ConfigError::BareAnswer(name));
+        }
+        options.samples = self.samples.map_or(options.samples, NonZeroUsize::get);
+        let sampling = &mut options.sampling;
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.seed = self.seed.unwrap_or(sampling.seed);
+        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+        sampling.top_k = self.sampling_top_k.unwrap_or(sampling.top_k);
+        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
+        sampling.repetition_penalty =
+            self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
+        sampling.frequency_penalty = self.frequency_penalty.unwrap_or(sampling.frequency_penalty);
+        sampling.presence_penalty = self.presence_penalty.unwrap_or(sampling.presence_penalty);
+        Ok(())
+    }
 }
 
 #[cfg(feature = "search")]
@@ -121,6 +186,9 @@ pub(crate) struct SearchArguments {
     /// Number of documents that BM25 selects for reranking.
     #[arg(long, value_name = "N", default_value = "20")]
     pub(crate) candidates: NonZeroUsize,
+    /// Reads the query in tantivy's syntax, such as `+bicycle -car "worn chain"`. By default, all of it is words.
+    #[arg(long)]
+    pub(crate) query_syntax: bool,
     #[command(flatten)]
     pub(crate) rerank: RerankArguments,
 }
@@ -203,7 +271,7 @@ pub(crate) struct CollectionArguments {
     /// The first stage's run, in TREC's format.
     #[arg(long, value_name = "FILE", required_unless_present = "jsonl", conflicts_with = "jsonl")]
     pub(crate) run: Option<PathBuf>,
-    /// The relevance judgements, in TREC's or BEIR's format.
+    /// The relevance judgements, in the format of TREC, BEIR or ir_datasets.
     #[arg(long, value_name = "FILE", required_unless_present = "beir", conflicts_with = "beir")]
     pub(crate) qrels: Option<PathBuf>,
     /// The texts of the queries.
@@ -217,7 +285,7 @@ pub(crate) struct CollectionArguments {
     /// The texts of the documents. This option can be repeated.
     #[arg(
         long,
-        value_name = "FILE",
+        value_name = "FILE|FOLDER",
         required_unless_present_any = ["beir", "jsonl"],
         conflicts_with_all = ["beir", "jsonl"]
     )]
@@ -228,9 +296,38 @@ pub(crate) struct CollectionArguments {
     /// The split of BEIR's judgements, such as train, dev or test.
     #[arg(long, value_name = "NAME", default_value = "test")]
     pub(crate) split: String,
-    /// Queries with the texts and scores of their candidates, one query per line.
+    /// Queries with the texts and scores of their candidates, in JSON, one query per line or in an array.
     #[arg(long, value_name = "FILE")]
     pub(crate) jsonl: Option<PathBuf>,
+    /// Leaves out candidates that have the id of their query, as BEIR does.
+    ///
+    /// The default is true if the folder of --beir is named after ArguAna or Quora, whose queries are documents of
+    /// the corpus, and false otherwise.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true
+    )]
+    pub(crate) ignore_identical_ids: Option<bool>,
+    #[command(flatten)]
+    pub(crate) fields: FieldNames,
+}
+
+impl CollectionArguments {
+    /// Returns whether candidates with the id of their query are left out.
+    pub(crate) fn ignores_identical_ids(&self) -> bool {
+        self.ignore_identical_ids.unwrap_or_else(|| {
+            let folder = self.beir.as_deref().and_then(|folder| {
+                // The name behind a relative path such as `.`.
+                folder.canonicalize().ok()
+            });
+            let name = folder.as_deref().and_then(|folder| folder.file_name());
+            let name = name.map(|name| name.to_string_lossy().to_ascii_lowercase());
+            name.is_some_and(|name| name.contains("arguana") || name.contains("quora"))
+        })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -271,8 +368,7 @@ pub(crate) struct InspectArguments {
         conflicts_with_all = ["answer_only", "append", "ids", "logprobs"]
     )]
     pub(crate) compare: Option<String>,
-    /// The documents for --compare: a file with one document per line, or a folder of text files. "-" is standard
-    /// input.
+    /// The documents for --compare: a file or a folder as for `erank rerank`. "-" is standard input.
     #[arg(
         long,
         value_name = "FILE|FOLDER",
@@ -283,6 +379,8 @@ pub(crate) struct InspectArguments {
     /// Prints one JSON object instead of text.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) fields: FieldNames,
     #[command(flatten)]
     pub(crate) model: ModelArguments,
 }
@@ -431,8 +529,8 @@ pub(crate) struct ModelArguments {
     /// The device that runs the model. A GPU needs an erank built with the feature of the same name.
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t)]
     pub(crate) device: Device,
-    /// Number of threads. The default is one per core.
-    #[arg(long, value_name = "N")]
+    /// Number of threads, at most that of the machine's processors. The default is one per processor.
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Documents are truncated to this number of tokens. The default is 2048, or half of the model's context
     /// if that is less.
@@ -480,6 +578,17 @@ pub(crate) enum Prompts {
     Chatml,
     /// Chat messages, for servers with a chat API only; not with --answer-only
     Chat,
+}
+
+impl Prompts {
+    /// Returns the form's name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Template => "template",
+            Self::Chatml => "chatml",
+            Self::Chat => "chat",
+        }
+    }
 }
 
 /// The backend that runs the model.
@@ -579,6 +688,15 @@ fn fraction(given: &str) -> Result<f64, String> {
     number.ok_or_else(|| "expected a number from 0 to 1".into())
 }
 
+/// Parses a number of threads. More threads than processors would only wait for each other.
+fn threads(given: &str) -> Result<NonZeroUsize, String> {
+    let most = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    match given.parse() {
+        Ok(threads) if threads <= most => Ok(threads),
+        _ => Err(format!("expected a number from 1 to {most}, that of this machine's processors")),
+    }
+}
+
 /// Parses a non-negative number of seconds.
 fn seconds(given: &str) -> Result<Duration, String> {
     let seconds = given.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
@@ -608,6 +726,45 @@ mod tests {
         assert!(parse("--backend elsewhere").is_err());
         assert!(parse("--backend openai --url http://a --prompts chatml").is_ok());
         assert!(parse("--backend openai --url http://a --prompts frame").is_err());
+    }
+
+    #[test]
+    fn threads_are_at_most_the_processors() {
+        assert_eq!(threads("1"), Ok(NonZeroUsize::MIN));
+        for given in ["0", "-1", "x", "100000", "18446744073709551616", ""] {
+            assert!(threads(given).is_err_and(|error| error.contains("from 1 to ")), "{given}");
+        }
+    }
+
+    #[test]
+    fn sampling_arguments_set_all_settings() {
+        let parse = |arguments: &str| {
+            let arguments = format!("erank rerank -q x {arguments}");
+            match Arguments::try_parse_from(arguments.split_whitespace()).map(|a| a.command) {
+                Ok(Some(Command::Rerank(arguments))) => Some(arguments.sampling),
+                _ => None,
+            }
+        };
+        let given = parse(
+            "--temperature 0.5 --seed 7 --samples 3 --top-p 0.75 --sampling-top-k 20 --min-p 0.25 \
+             --repetition-penalty 1.5 --frequency-penalty 0.125 --presence-penalty -0.5",
+        )
+        .expect("valid");
+        let (mut options, mut expected) = (ScoringOptions::default(), ScoringOptions::default());
+        let erank = PromptFamily::Erank.template();
+        given.set(&mut options, erank.answers()).expect("reasoning");
+        expected.samples = 3;
+        let sampling = &mut expected.sampling;
+        (sampling.temperature, sampling.seed) = (0.5, 7);
+        (sampling.top_p, sampling.top_k, sampling.min_p) = (0.75, 20, 0.25);
+        sampling.repetition_penalty = 1.5;
+        (sampling.frequency_penalty, sampling.presence_penalty) = (0.125, -0.5);
+        assert_eq!(options, expected);
+        let bare = PromptFamily::Qwen3Reranker.template();
+        assert!(given.set(&mut options, bare.answers()).is_err());
+        for invalid in ["--top-p 0.5", "--sampling-top-k 3", "--answer-only --presence-penalty 1"] {
+            assert!(parse(invalid).is_none(), "{invalid}");
+        }
     }
 
     #[test]

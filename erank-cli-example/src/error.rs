@@ -92,7 +92,10 @@ pub(crate) enum CommandError {
     UnknownTokenId { id: u32, vocab_size: usize },
     #[cfg(feature = "search")]
     #[error("cannot search the documents")]
-    Search(#[from] Box<tantivy::TantivyError>),
+    Search(#[source] Box<tantivy::TantivyError>),
+    #[cfg(feature = "search")]
+    #[error("the query is not in tantivy's syntax; mend it, or leave --query-syntax out")]
+    QuerySyntax(#[source] Box<tantivy::query::QueryParserError>),
     #[error(transparent)]
     Eval(#[from] EvalError),
     #[error(transparent)]
@@ -103,6 +106,13 @@ pub(crate) enum CommandError {
     Prompt(#[from] DocumentError),
     #[error("cannot write the result")]
     Output(#[from] io::Error),
+}
+
+#[cfg(feature = "search")]
+impl From<tantivy::TantivyError> for CommandError {
+    fn from(error: tantivy::TantivyError) -> Self {
+        Self::Search(Box::new(error))
+    }
 }
 
 impl CommandError {
@@ -143,7 +153,9 @@ impl CommandError {
             Self::Model {
                 source: LoadError::Invalid { .. } | LoadError::Tensor { .. }, ..
             } => Some(ARCHITECTURE),
-            Self::NoDocuments { .. } => Some("Give a file with one document per line."),
+            Self::NoDocuments { .. } => Some("Give a file of documents."),
+            // The source names what is wrong in the file, and what to do.
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::InvalidData => None,
             Self::Read { .. } => Some("Give a readable file, or - for standard input."),
             Self::Backend(error) => remote_advice(error),
             Self::NoTokenId { .. } => {

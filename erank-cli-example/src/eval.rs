@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     let labels = arguments.calibrate.as_ref();
     let labels = labels.map(|_| Labels::new(&collection, arguments.relevant)).transpose()?;
     let pairs = arguments.followir.then(|| Pairs::new(&collection.qrels)).transpose()?;
-    let Chosen { backend, family, limits, fingerprint } =
+    let Chosen { backend, family, limits, fingerprint, description } =
         model::choose(&arguments.model, &arguments.remote, arguments.score)?;
     let template = family.template();
     arguments.thinking.check(template.answers())?;
@@ -67,6 +67,10 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
             Backend::Candle => "candle",
             Backend::Openai => "openai",
         },
+        description: description.as_deref(),
+        prompts: (arguments.remote.backend == Backend::Openai)
+            .then(|| arguments.remote.prompts.unwrap_or_default().name()),
+        logprobs: model::needs_logprobs(&arguments.remote, arguments.score),
         weights: arguments.model.weights.map(WeightFormat::name),
         kv_cache: arguments.model.kv_cache.map(CacheFormat::name),
         template: family.name(),

@@ -14,12 +14,19 @@ Exit codes:
 
 /// The input and the JSON output of `erank rerank` and `erank search`.
 pub(crate) const RERANK: &str = "\
-Input is plain text or JSON lines, whichever format most lines have:
+The format of the input is recognised by its text, and then by the ending of the file's name:
   plain text   Each line that is not blank is a document. Its id is its line number.
-  JSON lines   {\"id\": \"doc-7\", \"text\": \"…\", \"score\": 12.3}
-               Only \"text\" is required. \"score\" is the score of the first stage.
-In a folder, each .txt or .md file is a document with its path as id, and each .jsonl file is read
-as above. A line that cannot be used is listed with the reason; the other lines are ranked.
+  JSON         {\"id\": \"doc-7\", \"title\": \"…\", \"text\": \"…\", \"score\": 12.3}
+               One object per line, or an array of objects or of strings. Only the text is
+               required. \"score\" is the score of the first stage. Fields of the same meaning in
+               BEIR, Anserini, MS MARCO, BRIGHT, rank_llm and Elasticsearch are known.
+  CSV, TSV     A header names the fields. Fields in quotes may hold line breaks. Without a header,
+               a line of TSV is an id, a tab and the text, as in MS MARCO.
+Files may be compressed with gzip or zstd. Text is UTF-8, or UTF-16 with a byte order mark.
+In a folder, each .txt or .md file is a document with its path as id, and each .jsonl, .ndjson,
+.json, .csv or .tsv file is read as above. Hidden files, links to folders and what is no regular
+file are left out. A title is put before the text. Ids are kept as they are written.
+A line that cannot be used is listed with the reason; the other lines are ranked.
 
 --json prints one object:
   model, first_stage_model (of --first-stage, or null), query, instruction
@@ -42,6 +49,7 @@ as above. A line that cannot be used is listed with the reason; the other lines 
   unscored[]   documents without a score, by line: line, id, reason
   partially_scored[]  documents that lack their reasoning or some samples, by line: line, id,
                reason
+\"line\" is the number of the element in a JSON array, and of the document in a folder.
 Unknown values are null. Diagnostics are written to standard error.";
 
 /// The input and the output files of `erank eval`.
@@ -51,10 +59,13 @@ Input is the run of a first stage, relevance judgements (qrels), and the texts:
   BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
   JSON lines  --jsonl FILE --qrels QRELS, with one query per line:
               {\"id\": \"q1\", \"query\": \"…\", \"documents\": [{\"id\": \"d7\", \"text\": \"…\", \"score\": 12.3}]}
-              and an optional \"instruction\" of the query
-A file of TEXTS has one text per line: the id, a tab and the text; or JSON with \"_id\" (or \"id\"),
-\"text\" (or \"contents\") and an optional \"title\", which is put before the text. In the file of --queries,
-JSON may have an \"instruction\", the goal of this query, which replaces that of --instruction and --task.
+              or an array of such objects, or the requests of rank_llm
+TEXTS are read as the documents of `erank rerank` are, except that each line of plain text begins
+with the id and a tab. A query in JSON may have an \"instruction\", the goal of this query, which
+replaces that of --instruction and --task, and \"excluded_ids\", the documents that are left out
+before the depth is counted, as in BRIGHT.
+QRELS have TREC's four fields, or BEIR's three with or without a header, or the columns of a
+header such as query_id, doc_id, relevance; or they are JSON. A grade may be written as 1.0.
 Queries without judgements are skipped.
 
 Output is written to the folder of --output:

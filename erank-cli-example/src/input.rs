@@ -1,30 +1,59 @@
-//! Documents from plain text or JSON lines.
+//! The reader of documents for all commands: plain text, JSON lines, JSON arrays, CSV and TSV, compressed or not, from
+//! files, folders and standard input.
 //!
-//! Input is untrusted and read as bytes. A line that cannot be used is listed as bad; the others are read.
+//! ```text
+//! file ─▶ decode: UTF-8 ─▶ records: lines, rows, elements ─▶ fields: id, title, text, score
+//! ```
+//!
+//! Input is untrusted and read as bytes. A record that cannot be used is listed as bad; the others are read.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+mod decode;
+mod fields;
+mod folder;
+mod json;
+mod lines;
+mod records;
+mod table;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::Path;
 
 use erank_core::Document;
-use serde::Deserialize;
-use serde_json::Value;
 
 use crate::error::CommandError;
 use crate::text;
+use folder::{DocumentFile, Folder};
+use lines::MAX_RECORD_BYTES;
 
-/// Maximum number of bytes in a line. Documents are truncated to some 10 kB later.
-const MAX_LINE_BYTES: usize = 16 << 20;
+pub(crate) use decode::{decode, open};
+pub(crate) use fields::{Columns, FieldNames, Fields, Value};
+pub(crate) use json::not_json;
+pub(crate) use lines::Lines;
+pub(crate) use records::{Content, Record, Records};
+
+/// Maximum size of all texts that [`read`] keeps in memory.
+const MAX_TEXT_BYTES: usize = 4 << 30;
+/// Maximum number of documents and bad lines that [`read`] keeps in memory.
+const MAX_DOCUMENTS: usize = 10_000_000;
 
 /// The documents of a file or folder, and the lines that hold no document.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Input {
     pub(crate) documents: Vec<InputDocument>,
     pub(crate) bad_lines: Vec<BadLine>,
+    /// The word for what the numbers of documents and bad lines count.
+    pub(crate) unit: &'static str,
 }
 
-/// A document with the number of its line, from 1. In a folder, documents and bad lines are numbered
-/// together.
+impl Default for Input {
+    fn default() -> Self {
+        Self { documents: Vec::new(), bad_lines: Vec::new(), unit: "line" }
+    }
+}
+
+/// A document with the number of its line, or of its element of a JSON array, from 1. In a folder, documents and bad
+/// lines are numbered together.
 #[derive(Debug, PartialEq)]
 pub(crate) struct InputDocument {
     pub(crate) line: usize,
@@ -56,262 +85,254 @@ pub(crate) struct BadLine {
     pub(crate) reason: String,
 }
 
-/// Reads the file or the folder `docs`, or standard input if it is `-`.
-pub(crate) fn read(docs: &str) -> Result<Input, CommandError> {
-    let input = if docs == "-" {
+/// A record of a file of documents.
+pub(crate) type Found = Result<InputDocument, BadLine>;
+
+/// What is done with each record. An error ends the reading.
+type Each<'a> = &'a mut dyn FnMut(Found) -> Result<(), String>;
+
+/// What a file or folder has besides documents.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOut {
+    /// The word for a record.
+    pub(crate) unit: &'static str,
+    /// Number of entries that were left out, by reason.
+    counts: BTreeMap<&'static str, usize>,
+}
+
+impl LeftOut {
+    fn add(&mut self, reason: &'static str, count: usize) {
+        if count > 0 {
+            *self.counts.entry(reason).or_default() += count;
+        }
+    }
+
+    /// Says what was left out of `what`, if anything was.
+    pub(crate) fn note(&self, what: &str) {
+        if !self.counts.is_empty() {
+            let counts = self.counts.iter().map(|(reason, count)| format!("{count} {reason}"));
+            let counts: Vec<String> = counts.collect();
+            text::note(&format!("{what}: left out {}.", counts.join(", ")));
+        }
+    }
+}
+
+/// Reads the file or the folder `docs`, or standard input if it is `-`. Says what was left out, and which ids occur
+/// twice.
+pub(crate) fn read(docs: &str, names: &FieldNames) -> Result<Input, CommandError> {
+    let what = if docs == "-" { "standard input".into() } else { text::line(docs) };
+    let mut input = Input::default();
+    let mut text_bytes = 0;
+    let mut keep = |found: Found| -> Result<(), String> {
+        match found {
+            Ok(document) => {
+                text_bytes += document.text.len();
+                input.documents.push(document);
+            }
+            Err(bad) => input.bad_lines.push(bad),
+        }
+        check_size(text_bytes, input.documents.len() + input.bad_lines.len())
+    };
+    let left_out = if docs == "-" {
         if io::stdin().is_terminal() {
             text::note("Reading documents from the terminal, one per line. End with Ctrl-D.");
         }
-        read_from(&mut io::stdin().lock())
-    } else if Path::new(docs).is_dir() {
-        read_folder(Path::new(docs))
+        let reader = decode(io::stdin().lock());
+        reader.and_then(|reader| each_of_reader(reader, names, &mut keep))
     } else {
-        File::open(docs).and_then(|file| read_from(&mut BufReader::new(file)))
+        for_each(Path::new(docs), names, false, &mut keep)
     };
-    input.map_err(|source| {
-        let what = if docs == "-" { "standard input".into() } else { text::line(docs) };
-        CommandError::Read { what, source }
-    })
+    let left_out = match left_out {
+        Ok(left_out) => left_out,
+        Err(source) => return Err(CommandError::Read { what, source }),
+    };
+    input.unit = left_out.unit;
+    left_out.note(&what);
+    input.note_duplicates();
+    Ok(input)
 }
 
-/// Reads all documents. Bad lines are part of the result.
+/// Returns an error if the documents would fill the memory.
+fn check_size(text_bytes: usize, documents: usize) -> Result<(), String> {
+    let problem = if text_bytes > MAX_TEXT_BYTES {
+        format!("the documents have more than {} GiB of text", MAX_TEXT_BYTES >> 30)
+    } else if documents > MAX_DOCUMENTS {
+        format!("there are more than {MAX_DOCUMENTS} documents")
+    } else {
+        return Ok(());
+    };
+    Err(problem + ", which are kept in memory; give the candidates of a search engine")
+}
+
+/// Calls `each` with the documents and the bad records of a file or folder, in order.
+///
+/// If `has_ids`, a line that is neither JSON nor a row has an id, a tab and a text.
 ///
 /// # Errors
 ///
-/// Returns any I/O error of the reader.
-fn read_from(reader: &mut dyn BufRead) -> io::Result<Input> {
-    let lines = Lines::of(reader).collect::<io::Result<Vec<Line>>>()?;
-    let parse = if is_json_lines(&lines) { json_line } else { plain_line };
-    let mut input = Input::default();
-    for line in lines {
-        let number = line.number;
-        match line.text().map_err(|reason| (None, reason)).and_then(|text| parse(number, text)) {
-            Ok(document) => input.documents.push(document),
-            Err((id, reason)) => input.bad_lines.push(BadLine { line: number, id, reason }),
-        }
+/// Returns an error if the file or folder itself cannot be read, or [`io::ErrorKind::InvalidData`] with the number of
+/// the record for which `each` returns an error.
+pub(crate) fn for_each(
+    docs: &Path,
+    names: &FieldNames,
+    has_ids: bool,
+    each: Each<'_>,
+) -> io::Result<LeftOut> {
+    if docs.is_dir() {
+        return for_each_of_folder(folder::list(docs)?, names, has_ids, each);
     }
-    Ok(input)
+    each_record(Records::open(docs, names.columns(), has_ids)?, names, each)
 }
 
-/// Reads the files of a folder and its subfolders, sorted by name.
-///
-/// Each `.txt` or `.md` file is a document with its path as id, and each `.jsonl` file holds documents. Other
-/// files and names that begin with a dot are skipped. A file that cannot be read is listed as bad.
-///
-/// # Errors
-///
-/// Returns an error if the folder itself cannot be read.
-fn read_folder(folder: &Path) -> io::Result<Input> {
-    let mut input = Input::default();
-    add_folder(&mut input, folder, folder)?;
-    Ok(input)
+/// Calls `each` with the documents and the bad records of a reader.
+fn each_of_reader<'a>(
+    reader: Box<dyn BufRead + 'a>,
+    names: &FieldNames,
+    each: Each<'_>,
+) -> io::Result<LeftOut> {
+    each_record(Records::new(reader, names.columns(), records::Expected::default())?, names, each)
 }
 
-/// Adds the files of `folder`, with ids relative to `root`.
-fn add_folder(input: &mut Input, root: &Path, folder: &Path) -> io::Result<()> {
-    let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<io::Result<_>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+fn each_record(
+    mut records: Records<'_>,
+    names: &FieldNames,
+    each: Each<'_>,
+) -> io::Result<LeftOut> {
+    let unit = records.unit();
+    for record in records.by_ref() {
+        let record = record?;
+        let number = record.number;
+        each(found(record, names)).map_err(|problem| at(unit, number, problem))?;
+    }
+    let mut left_out = LeftOut { unit, ..LeftOut::default() };
+    left_out.add("blank lines", records.blank());
+    Ok(left_out)
+}
+
+fn at(unit: &str, number: usize, problem: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{unit} {number}: {problem}"))
+}
+
+/// Returns the document of a record.
+fn found(record: Record, names: &FieldNames) -> Found {
+    let line = record.number;
+    let document = match record.content {
+        Ok(Content::Text(text)) => Ok(InputDocument { line, id: None, text, score: None }),
+        Ok(Content::Named { id, text }) => {
+            Ok(InputDocument { line, id: Some(id), text, score: None })
+        }
+        Ok(Content::Fields(fields)) => names.document(line, fields),
+        Err(reason) => Err((None, reason)),
+    };
+    document.map_err(|(id, reason)| BadLine { line, id, reason })
+}
+
+/// Calls `each` with the documents of a folder's files. A file that cannot be read is a bad record. Records without an
+/// id get the file's name and their number.
+fn for_each_of_folder(
+    folder: Folder,
+    names: &FieldNames,
+    has_ids: bool,
+    each: Each<'_>,
+) -> io::Result<LeftOut> {
+    let mut left_out = LeftOut { unit: "document", counts: folder.left_out };
+    let mut number = 0;
+    let mut each = |found: Found| {
+        number += 1;
+        let found = match found {
+            Ok(document) => Ok(InputDocument { line: number, ..document }),
+            Err(bad) => Err(BadLine { line: number, ..bad }),
+        };
+        each(found).map_err(|problem| at("document", number, problem))
+    };
+    let bad = |name: String, reason| Err(BadLine { line: 0, id: Some(name), reason });
+    for (name, error) in folder.unreadable {
+        each(bad(name, error.to_string()))?;
+    }
+    for DocumentFile { path, name, is_document } in folder.files {
+        if is_document {
+            each(match read_text(&path) {
+                Ok(text) => Ok(InputDocument { line: 0, id: Some(name), text, score: None }),
+                Err(reason) => bad(name, reason),
+            })?;
             continue;
         }
-        let path = entry.path();
-        let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
-        // Links to folders are not followed, because they may form a cycle.
-        if entry.file_type()?.is_dir() {
-            if let Err(error) = add_folder(input, root, &path) {
-                input.add_bad(name, error.to_string());
-            }
-            continue;
-        }
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("txt" | "md") => match read_text(&path) {
-                Ok(text) => input.add(name, text, None),
-                Err(reason) => input.add_bad(name, reason),
-            },
-            Some("jsonl") => {
-                match File::open(&path).and_then(|file| read_from(&mut BufReader::new(file))) {
-                    Ok(lines) => input.append(&name, lines),
-                    Err(error) => input.add_bad(name, error.to_string()),
+        let mut failure = None;
+        let mut of_file = |found: Found| {
+            let named = |line: usize| Some(format!("{name}:{line}"));
+            let found = match found {
+                Ok(mut document) => {
+                    document.id = document.id.or_else(|| named(document.line));
+                    Ok(document)
                 }
+                Err(bad) => Err(BadLine { id: named(bad.line), ..bad }),
+            };
+            each(found).map_err(|error| {
+                failure = Some(error);
+                String::new()
+            })
+        };
+        let read = Records::open(&path, names.columns(), has_ids)
+            .and_then(|records| each_record(records, names, &mut of_file));
+        match (read, failure) {
+            (_, Some(error)) => return Err(error),
+            (Ok(of_file), None) => {
+                of_file.counts.into_iter().for_each(|(reason, count)| left_out.add(reason, count));
             }
-            _ => {}
+            (Err(error), None) => each(bad(name, error.to_string()))?,
         }
     }
-    Ok(())
+    Ok(left_out)
 }
 
 /// Reads a whole file as one text, or returns the reason why it cannot be used.
 fn read_text(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(MAX_LINE_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
-    if bytes.len() > MAX_LINE_BYTES {
-        return Err(format!("the file is longer than {} MiB", MAX_LINE_BYTES >> 20));
+    let limit = MAX_RECORD_BYTES as u64 + 1;
+    let file = open(path).map_err(|error| error.to_string())?;
+    file.take(limit).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() > MAX_RECORD_BYTES {
+        return Err(lines::too_long("file"));
     }
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        format!("not UTF-8: byte {} of the file is invalid", valid + 1)
-    })?;
-    Ok(text.strip_prefix('\u{feff}').map(Into::into).unwrap_or(text))
+    lines::utf8(bytes, "file")
 }
 
 impl Input {
-    /// Returns the number of the next document or bad line.
-    fn next_number(&self) -> usize {
-        self.documents.len() + self.bad_lines.len() + 1
+    /// Says which ids several documents have. They are all ranked, and their numbers tell them apart.
+    fn note_duplicates(&self) {
+        let mut lines: HashMap<&str, usize> = HashMap::new();
+        let mut duplicates = self.documents.iter().filter_map(|document| {
+            let id = document.id.as_deref()?;
+            let first = *lines.entry(id).or_insert(document.line);
+            (first != document.line).then_some((id, first, document.line))
+        });
+        let Some((id, first, second)) = duplicates.next() else { return };
+        let (count, unit) = (1 + duplicates.count(), self.unit);
+        text::note(&format!(
+            "{count} documents have the id of an earlier one, such as {} ({unit}s {first} and {second}). All are ranked.",
+            text::beginning(id)
+        ));
     }
-
-    fn add(&mut self, id: String, text: String, score: Option<f64>) {
-        let line = self.next_number();
-        self.documents.push(InputDocument { line, id: Some(id), text, score });
-    }
-
-    fn add_bad(&mut self, id: String, reason: String) {
-        let line = self.next_number();
-        self.bad_lines.push(BadLine { line, id: Some(id), reason });
-    }
-
-    /// Adds the lines of the file `name`. Lines without an id get the name and the line number.
-    fn append(&mut self, name: &str, lines: Input) {
-        for InputDocument { line, id, text, score } in lines.documents {
-            self.add(id.unwrap_or_else(|| format!("{name}:{line}")), text, score);
-        }
-        for BadLine { line, reason, .. } in lines.bad_lines {
-            self.add_bad(format!("{name}:{line}"), reason);
-        }
-    }
-}
-
-/// A line that is not blank, or the reason why its bytes were dropped.
-pub(crate) struct Line {
-    /// The line number, from 1.
-    pub(crate) number: usize,
-    bytes: Result<Vec<u8>, String>,
-}
-
-impl Line {
-    /// Returns the line's text, or the reason why it cannot be used.
-    pub(crate) fn text(self) -> Result<String, String> {
-        String::from_utf8(self.bytes?).map_err(|error| {
-            let valid = error.utf8_error().valid_up_to();
-            format!("not UTF-8: byte {} of the line is invalid", valid + 1)
-        })
-    }
-
-    fn looks_like_json(&self) -> bool {
-        let bytes = self.bytes.as_deref().unwrap_or_default();
-        bytes.trim_ascii_start().starts_with(b"{")
-    }
-}
-
-/// An iterator over the lines of a reader that are not blank.
-pub(crate) struct Lines<R> {
-    reader: R,
-    /// The number of the previous line.
-    number: usize,
-}
-
-impl<R: BufRead> Lines<R> {
-    pub(crate) fn of(reader: R) -> Self {
-        Self { reader, number: 0 }
-    }
-
-    fn read(&mut self) -> io::Result<Option<Line>> {
-        loop {
-            self.number += 1;
-            let number = self.number;
-            let mut bytes = Vec::new();
-            let limit = MAX_LINE_BYTES as u64 + 1;
-            if self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes)? == 0 {
-                return Ok(None);
-            }
-            if bytes.len() > MAX_LINE_BYTES && bytes.last() != Some(&b'\n') {
-                self.reader.skip_until(b'\n')?;
-                let reason = format!("the line is longer than {} MiB", MAX_LINE_BYTES >> 20);
-                return Ok(Some(Line { number, bytes: Err(reason) }));
-            }
-            if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
-                bytes.drain(..3);
-            }
-            bytes.truncate(bytes.trim_ascii_end().len());
-            if !bytes.is_empty() {
-                return Ok(Some(Line { number, bytes: Ok(bytes) }));
-            }
-        }
-    }
-}
-
-impl<R: BufRead> Iterator for Lines<R> {
-    type Item = io::Result<Line>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.read().transpose()
-    }
-}
-
-/// Returns whether most lines look like JSON. A few broken JSON lines, or a few text lines that begin with a
-/// brace, do not change the result.
-fn is_json_lines(lines: &[Line]) -> bool {
-    lines.iter().filter(|line| line.looks_like_json()).count() * 2 > lines.len()
-}
-
-/// A document, or else its id, if known, and the error.
-type Parsed = Result<InputDocument, (Option<String>, String)>;
-
-fn plain_line(line: usize, text: String) -> Parsed {
-    Ok(InputDocument { line, id: None, text, score: None })
-}
-
-/// The fields of a line, untyped so that each gets its own error message. Unknown fields are ignored.
-#[derive(Deserialize)]
-struct JsonLine {
-    id: Option<Value>,
-    text: Option<Value>,
-    score: Option<Value>,
-}
-
-fn json_line(line: usize, text: String) -> Parsed {
-    let fields: JsonLine = serde_json::from_str(&text).map_err(|error| (None, not_json(&error)))?;
-    let id = fields.id.map_or(Ok(None), json_id).map_err(|reason| (None, reason))?;
-    let text = match fields.text {
-        Some(Value::String(text)) => text,
-        Some(_) => return Err((id, "\"text\" is not a string".into())),
-        None => return Err((id, "\"text\" is missing".into())),
-    };
-    let score = match fields.score {
-        None | Some(Value::Null) => None,
-        Some(Value::Number(score)) => score.as_f64(),
-        Some(_) => return Err((id, "\"score\" is not a number".into())),
-    };
-    Ok(InputDocument { line, id, text, score })
-}
-
-/// Converts a JSON string or number to an id, and null to `None`.
-pub(crate) fn json_id(value: Value) -> Result<Option<String>, String> {
-    match value {
-        Value::Null => Ok(None),
-        Value::String(id) => Ok(Some(id)),
-        Value::Number(id) => Ok(Some(id.to_string())),
-        _ => Err("\"id\" is neither a string nor a number".into()),
-    }
-}
-
-/// Returns serde_json's message without its line number, which is always 1.
-pub(crate) fn not_json(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    let message = message.split(" at line ").next().unwrap_or(&message);
-    format!("bad JSON: {} (column {})", text::line(message), error.column())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn read(bytes: &[u8]) -> Input {
-        read_from(&mut &*bytes).expect("memory can be read")
+        let mut input = Input::default();
+        let mut keep = |found: Found| -> Result<(), String> {
+            match found {
+                Ok(document) => input.documents.push(document),
+                Err(bad) => input.bad_lines.push(bad),
+            }
+            Ok(())
+        };
+        let reader = decode(bytes).expect("text");
+        let left_out = each_of_reader(reader, &FieldNames::default(), &mut keep);
+        input.unit = left_out.expect("memory can be read").unit;
+        input
     }
 
     fn texts(input: &Input) -> Vec<(usize, &str)> {
@@ -319,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn read_from_takes_plain_lines_as_documents() {
+    fn documents_are_plain_lines() {
         let input = read(b"\xef\xbb\xbffirst\r\n\n  \n{second}\nthird \xff\n fourth");
         assert_eq!(texts(&input), [(1, "first"), (4, "{second}"), (6, " fourth")]);
         assert_eq!(input.documents[1].name(), "4");
@@ -329,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn read_from_parses_json_lines() {
+    fn documents_are_json_lines() {
         let input = read(
             b"{\"id\": \"a\", \"text\": \"x\", \"score\": 1.5, \"more\": []}\n\
               {\"id\": 7, \"text\": \"y\"}\n \n  {\"text\": \"\"}\n{\"id\": null, \"text\": \"z\", \"score\": null}",
@@ -351,15 +372,30 @@ mod tests {
     }
 
     #[test]
-    fn read_from_lists_broken_json_lines_and_reads_the_others() {
+    fn documents_are_elements_and_rows() {
+        let input = read(b"[{\"id\": 1, \"text\": \"a\"},\n \"b\", 7]");
+        assert_eq!((texts(&input), input.unit), (vec![(1, "a"), (2, "b")], "element"));
+        assert_eq!(input.bad_lines.len(), 1);
+        let input = read(b"id,title,text,score\r\n007,T,\"a\r\nb\",2.5\r\n1e3,,c,\r\n");
+        let document = |line, id: &str, text: &str, score| {
+            let (id, text) = (Some(id.to_owned()), text.to_owned());
+            InputDocument { line, id, text, score }
+        };
+        let expected = [document(2, "007", "T a\r\nb", Some(2.5)), document(4, "1e3", "c", None)];
+        assert_eq!(input.documents, expected);
+        assert_eq!(texts(&read(b"12\ta leaf\r\n13\tbread\n")), [(1, "a leaf"), (2, "bread")]);
+    }
+
+    #[test]
+    fn broken_json_lines_are_listed_and_the_others_are_read() {
         let good = "{\"text\": \"good\"}\n".repeat(20);
         let broken = [
             ("no JSON at all", "bad JSON"),
             ("{\"text\": \"cut off", "bad JSON"),
             ("{\"text\": \"x\"} trailing", "bad JSON"),
             ("[1]", "bad JSON"),
-            ("{\"text\": \"\\ud800\"}", "bad JSON"),
-            ("{\"text\": \"x\", \"score\": 1e999}", "bad JSON"),
+            ("{\"text\": \"\\ud8\"}", "bad JSON"),
+            ("{\"text\": \"x\", \"score\": 1e999}", "\"score\" is not a number"),
             ("{\"id\": \"n\"}", "\"text\" is missing"),
             ("{\"id\": \"n\", \"text\": 3}", "\"text\" is not a string"),
             ("{\"id\": \"n\", \"text\": \"x\", \"score\": \"high\"}", "\"score\" is not a number"),
@@ -369,24 +405,39 @@ mod tests {
         let input = read((lines + &good).as_bytes());
         assert_eq!(input.documents.len(), 20);
         assert_eq!(input.bad_lines.len(), broken.len());
-        for (index, (bad, (_, reason))) in input.bad_lines.iter().zip(broken).enumerate() {
+        for (index, (bad, (line, reason))) in input.bad_lines.iter().zip(broken).enumerate() {
             assert_eq!(bad.line, index + 1);
             assert!(bad.reason.starts_with(reason), "{bad:?}");
-            assert_eq!(bad.id.is_some(), reason.contains("text") || reason.contains("score"));
+            assert_eq!(bad.id.is_some(), line.contains("\"n\""));
         }
         let nested = "{\"text\": ".to_owned() + &"[".repeat(100_000);
         assert_eq!(read(nested.as_bytes()).bad_lines.len(), 1);
     }
 
     #[test]
-    fn read_from_drops_lines_beyond_the_limit() {
-        let long = vec![b'x'; MAX_LINE_BYTES + 1];
+    fn lone_surrogates_and_marks_between_files_lose_no_document() {
+        let input = read(
+            b"{\"id\": \"\\udc00\", \"text\": \"cut \\ud83d off\", \"x\": \"\\ud83d\"}\n\
+                           \xef\xbb\xbf{\"text\": \"next file\"}\n",
+        );
+        assert_eq!(texts(&input), [(1, "cut \u{fffd} off"), (2, "next file")]);
+        assert_eq!(input.documents[0].name(), "\u{fffd}");
+        assert_eq!(input.bad_lines, []);
+    }
+
+    #[test]
+    fn lines_beyond_the_limit_are_dropped() {
+        let long = vec![b'x'; MAX_RECORD_BYTES + 1];
         let bytes = [b"before\n", long.as_slice(), b"\nafter\n"].concat();
         let input = read(&bytes);
         assert_eq!(texts(&input), [(1, "before"), (3, "after")]);
         assert!(input.bad_lines[0].reason.contains("16 MiB"));
         let just_fits = [&long[1..], b"\n", b"after"].concat();
         assert_eq!(read(&just_fits).documents.len(), 2);
+        assert!(check_size(MAX_TEXT_BYTES, MAX_DOCUMENTS).is_ok());
+        assert!(
+            check_size(MAX_TEXT_BYTES + 1, 1).is_err() && check_size(1, MAX_DOCUMENTS + 1).is_err()
+        );
     }
 
     #[test]
@@ -404,30 +455,37 @@ mod tests {
         file("a/image.png", b"\x89");
         file("bad.txt", b"caf\xe9");
         file("c.jsonl", b"{\"id\": \"x\", \"text\": \"third\"}\n{}\n{\"text\": \"fourth\"}");
+        file("d.json", b"[{\"_id\": \"y\", \"text\": \"fifth\"}]");
+        file("e.csv", b"id;text\nz;sixth");
+        file("f.csv", b"no,header");
         let path = folder.path().to_str().expect("UTF-8");
-        let input = super::read(path).expect("it can be read");
+        let input = super::read(path, &FieldNames::default()).expect("it can be read");
 
         let found =
             input.documents.iter().map(|document| (document.name(), document.text.as_str()));
-        let expected = [("a/c.md", "second"), ("b.txt", "first\nline"), ("x", "third")];
-        let expected = expected.into_iter().chain([("c.jsonl:3", "fourth")]);
+        let expected = [
+            ("a/c.md", "second"),
+            ("b.txt", "first\nline"),
+            ("x", "third"),
+            ("c.jsonl:3", "fourth"),
+            ("y", "fifth"),
+            ("z", "sixth"),
+        ];
         let expected = expected.map(|(name, text)| (name.to_owned(), text));
         assert!(found.eq(expected), "{input:?}");
-        let bad = input.bad_lines.iter().map(|bad| (bad.id.as_deref(), bad.reason.as_str()));
-        let reasons = [
-            (Some("bad.txt"), "not UTF-8: byte 4 of the file is invalid"),
-            (Some("c.jsonl:2"), "\"text\" is missing"),
-        ];
-        assert!(bad.eq(reasons), "{input:?}");
+        let bad = input.bad_lines.iter().map(|bad| bad.id.as_deref().expect("a name"));
+        assert!(bad.eq(["bad.txt", "c.jsonl:2", "f.csv"]), "{input:?}");
+        assert_eq!(input.bad_lines[0].reason, "not UTF-8: byte 4 of the file is invalid");
         let lines = input.documents.iter().map(|document| document.line);
         let lines = lines.chain(input.bad_lines.iter().map(|bad| bad.line));
         let distinct: std::collections::BTreeSet<usize> = lines.collect();
-        assert_eq!(distinct.len(), 6);
+        assert_eq!(distinct.len(), 9);
     }
 
     #[test]
-    fn read_from_accepts_empty_input() {
-        assert_eq!(read(b""), Input::default());
-        assert_eq!(read(b"\n \r\n"), Input::default());
+    fn empty_input_has_no_documents() {
+        for empty in [&b""[..], b"\n \r\n", b"\xef\xbb\xbf", b"\xff\xfe"] {
+            assert_eq!(read(empty), Input::default());
+        }
     }
 }

@@ -23,6 +23,9 @@ pub(crate) struct Chosen {
     pub(crate) limits: ScoringOptions,
     /// The [`Checkpoint::fingerprint`] of a local model; `None` for a remote one.
     pub(crate) fingerprint: Option<u32>,
+    /// The [`CandleBackend::description`] of a local model: the format of the weights, and the instruction set or
+    /// the device. `None` for a remote one.
+    pub(crate) description: Option<String>,
 }
 
 /// Returns the prompt that the arguments name, or else the prompt that a model was trained with. Says which
@@ -78,8 +81,8 @@ pub(crate) fn first_stage(given: &str, arguments: &ModelArguments) -> Result<Cho
         text::line(backend.name()),
         family.name()
     ));
-    let fingerprint = Some(checkpoint.fingerprint());
-    Ok(Chosen { backend: Box::new(backend), family, limits, fingerprint })
+    let (fingerprint, description) = (Some(checkpoint.fingerprint()), Some(backend.description()));
+    Ok(Chosen { backend: Box::new(backend), family, limits, fingerprint, description })
 }
 
 /// Returns the conversion of an error of loading the model that was `given`.
@@ -111,8 +114,9 @@ pub(crate) fn choose(
         let backend = CandleBackend::load(&checkpoint, &settings(model)).map_err(failed(given))?;
         let fingerprint = checkpoint.fingerprint();
         let limits = limits(model, backend.config());
+        let description = Some(backend.description());
         let (backend, fingerprint) = (Box::new(backend), Some(fingerprint));
-        return Ok(Chosen { backend, family, limits, fingerprint });
+        return Ok(Chosen { backend, family, limits, fingerprint, description });
     }
     let mut settings = OpenAiSettings::default();
     settings.model = (model.model != BUNDLED).then(|| model.model.clone());
@@ -122,8 +126,7 @@ pub(crate) fn choose(
         Prompts::Chatml => erank_openai::PromptFormat::chat_ml(),
         Prompts::Chat => erank_openai::PromptFormat::Chat,
     };
-    // Servers without log-probabilities can still rank by integers.
-    settings.logprobs = !matches!(score, Some(Score::Integer));
+    settings.logprobs = needs_logprobs(remote, score);
     let backend = OpenAiBackend::new(&remote.url, settings)?;
     let mut limits = ScoringOptions::default();
     if let Some(tokens) = model.max_document_tokens {
@@ -131,7 +134,13 @@ pub(crate) fn choose(
     }
     limits.max_prompt_tokens = model.max_prompt_tokens.map(NonZeroUsize::get);
     let family = remote_family(model);
-    Ok(Chosen { backend: Box::new(backend), family, limits, fingerprint: None })
+    let (backend, fingerprint, description) = (Box::new(backend), None, None);
+    Ok(Chosen { backend, family, limits, fingerprint, description })
+}
+
+/// Returns whether the backend has to give log-probabilities. Servers without them can still rank by integers.
+pub(crate) fn needs_logprobs(remote: &RemoteArguments, score: Option<Score>) -> bool {
+    remote.backend == Backend::Candle || !matches!(score, Some(Score::Integer))
 }
 
 /// Loads the bundled model with default settings.

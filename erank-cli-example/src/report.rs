@@ -168,8 +168,9 @@ impl Report<'_> {
             ));
         }
         let (unscored, partially_scored) = (self.unscored(), self.partially_scored());
-        note_each("could not be ranked", &unscored);
-        note_each("ranked with less than was requested", &partially_scored);
+        let unit = self.input.unit;
+        note_each("could not be ranked", unit, &unscored);
+        note_each("ranked with less than was requested", unit, &partially_scored);
         let reason = match self.stopped() {
             Some(Stopped::Interrupted) => "Interrupted",
             Some(Stopped::Timeout) => "The timeout expired",
@@ -267,16 +268,22 @@ impl Report<'_> {
     }
 }
 
-/// Lists failures on standard error, except cancellations.
-fn note_each(what: &str, failures: &[Failure<'_>]) {
+/// Lists failures on standard error, except cancellations. `unit` is what the numbers count.
+fn note_each(what: &str, unit: &str, failures: &[Failure<'_>]) {
+    // More would hide the first ones.
+    const MAX_LISTED: usize = 100;
     let failures: Vec<_> = failures.iter().filter(|document| !document.is_cancelled).collect();
     if !failures.is_empty() {
         text::note(&format!("{} {what}:", counted(failures.len())));
     }
-    for document in failures {
+    for document in failures.iter().take(MAX_LISTED) {
         let id = document.id.map(text::beginning);
         let id = id.map_or(String::new(), |id| format!(" ({id})"));
-        text::note(&format!("  line {}{id}: {}", document.line, document.reason));
+        text::note(&format!("  {unit} {}{id}: {}", document.line, document.reason));
+    }
+    if failures.len() > MAX_LISTED {
+        let others = failures.len() - MAX_LISTED;
+        text::note(&format!("  and {others} others, which --json lists"));
     }
 }
 

@@ -1,13 +1,12 @@
 //! `erank rerank`: ranks the documents of a file, a folder or standard input.
 
 use std::io::{self, BufWriter, Write};
-use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use erank_candle::WeightFormat;
 use erank_core::{
-    CancellationToken, Cascade, ConfigError, FirstPass, Fusion, PromptTemplate, Ranking, Request,
-    Reranker, RerankerBuilder, ScoringBackend, ScoringOptions,
+    CancellationToken, Cascade, FirstPass, Fusion, PromptTemplate, Ranking, Request, Reranker,
+    RerankerBuilder, ScoringBackend, ScoringOptions,
 };
 use serde_json::json;
 
@@ -25,7 +24,7 @@ pub(crate) fn run(
     arguments: &RerankArguments,
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
-    rank_and_report(arguments, input::read(&arguments.docs)?, interrupt)
+    rank_and_report(arguments, input::read(&arguments.docs, &arguments.fields)?, interrupt)
 }
 
 /// Ranks the documents of `input`, and prints the report.
@@ -35,9 +34,7 @@ pub(crate) fn rank_and_report(
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
     if input.documents.is_empty() && input.bad_lines.is_empty() {
-        text::note(
-            "There are no documents to rank. Give a file with one document per line: --docs FILE.",
-        );
+        text::note("There are no documents to rank. Give a file of documents: --docs FILE.");
     }
     let meter = Meter::new();
     let calibration = match &arguments.calibration {
@@ -113,13 +110,8 @@ fn configure(
 ) -> Result<RerankerBuilder<Box<dyn ScoringBackend>>, CommandError> {
     let answers = template.answers();
     arguments.thinking.check(answers)?;
-    if answers.is_bare() && arguments.temperature.is_some() {
-        return Err(ConfigError::BareAnswer("--temperature").into());
-    }
     options.mode = arguments.thinking.mode(options.mode);
-    options.sampling.temperature = arguments.temperature.unwrap_or_default();
-    options.sampling.seed = arguments.seed.unwrap_or_default();
-    options.samples = arguments.samples.map_or(1, NonZeroUsize::get);
+    arguments.sampling.set(&mut options, answers)?;
     let mut builder = Reranker::builder(backend)
         .options(options)
         .instruction(arguments.goal.instruction(&template))

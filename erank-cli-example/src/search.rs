@@ -1,9 +1,9 @@
 //! `erank search`: selects candidates with BM25, and reranks them as `erank rerank` does.
 
 use tantivy::collector::TopDocs;
-use tantivy::query::QueryParser;
-use tantivy::schema::{FAST, INDEXED, STORED, Schema, TEXT, Value};
-use tantivy::{Index, TantivyDocument, TantivyError};
+use tantivy::query::{BooleanQuery, Query, QueryParser, TermQuery};
+use tantivy::schema::{FAST, Field, INDEXED, IndexRecordOption, STORED, Schema, TEXT, Value};
+use tantivy::{Index, TantivyDocument, TantivyError, Term};
 
 use crate::args::SearchArguments;
 use crate::error::{CommandError, Exit};
@@ -19,10 +19,14 @@ pub(crate) fn run(
     arguments: &SearchArguments,
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
-    let mut input = input::read(&arguments.rerank.docs)?;
+    let mut input = input::read(&arguments.rerank.docs, &arguments.rerank.fields)?;
     let searched = input.documents.len();
-    let (query, candidates) = (&arguments.rerank.query, arguments.candidates.get());
-    keep_candidates(&mut input, query, candidates).map_err(Box::new)?;
+    keep_candidates(
+        &mut input,
+        &arguments.rerank.query,
+        arguments.query_syntax,
+        arguments.candidates.get(),
+    )?;
     if input.documents.is_empty() && searched > 0 {
         text::note(&format!("None of {searched} documents contains a word of the query."));
     } else if searched > 0 {
@@ -33,7 +37,12 @@ pub(crate) fn run(
 
 /// Keeps the `candidates` documents with the highest BM25 scores for `query`, best first, and sets their
 /// scores.
-fn keep_candidates(input: &mut Input, query: &str, candidates: usize) -> Result<(), TantivyError> {
+fn keep_candidates(
+    input: &mut Input,
+    query: &str,
+    has_syntax: bool,
+    candidates: usize,
+) -> Result<(), CommandError> {
     let mut schema = Schema::builder();
     let position = schema.add_u64_field("position", INDEXED | STORED | FAST);
     let body = schema.add_text_field("text", TEXT);
@@ -48,9 +57,13 @@ fn keep_candidates(input: &mut Input, query: &str, candidates: usize) -> Result<
     writer.commit()?;
 
     let searcher = index.reader()?.searcher();
-    // The lenient parser is used, because a question may contain characters that are invalid in the query
-    // syntax.
-    let (query, _) = QueryParser::for_index(&index, vec![body]).parse_query_lenient(query);
+    let query = match has_syntax {
+        true => {
+            let parsed = QueryParser::for_index(&index, vec![body]).parse_query(query);
+            parsed.map_err(|source| CommandError::QuerySyntax(Box::new(source)))?
+        }
+        false => any_word(&index, body, query)?,
+    };
     let hits = searcher.search(&query, &TopDocs::with_limit(candidates).order_by_score())?;
     let mut documents: Vec<_> =
         std::mem::take(&mut input.documents).into_iter().map(Some).collect();
@@ -67,20 +80,40 @@ fn keep_candidates(input: &mut Input, query: &str, candidates: usize) -> Result<
     Ok(())
 }
 
+/// Returns a query for the documents that contain any word of `text`.
+fn any_word(index: &Index, field: Field, text: &str) -> Result<Box<dyn Query>, TantivyError> {
+    let mut tokenizer = index.tokenizer_for_field(field)?;
+    let (mut words, mut tokens) = (Vec::<Box<dyn Query>>::new(), tokenizer.token_stream(text));
+    while let Some(token) = tokens.next() {
+        let word = Term::from_field_text(field, &token.text);
+        words.push(Box::new(TermQuery::new(word, IndexRecordOption::WithFreqs)));
+    }
+    Ok(Box::new(BooleanQuery::union(words)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::input::InputDocument;
 
-    fn found(texts: &[&str], query: &str, candidates: usize) -> Vec<(usize, f64)> {
+    fn search(
+        texts: &[&str],
+        query: &str,
+        has_syntax: bool,
+        candidates: usize,
+    ) -> Result<Vec<(usize, f64)>, CommandError> {
         let documents = (1..).zip(texts).map(|(line, text)| {
             let (id, text) = (None, (*text).into());
             InputDocument { line, id, text, score: Some(-1.0) }
         });
-        let mut input = Input { documents: documents.collect(), bad_lines: Vec::new() };
-        keep_candidates(&mut input, query, candidates).expect("searched");
+        let mut input = Input { documents: documents.collect(), ..Input::default() };
+        keep_candidates(&mut input, query, has_syntax, candidates)?;
         let found = input.documents.iter();
-        found.map(|document| (document.line, document.score.expect("a score"))).collect()
+        Ok(found.map(|document| (document.line, document.score.expect("a score"))).collect())
+    }
+
+    fn found(texts: &[&str], query: &str, candidates: usize) -> Vec<(usize, f64)> {
+        search(texts, query, false, candidates).expect("searched")
     }
 
     #[test]
@@ -100,13 +133,51 @@ mod tests {
     }
 
     #[test]
-    fn keep_candidates_obeys_limit_and_accepts_any_syntax() {
+    fn keep_candidates_obeys_limit() {
         let texts = ["jet one", "jet two jet", "jet three"];
         assert_eq!(found(&texts, "jet", 1).len(), 1);
         assert_eq!(found(&texts, "jet", 1)[0].0, 2);
-        for query in ["", "\"jet", "what: is (a jet", "jet AND", "+-*", "text:jet^", "🛩"] {
-            found(&texts, query, 3);
+    }
+
+    #[test]
+    fn keep_candidates_reads_a_question_as_words() {
+        let texts = ["jet one", "jet two and", "or three not", "text body"];
+        let lines = |query: &str| {
+            let mut lines: Vec<usize> =
+                found(&texts, query, 9).into_iter().map(|(line, _)| line).collect();
+            lines.sort_unstable();
+            lines
+        };
+        for (query, expected) in [
+            ("-jet", &[1, 2][..]),
+            ("+jet +three", &[1, 2, 3]),
+            ("\"one jet\"", &[1, 2]),
+            ("\"jet", &[1, 2]),
+            ("what: is (a jet) [to", &[1, 2]),
+            ("one AND three", &[1, 2, 3]),
+            ("NOT one", &[1, 3]),
+            ("one OR three", &[1, 3]),
+            ("text:one body:two", &[1, 2, 4]),
+            ("on*", &[]),
+            ("jet^9 ~3 three?", &[1, 2, 3]),
+            ("*", &[]),
+            ("", &[]),
+            ("+-*\\ 🛩", &[]),
+        ] {
+            assert_eq!(lines(query), expected, "{query}");
         }
-        assert_eq!(found(&texts, "what is: a (jet", 3).len(), 3);
+    }
+
+    #[test]
+    fn keep_candidates_reads_query_syntax_if_asked() {
+        let texts = ["jet one", "jet two", "three"];
+        let lines = |query: &str| {
+            let found = search(&texts, query, true, 9).expect("searched").into_iter();
+            found.map(|(line, _)| line).collect::<Vec<_>>()
+        };
+        assert_eq!(lines("+jet -two"), [1]);
+        assert_eq!(lines("\"jet two\""), [2]);
+        let invalid = search(&texts, "what: is (a jet", true, 9).expect_err("refused");
+        assert!(matches!(invalid, CommandError::QuerySyntax(_)), "{invalid:?}");
     }
 }

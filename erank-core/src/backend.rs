@@ -190,7 +190,7 @@ pub enum BackendError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DocumentError {
-    /// The document is empty or has only white space.
+    /// The document has nothing to judge ([`Document::is_blank`](crate::Document::is_blank)).
     #[error("the document is empty; leave it out or give its text")]
     Empty,
     /// The document has no finite first-stage score, which fusion needs.

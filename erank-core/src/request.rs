@@ -69,7 +69,7 @@ impl<'a> Request<'a> {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Document<'a> {
-    /// The document's text. A document without any text but white space gets
+    /// The document's text. A [blank](Document::is_blank) document gets
     /// [`DocumentError::Empty`](crate::DocumentError::Empty).
     pub text: Cow<'a, str>,
     /// The caller's identifier of the document, which the ranking repeats.
@@ -85,6 +85,19 @@ impl<'a> Document<'a> {
         Self { text: text.into(), id: None, first_stage_score: None }
     }
 
+    /// Returns whether the text has nothing to judge: it is empty, or all of its characters are invisible, such as
+    /// white space, control characters, zero-width spaces and byte order marks.
+    ///
+    /// ```
+    /// use erank_core::Document;
+    ///
+    /// assert!(Document::new(" \t\u{200b}\u{feff}").is_blank());
+    /// assert!(!Document::new("\u{200b}leaf").is_blank());
+    /// ```
+    pub fn is_blank(&self) -> bool {
+        self.text.chars().all(is_invisible)
+    }
+
     /// Sets the identifier.
     #[must_use]
     pub fn with_id(mut self, id: impl Into<Cow<'a, str>>) -> Self {
@@ -98,6 +111,19 @@ impl<'a> Document<'a> {
         self.first_stage_score = Some(score);
         self
     }
+}
+
+/// Returns whether a character shows nothing: white space, a control character, one that Unicode calls default
+/// ignorable, an interlinear annotation mark, or the blank Braille pattern.
+fn is_invisible(c: char) -> bool {
+    c.is_whitespace()
+        || c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 impl<'a> From<&'a str> for Document<'a> {

@@ -278,7 +278,7 @@ impl Config {
 
     /// Checks whether a document can be scored.
     fn check(&self, document: &Document<'_>) -> Result<(), DocumentError> {
-        if document.text.trim().is_empty() {
+        if document.is_blank() {
             return Err(DocumentError::Empty);
         }
         let has_score = document.first_stage_score.is_some_and(f64::is_finite);

@@ -8,6 +8,8 @@
 //! | run | query id, `Q0`, document id, rank, score, tag |
 //! | qrels | query id, `0`, document id, grade |
 //!
+//! Qrels of BEIR and of ir_datasets are read, too ([`Qrels::read`]).
+//!
 //! The parser follows trec_eval. It ignores the second field, the rank, the tag, empty lines, and lines
 //! that begin with `#`. Lines may come in any order. Windows line ends and a byte order mark are
 //! accepted. Where trec_eval accepts an unclear line, the parser returns an error with the line number. Such
@@ -99,7 +101,11 @@ impl Run {
     pub fn read(reader: impl BufRead) -> Result<Self, ReadError> {
         const FIELDS: &str = "6: query id, Q0, document id, rank, score, tag";
         let mut run = Self::new();
-        read_lines(reader, FIELDS, |[query, _, document, _, score, _]: [&str; 6]| {
+        read_lines(reader, |line| {
+            let fields: Vec<&str> = by_white_space(line).collect();
+            let [query, _, document, _, score, _] = fields[..] else {
+                return Err(EntryError::Fields { found: fields.len(), expected: FIELDS });
+            };
             let number = score.parse().ok().filter(|number: &f64| number.is_finite());
             let number = number.ok_or_else(|| EntryError::Score(score.to_owned()))?;
             run.insert(query, document, number)
@@ -165,6 +171,13 @@ pub struct Qrels {
 }
 
 impl Qrels {
+    /// The names of query id, document id and grade in files of BEIR and ir_datasets.
+    pub const FIELD_NAMES: [&[&str]; 3] = [
+        &["query-id", "query_id", "qid"],
+        &["corpus-id", "doc_id", "docid", "docno", "pid"],
+        &["score", "relevance", "rel", "grade", "label"],
+    ];
+
     /// Creates qrels without grades.
     pub fn new() -> Self {
         Self::default()
@@ -186,14 +199,38 @@ impl Qrels {
 
     /// Reads qrels.
     ///
+    /// The first line tells the layout. Four fields are TREC's, and three are query id, document id and grade, as in
+    /// BEIR. Fields are separated by white space, or by commas if there is no white space. A first line of three
+    /// fields whose grade is no number is a header. A header with names of [`FIELD_NAMES`](Self::FIELD_NAMES) may have
+    /// the fields in any order, and others beside them. A grade may be written as `1.0`.
+    ///
+    /// ```
+    /// use erank_core::trec::Qrels;
+    ///
+    /// let beir = Qrels::read("query-id\tcorpus-id\tscore\n7\tdoc-a\t2\n".as_bytes())?;
+    /// assert_eq!(beir, Qrels::read("7 0 doc-a 2\n".as_bytes())?);
+    /// # Ok::<(), erank_core::trec::ReadError>(())
+    /// ```
+    ///
     /// # Errors
     /// Returns a [`ReadError`] for the first invalid line, and reads no further.
     pub fn read(reader: impl BufRead) -> Result<Self, ReadError> {
-        const FIELDS: &str = "4: query id, 0, document id, grade";
         let mut qrels = Self::new();
-        read_lines(reader, FIELDS, |[query, _, document, grade]: [&str; 4]| {
-            let number = grade.parse().map_err(|_| EntryError::Grade(grade.to_owned()))?;
-            qrels.insert(query, document, number)
+        let mut layout: Option<QrelsLayout> = None;
+        read_lines(reader, |line| {
+            let layout = match &layout {
+                Some(layout) => layout,
+                None => {
+                    let (found, is_header) = QrelsLayout::of(line)?;
+                    let found = layout.insert(found);
+                    if is_header {
+                        return Ok(());
+                    }
+                    found
+                }
+            };
+            let [query, document, grade] = layout.fields(line)?;
+            qrels.insert(query, document, parse_grade(grade)?)
         })?;
         Ok(qrels)
     }
@@ -281,11 +318,10 @@ fn check_name(what: &'static str, name: &str) -> Result<(), EntryError> {
     Ok(())
 }
 
-/// Calls `entry` with the fields of every line that is neither empty nor a comment.
-fn read_lines<const N: usize>(
+/// Calls `entry` with every line that is neither empty nor a comment.
+fn read_lines(
     mut reader: impl BufRead,
-    expected: &'static str,
-    mut entry: impl FnMut([&str; N]) -> Result<(), EntryError>,
+    mut entry: impl FnMut(&str) -> Result<(), EntryError>,
 ) -> Result<(), ReadError> {
     let mut line = Vec::new();
     for number in 1.. {
@@ -298,14 +334,79 @@ fn read_lines<const N: usize>(
         let text = std::str::from_utf8(&line).map_err(|_| malformed(EntryError::NotUtf8))?;
         let text =
             if number == 1 { text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text) } else { text };
-        let fields: Vec<&str> = text.split(SPACE).filter(|field| !field.is_empty()).collect();
-        if fields.first().is_none_or(|first| first.starts_with('#')) {
-            continue;
+        if by_white_space(text).next().is_some_and(|first| !first.starts_with('#')) {
+            entry(text).map_err(malformed)?;
         }
-        let wrong_count = |fields: Vec<&str>| EntryError::Fields { found: fields.len(), expected };
-        fields.try_into().map_err(wrong_count).and_then(&mut entry).map_err(malformed)?;
     }
     Ok(())
+}
+
+fn by_white_space(line: &str) -> impl Iterator<Item = &str> {
+    line.split(SPACE).filter(|field| !field.is_empty())
+}
+
+/// Parses a grade, which some files write as `1.0`.
+///
+/// # Errors
+/// Returns [`EntryError::Grade`] if the grade is not a 32-bit integer.
+pub fn parse_grade(grade: &str) -> Result<i32, EntryError> {
+    // A trailing fraction of zeros does not change the number.
+    let digits = grade.trim_end_matches('0').strip_suffix('.').unwrap_or(grade);
+    digits.parse().map_err(|_| EntryError::Grade(grade.to_owned()))
+}
+
+/// The positions of the fields in a line of qrels.
+struct QrelsLayout {
+    has_commas: bool,
+    /// Number of fields of a line.
+    fields: usize,
+    /// What the fields are, for errors.
+    expected: &'static str,
+    /// The positions of query id, document id and grade.
+    positions: [usize; 3],
+}
+
+impl QrelsLayout {
+    /// Returns the layout that the first line shows, and whether this line is a header.
+    fn of(line: &str) -> Result<(Self, bool), EntryError> {
+        let has_commas = by_white_space(line).count() == 1 && line.contains(',');
+        let fields = Self::split(line, has_commas);
+        let named = Qrels::FIELD_NAMES.map(|names| {
+            fields.iter().position(|field| names.contains(&field.to_ascii_lowercase().as_str()))
+        });
+        let of =
+            |expected, positions| Self { has_commas, fields: fields.len(), expected, positions };
+        if let [Some(query), Some(document), Some(grade)] = named {
+            return Ok((of("as many as the header", [query, document, grade]), true));
+        }
+        match fields[..] {
+            [_, _, _, _] => Ok((of("4: query id, 0, document id, grade", [0, 2, 3]), false)),
+            [_, _, grade] => {
+                let is_header = grade.parse::<f64>().is_err();
+                Ok((of("3: query id, document id, grade", [0, 1, 2]), is_header))
+            }
+            _ => Err(EntryError::Fields {
+                found: fields.len(),
+                expected: "4: query id, 0, document id, grade; or 3 without the 0",
+            }),
+        }
+    }
+
+    fn split(line: &str, has_commas: bool) -> Vec<&str> {
+        match has_commas {
+            true => line.trim().split(',').map(|field| field.trim_matches('"')).collect(),
+            false => by_white_space(line).collect(),
+        }
+    }
+
+    /// Returns query id, document id and grade of a line.
+    fn fields<'a>(&self, line: &'a str) -> Result<[&'a str; 3], EntryError> {
+        let fields = Self::split(line, self.has_commas);
+        if fields.len() != self.fields {
+            return Err(EntryError::Fields { found: fields.len(), expected: self.expected });
+        }
+        Ok(self.positions.map(|position| fields[position]))
+    }
 }
 
 /// The error of reading a file.

@@ -4,11 +4,11 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use erank_core::DocumentError;
 use erank_core::trec::{Qrels, Run};
+use erank_core::{Document, DocumentError};
 
 use super::error::EvalError;
-use super::files::{self, CandidateLine, Text};
+use super::files::{self, QueryText};
 use crate::args::CollectionArguments;
 use crate::text;
 
@@ -48,7 +48,7 @@ pub(super) fn texts<'a>(
         .text
         .as_deref()
         .ok_or("the texts of the documents do not contain the document's id")?;
-    if document.trim().is_empty() {
+    if Document::new(document).is_blank() {
         return Err(DocumentError::Empty.to_string());
     }
     Ok((query, document))
@@ -58,108 +58,166 @@ impl Collection {
     /// Reads the files of the arguments, with the best `depth` candidates of each query.
     pub(super) fn read(arguments: &CollectionArguments, depth: usize) -> Result<Self, EvalError> {
         let beir = |file: &str| arguments.beir.as_ref().map(|folder| folder.join(file));
-        let (run, lines) = match (&arguments.jsonl, &arguments.run) {
+        let (run, queries) = match (&arguments.jsonl, &arguments.run) {
             (Some(jsonl), _) => {
-                let (run, lines) = files::read_candidates(jsonl)?;
-                (run, Some(lines))
+                let (run, queries) = files::read_candidates(jsonl, &arguments.fields)?;
+                (run, Some(queries))
             }
             (None, Some(run)) => (files::read_run(run)?, None),
             (None, None) => (Run::new(), None),
         };
+        let has_texts = queries.is_some();
         let qrels = arguments.qrels.clone();
         let qrels = qrels.or_else(|| beir(&format!("qrels/{}.tsv", arguments.split)));
         let qrels = files::read_qrels(&qrels.unwrap_or_default())?;
 
-        let mut collection = Self::without_texts(&run, qrels, depth)?;
-        if let Some(lines) = lines {
-            collection.add_lines(lines);
-        } else {
-            let queries = arguments.queries.clone().or_else(|| beir("queries.jsonl"));
+        let judged = judged(&run, &qrels)?;
+        let mut queries = match queries {
+            Some(queries) => queries,
+            None => {
+                let file = arguments.queries.clone().or_else(|| beir("queries.jsonl"));
+                let (file, ids) = (file.unwrap_or_default(), judged.iter().copied().collect());
+                let queries = files::read_queries(&file, &ids)?;
+                require_some(&queries, &ids, &file)?;
+                queries
+            }
+        };
+        let mut exclusion = Exclusion::new(&queries, arguments.ignores_identical_ids());
+        let (selected, first_stage) = select(&run, &judged, depth, &mut exclusion)?;
+        exclusion.note();
+        let mut collection = Self { queries: selected, qrels, first_stage };
+        collection.require_judged_candidate()?;
+        for query in &mut collection.queries {
+            let Some(mut found) = queries.remove(&query.id) else { continue };
+            (query.text, query.instruction) = (Some(found.text), found.instruction);
+            for candidate in &mut query.candidates {
+                candidate.text = found.documents.remove(&candidate.id);
+            }
+        }
+        if !has_texts {
             let corpus = match beir("corpus.jsonl") {
                 Some(file) => vec![file],
                 None => arguments.corpus.clone(),
             };
-            collection.add_texts(&queries.unwrap_or_default(), &corpus)?;
+            collection.add_documents(&corpus, arguments)?;
         }
         Ok(collection)
     }
 
-    /// Selects the judged queries and their candidates.
-    fn without_texts(run: &Run, qrels: Qrels, depth: usize) -> Result<Self, EvalError> {
-        let (judged, others): (Vec<&str>, Vec<&str>) =
-            run.queries().partition(|query| qrels.has_query(query));
-        if judged.is_empty() {
-            return Err(EvalError::NoJudgedQuery {
-                run: first(run.queries()),
-                qrels: first(qrels.queries()),
-            });
-        }
-        if !others.is_empty() {
-            let (count, of) = (others.len(), run.queries().len());
-            text::note(&format!(
-                "{count} of the run's {of} queries are not judged and are skipped."
-            ));
-        }
-        let (mut queries, mut first_stage) = (Vec::new(), Run::new());
-        for id in judged {
-            let ranking = run.ranking(id).into_iter().take(depth);
-            let candidate =
-                |(id, score): (&str, f64)| Candidate { id: id.to_owned(), score, text: None };
-            let candidates: Vec<Candidate> = ranking.map(candidate).collect();
-            for Candidate { id: document, score, .. } in &candidates {
-                first_stage.insert(id, document, *score)?;
-            }
-            let (text, instruction) = (None, None);
-            queries.push(Query { id: id.to_owned(), text, instruction, candidates });
-        }
-        let is_judged = |query: &Query| {
-            query.candidates.iter().any(|candidate| qrels.grade(&query.id, &candidate.id).is_some())
-        };
-        if !queries.iter().any(is_judged) {
-            let mut candidates = queries.iter().flat_map(|query| &query.candidates);
-            let example = first(candidates.next().map(|candidate| candidate.id.as_str()));
-            return Err(EvalError::NoJudgedCandidate { example });
-        }
-        Ok(Self { queries, qrels, first_stage })
-    }
-
-    /// Adds the texts of JSON lines.
-    fn add_lines(&mut self, lines: Vec<CandidateLine>) {
-        let mut lines: HashMap<String, CandidateLine> =
-            lines.into_iter().map(|line| (line.id.clone(), line)).collect();
-        for query in &mut self.queries {
-            let Some(mut line) = lines.remove(&query.id) else { continue };
-            for candidate in &mut query.candidates {
-                candidate.text = line.texts.remove(&candidate.id);
-            }
-            query.text = Some(line.query);
-            query.instruction = line.instruction;
+    /// Returns an error if no candidate has a grade, because then the files do not fit together.
+    fn require_judged_candidate(&self) -> Result<(), EvalError> {
+        let mut candidates = self.queries.iter().flat_map(|query| {
+            query.candidates.iter().map(|candidate| (query.id.as_str(), candidate.id.as_str()))
+        });
+        let example = first(candidates.clone().next().map(|(_, document)| document));
+        match candidates.any(|(query, document)| self.qrels.grade(query, document).is_some()) {
+            true => Ok(()),
+            false => Err(EvalError::NoJudgedCandidate { example }),
         }
     }
 
-    /// Adds the texts of the files `queries` and `corpus`.
-    fn add_texts(&mut self, queries: &Path, corpus: &[PathBuf]) -> Result<(), EvalError> {
-        let ids: HashSet<&str> = self.queries.iter().map(|query| query.id.as_str()).collect();
-        let mut texts = HashMap::new();
-        files::read_texts(queries, &ids, &mut texts)?;
-        require_some(&texts, &ids, queries)?;
+    /// Adds the texts of the documents in the files or folders `corpus`.
+    fn add_documents(
+        &mut self,
+        corpus: &[PathBuf],
+        arguments: &CollectionArguments,
+    ) -> Result<(), EvalError> {
         let documents = self.queries.iter().flat_map(|query| &query.candidates);
         let ids: HashSet<&str> = documents.map(|candidate| candidate.id.as_str()).collect();
-        let mut documents = HashMap::new();
+        let mut texts = HashMap::new();
         for file in corpus {
-            files::read_texts(file, &ids, &mut documents)?;
+            files::read_documents(file, &arguments.fields, &ids, &mut texts)?;
         }
-        require_some(&documents, &ids, corpus.first().map_or(Path::new(""), PathBuf::as_path))?;
-        for query in &mut self.queries {
-            if let Some(Text { text, instruction }) = texts.remove(&query.id) {
-                (query.text, query.instruction) = (Some(text), instruction);
-            }
-            for candidate in &mut query.candidates {
-                let document = documents.get(&candidate.id);
-                candidate.text = document.map(|document| document.text.clone());
-            }
+        require_some(&texts, &ids, corpus.first().map_or(Path::new(""), PathBuf::as_path))?;
+        for candidate in self.queries.iter_mut().flat_map(|query| &mut query.candidates) {
+            candidate.text = texts.get(&candidate.id).cloned();
         }
         Ok(())
+    }
+}
+
+/// Returns the queries of the run that are judged, sorted by id. Says how many others there are.
+fn judged<'a>(run: &'a Run, qrels: &Qrels) -> Result<Vec<&'a str>, EvalError> {
+    let (judged, others): (Vec<&str>, Vec<&str>) =
+        run.queries().partition(|query| qrels.has_query(query));
+    if judged.is_empty() {
+        return Err(EvalError::NoJudgedQuery {
+            run: first(run.queries()),
+            qrels: first(qrels.queries()),
+        });
+    }
+    if !others.is_empty() {
+        let (count, of) = (others.len(), run.queries().len());
+        text::note(&format!("{count} of the run's {of} queries are not judged and are skipped."));
+    }
+    Ok(judged)
+}
+
+/// Selects the best `depth` candidates of the judged queries that are not excluded. Returns the queries, and the run of
+/// their candidates.
+fn select(
+    run: &Run,
+    judged: &[&str],
+    depth: usize,
+    exclusion: &mut Exclusion<'_>,
+) -> Result<(Vec<Query>, Run), EvalError> {
+    let (mut queries, mut first_stage) = (Vec::new(), Run::new());
+    for &id in judged {
+        let ranking = run.ranking(id).into_iter();
+        let ranking = ranking.filter(|(document, _)| !exclusion.excludes(id, document)).take(depth);
+        let candidate =
+            |(id, score): (&str, f64)| Candidate { id: id.to_owned(), score, text: None };
+        let candidates: Vec<Candidate> = ranking.map(candidate).collect();
+        for Candidate { id: document, score, .. } in &candidates {
+            first_stage.insert(id, document, *score)?;
+        }
+        let (text, instruction) = (None, None);
+        queries.push(Query { id: id.to_owned(), text, instruction, candidates });
+    }
+    Ok((queries, first_stage))
+}
+
+/// The candidates that are left out before the depth is counted.
+struct Exclusion<'a> {
+    queries: &'a HashMap<String, QueryText>,
+    ignores_identical_ids: bool,
+    /// Number of candidates with the id of their query.
+    identical: usize,
+    /// Number of candidates that are excluded by `excluded_ids`.
+    excluded: usize,
+}
+
+impl<'a> Exclusion<'a> {
+    fn new(queries: &'a HashMap<String, QueryText>, ignores_identical_ids: bool) -> Self {
+        Self { queries, ignores_identical_ids, identical: 0, excluded: 0 }
+    }
+
+    /// Returns whether the candidate is left out, and counts it.
+    fn excludes(&mut self, query: &str, document: &str) -> bool {
+        let of_query = self.queries.get(query);
+        let is_excluded = of_query.is_some_and(|query| query.excluded.contains(document));
+        let is_identical = query == document;
+        self.excluded += usize::from(is_excluded);
+        self.identical += usize::from(is_identical && !is_excluded);
+        is_excluded || (is_identical && self.ignores_identical_ids)
+    }
+
+    /// Says how many candidates are left out.
+    fn note(&self) {
+        if self.excluded > 0 {
+            let count = self.excluded;
+            text::note(&format!("Left out {count} candidates that \"excluded_ids\" names."));
+        }
+        match (self.identical, self.ignores_identical_ids) {
+            (0, _) => {}
+            (count, true) => {
+                text::note(&format!("Left out {count} candidates with the id of their query."));
+            }
+            (count, false) => text::note(&format!(
+                "{count} candidates have the id of their query. If they are the query itself, leave them out with \
+                 --ignore-identical-ids."
+            )),
+        }
     }
 }
 
@@ -169,8 +227,8 @@ fn first<'a>(ids: impl IntoIterator<Item = &'a str>) -> String {
 }
 
 /// Returns an error if no text was found at all, because then the file is probably the wrong one.
-fn require_some(
-    found: &HashMap<String, Text>,
+fn require_some<T>(
+    found: &HashMap<String, T>,
     wanted: &HashSet<&str>,
     file: &Path,
 ) -> Result<(), EvalError> {

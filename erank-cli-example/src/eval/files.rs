@@ -1,195 +1,282 @@
 //! Readers for the files of a collection: runs, judgements, texts, and candidates with their texts.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
-use std::io::BufReader;
+use std::io::{BufRead, Cursor, Read};
 use std::path::Path;
 
-use erank_core::trec::{EntryError, Qrels, Run};
-use serde::Deserialize;
-use serde_json::Value;
+use erank_core::trec::{self, Qrels, Run};
 
 use super::error::EvalError;
 use crate::error::one_line;
-use crate::input::{self, Line, Lines};
+use crate::input::{
+    self, BadLine, Columns, Content, FieldNames, Fields, InputDocument, Record, Records, Value,
+};
 use crate::text;
+
+/// The names of a query's id: those of BEIR, rank_llm and ir_datasets.
+const QUERY_ID: &[&str] = &["id", "_id", "qid", "query_id", "query-id"];
+/// The names of a query's text. The topics of ir_datasets have a `title`.
+const QUERY_TEXT: &[&str] = &["text", "query", "question", "contents", "title"];
 
 /// Reads a run in TREC's format.
 pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
     Run::read(open(file)?).map_err(|error| EvalError::file(file, one_line(&error)))
 }
 
-/// Reads judgements in TREC's format, or in BEIR's: a header line, then query id, document id and grade,
-/// separated by tabs.
+/// Reads judgements in the layouts of [`Qrels::read`], or in JSON.
 pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
     let problem = |problem: String| EvalError::file(file, problem);
-    let bytes = fs::read(file).map_err(|error| problem(error.to_string()))?;
-    if !bytes.starts_with(b"query-id\t") {
-        return Qrels::read(&bytes[..]).map_err(|error| problem(one_line(&error)));
+    let mut reader = open(file)?;
+    let mut first = Vec::new();
+    reader.by_ref().take(1).read_to_end(&mut first).map_err(|error| problem(error.to_string()))?;
+    let is_json = matches!(first[..], [b'{' | b'[']);
+    let reader = Box::new(Cursor::new(first).chain(reader));
+    if !is_json {
+        return Qrels::read(reader).map_err(|error| problem(one_line(&error)));
     }
     let mut qrels = Qrels::new();
-    for line in Lines::of(&bytes[..]).skip(1) {
-        let line = line.map_err(|error| problem(error.to_string()))?;
-        let number = line.number;
-        let entry = line.text().and_then(|text| beir_grade(&text, &mut qrels));
-        entry.map_err(|reason| problem(format!("line {number}: {reason}")))?;
+    let columns = FieldNames::default();
+    let records = Records::new(reader, columns.columns(), Default::default());
+    let records = records.map_err(|error| problem(error.to_string()))?;
+    let unit = records.unit();
+    for record in records {
+        let record = record.map_err(|error| problem(error.to_string()))?;
+        let number = record.number;
+        let added = fields(record).and_then(|fields| add_grades(fields, &mut qrels));
+        added.map_err(|reason| problem(format!("{unit} {number}: {reason}")))?;
     }
     Ok(qrels)
 }
 
-/// Adds a line of BEIR's format to `qrels`.
-fn beir_grade(line: &str, qrels: &mut Qrels) -> Result<(), String> {
-    let fields: Vec<&str> = line.split('\t').collect();
-    let [query, document, grade] = fields[..] else {
-        return Err("expected 3 fields separated by tabs: query id, document id, grade".into());
+/// Adds the grade of `{"query_id": "q1", "doc_id": "d1", "relevance": 1}`, or those of `{"q1": {"d1": 1}}`.
+fn add_grades(mut fields: Fields, qrels: &mut Qrels) -> Result<(), String> {
+    let [query_names, document_names, grade_names] = Qrels::FIELD_NAMES;
+    let mut add = |query: String, document: String, grade: String| {
+        let grade = trec::parse_grade(&grade).map_err(|error| error.to_string())?;
+        qrels.insert(query, document, grade).map_err(|error| error.to_string())
     };
-    let number = grade.parse().map_err(|_| EntryError::Grade(grade.to_owned()).to_string())?;
-    qrels.insert(query, document, number).map_err(|error| error.to_string())
-}
-
-/// A text of a query or a document.
-#[derive(Debug, PartialEq)]
-pub(super) struct Text {
-    pub(super) text: String,
-    /// The query's own instruction.
-    pub(super) instruction: Option<String>,
-}
-
-/// Adds the texts of a file whose ids are `wanted` to `texts`.
-///
-/// A line is an id, a tab and the text, or JSON. Lines that cannot be used are skipped and reported.
-pub(super) fn read_texts(
-    file: &Path,
-    wanted: &HashSet<&str>,
-    texts: &mut HashMap<String, Text>,
-) -> Result<(), EvalError> {
-    let mut bad = (0, String::new());
-    for line in Lines::of(open(file)?) {
-        let line = line.map_err(|error| EvalError::file(file, error.to_string()))?;
-        let number = line.number;
-        match named_text(line) {
-            Ok((id, text)) if wanted.contains(id.as_str()) => {
-                if texts.contains_key(&id) {
-                    let problem = format!("line {number}: duplicate id {id:?}; remove one");
-                    return Err(EvalError::file(file, problem));
-                }
-                texts.insert(id, text);
-            }
-            Ok(_) => {}
-            Err(reason) => {
-                if bad.0 == 0 {
-                    bad.1 = format!("line {number}: {reason}");
-                }
-                bad.0 += 1;
-            }
-        }
+    if let Some(query) = fields.take_id(query_names)? {
+        let document = fields.take_id(document_names)?.ok_or("the document id is missing")?;
+        let grade = fields.take_id(grade_names)?.ok_or("the grade is missing")?;
+        return add(query, document, grade);
     }
-    if bad.0 > 0 {
-        let (count, first) = bad;
-        let name = text::line(&file.display().to_string());
-        text::note(&format!("{name}: skipped {count} lines that cannot be used; {first}"));
+    for (query, grades) in fields.into_entries() {
+        for (document, grade) in grades.object(&query)?.into_entries() {
+            let grade = grade.id(&document)?.ok_or("a grade is null")?;
+            add(query.clone(), document, grade)?;
+        }
     }
     Ok(())
 }
 
-#[derive(Deserialize)]
-struct JsonText {
-    #[serde(alias = "_id")]
-    id: Value,
-    #[serde(default)]
-    title: Option<String>,
-    #[serde(alias = "contents")]
-    text: String,
-    #[serde(default)]
-    instruction: Option<String>,
-}
-
-/// Parses a line into an id and a text.
-fn named_text(line: Line) -> Result<(String, Text), String> {
-    let line = line.text()?;
-    if !line.trim_start().starts_with('{') {
-        let (id, text) = line.split_once('\t').ok_or("there is no tab after the id")?;
-        return Ok((id.to_owned(), Text { text: text.to_owned(), instruction: None }));
-    }
-    let JsonText { id, title, text, instruction } =
-        serde_json::from_str(&line).map_err(|error| input::not_json(&error))?;
-    let id = input::json_id(id)?.ok_or("\"id\" is null")?;
-    // BEIR's own rerankers join them in the same way.
-    let text = match title {
-        Some(title) if !title.is_empty() => format!("{title} {text}"),
-        _ => text,
-    };
-    Ok((id, Text { text, instruction }))
-}
-
-/// A line of `--jsonl`: a query with the texts of its candidates.
-pub(super) struct CandidateLine {
-    pub(super) id: String,
-    pub(super) query: String,
+/// A query with what its file holds of it.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct QueryText {
+    pub(super) text: String,
     /// The query's own instruction.
     pub(super) instruction: Option<String>,
-    /// The texts by document id.
-    pub(super) texts: HashMap<String, String>,
+    /// The documents that must not be found, as in BRIGHT.
+    pub(super) excluded: HashSet<String>,
+    /// The texts of the candidates by document id, if the file holds them.
+    pub(super) documents: HashMap<String, String>,
 }
 
-#[derive(Deserialize)]
-struct JsonQuery {
-    #[serde(alias = "_id")]
-    id: Value,
-    query: String,
-    #[serde(default)]
-    instruction: Option<String>,
-    documents: Vec<JsonCandidate>,
+/// Reads the queries whose ids are `wanted`. Records that cannot be used are skipped and reported.
+pub(super) fn read_queries(
+    file: &Path,
+    wanted: &HashSet<&str>,
+) -> Result<HashMap<String, QueryText>, EvalError> {
+    let (text, others) = (QUERY_TEXT.to_vec(), QUERY_ID.to_vec());
+    let columns = Columns { text, others, text_field: None };
+    let failed = |error: std::io::Error| EvalError::file(file, error.to_string());
+    let records = Records::open(file, columns, true).map_err(failed)?;
+    let (mut queries, mut skipped) = (HashMap::new(), Skipped::new(records.unit()));
+    for record in records {
+        let record = record.map_err(failed)?;
+        let number = record.number;
+        match query(record) {
+            Ok((id, query)) if wanted.contains(id.as_str()) => {
+                if queries.contains_key(&id) {
+                    let problem =
+                        format!("{} {number}: duplicate id {id:?}; remove one", skipped.unit);
+                    return Err(EvalError::file(file, problem));
+                }
+                queries.insert(id, query);
+            }
+            Ok(_) => {}
+            Err(reason) => skipped.add(number, reason),
+        }
+    }
+    skipped.note(file);
+    Ok(queries)
 }
 
-#[derive(Deserialize)]
-struct JsonCandidate {
-    #[serde(alias = "_id")]
-    id: Value,
-    #[serde(default)]
-    text: Option<String>,
-    score: f64,
+/// Returns the id and the text of a query.
+fn query(record: Record) -> Result<(String, QueryText), String> {
+    let mut fields = match record.content? {
+        Content::Named { id, text } => return Ok((id, QueryText { text, ..Default::default() })),
+        Content::Fields(fields) => fields,
+        Content::Text(_) => return Err("there is no id".into()),
+    };
+    let id = fields.take_id(QUERY_ID)?.ok_or("the query's id is missing")?;
+    let text = fields.take_text(QUERY_TEXT)?.ok_or("the query's text is missing")?;
+    let (instruction, excluded) = (fields.take_text(&["instruction"])?, excluded(&mut fields)?);
+    Ok((id, QueryText { text, instruction, excluded, ..Default::default() }))
 }
 
-/// Reads queries with candidates. Returns the run of the scores, and the lines.
-pub(super) fn read_candidates(file: &Path) -> Result<(Run, Vec<CandidateLine>), EvalError> {
-    let (mut run, mut queries) = (Run::new(), Vec::new());
-    for line in Lines::of(open(file)?) {
-        let line = line.map_err(|error| EvalError::file(file, error.to_string()))?;
-        let number = line.number;
-        let query = line.text().and_then(|text| candidate_line(&text, &mut run));
-        let query =
-            query.map_err(|reason| EvalError::file(file, format!("line {number}: {reason}")))?;
-        queries.push(query);
+/// Takes the ids of the documents that BRIGHT excludes for a query. BRIGHT writes `["N/A"]` if there are none.
+fn excluded(fields: &mut Fields) -> Result<HashSet<String>, String> {
+    let ids = fields.take_array(&["excluded_ids"])?.unwrap_or_default().into_iter();
+    let ids = ids.filter_map(|id| id.id("excluded_ids").transpose());
+    ids.filter(|id| id.as_deref() != Ok("N/A")).collect()
+}
+
+/// Adds the texts of the documents whose ids are `wanted` to `texts`. Records that cannot be used are skipped and
+/// reported.
+pub(super) fn read_documents(
+    file: &Path,
+    names: &FieldNames,
+    wanted: &HashSet<&str>,
+    texts: &mut HashMap<String, String>,
+) -> Result<(), EvalError> {
+    let mut skipped = Skipped::new("line");
+    let read = input::for_each(file, names, true, &mut |found| {
+        match found {
+            Ok(InputDocument { id: Some(id), text, .. }) => {
+                if wanted.contains(id.as_str()) {
+                    if texts.contains_key(&id) {
+                        return Err(format!("duplicate id {id:?}; remove one"));
+                    }
+                    texts.insert(id, text);
+                }
+            }
+            Ok(InputDocument { line, .. }) => skipped.add(line, "there is no id".into()),
+            Err(BadLine { line, reason, .. }) => skipped.add(line, reason),
+        }
+        Ok(())
+    });
+    let left_out = read.map_err(|error| EvalError::file(file, error.to_string()))?;
+    skipped.unit = left_out.unit;
+    skipped.note(file);
+    left_out.note(&shown(file));
+    Ok(())
+}
+
+/// The records that cannot be used.
+struct Skipped {
+    unit: &'static str,
+    count: usize,
+    /// The first one, with its number.
+    first: Option<(usize, String)>,
+}
+
+impl Skipped {
+    fn new(unit: &'static str) -> Self {
+        Self { unit, count: 0, first: None }
+    }
+
+    fn add(&mut self, number: usize, reason: String) {
+        self.count += 1;
+        self.first.get_or_insert((number, reason));
+    }
+
+    fn note(&self, file: &Path) {
+        if let Some((number, reason)) = &self.first {
+            let (file, count, unit) = (shown(file), self.count, self.unit);
+            text::note(&format!(
+                "{file}: skipped {count} {unit}s that cannot be used; {unit} {number}: {reason}"
+            ));
+        }
+    }
+}
+
+fn shown(file: &Path) -> String {
+    text::line(&file.display().to_string())
+}
+
+/// Reads queries with candidates. Returns the run of the scores, and the queries by id.
+pub(super) fn read_candidates(
+    file: &Path,
+    names: &FieldNames,
+) -> Result<(Run, HashMap<String, QueryText>), EvalError> {
+    let failed = |error: std::io::Error| EvalError::file(file, error.to_string());
+    let columns = FieldNames::default();
+    let records = Records::open(file, columns.columns(), false).map_err(failed)?;
+    let unit = records.unit();
+    let (mut run, mut queries) = (Run::new(), HashMap::new());
+    for record in records {
+        let record = record.map_err(failed)?;
+        let number = record.number;
+        let query = fields(record).and_then(|fields| candidates(fields, names, &mut run));
+        let (id, query) =
+            query.map_err(|reason| EvalError::file(file, format!("{unit} {number}: {reason}")))?;
+        queries.insert(id, query);
     }
     Ok((run, queries))
 }
 
-/// Parses a line, and adds its scores to `run`.
-fn candidate_line(line: &str, run: &mut Run) -> Result<CandidateLine, String> {
-    let JsonQuery { id, query, instruction, documents } =
-        serde_json::from_str(line).map_err(|error| input::not_json(&error))?;
-    let id = input::json_id(id)?.ok_or("\"id\" is null")?;
+/// Returns the fields of a record.
+fn fields(record: Record) -> Result<Fields, String> {
+    match record.content? {
+        Content::Fields(fields) => Ok(fields),
+        _ => Err("it is not a JSON object".into()),
+    }
+}
+
+/// Parses a query with its candidates, in erank's layout or rank_llm's, and adds their scores to `run`.
+fn candidates(
+    mut fields: Fields,
+    names: &FieldNames,
+    run: &mut Run,
+) -> Result<(String, QueryText), String> {
+    let documents = fields.take_array(&["documents", "candidates", "hits"])?;
+    let documents = documents.ok_or("\"documents\" is missing")?.into_iter();
+    let documents = documents.map(|document| document.object("an element of \"documents\""));
+    let mut documents: Vec<Fields> = documents.collect::<Result<_, _>>()?;
+
+    let mut id = fields.take_id(QUERY_ID)?;
+    let text = match fields.take(&["query", "text", "question"])? {
+        Some((name, Value::Other(object))) => {
+            let mut query = Value::Other(object).object(&name)?;
+            id = id.or(query.take_id(QUERY_ID)?);
+            query.take_text(QUERY_TEXT)?
+        }
+        Some((name, value)) => Some(value.text(&name)?),
+        None => None,
+    };
+    let text = text.ok_or("\"query\" is missing")?;
+    // Files of rank_llm had the query's id in its hits.
+    if id.is_none()
+        && let Some(first) = documents.first_mut()
+    {
+        id = first.take_id(&["qid"])?;
+    }
+    let id = id.ok_or("the query's \"id\" is missing or null")?;
     if run.has_query(&id) {
         return Err(format!("duplicate query {id:?}; remove one"));
     }
+    let (instruction, excluded) = (fields.take_text(&["instruction"])?, excluded(&mut fields)?);
     let mut texts = HashMap::new();
-    for JsonCandidate { id: document, text, score } in documents {
-        let document = input::json_id(document)?.ok_or("a document's \"id\" is null")?;
-        run.insert(&id, &document, score).map_err(|error| error.to_string())?;
-        texts.extend(text.map(|text| (document, text)));
+    for mut document in documents {
+        let document_id =
+            names.id(&mut document)?.ok_or("a document's \"id\" is missing or null")?;
+        let score = document.score()?.ok_or_else(|| {
+            format!("the \"score\" of document {document_id:?} is missing or null")
+        })?;
+        run.insert(&id, &document_id, score).map_err(|error| error.to_string())?;
+        texts.extend(names.find_text(&mut document)?.map(|text| (document_id, text)));
     }
-    Ok(CandidateLine { id, query, instruction, texts })
+    Ok((id, QueryText { text, instruction, excluded, documents: texts }))
 }
 
-fn open(file: &Path) -> Result<BufReader<File>, EvalError> {
-    let opened = File::open(file).map_err(|error| EvalError::file(file, error.to_string()))?;
-    Ok(BufReader::new(opened))
+fn open(file: &Path) -> Result<Box<dyn BufRead>, EvalError> {
+    input::open(file).map_err(|error| EvalError::file(file, error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn written(text: &str) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().expect("a file");
@@ -198,41 +285,74 @@ mod tests {
     }
 
     #[test]
-    fn read_qrels_accepts_both_formats() {
-        let trec = written("q1 0 d1 2\nq1 0 d2 0\n");
-        let beir = written("query-id\tcorpus-id\tscore\r\nq1\td1\t2\r\n\r\nq1\td2\t0\r\n");
-        let expected = read_qrels(trec.path()).expect("qrels");
-        assert_eq!(read_qrels(beir.path()).expect("qrels"), expected);
-        for (bad, said) in [
-            ("q1\td1\n", "line 2: expected 3 fields"),
-            ("q1\td1\t1.5\n", "line 2: the grade \"1.5\""),
-            ("q1\td1\t1\nq1\td1\t1\n", "line 3: query \"q1\" has document \"d1\" twice"),
+    fn read_qrels_accepts_all_layouts() {
+        let expected = read_qrels(written("q1 0 7 2\nq1 0 d2 0\n").path()).expect("qrels");
+        for text in [
+            "\u{feff}query-id\tcorpus-id\tscore\r\nq1\t7\t2\r\n\r\nq1\td2\t0\r\n",
+            "query_id\tdoc_id\tscore\nq1\t7\t2.0\nq1\td2\t0.0\n",
+            "{\"query_id\": \"q1\", \"doc_id\": 7, \"relevance\": 2}\n\
+             {\"query_id\": \"q1\", \"doc_id\": \"d2\", \"relevance\": 0, \"iteration\": \"0\"}\n",
+            "[{\"query-id\": \"q1\", \"corpus-id\": \"7\", \"score\": 2.0},\n\
+              {\"query-id\": \"q1\", \"corpus-id\": \"d2\", \"score\": 0}]",
+            "{\"q1\": {\"7\": 2, \"d2\": 0}}",
+            "{\n  \"q1\": {\n    \"7\": 2,\n    \"d2\": 0\n  }\n}\n",
         ] {
-            let file = written(&format!("query-id\tcorpus-id\tscore\n{bad}"));
-            let error = read_qrels(file.path()).expect_err(bad).to_string();
+            assert_eq!(read_qrels(written(text).path()).expect(text), expected, "{text}");
+        }
+        for (bad, said) in [
+            ("query-id\tcorpus-id\tscore\nq1\td1\n", "line 2: found 2 fields instead of"),
+            ("q1\td1\t1\nq1\td1\t1.5\n", "line 2: the grade \"1.5\""),
+            ("q1\td1\t1\nq1\td1\t1\n", "line 2: query \"q1\" has document \"d1\" twice"),
+            ("{\"qid\": \"q1\", \"rel\": 1}", "line 1: the document id is missing"),
+            ("{\"q1\": {\"d1\": \"high\"}}", "line 1: the grade \"high\""),
+            ("{\"q1\": 7}", "line 1: \"q1\" is not an object"),
+        ] {
+            let error = read_qrels(written(bad).path()).expect_err(bad).to_string();
             assert!(error.contains(said), "{error}");
         }
     }
 
     #[test]
-    fn read_texts_accepts_tsv_and_json() {
-        let file = written(
-            "1\tone\ttab\nno tab\n{\"_id\": \"2\", \"title\": \"A\", \"text\": \"two\"}\n\
-             {\"id\": 3, \"contents\": \"three\", \"metadata\": {}}\n\
-             {\"_id\": \"4\", \"title\": \"\", \"text\": \"four\", \"instruction\": \"goal\"}\n\
-             {\"_id\": \"5\"}\n6\tsix\n",
-        );
+    fn read_documents_accepts_lines_with_ids() {
+        let file = written("1\tone\ttab\nno tab\n2\ttwo\n6\tsix\n");
         let mut texts = HashMap::new();
-        let wanted = HashSet::from(["1", "2", "3", "4", "5"]);
-        read_texts(file.path(), &wanted, &mut texts).expect("read");
-        let expected = [("1", "one\ttab"), ("2", "A two"), ("3", "three"), ("4", "four")];
-        let expected = expected.map(|(id, text)| {
-            let instruction = (id == "4").then(|| "goal".to_owned());
-            (id.to_owned(), Text { text: text.to_owned(), instruction })
-        });
-        assert_eq!(texts, HashMap::from(expected));
-        let error = read_texts(file.path(), &wanted, &mut texts).expect_err("twice").to_string();
-        assert!(error.ends_with("line 1: duplicate id \"1\"; remove one"), "{error}");
+        let wanted = HashSet::from(["1", "2", "3"]);
+        let names = FieldNames::default();
+        read_documents(file.path(), &names, &wanted, &mut texts).expect("read");
+        let json = written(
+            "{\"_id\": \"3\", \"title\": \"A\", \"text\": \"three\"}\n{\"_id\": \"4\"}\n{\"text\": \"\"}\n",
+        );
+        read_documents(json.path(), &names, &wanted, &mut texts).expect("read");
+        let expected = [("1", "one\ttab"), ("2", "two"), ("3", "A three")];
+        assert_eq!(texts, expected.map(|(id, text)| (id.to_owned(), text.to_owned())).into());
+        let error = read_documents(file.path(), &names, &wanted, &mut texts).expect_err("twice");
+        assert!(error.to_string().ends_with("line 1: duplicate id \"1\"; remove one"), "{error}");
+    }
+
+    #[test]
+    fn read_queries_accepts_the_layouts_of_beir_ir_datasets_and_bright() {
+        let wanted = HashSet::from(["1", "1e3", "q"]);
+        let read = |text: &str| read_queries(written(text).path(), &wanted).expect("read");
+        let query = |id: &str, text: &str| {
+            (id.to_owned(), QueryText { text: text.into(), ..Default::default() })
+        };
+        let both = HashMap::from([query("1", "one"), query("1e3", "two")]);
+        for text in [
+            "1\tone\n1e3\ttwo\n2\tthree\n",
+            "{\"_id\": \"1\", \"text\": \"one\", \"metadata\": {}}\n{\"_id\": 1e3, \"text\": \"two\"}\n",
+            "query_id,text\n1,one\n1e3,two\n",
+            "qid\tquery\n1\tone\n1e3\ttwo\n",
+            "[{\"query_id\": \"1\", \"title\": \"one\"}, {\"qid\": \"1e3\", \"query\": \"two\"}]",
+        ] {
+            assert_eq!(read(text), both, "{text}");
+        }
+        let bright = read(
+            "{\"id\": \"q\", \"query\": \"x\", \"excluded_ids\": [\"a\", 7], \"instruction\": \"i\"}\n\
+             {\"id\": \"1\", \"query\": \"y\", \"excluded_ids\": [\"N/A\"]}\n{\"id\": \"1e3\"}\n",
+        );
+        assert_eq!(bright["q"].excluded, HashSet::from(["a".to_owned(), "7".to_owned()]));
+        assert_eq!(bright["q"].instruction.as_deref(), Some("i"));
+        assert_eq!((bright["1"].excluded.len(), bright.len()), (0, 2));
     }
 
     #[test]
@@ -240,18 +360,42 @@ mod tests {
         let line =
             |documents: &str| format!(r#"{{"id": 1, "query": "x", "documents": {documents}}}"#);
         let good = r#"[{"id": "a", "text": "x", "score": 1}, {"id": "b", "score": 2}]"#;
-        let (run, queries) = read_candidates(written(&line(good)).path()).expect("read");
+        let names = FieldNames::default();
+        let (run, queries) = read_candidates(written(&line(good)).path(), &names).expect("read");
         assert_eq!(run.ranking("1"), [("b", 2.0), ("a", 1.0)]);
-        assert_eq!(queries[0].texts.len(), 1);
+        assert_eq!(queries["1"].documents.len(), 1);
         for (bad, said) in [
-            (line(r#"[{"id": "a", "text": "x"}]"#), "missing field `score`"),
+            (line(r#"[{"id": "a", "text": "x"}]"#), "the \"score\" of document \"a\" is missing"),
             (line(r#"[{"id": "a b", "score": 1}]"#), "cannot be a document id"),
             (line(r#"[{"id": "a", "score": 1}, {"id": "a", "score": 2}]"#), "\"a\" twice"),
             (line(r#"[{"id": [], "score": 1}]"#), "neither a string nor a number"),
+            (line(r#"[{"score": 1}]"#), "a document's \"id\" is missing"),
+            (line("[7]"), "is not an object"),
+            (line("7"), "\"documents\" is not an array"),
+            ("{\"id\": 1, \"documents\": []}".into(), "\"query\" is missing"),
+            ("one\ntwo\n".into(), "line 1: it is not a JSON object"),
             (format!("{}\n{}", line(good), line(good)), "line 2: duplicate query \"1\""),
         ] {
-            let error = read_candidates(written(&bad).path()).err().expect("refused").to_string();
-            assert!(error.contains(said), "{error}");
+            let error = read_candidates(written(&bad).path(), &names).expect_err("refused");
+            assert!(error.to_string().contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn read_candidates_accepts_the_layouts_of_rank_llm() {
+        let names = FieldNames::default();
+        for text in [
+            r#"[{"query": "x", "hits": [{"content": "A", "qid": 7, "docid": "a", "rank": 1, "score": 2.5},
+                                        {"content": "B \ud83d", "qid": 7, "docid": "b", "rank": 2, "score": 1.5}]}]"#,
+            "{\"query\": {\"text\": \"x\", \"qid\": \"7\"}, \"candidates\": [\
+             {\"docid\": \"a\", \"score\": 2.5, \"doc\": {\"contents\": \"A\"}}, \
+             {\"docid\": \"b\", \"score\": 1.5, \"doc\": {\"segment\": \"B \\ud83d\", \"title\": \"\"}}]}\n",
+        ] {
+            let (run, queries) = read_candidates(written(text).path(), &names).expect(text);
+            assert_eq!(run.ranking("7"), [("a", 2.5), ("b", 1.5)]);
+            let query = &queries["7"];
+            assert_eq!((query.text.as_str(), query.documents["a"].as_str()), ("x", "A"));
+            assert_eq!(query.documents["b"], "B \u{fffd}");
         }
     }
 }

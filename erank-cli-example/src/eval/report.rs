@@ -24,7 +24,7 @@ const SIGNIFICANT: f64 = 0.05;
 /// Maximum number of queries in the tables of gains and losses.
 const MAX_LISTED_QUERIES: usize = 5;
 
-/// The object of `report.json`. It does not depend on times, machines or the number of starts.
+/// The object of `report.json`. It does not depend on times or the number of starts.
 #[derive(Serialize)]
 pub(super) struct Report<'a> {
     settings: &'a Settings<'a>,

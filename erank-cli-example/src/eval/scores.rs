@@ -23,6 +23,13 @@ pub(super) struct Settings<'a> {
     /// [`erank_candle::Checkpoint::fingerprint`]. It is null if the model is remote.
     pub(super) fingerprint: Option<u32>,
     pub(super) backend: &'static str,
+    /// The format of the weights in memory, and the instruction set or the device, on which the last bits of the
+    /// scores depend. It is null if the model is remote.
+    pub(super) description: Option<&'a str>,
+    /// The form of the prompts for a remote model.
+    pub(super) prompts: Option<&'static str>,
+    /// Whether the backend gave log-probabilities.
+    pub(super) logprobs: bool,
     /// The format of the weights. It is null if the checkpoint's own format is used.
     pub(super) weights: Option<&'static str>,
     /// The format of the KV cache. It is null if the default format is used.
@@ -242,12 +249,16 @@ pub(super) fn texts_crc32(instruction: Option<&str>, query: &str, document: &str
 
 /// Returns the settings that differ, each with both values.
 fn differences(found: &Map<String, Value>, now: &Value) -> String {
-    let now = now.as_object().into_iter().flatten();
-    let different = now.filter(|(name, value)| found.get(*name) != Some(*value));
+    let empty = Map::new();
+    let now = now.as_object().unwrap_or(&empty);
+    // A setting that only the file has comes from another version of the command.
+    let names = now.keys().chain(found.keys().filter(|name| !now.contains_key(*name)));
+    let different = names.filter(|name| found.get(*name) != now.get(*name));
+    let shown = |value: Option<&Value>| value.map_or("nothing".into(), Value::to_string);
     let differences: Vec<String> = different
-        .map(|(name, value)| {
-            let before = found.get(name).map_or("nothing".into(), Value::to_string);
-            text::line(&format!("{name} was {before} and is {value}"))
+        .map(|name| {
+            let (before, now) = (shown(found.get(name)), shown(now.get(name)));
+            text::line(&format!("{name} was {before} and is {now}"))
         })
         .collect();
     differences.join("; ")
@@ -269,6 +280,9 @@ mod tests {
             model,
             fingerprint: Some(7),
             backend: "candle",
+            description: Some("BF16 weights, portable kernels"),
+            prompts: None,
+            logprobs: true,
             weights: None,
             kv_cache: None,
             template: "erank",

@@ -69,7 +69,7 @@ struct Query {
 fn queries(arguments: &InspectArguments) -> Result<Vec<Query>, CommandError> {
     let query = |text: &str, input| Query { text: text.to_owned(), input };
     if let Some(docs) = &arguments.docs {
-        let input = input::read(docs)?;
+        let input = input::read(docs, &arguments.fields)?;
         if input.documents.is_empty() {
             let what = if docs == "-" { "standard input".into() } else { text::line(docs) };
             return Err(CommandError::NoDocuments { what });

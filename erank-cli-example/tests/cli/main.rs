@@ -1,6 +1,7 @@
 //! Tests that run the command.
 
 mod demo;
+mod documents;
 mod eval;
 mod inspect;
 #[cfg(unix)]

@@ -27,7 +27,8 @@ fn hostile_line(number: usize) -> (Vec<u8>, Option<&'static str>) {
         200 => (br#"{"id": "empty", "text": ""}"#.to_vec(), Some("is empty")),
         201 => (br#"{"id": "blank", "text": " \n\t "}"#.to_vec(), Some("is empty")),
         300 => (b"{\"id\": \"latin\", \"text\": \"caf\xe9\"}".to_vec(), Some("not UTF-8")),
-        301 => (br#"{"id": "\ud800", "text": "lone"}"#.to_vec(), Some("bad JSON")),
+        301 => (br#"{"id": "\ud800", "text": "lone \ud83d"}"#.to_vec(), None),
+        302 => (br#"{"id": "invisible", "text": "\u200b\ufeff\u00ad"}"#.to_vec(), Some("is empty")),
         400 => (br#"{"id": "none"}"#.to_vec(), Some("\"text\" is missing")),
         401 => (br#"{"id": "list", "text": ["a"]}"#.to_vec(), Some("\"text\" is not a string")),
         402 => ([b"{\"text\": ".as_slice(), &[b'['; 5000]].concat(), Some("bad JSON")),
@@ -190,6 +191,12 @@ fn rerank_settings_change_the_answers() {
     let formats = ["--weights", "f32", "--kv-cache", "bf16"];
     let truncated = run(&[&formats[..], &["--max-document-tokens", "3", "--answer-only"]].concat());
     assert_eq!(truncated["documents"][0]["truncated"], true);
+    let thought = |report: &Value| report["documents"][0]["reasoning"].clone();
+    let penalised = run(&["--repetition-penalty", "1.5", "--presence-penalty", "-0.5"]);
+    assert_ne!(thought(&penalised), thought(&run(&[])));
+    // One candidate token leaves nothing to draw.
+    let drawn = run(&["--temperature", "2", "--sampling-top-k", "1"]);
+    assert_eq!(thought(&drawn), thought(&run(&[])));
     let goal = run(&["--task", "bright", "--answer-only"]);
     assert!(goal["instruction"].as_str().is_some_and(|text| text.starts_with("A document is")));
 }
@@ -351,6 +358,10 @@ fn rerank_explains_invalid_arguments() {
     fails(&["rerank", "-q", "x", "--task", "nope"], 2, &["trec-dl", "bright"]);
     fails(&["rerank", "-q", "x", "--hybrid", "1.5"], 2, &["between 0"]);
     fails(&["rerank", "-q", "x", "--top-k", "0"], 2, &["--top-k"]);
+    fails(&["rerank", "-q", "x", "--threads", "100000"], 2, &["--threads", "from 1 to "]);
+    fails(&["rerank", "-q", "x", "--top-p", "0.5"], 2, &["--temperature"]);
+    let top_p = ["rerank", "-q", "x", "--temperature", "1", "--top-p", "2"];
+    fails(&top_p, 1, &["top_p is 2; it must be above 0"]);
     fails(&["rerank", "-q", "x", "--timeout", "soon"], 2, &["number of seconds"]);
     fails(&["rerank"], 2, &["--query"]);
 }

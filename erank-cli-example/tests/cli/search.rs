@@ -42,3 +42,21 @@ fn search_reports_that_nothing_matches() {
     assert!(run.err.contains("None of 2 documents contains a word of the query"), "{}", run.err);
     assert_eq!(run.out, "");
 }
+
+#[test]
+fn search_reads_the_query_as_words_unless_asked() {
+    let documents =
+        b"[{\"id\": 1, \"text\": \"a jet flies\"}, {\"id\": 2, \"text\": \"noise of tea\"}]";
+    for query in
+        ["+jet -noise", "-jet +noise", "\"noise jet\"", "jet AND noise", "what: (jet [noise"]
+    {
+        let run = erank(&["search", "-q", query, "--answer-only"], documents);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert!(run.err.contains("BM25 selected 2 of 2 documents"), "{query}: {}", run.err);
+    }
+    let run = erank(&["search", "-q", "+jet -noise", "--query-syntax", "--answer-only"], documents);
+    assert!(run.err.contains("BM25 selected 1 of 2 documents"), "{}", run.err);
+    let run = erank(&["search", "-q", "what: (jet", "--query-syntax"], documents);
+    assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{run:?}");
+    assert!(run.err.contains("leave --query-syntax out"), "{}", run.err);
+}

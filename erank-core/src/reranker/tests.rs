@@ -35,7 +35,7 @@ fn rerank_lists_bad_documents_as_unscored() {
         "q",
         [
             Document::new("a").with_id("A"),
-            Document::new(" \n").with_id("blank"),
+            Document::new(" \n\u{200b}").with_id("blank"),
             Document::new("b").with_id("B"),
             Document::new("c"),
         ],

@@ -63,17 +63,46 @@ fn read_errors_name_the_line() {
 
     let refused = |text: &str| Qrels::read(text.as_bytes()).expect_err(text).to_string();
     assert_eq!(
-        refused("query-id\tcorpus-id\tscore\n"),
-        "line 1: found 3 fields instead of 4: query id, 0, document id, grade; separate fields by \
+        refused("q 0 a 1\nq a 1\n"),
+        "line 2: found 3 fields instead of 4: query id, 0, document id, grade; separate fields by \
          white space, and use none in an id or in the tag"
     );
-    for grade in ["1.0", "yes", "2147483648", "0x1", "--1"] {
-        assert!(refused(&format!("q 0 a {grade}")).contains("is not an integer"));
+    for (text, said) in [
+        (
+            "q a\n",
+            "line 1: found 2 fields instead of 4: query id, 0, document id, grade; or 3 without",
+        ),
+        ("q a 1\nq 0 b 1\n", "line 2: found 4 fields instead of 3"),
+        ("query_id,doc_id,rel\nq,a\n", "line 2: found 2 fields instead of as many as the header"),
+    ] {
+        assert!(refused(text).contains(said), "{}", refused(text));
+    }
+    for grade in ["1.5", "1.01", "1.0.0", ".0", "yes", "2147483648", "0x1", "--1", "nan", "1e0"] {
+        let said = refused(&format!("q 0 a {grade}"));
+        assert!(said.contains("is not an integer"), "{grade}: {said}");
     }
     assert_eq!(
         refused("q 0 a 1\nq 0 a 1"),
         "line 2: query \"q\" has document \"a\" twice; remove one of the two lines"
     );
+}
+
+#[test]
+fn qrels_are_read_in_the_layouts_of_beir_and_ir_datasets() {
+    let expected = Qrels::read(&b"q1 0 d1 2\nq1 0 d2 0\nq2 0 d1 -1\n"[..]).expect("qrels");
+    for text in [
+        "\u{feff}query-id\tcorpus-id\tscore\r\nq1\td1\t2\r\n\r\nq1\td2\t0\r\nq2\td1\t-1\r\n",
+        "query_id doc_id score\nq1 d1 2.0\nq1 d2 0.0\nq2 d1 -1.00\n",
+        "topic\tpassage\tjudgement\nq1\td1\t2\nq1\td2\t0\nq2\td1\t-1",
+        "q1\td1\t2\nq1\td2\t0\nq2\td1\t-1\n",
+        "Query_ID,iteration,doc_id,relevance\nq1,0,d1,2\nq1,0,d2,0\nq2,0,d1,-1\n",
+        "query_id\tdoc_id\trelevance\titeration\nq1\td1\t2\t0\nq1\td2\t0\t0\nq2\td1\t-1\t0\n",
+        "\"q1\",\"d1\",\"2\"\nq1,d2,0\nq2,d1,-1\n",
+        "# a comment\n\nscore rank docid qid\n2 7 d1 q1\n0 8 d2 q1\n-1 9 d1 q2\n",
+    ] {
+        assert_eq!(Qrels::read(text.as_bytes()).expect(text), expected, "{text}");
+    }
+    assert_eq!(Qrels::read(&b"query-id\tcorpus-id\tscore\n"[..]).expect("empty"), Qrels::new());
 }
 
 #[test]

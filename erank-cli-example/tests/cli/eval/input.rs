@@ -113,13 +113,15 @@ fn eval_takes_the_instruction_of_a_query() {
         serde_json::from_str(collection.read("candidates.jsonl").lines().next().expect("a line"))
             .expect("JSON");
     collection.edit("topics.tsv", |text| {
-        let mut lines = text.lines();
-        lines.next();
-        let query = serde_json::json!({
-            "id": first["id"], "text": first["query"], "instruction": "Find recipes for bread.",
-        });
-        let rest: Vec<&str> = lines.collect();
-        format!("{query}\n{}\n", rest.join("\n"))
+        let query = |line: &str| {
+            let (id, text) = line.split_once('\t').expect("a tab");
+            let mut query = serde_json::json!({"id": id, "text": text});
+            if id == string(&first["id"]) {
+                query["instruction"] = "Find recipes for bread.".into();
+            }
+            format!("{query}\n")
+        };
+        text.lines().map(query).collect()
     });
     let run = collection.eval("trec", "out", options);
     assert!(run.err.contains("12 documents, 0 of them to be scored"), "{}", run.err);
@@ -170,6 +172,164 @@ fn eval_names_invalid_input() {
         std::fs::remove_file(collection.path("corpus.tsv")).expect("removed");
     };
     fails(&gone, "corpus.tsv: No such file");
+}
+
+/// The bytes of a text as UTF-16LE with a byte order mark.
+fn utf16(text: &str) -> Vec<u8> {
+    format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect()
+}
+
+#[test]
+fn eval_reads_the_same_collection_from_all_layouts() {
+    let collection = Collection::new();
+    let run = collection.eval("trec", "out", "--answer-only");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let same = |change: &dyn Fn(&Collection), format: &str| {
+        change(&collection);
+        let again = collection.eval(format, "out", "--answer-only");
+        assert_eq!((again.code, &again.out), (Some(0), &run.out), "{again:?}");
+        assert!(again.err.contains("48 documents, 0 of them to be scored"), "{}", again.err);
+    };
+    // UTF-16, as PowerShell writes it.
+    same(
+        &|collection| {
+            for file in ["bm25.run", "qrels.txt", "topics.tsv", "corpus.tsv", "candidates.jsonl"] {
+                let text = collection.read(file);
+                std::fs::write(collection.path(file), utf16(&text)).expect("written");
+            }
+        },
+        "trec",
+    );
+    same(&|_| {}, "jsonl");
+    let rows = |header: &str, text: String, delimiter: &str| {
+        let row = |line: &str| {
+            let (id, text) = line.split_once('\t').expect("a tab");
+            format!("{id}{delimiter}\"{}\"\r\n", text.replace('"', "\"\""))
+        };
+        format!("{header}\r\n{}", text.lines().map(row).collect::<String>())
+    };
+    let plain = Collection::new();
+    same(
+        &|collection| {
+            collection.write("bm25.run", &plain.read("bm25.run"));
+            let qrels = QRELS.lines().map(|line| line.replace(" 0 ", "\t") + ".0\n");
+            let qrels: String = qrels.map(|line| line.replace(' ', "\t")).collect();
+            collection.write("qrels.txt", &format!("\u{feff}query_id\tdoc_id\tscore\n{qrels}"));
+            collection.write("topics.tsv", &rows("qid,query", plain.read("topics.tsv"), ","));
+            collection.write("corpus.tsv", &rows("docid\tpassage", plain.read("corpus.tsv"), "\t"));
+        },
+        "trec",
+    );
+    // The layout of rank_llm, as an array.
+    same(
+        &|collection| {
+            let queries: Vec<Value> = super::CANDIDATES
+                .lines()
+                .map(|line| {
+                    let query: Value = serde_json::from_str(line).expect("JSON");
+                    let candidates = query["documents"].as_array().expect("documents").iter();
+                    let candidates: Vec<Value> = candidates
+                        .map(|document| {
+                            serde_json::json!({
+                                "docid": document["id"], "score": document["score"],
+                                "doc": {"contents": document["text"]},
+                            })
+                        })
+                        .collect();
+                    serde_json::json!({
+                        "query": {"qid": query["id"], "text": query["query"]}, "candidates": candidates,
+                    })
+                })
+                .collect();
+            let array = serde_json::to_string_pretty(&queries).expect("JSON");
+            collection.write("candidates.jsonl", &array);
+        },
+        "jsonl",
+    );
+}
+
+#[test]
+fn eval_leaves_identical_and_excluded_documents_out() {
+    let collection = Collection::new();
+    // The query is the best candidate, and the relevant document the next one.
+    collection.write("bm25.run", "q Q0 q 1 99 t\nq Q0 x 2 9 t\nq Q0 d 3 5 t\nq Q0 e 4 4 t\n");
+    collection.write("qrels.txt", "q 0 d 1\nq 0 x 0\n");
+    collection.write("corpus.tsv", "q\tsea\nx\tsea water\nd\tsea salt\ne\tbread\n");
+    collection.write("topics.tsv", "q\tsea\n");
+    let first_stage = |more: &str| {
+        let run = collection.eval("trec", "out", &format!("--answer-only {more}"));
+        assert_eq!(run.code, Some(0), "{run:?}");
+        (collection.ranking("out/first_stage.run", "q"), run.err)
+    };
+    let (all, said) = first_stage("--depth 2");
+    assert_eq!(all, ["q", "x"]);
+    assert!(said.contains("1 candidates have the id of their query"), "{said}");
+    assert!(said.contains("--ignore-identical-ids"), "{said}");
+    let (others, said) = first_stage("--depth 2 --ignore-identical-ids");
+    assert_eq!(others, ["x", "d"]);
+    assert!(said.contains("Left out 1 candidates with the id of their query"), "{said}");
+    collection
+        .write("topics.tsv", "{\"id\": \"q\", \"query\": \"sea\", \"excluded_ids\": [\"x\"]}\n");
+    let (others, said) = first_stage("--depth 2 --ignore-identical-ids");
+    assert_eq!(others, ["d", "e"]);
+    assert!(said.contains("Left out 1 candidates that \"excluded_ids\" names"), "{said}");
+    let figure = super::mean(&collection.report("out"), 0, 0);
+    assert_eq!(figure, 1.0, "nDCG@10");
+
+    // BEIR's own convention for two of its collections.
+    for (folder, expected) in [("arguana", 3), ("BEIR-Quora", 3), ("scifact", 4)] {
+        let file = |name: &str| format!("{folder}/{name}");
+        collection.write(&file("queries.jsonl"), "{\"_id\": \"q\", \"text\": \"sea\"}\n");
+        let corpus =
+            ["q", "x", "d", "e"].map(|id| format!("{{\"_id\": \"{id}\", \"text\": \"sea\"}}\n"));
+        collection.write(&file("corpus.jsonl"), &corpus.concat());
+        collection.write(&file("qrels/test.tsv"), "query-id\tcorpus-id\tscore\nq\td\t1\n");
+        let eval = |more: &str| {
+            let words =
+                format!("eval --run ./bm25.run --beir ./{folder} --output ./{folder}-out {more}");
+            let path = |word: &str| {
+                word.strip_prefix("./").map_or(word.into(), |file| collection.path(file))
+            };
+            let arguments: Vec<String> = words.split_whitespace().map(path).collect();
+            let run = crate::erank(&arguments, b"");
+            assert_eq!(run.code, Some(0), "{run:?}");
+            collection.ranking(&format!("{folder}-out/first_stage.run"), "q").len()
+        };
+        assert_eq!(eval("--answer-only"), expected, "{folder}");
+        assert_eq!(eval("--answer-only --ignore-identical-ids=false"), 4, "{folder}");
+    }
+}
+
+#[test]
+fn eval_records_what_the_last_bits_of_scores_depend_on() {
+    let collection = Collection::new();
+    let eval = |set: Option<&str>| {
+        let arguments = collection.arguments("jsonl", "out", "--answer-only --depth 1");
+        let mut command = std::process::Command::new(crate::ERANK);
+        command.args(arguments);
+        if let Some(set) = set {
+            command.env("ERANK_INSTRUCTION_SET", set);
+        }
+        crate::Ended::new(command.output().expect("it runs"))
+    };
+    assert_eq!(eval(Some("portable")).code, Some(0));
+    assert!(collection.read("out/scores.jsonl").contains("weights, portable kernels"));
+    assert_eq!(eval(Some("portable")).code, Some(0));
+    collection
+        .edit("out/scores.jsonl", |text| text.replacen("portable kernels", "other kernels", 1));
+    let refused = eval(Some("portable"));
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.err.contains("description was"), "{}", refused.err);
+    // A setting of another version of the command.
+    collection.edit("out/scores.jsonl", |text| {
+        text.replacen("other kernels", "portable kernels", 1).replacen(
+            '{',
+            "{\"new_setting\":1,",
+            1,
+        )
+    });
+    let refused = eval(Some("portable"));
+    assert!(refused.err.contains("new_setting was 1 and is nothing"), "{}", refused.err);
 }
 
 #[test]
