@@ -211,7 +211,7 @@ fn rerank_windows_find_and_name_the_best_part() {
     fs::write(folder.path().join("b.txt"), "Bread is sold here.").expect("written");
     let docs = folder.path().to_str().expect("UTF-8");
     let run = |more: &[&str]| {
-        let arguments = ["rerank", "-q", "sourdough bread flour", "--answer-only", "-d", docs];
+        let arguments = ["rerank", "-q", "sourdough bread flour", "-d", docs];
         erank(&[&arguments[..], more].concat(), b"")
     };
     let truncated = run(&["--json", "--max-document-tokens", "100"]).json();
