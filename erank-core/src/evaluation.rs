@@ -58,7 +58,7 @@ impl Measure {
 ///
 /// FollowIR ranks the documents of a query twice: with its original instruction, and with a changed one, by which some
 /// documents are not relevant any more. `no_longer_relevant` holds these documents, with any grade. For each of them,
-/// [`rank_change`](crate::metrics::rank_change) compares its ranks in the runs `original` and `changed`, in which the
+/// [`rank_change`] compares its ranks in the runs `original` and `changed`, in which the
 /// query has the same id. The value of a query is the mean over its documents, from −1 to 1. It is positive if the
 /// documents moved down, as the changed instruction asks; 0 means that the model ignores the change. The papers give
 /// the mean over the queries, multiplied by 100.
