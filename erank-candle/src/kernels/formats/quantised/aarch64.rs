@@ -324,6 +324,10 @@ impl ByteIsa for NeonDotprod {
 impl ByteIsa for NeonI8mm {
     dot_products!();
 
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "tiles stay in registers only in loops over indices"
+    )]
     #[inline(always)]
     fn multiply_half<
         F: GroupFormat,
