@@ -71,7 +71,13 @@ impl Shard {
     ///
     /// Does nothing if `part` lies outside this shard, if the shard is bundled, or on systems other
     /// than Unix.
-    #[expect(unsafe_code, reason = "this kind of advice could discard the contents of a mapping")]
+    #[cfg_attr(
+        unix,
+        expect(
+            unsafe_code,
+            reason = "this kind of advice could discard the contents of a mapping"
+        )
+    )]
     pub(crate) fn release(&self, part: &[u8]) {
         #[cfg(unix)]
         if let Some(map) = self.mapped() {

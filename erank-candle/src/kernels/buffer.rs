@@ -92,7 +92,8 @@ impl<E: Pod> DerefMut for Buffer<E> {
 pub(crate) fn use_large_pages<E>(numbers: &mut [E]) {
     #[cfg(target_os = "linux")]
     {
-        const SMALL_PAGE: usize = 4096;
+        // The largest size of small pages: 64 KB on some ARM systems, 4 KB on x86. The system refuses parts of a page.
+        const SMALL_PAGE: usize = 1 << 16;
         let bytes = numbers.as_mut_ptr_range();
         let start = bytes.start.addr().next_multiple_of(SMALL_PAGE);
         let end = bytes.end.addr() / SMALL_PAGE * SMALL_PAGE;

@@ -6,11 +6,13 @@ use std::marker::PhantomData;
 use bytemuck::Pod;
 use half::bf16;
 
+#[cfg(target_arch = "aarch64")]
+use super::arch::aarch64::neon_bf16::NeonBf16 as PairsIsa;
 #[cfg(target_arch = "x86_64")]
-use super::arch::x86_64::avx512_bf16::Avx512Bf16;
+use super::arch::x86_64::avx512_bf16::Avx512Bf16 as PairsIsa;
 use super::arch::{InstructionSet, Isa, WideningIsa, with_isa};
 use super::element::Element;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::pack::pack_pairs;
 use super::pack::pack_widened;
 use super::tile::{Mr, NR, Prefetch, TileRows};
@@ -95,8 +97,8 @@ impl CacheElement for f32 {
 
 impl CacheElement for bf16 {
     fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(isa) = set.token::<Avx512Bf16>() {
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if let Some(isa) = set.token::<PairsIsa>() {
             return visitor.visit(Pairs(isa));
         }
         with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))
@@ -108,8 +110,8 @@ impl CacheElement for bf16 {
         visitor: V,
     ) -> Vec<V::Output> {
         let mut outputs = vec![with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))];
-        #[cfg(target_arch = "x86_64")]
-        outputs.extend(set.token::<Avx512Bf16>().map(|isa| visitor.visit(Pairs(isa))));
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        outputs.extend(set.token::<PairsIsa>().map(|isa| visitor.visit(Pairs(isa))));
         outputs
     }
 }
@@ -173,19 +175,19 @@ impl<I: WideningIsa, E: Element> CacheKernel for Widened<I, E> {
     }
 }
 
-/// A BF16 cache, multiplied two numbers at a time (`vdpbf16ps`).
-#[cfg(target_arch = "x86_64")]
+/// A BF16 cache, multiplied two numbers at a time (`vdpbf16ps`, `bfdot`).
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[derive(Debug, Clone, Copy)]
-struct Pairs(Avx512Bf16);
+struct Pairs(PairsIsa);
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl CacheKernel for Pairs {
-    type Isa = Avx512Bf16;
+    type Isa = PairsIsa;
     type Element = bf16;
     type Query = [bf16; 2];
 
     #[inline(always)]
-    fn isa(self) -> Avx512Bf16 {
+    fn isa(self) -> PairsIsa {
         self.0
     }
 
@@ -196,8 +198,7 @@ impl CacheKernel for Pairs {
 
     #[inline(always)]
     fn scores(self, queries: &[[bf16; 2]], keys: &[bf16], mr: Mr, scores: &mut [[f32; NR]]) {
-        let keys = bytemuck::cast_slice(keys);
-        self.0.multiply_pairs(queries, &[keys], mr, scores, Prefetch::NONE);
+        self.0.multiply_keys(queries, bytemuck::cast_slice(keys), mr, scores);
     }
 
     #[inline(always)]

@@ -131,7 +131,12 @@ impl Element for f16 {
 
     #[inline(always)]
     fn column(block: &[[f16; 2]; NR], index: usize) -> [f32; NR] {
-        upper_halves(bytemuck::cast(*block), index).map(widen_f16)
+        // `map` would be a call, because the function is not small.
+        let mut column = [0.0; NR];
+        for (number, word) in column.iter_mut().zip(upper_halves(bytemuck::cast(*block), index)) {
+            *number = widen_f16(word);
+        }
+        column
     }
 }
 

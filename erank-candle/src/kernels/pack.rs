@@ -50,6 +50,20 @@ pub(super) fn pack_pairs(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 2]
     }
 }
 
+/// Packs rows of `k` numbers as `[k / 4][mr][4]`, rounded to BF16. Numbers past `k` are 0. If there are fewer than
+/// `mr` rows, the places of the missing rows in `lhs` are not written.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+pub(super) fn pack_quads(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 4]]) {
+    for (r, row) in rows.chunks_exact(k).enumerate() {
+        for (slots, numbers) in lhs.chunks_exact_mut(mr).zip(row.chunks(4)) {
+            let mut quad = [0.0; 4];
+            quad[..numbers.len()].copy_from_slice(numbers);
+            slots[r] = quad.map(Element::round);
+        }
+    }
+}
+
 /// Packs up to 16 rows of the same length into a panel, `[words][16][DEPTH]`. Numbers past a row's end are 0.
 /// If there are fewer than 16 rows, the places of the missing rows in `panel` are not written.
 #[inline(always)]

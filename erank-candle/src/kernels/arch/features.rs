@@ -19,9 +19,10 @@ macro_rules! run_with_features {
 }
 
 /// Implements [`WideningIsa`](WideningIsa) by compiling the generic loop with these features enabled.
-/// The token's `detect` must check every one of them.
+/// The token's `detect` must check every one of them. The numbers are the panels of one row and of two rows that are
+/// multiplied at once.
 macro_rules! multiply_with_features {
-    ($features:literal) => {
+    ($features:literal, $of_one:literal, $of_two:literal) => {
         #[inline]
         fn multiply_widened<E: Element>(
             self,
@@ -40,9 +41,15 @@ macro_rules! multiply_with_features {
                 prefetch: Prefetch,
             ) {
                 if prefetch.stride == 0 {
-                    return generic::multiply::<E, true, 4>(lhs, panels, mr, sums, |_, _| ());
+                    return generic::multiply::<E, true, $of_one, $of_two>(
+                        lhs,
+                        panels,
+                        mr,
+                        sums,
+                        |_, _| (),
+                    );
                 }
-                generic::multiply::<E, true, 4>(
+                generic::multiply::<E, true, $of_one, $of_two>(
                     lhs,
                     panels,
                     mr,
@@ -70,6 +77,15 @@ pub(in super::super) fn prefetch(address: *const u8) {
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the instruction is a part of ARMv8, and changes no register.
+    unsafe {
+        std::arch::asm!(
+            "prfm pldl1keep, [{}]",
+            in(reg) address,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
 }

@@ -13,6 +13,9 @@ pub(crate) trait Isa: Copy + Debug + PartialEq + Send + Sync + 'static {
     const NAME: &'static str;
     /// The highest tile whose accumulators stay in this set's vector registers.
     const MAX_MR: Mr;
+    /// Largest error of a rounding, in units of 2⁻²⁴ of the number: 1 to the nearest number, 2 in other modes.
+    #[cfg(test)]
+    const UNITS_OF_ROUNDING: usize = 1;
     /// The set that this one extends, or the set itself if it extends none.
     type Base: Isa;
     /// The set whose loop of widened products this set uses.

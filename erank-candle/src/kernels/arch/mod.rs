@@ -67,6 +67,14 @@ instruction_sets! { $
     AvxVnni(x86_64::avx_vnni::AvxVnni),
     #[cfg(target_arch = "x86_64")]
     Avx2(x86_64::avx2::Avx2),
+    #[cfg(target_arch = "aarch64")]
+    NeonBf16(aarch64::neon_bf16::NeonBf16),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(aarch64::neon_i8mm::NeonI8mm),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(aarch64::neon_dotprod::NeonDotprod),
+    #[cfg(target_arch = "aarch64")]
+    Neon(aarch64::neon::Neon),
     Portable(generic::Portable),
 }
 
@@ -127,19 +135,28 @@ mod tests {
     /// The tests run on `available()`. With `ERANK_REQUIRE_ALL`, as at the gate, this test fails if
     /// `available()` lacks a set that the processor has.
     #[test]
-    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn available_lists_every_set_of_the_processor() {
         let flags = std::fs::read_to_string("/proc/cpuinfo").expect("Linux describes processors");
         let names: Vec<&str> = InstructionSet::available().iter().map(|set| set.name()).collect();
-        for (flag, name) in [
-            ("amx_bf16", "amx"),
-            ("avx512_bf16", "avx512bf16"),
-            ("avx512_vnni", "avx512vnni"),
-            ("avx512f", "avx512"),
-            ("avx_vnni", "avxvnni"),
-            ("avx2", "avx2"),
-        ] {
-            match (flags.split_whitespace().any(|word| word == flag), names.contains(&name)) {
+        let sets: &[_] = match cfg!(target_arch = "x86_64") {
+            true => &[
+                ("amx_bf16", "amx"),
+                ("avx512_bf16", "avx512bf16"),
+                ("avx512_vnni", "avx512vnni"),
+                ("avx512f", "avx512"),
+                ("avx_vnni", "avxvnni"),
+                ("avx2", "avx2"),
+            ],
+            false => &[
+                ("bf16", "neonbf16"),
+                ("i8mm", "neoni8mm"),
+                ("asimddp", "neondotprod"),
+                ("asimd", "neon"),
+            ],
+        };
+        for (flag, name) in sets {
+            match (flags.split_whitespace().any(|word| word == *flag), names.contains(name)) {
                 (true, false) if std::env::var_os("ERANK_REQUIRE_ALL").is_some() => {
                     panic!("the processor has {flag}, but {name} was not tested")
                 }
@@ -159,6 +176,13 @@ mod tests {
                 assert_eq!(set.token::<x86_64::avx2::Avx2>().is_some(), !is_portable);
                 let is_amx = matches!(set, InstructionSet::Amx(_));
                 assert_eq!(set.token::<x86_64::amx::Amx>().is_some(), is_amx);
+            }
+            #[cfg(target_arch = "aarch64")]
+            {
+                let is_portable = matches!(set, InstructionSet::Portable(_));
+                assert_eq!(set.token::<aarch64::neon::Neon>().is_some(), !is_portable);
+                let is_bf16 = matches!(set, InstructionSet::NeonBf16(_));
+                assert_eq!(set.token::<aarch64::neon_bf16::NeonBf16>().is_some(), is_bf16);
             }
         }
     }

@@ -71,7 +71,7 @@ fn check<K: CacheKernel>(
             let exact = sum(&|v| v) / total;
             // The error of a score is the relative error of its weight: head_dim roundings of
             // terms up to 4, and those of the sums. Each block rescales with one rounding.
-            let u = f64::from(f32::EPSILON) / 2.0;
+            let u = K::Isa::UNITS_OF_ROUNDING as f64 * f64::from(f32::EPSILON) / 2.0;
             let score_error = 4.0 * head_dim as f64 * (head_dim as f64).sqrt() * u;
             // A weight is rounded to the cache's type, in the numerator and in the denominator.
             let rounding = if size_of::<K::Element>() == 2 { 1.01 / 512.0 } else { 0.0 };

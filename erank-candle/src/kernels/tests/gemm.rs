@@ -160,7 +160,7 @@ fn check<K: MicroKernel>(kernel: K, set: InstructionSet, rows: usize, stored: &[
                     x.iter().copied().zip(weights_row).collect()
                 });
                 let exact = oracle::dot(0.0, terms.into_iter());
-                exact.assert_close(product, inputs + 1, set.name());
+                exact.assert_close(product, K::Isa::UNITS_OF_ROUNDING * (inputs + 1), set.name());
             }
         }
     }

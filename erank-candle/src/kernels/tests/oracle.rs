@@ -12,7 +12,8 @@ pub(in super::super) struct Exact {
 impl Exact {
     /// Asserts that the error of `actual`, the same sum of `terms` terms in F32 in any order, is at most
     /// `γ_n Σ|a·b|` with `γ_n = n·u / (1 − n·u)` and `u = 2⁻²⁴` (Higham, Accuracy and Stability
-    /// of Numerical Algorithms, §3.1), where each term takes a product and an addition.
+    /// of Numerical Algorithms, §3.1), where each term takes a product and an addition that round to nearest. A sum
+    /// with larger errors counts as a sum of more terms.
     pub(in super::super) fn assert_close(self, actual: f32, terms: usize, what: &str) {
         let u = f64::from(f32::EPSILON) / 2.0;
         let n = (terms + 1) as f64;

@@ -85,6 +85,21 @@ impl Avx512Bf16 {
         }
     }
 
+    /// Adds the products of queries, `[blocks][mr][2]`, and the keys of 16 tokens, `[blocks][16][2]`, to
+    /// `scores`, `[mr][16]`.
+    ///
+    /// If the operands differ in length, the shortest one decides.
+    #[inline]
+    pub(crate) fn multiply_keys(
+        self,
+        queries: &[[bf16; 2]],
+        keys: &[Block],
+        mr: Mr,
+        scores: &mut [[f32; NR]],
+    ) {
+        self.multiply_pairs(queries, &[keys], mr, scores, Prefetch::NONE);
+    }
+
     /// Adds the product of rows of 16 attention weights and consecutive panels of values, 8 blocks
     /// each, to `sums`, `[panels][mr][16]`. Only the blocks of the first `visible` tokens are read.
     ///

@@ -1,14 +1,15 @@
 //! The operations that an instruction set offers to the integer formats.
 //!
-//! A register holds 32 bits of each of [`LANES`](Registers::LANES) columns. A panel has 16 columns, in one register
-//! or in two, which `side` numbers. The formats are written once with these operations, and every set compiles
+//! A register holds 32 bits of each of [`LANES`](Registers::LANES) columns. A panel has 16 columns, in one, two or
+//! four registers, which `side` numbers. The formats are written once with these operations, and every set compiles
 //! them with its own instructions.
 
 use half::f16;
 
 use super::super::super::arch::Isa;
 use super::super::super::tile::NR;
-use super::{GroupFormat, HalfBytes, STEP, Step};
+use super::byte_products::{GroupProduct, Tile};
+use super::{GROUP, GroupFormat, HalfBytes, Step};
 
 /// Vector registers. A value is a proof that the machine has them.
 ///
@@ -61,20 +62,37 @@ pub(super) trait ByteIsa: Isa {
     type Registers: Registers;
     /// The sums of products of a part of a group, for each column.
     type Totals: Copy;
+    /// The number of totals that stay in registers beside the operands.
+    const MAX_TOTALS: usize;
 
     fn registers(self) -> Self::Registers;
 
     /// Returns totals of no products.
     fn zero(self) -> Self::Totals;
 
-    /// Adds the products of step `INDEX`, four weights of each column and four numbers of a row. The weights are
-    /// as they are stored.
+    /// Adds the products of step `INDEX`, four weights of each column and four of the numbers of a row. The weights
+    /// are as they are stored.
     fn add_products<F: GroupFormat, const INDEX: usize>(
         self,
         totals: Self::Totals,
         weights: <Self::Registers as Registers>::Bytes,
-        numbers: [i8; STEP],
+        numbers: &[i8; GROUP],
     ) -> Self::Totals;
+
+    /// Adds the products of half of a group, steps 0 to 3 or 4 to 7, to a tile.
+    #[inline(always)]
+    fn multiply_half<
+        F: GroupFormat,
+        const MR: usize,
+        const PANELS: usize,
+        const SIDES: usize,
+        const HALF: usize,
+    >(
+        product: &GroupProduct<'_, F, Self, MR, PANELS, SIDES>,
+        tile: &mut Tile<Self, MR, PANELS, SIDES>,
+    ) {
+        product.multiply_steps::<HALF>(tile);
+    }
 
     /// Returns the totals of the weights without the number that was added before they were stored. `sum` is the
     /// sum of the row's numbers.

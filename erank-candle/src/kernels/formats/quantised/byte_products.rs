@@ -7,27 +7,29 @@
 //!     sums[r] += totals[r] · (scales · lhs[r].scale)
 //! ```
 //!
-//! The totals of all rows are in registers. If a register has all columns of a panel, two panels share each load of
-//! the lhs. With one or two rows, the panels are multiplied one after another. The weights are then read from
+//! The totals of all rows are in registers. If they need too many registers, some sides of a panel are multiplied
+//! after the others. If a register has all columns of a panel, two panels share each load of the lhs. With one or two rows, the panels are multiplied one after another. The weights are then read from
 //! memory, which is fastest in one stream.
 
 use std::marker::PhantomData;
 
-use super::super::super::arch::x86_64::{avx_vnni::AvxVnni, avx2::Avx2, avx512_vnni::Avx512Vnni};
-use super::super::super::arch::{InstructionSet, Isa, features};
+use super::super::super::arch::{InstructionSet, features};
 use super::super::super::ggml::BlockType;
 use super::super::super::micro_kernel::MicroKernel;
 use super::super::super::stored::StoredRow;
 use super::super::super::tile::{Mr, NR, Prefetch};
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::{ByteSet, Common};
 use super::byte_isa::{ByteIsa, Registers};
-use super::x86_64::ByteSet;
-use super::{GROUP, Group, GroupFormat, STEP};
+#[cfg(target_arch = "x86_64")]
+use super::x86_64::{ByteSet, Common};
+use super::{GROUP, Group, GroupFormat};
 
 /// Products of bytes on any set that has them. The type does not name the set, so that the code around the products
 /// is compiled once for each format.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ByteProducts<F> {
-    isa: Avx2,
+    isa: Common,
     set: ByteSet,
     format: PhantomData<F>,
 }
@@ -35,7 +37,7 @@ pub(super) struct ByteProducts<F> {
 impl<F> ByteProducts<F> {
     /// Returns the micro-kernels of an instruction set, the best first.
     pub(super) fn all(set: InstructionSet) -> impl Iterator<Item = Self> {
-        let isa: Option<Avx2> = set.token();
+        let isa: Option<Common> = set.token();
         isa.into_iter().flat_map(move |isa| {
             ByteSet::all(set).map(move |set| Self { isa, set, format: PhantomData })
         })
@@ -43,7 +45,7 @@ impl<F> ByteProducts<F> {
 }
 
 impl<F: GroupFormat> MicroKernel for ByteProducts<F> {
-    type Isa = Avx2;
+    type Isa = Common;
     type Rows = Mr;
     type Lhs = F::Lhs;
     type Block = F::Block;
@@ -54,23 +56,16 @@ impl<F: GroupFormat> MicroKernel for ByteProducts<F> {
     const PREFETCH: Prefetch = Prefetch { distance: 2048, stride: 64 };
 
     #[inline(always)]
-    fn isa(self) -> Avx2 {
+    fn isa(self) -> Common {
         self.isa
     }
 
     fn max_mr(self) -> Mr {
-        match self.set {
-            ByteSet::Avx512Vnni(_) => Avx512Vnni::MAX_MR,
-            ByteSet::AvxVnni(_) => AvxVnni::MAX_MR,
-            ByteSet::Avx2(_) => Avx2::MAX_MR,
-        }
+        self.set.max_mr()
     }
 
     fn panels(self) -> usize {
-        match self.set {
-            ByteSet::Avx512Vnni(_) => 2,
-            ByteSet::AvxVnni(_) | ByteSet::Avx2(_) => 1,
-        }
+        self.set.panels()
     }
 
     #[inline(always)]
@@ -94,12 +89,7 @@ impl<F: GroupFormat> MicroKernel for ByteProducts<F> {
         sums: &mut [[f32; NR]],
         prefetch: Prefetch,
     ) {
-        let lhs = bytemuck::cast_slice(lhs);
-        match self.set {
-            ByteSet::Avx512Vnni(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
-            ByteSet::AvxVnni(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
-            ByteSet::Avx2(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
-        }
+        self.set.multiply::<F>(bytemuck::cast_slice(lhs), panels, mr, sums, prefetch);
     }
 
     #[cfg(test)]
@@ -108,7 +98,7 @@ impl<F: GroupFormat> MicroKernel for ByteProducts<F> {
     }
 }
 
-fn multiply<F: GroupFormat, I: ByteIsa>(
+pub(super) fn multiply<F: GroupFormat, I: ByteIsa>(
     isa: I,
     lhs: &[Group],
     panels: &[&[F::Block]],
@@ -170,18 +160,44 @@ fn multiply_panels<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: us
                 prefetch_group::<F>(panel, index * F::GROUPS + group, prefetch);
             }
             let rows: [&Group; MR] = std::array::from_fn(|r| &rows[r * F::GROUPS + group]);
-            if const { I::Registers::LANES == NR } {
-                GroupProduct::<F, I, MR, PANELS, 1> { isa, blocks, group, rows }.add_to(sums);
-            } else {
-                GroupProduct::<F, I, MR, PANELS, 2> { isa, blocks, group, rows }.add_to(sums);
+            match const { sides_at_once::<I>(MR) } {
+                1 => add_group::<F, I, MR, PANELS, 1>(isa, blocks, group, rows, sums),
+                2 => add_group::<F, I, MR, PANELS, 2>(isa, blocks, group, rows, sums),
+                _ => add_group::<F, I, MR, PANELS, 4>(isa, blocks, group, rows, sums),
             }
         }
     }
 }
 
-/// The operands of the product of one group: its rows of activations, and a block of each panel. `SIDES` is the
-/// number of registers that hold the columns of a panel.
-struct GroupProduct<
+/// Returns the number of sides of a panel whose totals of `mr` rows stay in registers.
+const fn sides_at_once<I: ByteIsa>(mr: usize) -> usize {
+    let sides = NR / I::Registers::LANES;
+    if sides * mr <= I::MAX_TOTALS { sides } else { I::MAX_TOTALS / mr }
+}
+
+/// Adds the products of a group to the sums, `SIDES` sides of each panel at once.
+#[inline(always)]
+fn add_group<
+    F: GroupFormat,
+    I: ByteIsa,
+    const MR: usize,
+    const PANELS: usize,
+    const SIDES: usize,
+>(
+    isa: I,
+    blocks: [&F::Block; PANELS],
+    group: usize,
+    rows: [&Group; MR],
+    sums: &mut [[[f32; NR]; MR]; PANELS],
+) {
+    for first_side in (0..NR / I::Registers::LANES).step_by(SIDES) {
+        GroupProduct::<F, I, MR, PANELS, SIDES> { isa, blocks, group, first_side, rows }
+            .add_to(sums);
+    }
+}
+
+/// The operands of the product of one group: its rows of activations, and `SIDES` sides of a block of each panel.
+pub(super) struct GroupProduct<
     'a,
     F: GroupFormat,
     I: ByteIsa,
@@ -189,14 +205,15 @@ struct GroupProduct<
     const PANELS: usize,
     const SIDES: usize,
 > {
-    isa: I,
+    pub(super) isa: I,
     blocks: [&'a F::Block; PANELS],
     group: usize,
-    rows: [&'a Group; MR],
+    first_side: usize,
+    pub(super) rows: [&'a Group; MR],
 }
 
 /// The totals of all rows.
-type Tile<I, const MR: usize, const PANELS: usize, const SIDES: usize> =
+pub(super) type Tile<I, const MR: usize, const PANELS: usize, const SIDES: usize> =
     [[[<I as ByteIsa>::Totals; MR]; SIDES]; PANELS];
 
 #[expect(
@@ -211,21 +228,31 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
     fn add_to(&self, sums: &mut [[[f32; NR]; MR]; PANELS]) {
         let zero = [[[self.isa.zero(); MR]; SIDES]; PANELS];
         let mut tile = zero;
-        self.multiply_step::<0>(&mut tile);
-        self.multiply_step::<1>(&mut tile);
-        self.multiply_step::<2>(&mut tile);
-        self.multiply_step::<3>(&mut tile);
+        I::multiply_half::<F, MR, PANELS, SIDES, 0>(self, &mut tile);
         if const { F::PARTS == 2 } {
             self.add_scaled(0, tile, sums);
             tile = zero;
         }
-        self.multiply_step::<4>(&mut tile);
-        self.multiply_step::<5>(&mut tile);
-        self.multiply_step::<6>(&mut tile);
-        self.multiply_step::<7>(&mut tile);
+        I::multiply_half::<F, MR, PANELS, SIDES, 1>(self, &mut tile);
         self.add_scaled(F::PARTS - 1, tile, sums);
         if const { F::MINS } {
             self.subtract_mins(sums);
+        }
+    }
+
+    /// Adds the products of half of the group, steps 0 to 3 or 4 to 7, to the tile.
+    #[inline(always)]
+    pub(super) fn multiply_steps<const HALF: usize>(&self, tile: &mut Tile<I, MR, PANELS, SIDES>) {
+        if const { HALF == 0 } {
+            self.multiply_step::<0>(tile);
+            self.multiply_step::<1>(tile);
+            self.multiply_step::<2>(tile);
+            self.multiply_step::<3>(tile);
+        } else {
+            self.multiply_step::<4>(tile);
+            self.multiply_step::<5>(tile);
+            self.multiply_step::<6>(tile);
+            self.multiply_step::<7>(tile);
         }
     }
 
@@ -239,7 +266,7 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
             }
         }
         for r in 0..MR {
-            let numbers = self.rows[r].numbers.as_chunks::<STEP>().0[INDEX];
+            let numbers = &self.rows[r].numbers;
             for panel in 0..PANELS {
                 for side in 0..SIDES {
                     let weights = weights[panel][side];
@@ -251,12 +278,14 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
         }
     }
 
+    /// Returns step `INDEX` of one of the sides.
     #[inline(always)]
-    fn load_step<const INDEX: usize>(
+    pub(super) fn load_step<const INDEX: usize>(
         &self,
         panel: usize,
         side: usize,
     ) -> <I::Registers as Registers>::Bytes {
+        let side = self.first_side + side;
         F::load_step::<_, INDEX>(self.isa.registers(), self.blocks[panel], self.group, side)
     }
 
@@ -271,6 +300,8 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
         let registers = self.isa.registers();
         for panel in 0..PANELS {
             for side in 0..SIDES {
+                let totals = tile[panel][side];
+                let side = self.first_side + side;
                 let scales = F::load_scales(registers, self.blocks[panel], self.group, part, side);
                 for r in 0..MR {
                     let row = self.rows[r];
@@ -278,7 +309,7 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
                         2 => row.sums[part],
                         _ => row.sums[0] + row.sums[1],
                     };
-                    let totals = self.isa.finish::<F>(tile[panel][side][r], sum);
+                    let totals = self.isa.finish::<F>(totals[r], sum);
                     let scales = registers.multiply(scales, registers.splat(row.scale));
                     let products = registers.multiply(totals, scales);
                     let sums = &mut sums[panel][r];
@@ -294,7 +325,7 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
     fn subtract_mins(&self, sums: &mut [[[f32; NR]; MR]; PANELS]) {
         let registers = self.isa.registers();
         for panel in 0..PANELS {
-            for side in 0..SIDES {
+            for side in self.first_side..self.first_side + SIDES {
                 let mins = F::load_mins(registers, self.blocks[panel], self.group, side);
                 for r in 0..MR {
                     let products =

@@ -15,8 +15,10 @@
 //! The groups are added in order, with products and sums rounded apart. So all instruction sets give the same
 //! bits.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod byte_isa;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod byte_products;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -33,7 +35,7 @@ use super::super::micro_kernel::{KernelVisitor, MicroKernel};
 use super::super::stored::StoredRow;
 use super::super::tile::{Mr, NR, Prefetch, TileRows};
 pub(super) use byte_isa::{Registers, add_upper_bits, load_half_bytes};
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use byte_products::ByteProducts;
 
 /// Numbers of a group of activations.
@@ -133,7 +135,7 @@ pub(super) fn with_kernel<F: GroupFormat, V: KernelVisitor>(
     set: InstructionSet,
     visitor: V,
 ) -> V::Output {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if let Some(kernel) = ByteProducts::<F>::all(set).next() {
         return visitor.visit(kernel);
     }
@@ -148,7 +150,7 @@ pub(super) fn with_every_kernel<F: GroupFormat, V: KernelVisitor + Copy>(
     visitor: V,
 ) -> Vec<V::Output> {
     let mut outputs = vec![visitor.visit(Products::<F>(PhantomData))];
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     outputs.extend(ByteProducts::<F>::all(set).map(|kernel| visitor.visit(kernel)));
     let _ = set;
     outputs

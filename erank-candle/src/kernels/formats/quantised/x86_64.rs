@@ -25,13 +25,17 @@ use std::arch::x86_64::{
 use half::f16;
 
 use super::byte_isa::{ByteIsa, Registers};
-use super::{GroupFormat, LARGEST, STEP, Step};
+use super::byte_products::multiply;
+use super::{GROUP, Group, GroupFormat, LARGEST, STEP, Step};
 use crate::kernels::arch::x86_64::avx_vnni::AvxVnni;
 use crate::kernels::arch::x86_64::avx2::Avx2;
 use crate::kernels::arch::x86_64::avx512::Avx512;
 use crate::kernels::arch::x86_64::avx512_vnni::Avx512Vnni;
 use crate::kernels::arch::{InstructionSet, Isa};
-use crate::kernels::tile::NR;
+use crate::kernels::tile::{Mr, NR, Prefetch};
+
+/// The set that every set with products of bytes is or extends.
+pub(super) type Common = Avx2;
 
 /// A set with products of bytes.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +55,43 @@ impl ByteSet {
         ];
         sets.into_iter().flatten()
     }
+
+    pub(super) fn max_mr(self) -> Mr {
+        match self {
+            Self::Avx512Vnni(_) => Avx512Vnni::MAX_MR,
+            Self::AvxVnni(_) => AvxVnni::MAX_MR,
+            Self::Avx2(_) => Avx2::MAX_MR,
+        }
+    }
+
+    /// Returns the number of panels to multiply at once with many rows.
+    pub(super) fn panels(self) -> usize {
+        match self {
+            Self::Avx512Vnni(_) => 2,
+            Self::AvxVnni(_) | Self::Avx2(_) => 1,
+        }
+    }
+
+    pub(super) fn multiply<F: GroupFormat>(
+        self,
+        lhs: &[Group],
+        panels: &[&[F::Block]],
+        mr: Mr,
+        sums: &mut [[f32; NR]],
+        prefetch: Prefetch,
+    ) {
+        match self {
+            Self::Avx512Vnni(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
+            Self::AvxVnni(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
+            Self::Avx2(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
+        }
+    }
+}
+
+/// Returns the four numbers of step `INDEX`.
+#[inline(always)]
+fn step<const INDEX: usize>(numbers: &[i8; GROUP]) -> i32 {
+    bytemuck::cast(numbers.as_chunks::<STEP>().0[INDEX])
 }
 
 /// The number that makes a signed byte unsigned.
@@ -241,6 +282,7 @@ const fn steps_in_16_bits<F: GroupFormat>() -> usize {
 impl ByteIsa for Avx2 {
     type Registers = Self;
     type Totals = Avx2Totals;
+    const MAX_TOTALS: usize = 8;
 
     #[inline(always)]
     fn registers(self) -> Self {
@@ -259,12 +301,12 @@ impl ByteIsa for Avx2 {
         self,
         totals: Avx2Totals,
         weights: __m256i,
-        numbers: [i8; STEP],
+        numbers: &[i8; GROUP],
     ) -> Avx2Totals {
         let Avx2Totals { mut narrow, mut wide } = totals;
         // SAFETY: the machine must have the set, of which `self` is a proof.
         unsafe {
-            let numbers = _mm256_set1_epi32(bytemuck::cast(numbers));
+            let numbers = _mm256_set1_epi32(step::<INDEX>(numbers));
             let ones = _mm256_set1_epi16(1);
             if F::SIGNED {
                 let signed = _mm256_sign_epi8(numbers, weights);
@@ -294,11 +336,12 @@ impl ByteIsa for Avx2 {
 
 /// Implements [`ByteIsa`] with the intrinsics of `vpdpbusd` of a width.
 macro_rules! vnni {
-    ($isa:ty, $registers:ty, $integers:ty, $floats:ty, zero: $zero:ident, xor: $xor:ident,
+    ($isa:ty, $registers:ty, $integers:ty, $floats:ty, totals: $totals:literal, zero: $zero:ident, xor: $xor:ident,
      set: $set_bytes:ident $set:ident, subtract: $sub:ident, convert: $convert:ident, dot: $dot:ident, keep: $keep:ident) => {
         impl ByteIsa for $isa {
             type Registers = $registers;
             type Totals = $integers;
+            const MAX_TOTALS: usize = $totals;
 
             #[inline(always)]
             fn registers(self) -> $registers {
@@ -316,7 +359,7 @@ macro_rules! vnni {
                 self,
                 totals: $integers,
                 weights: $integers,
-                numbers: [i8; STEP],
+                numbers: &[i8; GROUP],
             ) -> $integers {
                 // SAFETY: as in `zero`.
                 unsafe {
@@ -324,7 +367,7 @@ macro_rules! vnni {
                         true => $xor(weights, $set_bytes(UNSIGNED.cast_signed())),
                         false => weights,
                     };
-                    $keep($dot(totals, weights, $set(bytemuck::cast(numbers))))
+                    $keep($dot(totals, weights, $set(step::<INDEX>(numbers))))
                 }
             }
 
@@ -339,14 +382,14 @@ macro_rules! vnni {
 }
 
 vnni! {
-    AvxVnni, Avx2, __m256i, __m256,
+    AvxVnni, Avx2, __m256i, __m256, totals: 8,
     zero: _mm256_setzero_si256, xor: _mm256_xor_si256, set: _mm256_set1_epi8 _mm256_set1_epi32,
     subtract: _mm256_sub_epi32, convert: _mm256_cvtepi32_ps, dot: _mm256_dpbusd_avx_epi32,
     keep: keep_256
 }
 
 vnni! {
-    Avx512Vnni, Avx512, __m512i, __m512,
+    Avx512Vnni, Avx512, __m512i, __m512, totals: 16,
     zero: _mm512_setzero_si512, xor: _mm512_xor_si512, set: _mm512_set1_epi8 _mm512_set1_epi32,
     subtract: _mm512_sub_epi32, convert: _mm512_cvtepi32_ps, dot: _mm512_dpbusd_epi32,
     keep: keep_512
