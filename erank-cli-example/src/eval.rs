@@ -39,7 +39,7 @@ const SCORES: &str = "scores.jsonl";
 pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Exit, CommandError> {
     let depth = arguments.depth.get();
     let collection = Collection::read(&arguments.collection, depth)?;
-    let Chosen { backend, family, limits, fingerprint } =
+    let Chosen { backend, family, limits, fingerprint, description } =
         model::choose(&arguments.model, &arguments.remote, arguments.score)?;
     let template = family.template();
     arguments.thinking.check(template.answers())?;
@@ -57,6 +57,7 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
             Backend::Candle => "candle",
             Backend::Openai => "openai",
         },
+        computation: description.as_deref(),
         weights: arguments.model.weights.map(WeightFormat::name),
         kv_cache: arguments.model.kv_cache.map(CacheFormat::name),
         template: family.name(),

@@ -39,7 +39,7 @@ pub struct OpenAiBackend {
     name: String,
     settings: Arc<OpenAiSettings>,
     shared: Arc<Shared>,
-    control_tokens: ControlTokens,
+    control_tokens: Arc<ControlTokens>,
 }
 
 impl OpenAiBackend {
@@ -76,7 +76,7 @@ impl OpenAiBackend {
             name: settings.model.clone().unwrap_or_else(|| "openai".into()),
             shared: Arc::new(Shared::new(http, balancer, capabilities, settings.max_attempts)),
             settings,
-            control_tokens,
+            control_tokens: Arc::new(control_tokens),
         })
     }
 
@@ -136,6 +136,7 @@ impl OpenAiBackend {
             settings: Arc::clone(settings),
             format: job.prompt.answers().clone(),
             options: job.options,
+            control_tokens: Arc::clone(control_tokens),
             label_token_ids: OnceLock::new(),
         });
         JobRunner::new(context, builder, job, pending).run(sink)

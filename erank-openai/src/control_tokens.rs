@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, BuildError, MatchKind};
+use erank_core::tags::{THINK_CLOSE, THINK_OPEN};
 
 /// The added tokens of Qwen3's tokenizer, which is ERank's: every control token that text can contain.
 pub const QWEN3_CONTROL_TOKENS: [&str; 26] = [
@@ -84,6 +85,21 @@ impl ControlTokens {
         }
     }
 
+    /// Breaks the control tokens that a model quotes in its own `text`, which becomes part of the next prompt. A text
+    /// does not tell a control token from a quotation of it. Kept are `<think>` at the beginning of a turn, if
+    /// `begins_turn`, and the last `</think>`, because the thought ends there.
+    pub(crate) fn neutralize_generated(&self, text: &str, begins_turn: bool) -> String {
+        let start = text.len() - text.trim_start().len();
+        let opens = begins_turn && text[start..].starts_with(THINK_OPEN);
+        let opening = if opens { start..start + THINK_OPEN.len() } else { 0..0 };
+        let closing = match text[opening.end..].rfind(THINK_CLOSE) {
+            Some(at) => opening.end + at..opening.end + at + THINK_CLOSE.len(),
+            None => text.len()..text.len(),
+        };
+        let data = [0..opening.start, opening.end..closing.start, closing.end..text.len()];
+        self.neutralize(text.to_owned(), &data)
+    }
+
     /// Returns the byte offsets at which to insert spaces, in ascending order and without duplicates.
     fn positions(&self, text: &str, data: &[Range<usize>]) -> Vec<usize> {
         let mut positions: Vec<usize> = self
@@ -127,6 +143,26 @@ mod tests {
         ] {
             assert_eq!(neutralize(&[], text), expected);
         }
+    }
+
+    #[test]
+    fn neutralize_generated_keeps_the_tags_of_the_thought() {
+        let neutralize =
+            |text: &str, begins_turn| tokens(&[]).neutralize_generated(text, begins_turn);
+        for (text, expected) in [
+            ("<think>a</think>\n\n", "<think>a</think>\n\n"),
+            (" <think>\na <think> b", " <think>\na < think> b"),
+            ("<think>it says </think>. So</think>\n", "<think>it says < /think>. So</think>\n"),
+            (
+                "<think>a</think><|im_end|>\n<|im_start|>user",
+                "<think>a</think>< |im_end|>\n< |im_start|>user",
+            ),
+            ("<|im_end|><think>", "< |im_end|>< think>"),
+            ("", ""),
+        ] {
+            assert_eq!(neutralize(text, true), expected);
+        }
+        assert_eq!(neutralize("<think>a</think>", false), "< think>a</think>");
     }
 
     #[test]

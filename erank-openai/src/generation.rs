@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
-use erank_core::tags::{ANSWER_CLOSE, ANSWER_OPEN, FORCED_ANSWER_PREFIX, THINK_OPEN};
+use erank_core::tags::{ANSWER_CLOSE, ANSWER_OPEN, FORCED_ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN};
 use erank_core::{
     AnswerError, AnswerFormat, BackendError, Completion, DocumentError, FinishReason, Mode,
     Sampling, ScoringOptions, TokenCounts,
@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use crate::api::{self, CHAT, COMPLETIONS, Response};
 use crate::capabilities::Capabilities;
 use crate::client::Client;
+use crate::control_tokens::ControlTokens;
 use crate::error::{CapabilityError, RequestError};
 use crate::labels::{LogprobSource, label_distribution};
 use crate::prompts::{DocumentPrompt, Prompt};
@@ -43,6 +44,7 @@ pub(crate) struct JobContext {
     pub(crate) settings: Arc<OpenAiSettings>,
     pub(crate) format: AnswerFormat,
     pub(crate) options: ScoringOptions,
+    pub(crate) control_tokens: Arc<ControlTokens>,
     /// The first tokens of all answers, if the server accepts `logprob_token_ids`. Empty if they are
     /// unknown.
     pub(crate) label_token_ids: OnceLock<Vec<u32>>,
@@ -161,8 +163,11 @@ impl Generation<'_> {
         let answer_only = self.job.options.mode == Mode::AnswerOnly;
         let prefix = match answer_only && !opens_thought {
             true => format.answer_only_prefix(),
-            false => format.forced_answer_prefix(&self.completion.text),
+            false => format.forced_answer_prefix(self.turn()),
         };
+        if let Some(at) = prefix.find(THINK_CLOSE) {
+            self.completion.thought_end = Some(self.completion.text.len() + at + THINK_CLOSE.len());
+        }
         self.append(prefix)?;
         self.completion.finish_reason = match answer_only || opened_answer {
             true => FinishReason::Answered,
@@ -234,7 +239,7 @@ impl Generation<'_> {
             budget = budget.saturating_sub(response.usage.generated.max(1));
             self.append_response(&response)?;
             let opens_answer = {
-                let text = format!("{}{ANSWER_OPEN}", self.completion.text);
+                let text = format!("{}{ANSWER_OPEN}", self.turn());
                 self.job.format.forced_answer_prefix(&text).is_empty()
             };
             match response.finish_reason {
@@ -369,16 +374,30 @@ impl Generation<'_> {
         let Some(tokenizer) = self.job.tokenizer() else {
             // Most servers omit the stop string. Remove it if a server does not.
             let text = response.text.split(ANSWER_OPEN).next().unwrap_or_default();
-            return self.append(text);
+            let begins_turn = self.completion.text.trim().is_empty();
+            let text = self.job.control_tokens.neutralize_generated(text, begins_turn);
+            return self.append(&text);
         };
         let no_ids = || GenerationError::Job(CapabilityError::NoTokenIds.into());
         let ids = response.token_ids.as_deref().ok_or_else(no_ids)?;
         let (ids, rest) = truncate_at_answer(tokenizer, ids);
+        if let Some(end) = end_of_thought(tokenizer, ids) {
+            self.completion.thought_end = Some(self.completion.text.len() + end);
+        }
         self.completion.text.push_str(&tokenizer.decode(ids));
         if let Prompt::TokenIds(prompt) = &mut self.prompt {
             prompt.extend(ids);
         }
         self.append(&rest)
+    }
+
+    /// Returns the part of the turn that tells whether the thought is open. Where ids are known, only the token
+    /// `</think>` ends a thought, and not a quotation of it.
+    fn turn(&self) -> &str {
+        let after = &self.completion.text[self.completion.thought_end.unwrap_or(0)..];
+        let is_open = after.trim_start().starts_with(THINK_OPEN);
+        let knows_ids = self.job.tokenizer().and_then(end_of_thought_id).is_some();
+        if is_open && knows_ids { THINK_OPEN } else { after }
     }
 
     /// Appends forced text to the assistant turn.
@@ -401,6 +420,21 @@ impl Generation<'_> {
         }
         Ok(prompt)
     }
+}
+
+/// Returns the id of `</think>`, if it is one token.
+fn end_of_thought_id(tokenizer: &dyn ClientTokenizer) -> Option<u32> {
+    match tokenizer.encode_trusted(THINK_CLOSE).ok()?[..] {
+        [id] => Some(id),
+        _ => None,
+    }
+}
+
+/// Returns the number of bytes of text up to the last token `</think>`, if there is one.
+fn end_of_thought(tokenizer: &dyn ClientTokenizer, ids: &[u32]) -> Option<usize> {
+    let end = end_of_thought_id(tokenizer)?;
+    let last = ids.iter().rposition(|id| *id == end)?;
+    Some(tokenizer.decode(&ids[..=last]).len())
 }
 
 /// Returns the ids before `<answer>` or the end of the turn. Also returns the text before `<answer>` that
@@ -481,6 +515,41 @@ mod tests {
             let (found, text) = truncate_at_answer(&Characters, &generated);
             assert_eq!((Characters.decode(found).as_str(), text.as_str()), (kept, rest));
         }
+    }
+
+    #[test]
+    fn end_of_thought_is_the_token_and_not_a_quotation() {
+        /// The tokenizer [`Characters`] with the token 2, `</think>`.
+        struct WithToken;
+        impl ClientTokenizer for WithToken {
+            fn encode(
+                &self,
+                _: &BoundPrompt<'_>,
+                _: &str,
+                _: &ScoringOptions,
+            ) -> Result<TokenizedPrompt, Cause> {
+                Ok(TokenizedPrompt::default())
+            }
+
+            fn encode_trusted(&self, text: &str) -> Result<Vec<u32>, Cause> {
+                match text {
+                    THINK_CLOSE => Ok(vec![2]),
+                    text => Characters.encode_trusted(text),
+                }
+            }
+
+            fn decode(&self, ids: &[u32]) -> String {
+                let text = |id: &u32| match id {
+                    2 => THINK_CLOSE.to_owned(),
+                    id => Characters.decode(&[*id]),
+                };
+                ids.iter().map(text).collect()
+            }
+        }
+        assert_eq!(end_of_thought(&WithToken, &ids("a</think>b")), None);
+        let quoted = [ids("a</think>b"), vec![2], ids("\n</think>")].concat();
+        assert_eq!(end_of_thought(&WithToken, &quoted), Some("a</think>b</think>".len()));
+        assert_eq!(end_of_thought_id(&Characters), None);
     }
 
     #[test]

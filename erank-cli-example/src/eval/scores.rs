@@ -23,6 +23,9 @@ pub(super) struct Settings<'a> {
     /// [`erank_candle::Checkpoint::fingerprint`]. It is null if the model is remote.
     pub(super) fingerprint: Option<u32>,
     pub(super) backend: &'static str,
+    /// The format of the weights and the kernels, such as "BF16 weights, avx512 kernels". It is null if the model is
+    /// remote. The number of threads changes no score.
+    pub(super) computation: Option<&'a str>,
     /// The format of the weights. It is null if the checkpoint's own format is used.
     pub(super) weights: Option<&'static str>,
     /// The format of the KV cache. It is null if the default format is used.
@@ -261,6 +264,7 @@ mod tests {
             erank_eval: 1,
             model,
             fingerprint: Some(7),
+            computation: Some("BF16 weights, portable kernels"),
             backend: "candle",
             weights: None,
             kv_cache: None,
