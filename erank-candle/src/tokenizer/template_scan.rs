@@ -5,6 +5,7 @@
 //! first divided into tags and tokens, by the rules of minijinja's lexer, and refused if it
 //! - is longer, or has a tag of more tokens, than any known template,
 //! - includes other templates, of which there are none,
+//! - has values that could contain one another so often that their text has no bound,
 //! - uses a namespace in another way than by its attributes (`ns.name`), so that no value can contain a namespace,
 //! - calls `cycle` without arguments, which minijinja does not expect.
 
@@ -15,6 +16,13 @@ use std::ops::Range;
 const MAX_BYTES: usize = 128 << 10;
 /// The largest number of tokens of a tag. The largest known tag has about 150.
 const MAX_TAG_TOKENS: usize = 2000;
+/// The largest product of the numbers of variables in the lists, tuples and dictionaries of a template.
+const MAX_COPIES: usize = 10_000;
+/// A factor for a product, which may repeat a list.
+const COPIES_OF_PRODUCT: usize = 100;
+/// Names that are no variables. A bracket after one of them is no index and no call.
+const KEYWORDS: [&str; 12] =
+    ["in", "if", "else", "elif", "and", "or", "not", "is", "for", "set", "true", "false"];
 
 /// A tag: `{{ … }}` or `{% … %}`.
 struct Tag<'a> {
@@ -59,6 +67,7 @@ pub(super) fn check(source: &str) -> Result<String, String> {
         check_cycle(tag)?;
     }
     check_namespaces(&tags)?;
+    check_copies(&tags)?;
     Ok(without_generation_tags(source, &tags))
 }
 
@@ -224,6 +233,92 @@ fn check_namespaces(tags: &[Tag<'_>]) -> Result<(), String> {
     Ok(())
 }
 
+/// Refuses templates whose values could contain one another so often that their text has no bound. A value grows by a
+/// factor where a list, a tuple or a dictionary holds several variables, or where a product repeats a list. This must
+/// not happen again and again: in the attribute of a namespace, which a loop can set, or in a macro, which can call
+/// itself.
+fn check_copies(tags: &[Tag<'_>]) -> Result<(), String> {
+    use Token::{Name, Sign};
+    let (mut copies, mut open_macros) = (1_usize, 0_usize);
+    for tag in tags {
+        match tag.tokens[..] {
+            [Name("macro" | "call"), ..] => open_macros += 1,
+            [Name("endmacro" | "endcall"), ..] => open_macros = open_macros.saturating_sub(1),
+            _ => {}
+        }
+        let has_product = tag.tokens.contains(&Sign('*'));
+        let variables = most_variables(&tag.tokens);
+        let sets_attribute = matches!(tag.tokens[..], [Name("set"), Name(_), Sign('.' | '['), ..]);
+        let grows = variables > 1 || has_product;
+        if grows && (sets_attribute || open_macros > 0) {
+            return Err("a list, a tuple, a dictionary or a product has several variables in the attribute of a \
+                        namespace or in a macro"
+                .into());
+        }
+        if tag.tokens.iter().any(|token| matches!(token, Name("varargs" | "kwargs"))) {
+            return Err("it uses the arguments of a macro as a list".into());
+        }
+        let product = if has_product { COPIES_OF_PRODUCT } else { 1 };
+        copies = copies.saturating_mul(variables.max(product));
+        if copies > MAX_COPIES {
+            return Err(format!("its lists hold variables more than {MAX_COPIES} times in all"));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the number of variables in the list, tuple or dictionary of a tag that has most.
+fn most_variables(tokens: &[Token<'_>]) -> usize {
+    use Token::{Literal, Name, Sign};
+    /// An open bracket.
+    struct Open {
+        is_call: bool,
+        is_list: bool,
+        variables: usize,
+    }
+    let mut open: Vec<Open> = Vec::new();
+    let mut most = 0;
+    for (index, token) in tokens.iter().enumerate() {
+        let before = index.checked_sub(1).and_then(|before| tokens.get(before));
+        match token {
+            Sign(bracket @ ('(' | '[' | '{')) => {
+                let follows_value = match before {
+                    Some(Name(name)) => !KEYWORDS.contains(name),
+                    Some(Literal | Sign(')' | ']' | '}')) => true,
+                    _ => false,
+                };
+                let makes_list = matches!(before, Some(Name("dict" | "zip" | "namespace")));
+                let is_list = makes_list || (*bracket != '(' && !follows_value);
+                open.push(Open { is_call: follows_value, is_list, variables: 0 });
+            }
+            // A comma makes a tuple of a bracket that is no call.
+            Sign(',') => {
+                if let Some(last) = open.last_mut().filter(|last| !last.is_call) {
+                    last.is_list = true;
+                }
+            }
+            Sign(')' | ']' | '}') => {
+                if let Some(Open { is_list, variables, .. }) = open.pop() {
+                    most = most.max(if is_list { variables } else { 0 });
+                    if let Some(outer) = open.last_mut() {
+                        outer.variables += variables;
+                    }
+                }
+            }
+            Name(name) => {
+                let is_attribute = matches!(before, Some(Sign('.' | '|')));
+                let is_called = matches!(tokens.get(index + 1), Some(Sign('(')));
+                let is_variable = !KEYWORDS.contains(name) && !is_attribute && !is_called;
+                if let Some(last) = open.last_mut().filter(|_| is_variable) {
+                    last.variables += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    most
+}
+
 /// Returns whether the bracket at the beginning is closed by the last token.
 fn is_one_call(tokens: &[Token<'_>]) -> bool {
     let mut open_brackets = 0_usize;
@@ -285,6 +380,9 @@ mod tests {
             "{%- set ns = namespace(a=true, b=[1, (2)]) -%}{% set ns.a = ns.b[0] + ns['a'] %}{{ ns.a }}",
             "{# ns #}ns{% set ns = namespace() %}{{ 'ns' }}{{ x.ns }}{% raw %}{{ ns }}{% endraw %}",
             "{% for i in [1] %}{{ loop.cycle('a', 'b') }}{{ loop.cycle(x) }}{% endfor %}",
+            "{% set n.l = n.l + [message] %}{% set n.i = n.i + 1 %}{% set n.s = f(a, b)[c] ~ (a or b) %}",
+            "{% macro f(a, b) %}{% if a in ['x', 'y'] and b[0] %}{{ g(a, b) }}{% endif %}{% endmacro %}",
+            "{{ [a, b, c] | join(d) }}{{ {'role': role, 'content': content} }}",
         ] {
             assert!(check(source).is_ok(), "{source}: {:?}", check(source));
         }
@@ -305,6 +403,15 @@ mod tests {
             ("{% raw %}{{ ' }}{% endraw %}{{ namespace }}", "calls `namespace`"),
             ("{# ' #}{{ namespace }}", "calls `namespace`"),
             ("{{ '\\'' ~ namespace }}", "calls `namespace`"),
+            ("{% set n.l = [n.l, n.l] %}", "several variables"),
+            ("{% set n.l = {'a': n.l, 'b': [n.l]} %}", "several variables"),
+            ("{% set n.l = (n.l, n.l) %}", "several variables"),
+            ("{% set n.l = [n.l] * 2 %}", "several variables"),
+            ("{% set n.l = dict(a=n.l, b=n.l) %}", "several variables"),
+            ("{% macro f(x, n) %}{{ f([x, x], n - 1) }}{% endmacro %}", "several variables"),
+            ("{% macro f() %}{{ varargs }}{% endmacro %}", "arguments of a macro"),
+            (&*"{% set a = [a, a] %}".repeat(14), "more than 10000 times"),
+            (&*"{% set a = [a] * 9 %}".repeat(3), "more than 10000 times"),
             ("{% for i in [1] %}{{ loop.cycle() }}{% endfor %}", "cycle"),
             ("{% for i in [1] %}{{ loop.cycle( * []) }}{% endfor %}", "cycle"),
             ("{% include 'chat_template.jinja' %}", "include"),

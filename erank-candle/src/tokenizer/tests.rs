@@ -277,7 +277,6 @@ fn bind_rejects_templates_that_do_not_output_the_message_once() {
             "fuel",
         ),
         ("{{ 'abc' * 1000000 }}", "the output is too long"),
-        ("{% include 'etc' %}", "chat_template.jinja"),
     ] {
         let tokenizer = load(&tokenizer_json(), template).expect(template);
         let prompt = PromptTemplate::erank();
@@ -285,8 +284,10 @@ fn bind_rejects_templates_that_do_not_output_the_message_once() {
         let error = erank_core::error::chain(&error.expect_err(template));
         assert!(error.contains(expected), "{template}: {error}");
     }
-    let error = load(&tokenizer_json(), "{{ messages[0].content").expect_err("invalid").to_string();
-    assert!(error.contains("chat_template.jinja"), "{error}");
+    for invalid in ["{{ messages[0].content", "{% include 'etc' %}"] {
+        let error = load(&tokenizer_json(), invalid).expect_err("invalid").to_string();
+        assert!(error.contains("chat_template.jinja"), "{error}");
+    }
     // A template that trims the message needs a prompt with fixed text around the data.
     let tokenizer = load(&tokenizer_json(), "{{ messages[0].content|trim }}").expect("usable");
     let bare = PromptTemplate::custom("{query}\n{doc}", AnswerFormat::yes_no()).expect("valid");
