@@ -478,7 +478,7 @@ mod tests {
             repeat(15, "{% set n.a = n.a | replace('a', 'aaaaaaaaaa') %}") + "{{ n.a | length }}",
             repeat(40, "{% set n.a = n.a ~ n.a %}") + "{{ n.a | length }}",
             repeat(40, "{% set n.a = [n.a] | join(n.a) ~ n.a %}") + "{{ n.a | length }}",
-            repeat(40, "{% set n.a = n.a.join('ab') %}") + "{{ n.a | length }}",
+            repeat(40, "{% set n.a = n.a.join('abc') %}") + "{{ n.a | length }}",
             repeat(40, "{% set n.l = n.l + n.l %}") + "{{ n.l | string | length }}",
             repeat(40, "{% set n.l = [n.l, n.l] %}") + "{{ n.l | length }}",
             repeat(40, "{% set n.l = [n.l, n.l] %}") + "{{ n.l | tojson(indent=4) }}",
