@@ -160,7 +160,8 @@ impl CandleBackend {
     ///
     /// # Errors
     /// Returns [`BackendError::Unsupported`] if there are more ids than fit the model, one is outside the
-    /// vocabulary, or the model is a classifier.
+    /// vocabulary, or the model is a classifier. Returns [`BackendError::Failed`] if the model's numbers are NaN or
+    /// infinite, as with damaged weights.
     pub fn most_probable(
         &self,
         ids: &[u32],
@@ -208,8 +209,11 @@ impl CandleBackend {
             let position = results.len();
             let row = Row { tokens, position, blocks: &blocks, logits: tokens.len() };
             let logits = self.threads.install(|| model.forward(&[row], &cache))?;
-            let rows = logits.chunks_exact(model.shape().logits);
-            results.extend(rows.map(|row| read(&Logits::new(row))));
+            for row in logits.chunks_exact(model.shape().logits) {
+                let logits = Logits::new(row);
+                logits.check()?;
+                results.push(read(&logits));
+            }
         }
         Ok(results)
     }
@@ -283,6 +287,13 @@ pub(crate) fn cache_blocks(
     let affordable = match settings.kv_cache_memory_bytes {
         Some(bytes) => bytes / shape.block_bytes,
         None => {
+            let least = MIN_BLOCKS.saturating_mul(shape.block_bytes);
+            if let Some(available) = available.filter(|available| *available < least) {
+                return Err(LoadError::Setting(format!(
+                    "the shortest KV cache of the model takes {least} bytes, more than the {available} that are \
+                     available; free memory, or choose a smaller model"
+                )));
+            }
             let bytes = available.map_or(2 << 30, |bytes| bytes / 4);
             (bytes / shape.block_bytes).max(MIN_BLOCKS)
         }
@@ -397,6 +408,21 @@ impl std::fmt::Debug for CandleBackend {
 #[cfg(all(test, feature = "tiny-model"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cache_blocks_reports_caches_that_do_not_fit() {
+        let shape = ModelShape {
+            head: Head::LanguageModel,
+            logits: 8,
+            max_tokens: 1 << 20,
+            block_bytes: usize::MAX / 8,
+        };
+        let settings = CandleSettings::default();
+        let error = cache_blocks(shape, &settings, Some(1 << 30)).expect_err("too large");
+        assert!(error.to_string().contains("choose a smaller model"), "{error}");
+        let small = ModelShape { block_bytes: 1 << 20, ..shape };
+        assert_eq!(cache_blocks(small, &settings, Some(1 << 30)).expect("fits"), 256);
+    }
 
     #[test]
     fn eos_token_ids_come_from_every_file() {

@@ -31,6 +31,8 @@ pub struct ModelCost {
     /// and cached prefixes together. The default of [`CandleSettings::kv_cache_memory_bytes`] depends on the memory
     /// that is available; here, the memory of the weights is subtracted first.
     pub kv_cache_bytes: usize,
+    /// Bytes of memory that are available now, if they are known.
+    pub available_bytes: Option<usize>,
 }
 
 /// Tensors with the same format in the files and in memory.
@@ -98,6 +100,7 @@ fn cost(
         kv_cache_bytes_per_token: shape.block_bytes / BLOCK_TOKENS,
         max_tokens: shape.max_tokens,
         kv_cache_bytes: 0,
+        available_bytes: available_memory(settings.device),
     };
     for name in tensor_names(&source.config) {
         let (tensor, numbers) = source.weights.tensor(&name, None)?;
@@ -117,8 +120,7 @@ fn cost(
         });
     }
     cost.tensors.sort_by_key(|group| std::cmp::Reverse(group.file_bytes));
-    let available = available_memory(settings.device);
-    let available = available.map(|bytes| bytes.saturating_sub(cost.weight_bytes()));
+    let available = cost.available_bytes.map(|bytes| bytes.saturating_sub(cost.weight_bytes()));
     cost.kv_cache_bytes = cache_blocks(shape, settings, available)? * shape.block_bytes;
     Ok(cost)
 }

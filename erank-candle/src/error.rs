@@ -61,6 +61,19 @@ pub enum LoadError {
         #[source]
         source: Cause,
     },
+    /// The hub's local cache does not have a model, and no network is to be used.
+    #[error(
+        "{model} is not in the hub's cache {}, and no network is used because {reason}; download it once with a \
+         network, or name another cache with HF_HUB_CACHE", cache.display()
+    )]
+    NotCached {
+        /// The model's name on the hub, with the revision.
+        model: String,
+        /// The folder of the cache.
+        cache: PathBuf,
+        /// Why no network is used.
+        reason: &'static str,
+    },
     /// A setting is invalid, or this machine does not support it.
     #[error("{0}")]
     Setting(String),

@@ -68,6 +68,9 @@ pub struct Readme;
 
 pub use backend::CandleBackend;
 pub use checkpoint::config::{Architecture, Config};
+#[cfg(feature = "hub")]
+pub use checkpoint::hub::HubName;
+pub use checkpoint::yarn::Yarn;
 pub use checkpoint::{Checkpoint, GgufSummary, RecognisedPrompt};
 pub use cost::{ModelCost, TensorGroup};
 pub use engine::statistics::Statistics;
@@ -85,6 +88,7 @@ pub mod internals {
     pub use crate::kernels::measure;
     pub use crate::model::kv_cache::KvCache;
     pub use crate::model::load::{LoadedModel, instruction_sets, load};
+    pub use crate::model::rotary::RotaryEmbedding;
     pub use crate::model::step::{BLOCK_TOKENS, BlockId, Row};
     pub use crate::model::{Head, Model, ModelShape};
 }

@@ -16,6 +16,14 @@ pub struct TokenLogProb {
     pub log_prob: f32,
 }
 
+/// The model computed logits that are no numbers.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the model's numbers are NaN or infinite: its weights are damaged or do not belong to its config.json; download \
+     its files again, and check the model with `erank inspect --logprobs 1`"
+)]
+pub(crate) struct NotNumbers;
+
 /// The logits of one position, with the constants that convert them to log-probabilities.
 pub(crate) struct Logits<'a> {
     logits: &'a [f32],
@@ -34,6 +42,14 @@ impl<'a> Logits<'a> {
             },
         );
         Self { logits, max, log_sum: sum.ln() }
+    }
+
+    /// Checks that the logits have a softmax. Impossible tokens, −∞, are allowed.
+    ///
+    /// # Errors
+    /// Returns [`NotNumbers`] if a logit is NaN or +∞, or if all tokens are impossible.
+    pub(crate) fn check(&self) -> Result<(), NotNumbers> {
+        if self.log_sum.is_finite() && self.max.is_finite() { Ok(()) } else { Err(NotNumbers) }
     }
 
     /// Returns the log-probability of `id`, or −∞ for an id outside the vocabulary.
@@ -131,6 +147,10 @@ mod tests {
         }
         assert_eq!(numbers[logits.greedy().id as usize], largest);
         assert!(Logits::new(&[f32::NAN, 1.0]).greedy().id == 1);
+        assert!(logits.check().is_ok() && Logits::new(&[f32::NEG_INFINITY, 1.0]).check().is_ok());
+        for wrong in [[f32::NAN, 1.0], [f32::INFINITY, 1.0], [f32::NEG_INFINITY; 2]] {
+            assert!(Logits::new(&wrong).check().is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

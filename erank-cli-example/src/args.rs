@@ -407,6 +407,9 @@ pub(crate) struct QuantizeArguments {
     /// The model: a folder, a GGUF file, a name on the model hub, or "tiny" for the bundled model.
     #[arg(short, long, value_name = "FOLDER|FILE|NAME")]
     pub(crate) model: String,
+    /// Uses no network: a model of the hub must be in the hub's local cache.
+    #[arg(long)]
+    pub(crate) offline: bool,
     /// The format of the weights in the file. Norms are kept in F32.
     #[arg(long, value_name = "FORMAT", value_parser = weight_format_parser(), ignore_case = true)]
     pub(crate) to: WeightFormat,
@@ -509,10 +512,14 @@ pub(crate) struct ModelArguments {
     ///
     /// A folder holds config.json, tokenizer.json, tokenizer_config.json and model.safetensors. A GGUF file
     /// ends in .gguf. A name on the hub is for example Alibaba-NLP/ERank-4B, with an optional :FILE.gguf or
-    /// :QUANTISATION, such as :Q4_K_M, for GGUF files, and an optional @REVISION. The bundled model is a
+    /// :QUANTISATION, such as :Q4_K_M, for GGUF files, and an optional @REVISION. HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    /// HF_TOKEN and the hub's other environment variables have their usual meaning. The bundled model is a
     /// demonstration that compares words only.
     #[arg(short, long, value_name = "FOLDER|FILE|NAME", default_value = "tiny")]
     pub(crate) model: String,
+    /// Uses no network: a model of the hub must be in the hub's local cache. HF_HUB_OFFLINE=1 does the same.
+    #[arg(long)]
+    pub(crate) offline: bool,
     /// The prompt that the model was trained with. The default is the prompt that the model's files or its name
     /// tell, or else ERank's.
     ///
@@ -560,7 +567,7 @@ pub(crate) struct RemoteArguments {
         long,
         value_name = "URL",
         required_if_eq("backend", "openai"),
-        conflicts_with_all = ["weights", "kv_cache", "device", "threads", "cache_mb"]
+        conflicts_with_all = ["weights", "kv_cache", "device", "threads", "cache_mb", "offline"]
     )]
     pub(crate) url: Vec<String>,
     /// The form of the prompts that the server receives.

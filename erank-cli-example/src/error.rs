@@ -136,10 +136,11 @@ impl CommandError {
             tokenizer_config.json and model.safetensors, or model.safetensors.index.json with its \
             parts. Give such a folder, a GGUF file or a name on the model hub (--model OWNER/NAME), or omit \
             --model for the bundled model.";
-        const ARCHITECTURE: &str = "Only Qwen3 models such as ERank can be loaded. If this is one, \
-            download its files again.";
         match self {
-            Self::NoSuchModel { .. } | Self::Model { source: LoadError::Read { .. }, .. } => {
+            Self::NoSuchModel { .. } => Some(FOLDER),
+            Self::Model { source: LoadError::Read { source, .. }, .. }
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
                 Some(FOLDER)
             }
             Self::UnknownPrompt { .. } => Some("Name the prompt with --template."),
@@ -150,9 +151,6 @@ impl CommandError {
             Self::Model { source: LoadError::Hub { .. }, .. } => {
                 Some("If you meant a folder, check its path: it does not exist.")
             }
-            Self::Model {
-                source: LoadError::Invalid { .. } | LoadError::Tensor { .. }, ..
-            } => Some(ARCHITECTURE),
             Self::NoDocuments { .. } => Some("Give a file of documents."),
             // The source names what is wrong in the file, and what to do.
             Self::Read { source, .. } if source.kind() == io::ErrorKind::InvalidData => None,

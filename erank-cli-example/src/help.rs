@@ -104,7 +104,8 @@ A matrix whose rows are not whole blocks of the format becomes Q8_0 or else BF16
 pub(crate) const INSPECT: &str = "\
 The table shows the tensors by their format in the files and in memory. Projections multiply matrices
 in the format in memory; Q formats also round activations to 8 bits. The weights are loaded only for
---logprobs and --compare.
+--logprobs and --compare. The verdict at the end says what is unusual about the files, such as keys of
+config.json that are ignored; what cannot be computed as transformers does is an error instead.
 
 --json prints one object:
   model, description
@@ -114,6 +115,8 @@ in the format in memory; Q formats also round activations to 8 bits. The weights
   vocab_size, prompt (null with --ids), query_truncated, document_truncated
   tokens[]     position, id, text, control, and next[]: the most probable next tokens after that
                position, each with id, text and log_prob (natural logarithm)
+  verdict      files, architecture, tokenizer, template, precision, memory: a phrase on each;
+               unusual[]: what is unusual about the model although it can be loaded
 
 With --compare, the object has model, description and cost, and instead of the others:
   compared_with     model, description and cost of the other model

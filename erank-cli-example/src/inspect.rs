@@ -1,8 +1,9 @@
-//! `erank inspect`: shows a model's cost, and a prompt with its tokens and the most probable next tokens, or
-//! compares two models.
+//! `erank inspect`: shows a model's cost, a prompt with its tokens and the most probable next tokens, and a verdict on
+//! the model, or compares two models.
 
 mod compare;
 mod cost;
+mod verdict;
 
 use std::io::{self, BufWriter, Read, Write};
 
@@ -14,6 +15,7 @@ use crate::args::InspectArguments;
 use crate::error::{CommandError, Exit};
 use crate::{model, text};
 use cost::ModelReport;
+use verdict::Verdict;
 
 pub(crate) fn run(arguments: &InspectArguments) -> Result<Exit, CommandError> {
     if let Some(reference) = &arguments.compare {
@@ -21,11 +23,13 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<Exit, CommandError> {
     }
     let given_ids = arguments.ids.as_deref().map(read_ids).transpose()?;
     let given = &arguments.model.model;
-    let checkpoint = model::checkpoint(given)?;
+    let checkpoint = model::checkpoint(given, arguments.model.offline)?;
     let settings = model::settings(&arguments.model);
-    let report = ModelReport::new(given, &checkpoint, &settings)?;
+    let cost = checkpoint.cost(&settings).map_err(model::failed(given))?;
+    let report = ModelReport::new(&checkpoint, &cost);
     let config = checkpoint.config().map_err(model::failed(given))?;
     let tokenizer = checkpoint.tokenizer().map_err(model::failed(given))?;
+    let verdict = Verdict::new(given, &checkpoint, &config, &tokenizer, &cost)?;
     let prompt = match given_ids {
         Some(ids) => Prompt { ids, ..Prompt::default() },
         None => {
@@ -45,7 +49,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<Exit, CommandError> {
         None => Vec::new(),
     };
 
-    let findings = Findings::new(report, &tokenizer, vocab_size, prompt, &next);
+    let findings = Findings::new(report, verdict, &tokenizer, vocab_size, prompt, &next);
     let mut out = BufWriter::new(io::stdout().lock());
     if arguments.json {
         let json = serde_json::to_string(&findings).map_err(io::Error::from)?;
@@ -130,6 +134,7 @@ struct Findings {
     query_truncated: bool,
     document_truncated: bool,
     tokens: Vec<Token>,
+    verdict: Verdict,
 }
 
 #[derive(Serialize)]
@@ -151,6 +156,7 @@ struct Next {
 impl Findings {
     fn new(
         model: ModelReport,
+        verdict: Verdict,
         tokenizer: &PromptTokenizer,
         vocab_size: usize,
         prompt: Prompt,
@@ -165,6 +171,7 @@ impl Findings {
         });
         Self {
             model,
+            verdict,
             vocab_size,
             tokens: tokens.collect(),
             prompt: prompt.text,
@@ -188,7 +195,8 @@ impl Findings {
         let tokens = self.tokens.len();
         let control = self.tokens.iter().filter(|token| token.control).count();
         writeln!(out, "\n{tokens} tokens, {control} of them control tokens (marked *)")?;
-        self.tokens.iter().try_for_each(|token| token.write_text(out))
+        self.tokens.iter().try_for_each(|token| token.write_text(out))?;
+        self.verdict.write_text(out)
     }
 }
 

@@ -3,7 +3,9 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Config, KvCacheFormat, LoadError};
+use erank_candle::{
+    CandleBackend, CandleSettings, Checkpoint, Config, HubName, KvCacheFormat, LoadError,
+};
 use erank_core::{PromptFamily, ScoringBackend, ScoringOptions};
 use erank_openai::{ApiKey, OpenAiBackend, OpenAiSettings};
 
@@ -69,7 +71,7 @@ fn remote_family(arguments: &ModelArguments) -> PromptFamily {
 
 /// Loads the local model that scores all documents before the one of `arguments`, in the formats of its own files.
 pub(crate) fn first_stage(given: &str, arguments: &ModelArguments) -> Result<Chosen, CommandError> {
-    let checkpoint = checkpoint(given)?;
+    let checkpoint = checkpoint(given, arguments.offline)?;
     let unknown = |source| CommandError::FirstStagePrompt { given: text::line(given), source };
     let family = checkpoint.recognise_prompt().map_err(unknown)?.family;
     let mut settings = settings(arguments);
@@ -90,12 +92,12 @@ pub(crate) fn failed(given: &str) -> impl Fn(LoadError) -> CommandError {
     |source| CommandError::Model { given: text::line(given), source }
 }
 
-/// Opens the files of a model: a path, a name on the hub, or the bundled model.
-pub(crate) fn checkpoint(given: &str) -> Result<Checkpoint, CommandError> {
+/// Opens the files of a model: a path, a name on the hub, or the bundled model. If `offline`, no network is used.
+pub(crate) fn checkpoint(given: &str, offline: bool) -> Result<Checkpoint, CommandError> {
     let Some(source) = Source::of(given) else {
         return Err(CommandError::NoSuchModel { given: text::line(given) });
     };
-    source.checkpoint().map_err(failed(given))
+    source.checkpoint(offline).map_err(failed(given))
 }
 
 /// Loads a local model, or connects to a remote one.
@@ -109,7 +111,7 @@ pub(crate) fn choose(
             return Err(CommandError::RemoteWithoutBackend);
         }
         let given = &model.model;
-        let checkpoint = checkpoint(given)?;
+        let checkpoint = checkpoint(given, model.offline)?;
         let family = family(model, &checkpoint)?;
         let backend = CandleBackend::load(&checkpoint, &settings(model)).map_err(failed(given))?;
         let fingerprint = checkpoint.fingerprint();
@@ -154,15 +156,12 @@ enum Source<'a> {
     /// A folder or a GGUF file.
     Local(&'a Path),
     Bundled,
-    Hub {
-        name: &'a str,
-        revision: Option<&'a str>,
-    },
+    /// A name that [`HubName::parse`] accepts.
+    Hub(&'a str),
 }
 
 impl<'a> Source<'a> {
     /// Returns the folder or the GGUF file of this path, or else the name on the hub if `given` is a valid one.
-    /// The name may end with a colon and the name of a GGUF file or a quantisation.
     fn of(given: &'a str) -> Option<Self> {
         let path = Path::new(given);
         let is_file_name = given.ends_with(".gguf") && !given.contains(':');
@@ -172,30 +171,16 @@ impl<'a> Source<'a> {
         if given == BUNDLED {
             return Some(Self::Bundled);
         }
-        let (name, revision) = match given.split_once('@') {
-            Some((name, revision)) => (name, Some(revision)),
-            None => (given, None),
-        };
-        let is_part = |part: &str| {
-            part.starts_with(|c: char| c.is_ascii_alphanumeric())
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        };
-        let (repository, file) = match name.split_once(':') {
-            Some((repository, file)) => (repository, Some(file)),
-            None => (name, None),
-        };
-        let (owner, model) = repository.split_once('/')?;
-        let is_file = file.is_none_or(|file| file.split('/').all(is_part));
-        let is_name = is_part(owner) && is_part(model) && is_file && revision != Some("");
-        is_name.then_some(Self::Hub { name, revision })
+        HubName::parse(given).map(|_| Self::Hub(given))
     }
 
-    /// Opens the checkpoint; a checkpoint on the hub is downloaded first.
-    fn checkpoint(&self) -> Result<Checkpoint, LoadError> {
+    /// Opens the checkpoint; a checkpoint on the hub is downloaded first, unless `offline`.
+    fn checkpoint(&self, offline: bool) -> Result<Checkpoint, LoadError> {
         match self {
             Self::Local(path) => Checkpoint::open(path),
             Self::Bundled => Ok(Checkpoint::tiny()),
-            Self::Hub { name, revision } => Checkpoint::from_hub(name, *revision),
+            Self::Hub(name) if offline => Checkpoint::from_hub_cache(name, None),
+            Self::Hub(name) => Checkpoint::from_hub(name, None),
         }
     }
 }
@@ -242,15 +227,19 @@ mod tests {
 
     #[test]
     fn source_is_a_folder_a_hub_name_or_the_bundled_model() {
-        let hub = |name, revision| Some(Source::Hub { name, revision });
         assert_eq!(Source::of("tiny"), Some(Source::Bundled));
         assert_eq!(Source::of("/"), Some(Source::Local(Path::new("/"))));
-        let local = |path| Some(Source::Local(Path::new(path)));
-        assert_eq!(Source::of("models/m-Q8_0.gguf"), local("models/m-Q8_0.gguf"));
-        assert_eq!(Source::of("a/b:Q4_K_M"), hub("a/b:Q4_K_M", None));
-        assert_eq!(Source::of("a/b:c/d.gguf@v1"), hub("a/b:c/d.gguf", Some("v1")));
-        assert_eq!(Source::of("Alibaba-NLP/ERank-4B"), hub("Alibaba-NLP/ERank-4B", None));
-        assert_eq!(Source::of("a/b.c@v1/x"), hub("a/b.c", Some("v1/x")));
+        let local = Some(Source::Local(Path::new("models/m-Q8_0.gguf")));
+        assert_eq!(Source::of("models/m-Q8_0.gguf"), local);
+        for name in [
+            "a/b:Q4_K_M",
+            "a/b:c/d.gguf@v1",
+            "a/b@v1:c/d.gguf",
+            "Alibaba-NLP/ERank-4B",
+            "a/b.c@v1/x",
+        ] {
+            assert_eq!(Source::of(name), Some(Source::Hub(name)));
+        }
         for invalid in
             ["", "nowhere", "./nowhere", "/no/where", "a/b/c", "../a", "a/b@", "a/\u{1b}"]
         {

@@ -9,11 +9,11 @@ use crate::error::{CommandError, Exit};
 use crate::{model, text};
 
 pub(crate) fn run(arguments: &QuantizeArguments) -> Result<Exit, CommandError> {
-    let QuantizeArguments { model, to, out } = arguments;
+    let QuantizeArguments { model, offline, to, out } = arguments;
     if out.exists() {
         return Err(CommandError::OutputExists { path: out.clone() });
     }
-    let checkpoint = model::checkpoint(model)?;
+    let checkpoint = model::checkpoint(model, *offline)?;
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} tensors") {
         bar.set_style(style);

@@ -445,13 +445,13 @@ impl Generation<'_> {
 }
 
 /// Returns the ranges of generated `text` that may quote a document. `turn` is the turn before it. The model's own
-/// tags are the `<think>` that begins the turn and the first `</think>`, which ends the thought.
+/// tags are the `<think>` that begins the turn and the last `</think>`, which ends the thought.
 fn quoted(turn: &str, text: &str) -> Vec<Range<usize>> {
     let mut start = 0;
     if turn.trim_start().is_empty() && text.trim_start().starts_with(THINK_OPEN) {
         start = text.len() - text.trim_start().len() + THINK_OPEN.len();
     }
-    match text[start..].find(THINK_CLOSE).filter(|_| !turn.contains(THINK_CLOSE)) {
+    match text[start..].rfind(THINK_CLOSE).filter(|_| !turn.contains(THINK_CLOSE)) {
         Some(length) => {
             let end = start + length;
             vec![start..end, end + THINK_CLOSE.len()..text.len()]

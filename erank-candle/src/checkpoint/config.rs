@@ -1,8 +1,10 @@
 //! Validation of `config.json` and `generation_config.json`.
 
 use erank_core::AnswerFormat;
-use serde::Deserialize;
+use serde_json::{Map, Value};
 
+use super::json;
+use super::yarn::Yarn;
 use crate::error::LoadError;
 
 const CONFIG: &str = "config.json";
@@ -44,12 +46,14 @@ pub struct Config {
     pub num_key_value_heads: usize,
     /// Width of a query, key or value head.
     pub head_dim: usize,
-    /// Number of positions that the model was trained for.
+    /// Number of positions that the model was trained for, or that its [`yarn`](Self::yarn) extends them to.
     pub max_position_embeddings: usize,
     /// Epsilon of all RMSNorm layers.
     pub rms_norm_eps: f32,
     /// Base of the wavelengths of the rotary position embedding (RoPE).
     pub rope_theta: f64,
+    /// The scaling of the rotary position embedding, if it is scaled.
+    pub yarn: Option<Yarn>,
     /// Whether the output projection shares the weights of the embedding.
     pub tie_word_embeddings: bool,
     /// Tokens that end the model's turn: `eos_token_id` of both files.
@@ -69,27 +73,15 @@ impl Config {
     /// Returns [`LoadError::Invalid`] with the file and the key, if a value is missing or out of
     /// range, or if it asks for a variant of the architecture that is not implemented.
     pub fn from_json(config: &[u8], generation_config: Option<&[u8]>) -> Result<Self, LoadError> {
-        let file: ConfigFile = parse(CONFIG, config)?;
-        let generation: GenerationConfigFile = match generation_config {
+        let map = parse(CONFIG, config)?;
+        let generation = match generation_config {
             Some(bytes) => parse(GENERATION_CONFIG, bytes)?,
-            None => GenerationConfigFile::default(),
+            None => Map::new(),
         };
-        let config = Self {
-            architecture: file.architecture()?,
-            vocab_size: file.vocab_size,
-            hidden_size: file.hidden_size,
-            intermediate_size: file.intermediate_size,
-            num_hidden_layers: file.num_hidden_layers,
-            num_attention_heads: file.num_attention_heads,
-            num_key_value_heads: file.num_key_value_heads,
-            head_dim: file.head_dim.unwrap_or(128), // transformers' default for Qwen3
-            max_position_embeddings: file.max_position_embeddings,
-            rms_norm_eps: file.rms_norm_eps,
-            rope_theta: file.rope_theta()?,
-            tie_word_embeddings: file.tie_word_embeddings,
-            eos_token_ids: file.eos_token_ids(generation)?,
-            label_names: file.label_names(),
-        };
+        let generation = Keys { file: GENERATION_CONFIG, map: &generation, path: "" };
+        let file = ConfigFile::new(&map);
+        let mut config = file.config()?;
+        config.eos_token_ids = eos_token_ids(&file.0, &generation, config.vocab_size)?;
         config.check(CONFIG)?;
         Ok(config)
     }
@@ -102,21 +94,21 @@ impl Config {
     /// Checks the values that later arithmetic relies on. Errors name `file`.
     pub(super) fn check(&self, file: &str) -> Result<(), LoadError> {
         let invalid = |reason| Err(LoadError::invalid(file, reason));
-        // Far above the sizes of existing models, and small enough that products of two sizes do
-        // not overflow.
-        const LARGEST: usize = 1 << 24;
-        for (name, value) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
-            ("head_dim", self.head_dim),
-            ("max_position_embeddings", self.max_position_embeddings),
+        // Far above the sizes of existing models, and small enough that products of two sizes do not overflow and
+        // that a step's activations fit in memory.
+        const MAX_QUERY_WIDTH: usize = 1 << 18;
+        for (name, value, largest) in [
+            ("vocab_size", self.vocab_size, 1 << 22),
+            ("hidden_size", self.hidden_size, 1 << 17),
+            ("intermediate_size", self.intermediate_size, 1 << 18),
+            ("num_hidden_layers", self.num_hidden_layers, 1 << 12),
+            ("num_attention_heads", self.num_attention_heads, 1 << 12),
+            ("num_key_value_heads", self.num_key_value_heads, 1 << 12),
+            ("head_dim", self.head_dim, 1 << 12),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 24),
         ] {
-            if !(1..=LARGEST).contains(&value) {
-                return invalid(format!("{name} is {value}; it must be between 1 and {LARGEST}"));
+            if !(1..=largest).contains(&value) {
+                return invalid(format!("{name} is {value}; it must be between 1 and {largest}"));
             }
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
@@ -128,8 +120,10 @@ impl Config {
         if !self.head_dim.is_multiple_of(2) {
             return invalid(format!("head_dim ({}) must be even", self.head_dim));
         }
-        if self.num_attention_heads * self.head_dim > LARGEST {
-            return invalid(format!("num_attention_heads × head_dim must be at most {LARGEST}"));
+        if self.num_attention_heads * self.head_dim > MAX_QUERY_WIDTH {
+            return invalid(format!(
+                "num_attention_heads × head_dim must be at most {MAX_QUERY_WIDTH}"
+            ));
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
             return invalid(format!(
@@ -143,141 +137,338 @@ impl Config {
                 self.rope_theta
             ));
         }
+        if let Some(reason) = self.yarn.as_ref().and_then(Yarn::problem) {
+            return invalid(reason);
+        }
         Ok(())
     }
 }
 
-/// The keys of `config.json` that matter here, as transformers writes them.
-#[derive(Debug, Deserialize)]
-struct ConfigFile {
-    model_type: String,
-    /// transformers' classes. Files that were written by hand may lack the key.
-    architectures: Option<Vec<String>>,
-    /// Rows of a classifier's head, written as `id2label` unless there are two.
-    num_labels: Option<usize>,
-    id2label: Option<serde_json::Map<String, serde_json::Value>>,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
-    rms_norm_eps: f32,
-    /// Written by transformers before version 5.
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RopeFile>,
-    /// Written by transformers from version 5 on.
-    rope_parameters: Option<RopeFile>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    eos_token_id: Option<TokenIds>,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    use_sliding_window: bool,
-    #[serde(default = "silu")]
-    hidden_act: String,
-    /// Written for quantised weights.
-    quantization_config: Option<serde_json::Value>,
+/// The keys of a JSON file, with checked types.
+struct Keys<'a> {
+    file: &'static str,
+    map: &'a Map<String, Value>,
+    /// The keys that contain `map`, such as "rope_scaling.".
+    path: &'static str,
 }
 
-fn silu() -> String {
-    "silu".into()
-}
+impl Keys<'_> {
+    /// Returns the value of a key that is present. `null` is a value.
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key)
+    }
 
-#[derive(Debug, Deserialize)]
-struct RopeFile {
-    rope_theta: Option<f64>,
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-}
+    /// Returns the value of a key that is present and neither null nor empty.
+    fn non_empty(&self, key: &str) -> Option<&Value> {
+        let is_empty = |value: &Value| match value {
+            Value::Null => true,
+            Value::Object(map) => map.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            _ => false,
+        };
+        self.get(key).filter(|value| !is_empty(value))
+    }
 
-#[derive(Debug, Default, Deserialize)]
-struct GenerationConfigFile {
-    eos_token_id: Option<TokenIds>,
-}
+    fn invalid<T>(&self, reason: impl std::fmt::Display) -> Result<T, LoadError> {
+        Err(LoadError::invalid(self.file, format!("{}{reason}", self.path)))
+    }
 
-/// One token id, or a list of token ids.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum TokenIds {
-    One(u32),
-    Many(Vec<u32>),
-}
+    /// Returns an error that shows the value of a key.
+    fn wrong<T>(&self, key: &str, reason: &str) -> Result<T, LoadError> {
+        let value = self.get(key).map_or_else(|| "missing".into(), Value::to_string);
+        let shown: String = value.chars().take(80).collect();
+        let more = if shown.len() < value.len() { "…" } else { "" };
+        self.invalid(format!("{key} is {shown}{more}; {reason}"))
+    }
 
-impl TokenIds {
-    fn ids(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
+    /// Returns the value of a key as `read` reads it, or `None` if the key is missing.
+    fn read<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>, LoadError> {
+        match self.get(key).map(read) {
+            Some(None) => self.wrong(key, &format!("it must be {expected}")),
+            value => Ok(value.flatten()),
         }
     }
-}
 
-impl Default for TokenIds {
-    fn default() -> Self {
-        Self::Many(Vec::new())
+    fn size(&self, key: &str) -> Result<Option<usize>, LoadError> {
+        let size = |value: &Value| usize::try_from(value.as_u64()?).ok();
+        self.read(key, "an integer that is not negative", size)
+    }
+
+    fn required_size(&self, key: &str) -> Result<usize, LoadError> {
+        self.size(key)?.map_or_else(|| self.invalid(format!("{key} is missing")), Ok)
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
+        self.read(key, "a number", Value::as_f64)
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
+        self.read(key, "true or false", Value::as_bool)
+    }
+
+    /// Returns a number or, if it is missing, null or zero, the default, as Python's `or` does.
+    fn number_or(&self, key: &str, default: f64) -> Result<f64, LoadError> {
+        match self.non_empty(key) {
+            None => Ok(default),
+            Some(_) => Ok(self.number(key)?.filter(|number| *number != 0.0).unwrap_or(default)),
+        }
+    }
+
+    /// Returns one token id, or a list of token ids.
+    fn token_ids(&self, key: &str) -> Result<Vec<u32>, LoadError> {
+        if self.non_empty(key).is_none() {
+            return Ok(Vec::new());
+        }
+        let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+        let ids = |value: &Value| match value {
+            Value::Array(ids) => ids.iter().map(id).collect(),
+            value => Some(vec![id(value)?]),
+        };
+        Ok(self.read(key, "a token id or a list of token ids", ids)?.unwrap_or_default())
     }
 }
 
-impl ConfigFile {
-    /// Returns the model's class. Rejects variants that this implementation would compute wrongly.
+/// `config.json`. Defaults are those of transformers' `Qwen3Config`.
+struct ConfigFile<'a>(Keys<'a>);
+
+impl<'a> ConfigFile<'a> {
+    fn new(map: &'a Map<String, Value>) -> Self {
+        Self(Keys { file: CONFIG, map, path: "" })
+    }
+
+    /// Reads all keys but those of `generation_config.json`.
+    fn config(&self) -> Result<Config, LoadError> {
+        let keys = &self.0;
+        let architecture = self.architecture()?;
+        self.check_refused_keys()?;
+        let num_hidden_layers = keys.required_size("num_hidden_layers")?;
+        self.check_layer_types(num_hidden_layers)?;
+        let num_attention_heads = keys.required_size("num_attention_heads")?;
+        let num_key_value_heads = match keys.get("num_key_value_heads") {
+            Some(Value::Null) => num_attention_heads,
+            _ => keys.size("num_key_value_heads")?.unwrap_or(32),
+        };
+        let trained_for = keys.size("max_position_embeddings")?.unwrap_or(32_768);
+        let (rope_theta, yarn) = self.rope(trained_for)?;
+        Ok(Config {
+            architecture,
+            vocab_size: keys.required_size("vocab_size")?,
+            hidden_size: keys.required_size("hidden_size")?,
+            intermediate_size: keys.required_size("intermediate_size")?,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim: keys.size("head_dim")?.unwrap_or(128),
+            max_position_embeddings: yarn
+                .as_ref()
+                .map_or(trained_for, |yarn| yarn.max_positions().max(trained_for)),
+            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            rope_theta,
+            yarn,
+            tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+            eos_token_ids: Vec::new(),
+            label_names: self.label_names(),
+        })
+    }
+
+    /// Returns the model's class.
     fn architecture(&self) -> Result<Architecture, LoadError> {
-        if self.model_type != "qwen3" {
-            return invalid(format!(
-                "model_type is {:?}; only \"qwen3\" (dense) is implemented",
-                self.model_type
-            ));
+        let keys = &self.0;
+        if keys.get("model_type").and_then(Value::as_str) != Some("qwen3") {
+            return keys.wrong("model_type", "only \"qwen3\" (dense) is implemented");
         }
-        if let Some(quantization) = &self.quantization_config {
-            let method = quantization.get("quant_method").unwrap_or(quantization);
-            return invalid(format!(
-                "quantization_config says that the weights are quantised ({method}), which is not read; \
-                 use the model's BF16 or F32 safetensors files, or a GGUF file of it"
-            ));
-        }
-        let architecture = match self.architectures.as_deref() {
-            None | Some([]) => Architecture::Qwen3ForCausalLM,
-            Some([name]) if name == "Qwen3ForCausalLM" => Architecture::Qwen3ForCausalLM,
-            Some([name]) if name == "Qwen3ForSequenceClassification" => {
-                Architecture::Qwen3ForSequenceClassification { rows: self.labels()? }
+        let names = match keys.non_empty("architectures") {
+            None => Vec::new(),
+            Some(Value::Array(names)) => names.iter().map(Value::as_str).collect(),
+            Some(_) => return keys.wrong("architectures", "it must be a list of names"),
+        };
+        match names[..] {
+            // `AutoModelForCausalLM` makes a language model of these weights, too.
+            [] | [Some("Qwen3ForCausalLM" | "Qwen3Model")] => Ok(Architecture::Qwen3ForCausalLM),
+            [Some("Qwen3ForSequenceClassification")] => {
+                if keys.get("problem_type").and_then(Value::as_str)
+                    == Some("multi_label_classification")
+                {
+                    return keys.wrong(
+                        "problem_type",
+                        "labels that do not exclude each other are not implemented",
+                    );
+                }
+                Ok(Architecture::Qwen3ForSequenceClassification { rows: self.labels()? })
             }
-            Some(names) => {
-                return invalid(format!(
-                    "architectures is {names:?}; only [\"Qwen3ForCausalLM\"] and \
-                     [\"Qwen3ForSequenceClassification\"] are implemented"
+            _ => keys.wrong(
+                "architectures",
+                "only [\"Qwen3ForCausalLM\"], [\"Qwen3ForSequenceClassification\"] and [\"Qwen3Model\"] are \
+                 implemented",
+            ),
+        }
+    }
+
+    /// Rejects values that ask for a computation that is not implemented.
+    fn check_refused_keys(&self) -> Result<(), LoadError> {
+        let keys = &self.0;
+        for key in QUANTISATION_KEYS {
+            if let Some(value) = keys.non_empty(key) {
+                let method = value.get("quant_method").unwrap_or(value).to_string();
+                let method: String = method.chars().take(80).collect();
+                return keys.invalid(format!(
+                    "{key} says that the weights are quantised ({method}), which is not read; use the model's \
+                     BF16 or F32 safetensors files, or a GGUF file of it"
                 ));
             }
-        };
-        if self.hidden_act != "silu" {
-            return invalid(format!(
-                "hidden_act is {:?}; only \"silu\" is implemented",
-                self.hidden_act
-            ));
         }
-        if self.attention_bias {
-            return invalid("attention_bias is true; biases are not implemented");
-        }
-        if self.use_sliding_window {
-            return invalid("use_sliding_window is true; sliding windows are not implemented");
-        }
-        for rope in [&self.rope_scaling, &self.rope_parameters].into_iter().flatten() {
-            if let Some(kind) = rope.rope_type.as_deref().filter(|kind| *kind != "default") {
-                return invalid(format!("rope_type is {kind:?}; only \"default\" is implemented"));
+        for (key, accepted, reason) in REFUSED_KEYS {
+            let Some(value) = keys.get(key) else { continue };
+            let is_accepted = accepted.iter().any(|accepted| accepted.equals(value));
+            if !is_accepted {
+                return keys.wrong(key, reason);
             }
         }
-        Ok(architecture)
+        Ok(())
+    }
+
+    /// Checks that all layers attend to all earlier tokens.
+    fn check_layer_types(&self, layers: usize) -> Result<(), LoadError> {
+        let keys = &self.0;
+        if let Some(types) = keys.get("layer_types").filter(|types| !types.is_null()) {
+            let Some(types) = types.as_array() else {
+                return keys.wrong("layer_types", "it must be a list of names");
+            };
+            if types.len() != layers {
+                return keys.invalid(format!(
+                    "layer_types has {} elements, but num_hidden_layers is {layers}",
+                    types.len()
+                ));
+            }
+            // "attention" is an older name.
+            let is_full =
+                |kind: &&Value| matches!(kind.as_str(), Some("full_attention" | "attention"));
+            return match types.iter().find(|kind| !is_full(kind)) {
+                Some(other) => keys.invalid(format!(
+                    "layer_types has {other}; only \"full_attention\" is implemented"
+                )),
+                None => Ok(()),
+            };
+        }
+        let window = match keys.get("sliding_window") {
+            Some(Value::Null) => None,
+            _ => Some(keys.size("sliding_window")?.unwrap_or(4096)),
+        };
+        let first = keys.size("max_window_layers")?.unwrap_or(28);
+        match window {
+            Some(window) if keys.flag("use_sliding_window")?.unwrap_or(false) && first < layers => {
+                keys.invalid(format!(
+                    "use_sliding_window is true, so layers from {first} (max_window_layers) on see {window} tokens \
+                     (sliding_window); sliding windows are not implemented"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the base of the rotary embedding, and its scaling. `trained_for` is `max_position_embeddings`.
+    fn rope(&self, trained_for: usize) -> Result<(f64, Option<Yarn>), LoadError> {
+        // Version 5 of transformers writes `rope_parameters`. Where both are given, it reads the older key.
+        let key = ["rope_scaling", "rope_parameters"]
+            .into_iter()
+            .find(|key| self.0.non_empty(key).is_some());
+        let empty = Map::new();
+        let (map, path) = match key {
+            None => (&empty, ""),
+            Some(key) => match self.0.get(key) {
+                Some(Value::Object(map)) if key == "rope_scaling" => (map, "rope_scaling."),
+                Some(Value::Object(map)) => (map, "rope_parameters."),
+                _ => return self.0.wrong(key, "it must be an object"),
+            },
+        };
+        let rope = Keys { file: CONFIG, map, path };
+        if let Some((name, _)) = map.iter().find(|(_, value)| value.is_object()) {
+            return rope.invalid(format!(
+                "{name} is an object; rotary embeddings that differ between layers are not implemented"
+            ));
+        }
+        let rope_theta = match rope.number("rope_theta")? {
+            Some(theta) => theta,
+            None => self.0.number("rope_theta")?.unwrap_or(10_000.0),
+        };
+        let factor = "partial_rotary_factor";
+        for keys in [&self.0, &rope] {
+            if keys
+                .get(factor)
+                .is_some_and(|factor| !factor.is_null() && factor.as_f64() != Some(1.0))
+            {
+                return keys.wrong(factor, "heads that are rotated in part are not implemented");
+            }
+        }
+        // Version 4 of transformers wrote both keys, and older versions wrote `type` alone.
+        let kind = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
+        let yarn = match rope.get(kind).map(Value::as_str) {
+            None | Some(Some("default")) => None,
+            Some(Some("yarn")) => Some(self.yarn(&rope, trained_for)?),
+            Some(_) => {
+                return rope.wrong(kind, "only \"default\" and \"yarn\" are implemented");
+            }
+        };
+        Ok((rope_theta, yarn))
+    }
+
+    fn yarn(&self, rope: &Keys<'_>, trained_for: usize) -> Result<Yarn, LoadError> {
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        // transformers prefers the key outside of the object.
+        let original = match self.0.size(ORIGINAL)? {
+            Some(positions) => positions,
+            None => rope.size(ORIGINAL)?.unwrap_or(trained_for),
+        };
+        let factor = match rope.get("factor") {
+            Some(Value::Null) => trained_for as f64 / original as f64,
+            Some(_) => rope.number("factor")?.unwrap_or_default(),
+            None => return rope.invalid("factor is missing, which the rope_type \"yarn\" needs"),
+        };
+        let attention_factor = match rope.non_empty("attention_factor") {
+            Some(_) => rope.number("attention_factor")?.unwrap_or_default(),
+            None => {
+                let scales =
+                    [rope.number_or("mscale", 0.0)?, rope.number_or("mscale_all_dim", 0.0)?];
+                match scales {
+                    [0.0, _] | [_, 0.0] => Yarn::default_attention_factor(factor, 1.0),
+                    [scale, of_all] => {
+                        Yarn::default_attention_factor(factor, scale)
+                            / Yarn::default_attention_factor(factor, of_all)
+                    }
+                }
+            }
+        };
+        Ok(Yarn {
+            factor,
+            attention_factor,
+            beta_fast: rope.number_or("beta_fast", 32.0)?,
+            beta_slow: rope.number_or("beta_slow", 1.0)?,
+            original_max_position_embeddings: original,
+            truncate: match rope.get("truncate") {
+                None => true,
+                Some(Value::Null) => false,
+                Some(_) => rope.flag("truncate")?.unwrap_or(true),
+            },
+        })
     }
 
     /// Returns the rows of a classifier's head.
     fn labels(&self) -> Result<usize, LoadError> {
-        let labels = self.id2label.as_ref().map(serde_json::Map::len).or(self.num_labels);
-        // transformers' default is 2.
-        match labels.unwrap_or(2) {
-            labels @ 1..=AnswerFormat::MAX_ANSWERS => Ok(labels),
-            labels => invalid(format!(
+        let keys = &self.0;
+        let labels = match keys.get("id2label").filter(|names| !names.is_null()) {
+            Some(Value::Object(names)) => names.len(),
+            Some(_) => return keys.wrong("id2label", "it must be an object"),
+            None if keys.get("num_labels").is_some_and(Value::is_null) => 2,
+            None => keys.size("num_labels")?.unwrap_or(2),
+        };
+        match labels {
+            1..=AnswerFormat::MAX_ANSWERS => Ok(labels),
+            labels => keys.invalid(format!(
                 "the number of labels (num_labels, id2label) is {labels}; it must be between 1 and {}",
                 AnswerFormat::MAX_ANSWERS
             )),
@@ -286,49 +477,233 @@ impl ConfigFile {
 
     /// Returns the names of a classifier's labels by row, unless a row has no name.
     fn label_names(&self) -> Vec<String> {
-        let Some(names) = &self.id2label else { return Vec::new() };
+        let Some(names) = self.0.get("id2label").and_then(Value::as_object) else {
+            return Vec::new();
+        };
         let name = |row: usize| Some(names.get(&row.to_string())?.as_str()?.to_owned());
         (0..names.len()).map(name).collect::<Option<_>>().unwrap_or_default()
     }
 
-    /// Returns the tokens that end a turn, without duplicates; `generation_config.json`'s come first.
-    fn eos_token_ids(&self, generation: GenerationConfigFile) -> Result<Vec<u32>, LoadError> {
-        let mut eos_token_ids = Vec::new();
-        for (file, ids) in
-            [(GENERATION_CONFIG, generation.eos_token_id), (CONFIG, self.eos_token_id.clone())]
-        {
-            for id in ids.unwrap_or_default().ids() {
-                if id as usize >= self.vocab_size {
-                    let reason = format!("eos_token_id {id} must be below vocab_size");
-                    return Err(LoadError::invalid(file, reason));
-                }
-                if !eos_token_ids.contains(&id) {
-                    eos_token_ids.push(id);
-                }
+    /// Returns what is unusual, as sentences without a full stop.
+    fn unusual(&self) -> Vec<String> {
+        let keys = &self.0;
+        let mut notes = Vec::new();
+        let mut unknown: Vec<&str> = keys.map.keys().map(String::as_str).collect();
+        unknown.retain(|key| {
+            !READ_KEYS.contains(key)
+                && !QUANTISATION_KEYS.contains(key)
+                && !NEUTRAL_KEYS.contains(key)
+                && !REFUSED_KEYS.iter().any(|(refused, ..)| refused == key)
+                // Python's own attributes.
+                && !key.starts_with('_')
+        });
+        unknown.sort_unstable();
+        if !unknown.is_empty() {
+            notes.push(format!(
+                "{CONFIG} has keys that transformers' Qwen3 does not read, and they are ignored: {}",
+                unknown.join(", ")
+            ));
+        }
+        if keys.non_empty("auto_map").is_some() {
+            notes.push(format!("{CONFIG} names code of its own (auto_map), which is not run"));
+        }
+        if keys.get("architectures").is_some_and(|names| names[0] == "Qwen3Model") {
+            notes.push(
+                "the model was saved without an output projection, and the embedding is used as one".into(),
+            );
+        }
+        notes
+    }
+}
+
+/// Returns what is unusual about `config.json`, as sentences without a full stop. An invalid file has nothing
+/// unusual.
+pub(super) fn unusual(config: &[u8]) -> Vec<String> {
+    let map = json::parse(CONFIG, config);
+    map.map_or_else(|_| Vec::new(), |map: Map<String, Value>| ConfigFile::new(&map).unusual())
+}
+
+/// Returns whether `config.json` says that the embedding is the output projection.
+pub(super) fn is_tied(config: &[u8]) -> bool {
+    let map: Map<String, Value> = json::parse(CONFIG, config).unwrap_or_default();
+    map.get("tie_word_embeddings") == Some(&Value::Bool(true))
+}
+
+/// Returns the type of weights that `config.json` names, such as "bfloat16". Version 5 of transformers writes `dtype`.
+pub(super) fn named_type(config: &[u8]) -> Option<String> {
+    let map: Map<String, Value> = json::parse(CONFIG, config).ok()?;
+    let named = ["dtype", "torch_dtype"].iter().find_map(|key| map.get(*key)?.as_str());
+    named.map(|name| name.trim_start_matches("torch.").to_owned())
+}
+
+/// Returns the tokens that end a turn, without duplicates; `generation_config.json`'s come first.
+fn eos_token_ids(
+    config: &Keys<'_>,
+    generation: &Keys<'_>,
+    vocab_size: usize,
+) -> Result<Vec<u32>, LoadError> {
+    let mut eos_token_ids = Vec::new();
+    for keys in [generation, config] {
+        for id in keys.token_ids("eos_token_id")? {
+            if id as usize >= vocab_size {
+                return keys.invalid(format!("eos_token_id {id} must be below vocab_size"));
+            }
+            if !eos_token_ids.contains(&id) {
+                eos_token_ids.push(id);
             }
         }
-        Ok(eos_token_ids)
     }
+    Ok(eos_token_ids)
+}
 
-    fn rope_theta(&self) -> Result<f64, LoadError> {
-        let nested = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
-        nested.or(self.rope_theta).map_or_else(|| invalid("rope_theta is missing"), Ok)
+/// A value that a key may have.
+enum Accepted {
+    Null,
+    Flag(bool),
+    Text(&'static str),
+    /// An empty list or object.
+    Empty,
+}
+
+impl Accepted {
+    fn equals(&self, value: &Value) -> bool {
+        match (self, value) {
+            (Self::Null, Value::Null) => true,
+            (Self::Flag(accepted), Value::Bool(flag)) => accepted == flag,
+            (Self::Text(accepted), Value::String(text)) => text == accepted,
+            (Self::Empty, Value::Array(list)) => list.is_empty(),
+            (Self::Empty, Value::Object(map)) => map.is_empty(),
+            _ => false,
+        }
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(file: &str, bytes: &'a [u8]) -> Result<T, LoadError> {
-    serde_json::from_slice(bytes)
-        .map_err(|source| LoadError::unparsable(file, "cannot be parsed", source))
-}
+/// Keys of quantised weights: those of transformers, of its older versions, and of MLX.
+const QUANTISATION_KEYS: [&str; 4] =
+    ["quantization_config", "compression_config", "quantization", "quant_config"];
 
-fn invalid<T>(reason: impl Into<String>) -> Result<T, LoadError> {
-    Err(LoadError::invalid(CONFIG, reason))
+/// Keys that may only have values that change nothing, with these values.
+const REFUSED_KEYS: [(&str, &[Accepted], &str); 8] = {
+    use Accepted::{Empty, Flag, Null, Text};
+    [
+        ("hidden_act", &[Text("silu"), Text("swish")], "only \"silu\" is implemented"),
+        ("attention_bias", &[Flag(false), Null], "biases are not implemented"),
+        ("is_causal", &[Flag(true), Null], "only causal models are implemented"),
+        ("use_bidirectional_attention", &[Flag(false), Null], "only causal models are implemented"),
+        ("is_encoder_decoder", &[Flag(false), Null], "only decoders are implemented"),
+        ("per_layer_config", &[Null, Empty], "layers that differ are not implemented"),
+        ("pruned_heads", &[Null, Empty], "pruned heads are not implemented"),
+        ("use_mrope", &[Flag(false), Null], "multimodal rotary embeddings are not implemented"),
+    ]
+};
+
+/// Keys that are read.
+const READ_KEYS: [&str; 27] = [
+    "architectures",
+    "dtype",
+    "eos_token_id",
+    "head_dim",
+    "hidden_size",
+    "id2label",
+    "intermediate_size",
+    "layer_types",
+    "max_position_embeddings",
+    "max_window_layers",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_labels",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "problem_type",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "sliding_window",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "use_sliding_window",
+    "vocab_size",
+];
+
+/// Keys that do not change what a Qwen3 model computes for one sequence: training, generation with transformers'
+/// own sampler, the form of outputs, and the implementation of attention.
+const NEUTRAL_KEYS: [&str; 63] = [
+    "add_cross_attention",
+    "attention_dropout",
+    "attn_implementation",
+    "auto_map",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "attention_chunk_size",
+    "chain_hidden_post_norm",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "experts_implementation",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "hidden_dropout",
+    "initializer_range",
+    "is_decoder",
+    "label2id",
+    "length_penalty",
+    "logits_mup_width_multiplier",
+    "max_length",
+    "min_length",
+    "mtp_hidden_states_first",
+    "name_or_path",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "prefix",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "token_classification_bias",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torchscript",
+    "transformers_version",
+    "typical_p",
+    "unpadded_vocab_size",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
+    "use_cache",
+];
+
+fn parse(file: &str, bytes: &[u8]) -> Result<Map<String, Value>, LoadError> {
+    json::parse(file, bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     /// Returns the `config.json` of Qwen3-4B.
     fn qwen3_4b() -> Value {
@@ -402,13 +777,186 @@ mod tests {
     }
 
     #[test]
+    fn from_json_takes_missing_values_from_transformers_defaults() {
+        let mut config = qwen3_4b();
+        let keys = ["rms_norm_eps", "max_position_embeddings", "rope_theta", "tie_word_embeddings"];
+        for key in keys.iter().chain(&["head_dim", "num_key_value_heads", "architectures"]) {
+            config.as_object_mut().expect("an object").remove(*key);
+        }
+        let read = read(&config, None).expect("valid");
+        assert_eq!((read.rms_norm_eps, read.max_position_embeddings), (1e-6, 32_768));
+        assert_eq!((read.rope_theta, read.head_dim, read.num_key_value_heads), (1e4, 128, 32));
+        assert!(!read.tie_word_embeddings);
+    }
+
+    #[test]
+    fn from_json_reads_rope_as_both_versions_of_transformers_write_it() {
+        let yarn = |factor: f64| json!({"rope_type": "yarn", "factor": factor});
+        for (scaling, parameters, theta, factor) in [
+            (json!(null), json!(null), 1e6, None),
+            (json!({}), json!(null), 1e6, None),
+            (json!({"rope_type": "default", "rope_theta": 5e5}), json!(null), 5e5, None),
+            (json!(null), json!({"rope_type": "default", "rope_theta": 5e5}), 5e5, None),
+            (json!({"type": "yarn", "factor": 4}), json!(null), 1e6, Some(4.0)),
+            (json!({"type": "yarn", "rope_type": "default"}), json!(null), 1e6, None),
+            (
+                json!({"type": "yarn", "rope_type": "yarn", "factor": 2.0}),
+                json!(null),
+                1e6,
+                Some(2.0),
+            ),
+            (json!(null), yarn(4.0), 1e6, Some(4.0)),
+            (yarn(2.0), yarn(4.0), 1e6, Some(2.0)),
+            (json!({}), yarn(4.0), 1e6, Some(4.0)),
+        ] {
+            let mut config = qwen3_4b();
+            config["rope_scaling"] = scaling;
+            config["rope_parameters"] = parameters;
+            let read = read(&config, None).expect("valid");
+            assert_eq!(
+                (read.rope_theta, read.yarn.map(|yarn| yarn.factor)),
+                (theta, factor),
+                "{config}"
+            );
+        }
+    }
+
+    /// The values are those of transformers 5.23.
+    #[test]
+    fn from_json_infers_the_values_of_yarn() {
+        let yarn = |rope: Value, outside: Value| {
+            let mut config = qwen3_4b();
+            config["rope_scaling"] = rope;
+            config["rope_scaling"]["rope_type"] = json!("yarn");
+            for (key, value) in outside.as_object().expect("an object") {
+                config[key] = value.clone();
+            }
+            let config = read(&config, None).expect("valid");
+            (config.max_position_embeddings, config.yarn.expect("scaled"))
+        };
+        let (positions, whole) =
+            yarn(json!({"factor": 4.0, "original_max_position_embeddings": 32_768}), json!({}));
+        assert_eq!(positions, 131_072);
+        assert_eq!(whole.attention_factor, 1.138_629_436_111_989_1);
+        assert_eq!((whole.beta_fast, whole.beta_slow, whole.truncate), (32.0, 1.0, true));
+        // Without the original number, that of the file is the original one.
+        assert_eq!(yarn(json!({"factor": 2}), json!({})).0, 81_920);
+        let outside =
+            json!({"original_max_position_embeddings": 1000, "max_position_embeddings": 8000});
+        let (positions, inferred) =
+            yarn(json!({"factor": null, "original_max_position_embeddings": 2000}), outside);
+        assert_eq!((positions, inferred.factor), (8000, 8.0));
+        let scales =
+            json!({"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 1.0, "truncate": null});
+        let (_, scaled) = yarn(scales, json!({}));
+        assert!((scaled.attention_factor - 0.921_042).abs() < 1e-6, "{scaled:?}");
+        assert!(!scaled.truncate);
+        let given = json!({"factor": 4.0, "attention_factor": 1.5, "beta_fast": 0, "beta_slow": 2});
+        let (_, given) = yarn(given, json!({}));
+        assert_eq!((given.attention_factor, given.beta_fast, given.beta_slow), (1.5, 32.0, 2.0));
+    }
+
+    #[test]
+    fn from_json_refuses_other_rotary_embeddings_by_name() {
+        for (scaling, expected) in [
+            (json!({"rope_type": "linear", "factor": 2.0}), "rope_scaling.rope_type is \"linear\""),
+            (json!({"type": "dynamic", "factor": 2.0}), "rope_scaling.type is \"dynamic\""),
+            (json!({"rope_type": "llama3", "factor": 2.0}), "llama3"),
+            (json!({"rope_type": "longrope"}), "longrope"),
+            (json!({"rope_type": null}), "rope_scaling.rope_type is null"),
+            (json!({"full_attention": {"rope_type": "default"}}), "rope_scaling.full_attention"),
+            (json!({"rope_theta": null}), "rope_scaling.rope_theta is null"),
+            (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+            (json!({"rope_type": "yarn"}), "rope_scaling.factor is missing"),
+            (json!({"rope_type": "yarn", "factor": "4"}), "rope_scaling.factor is \"4\""),
+            (json!({"rope_type": "yarn", "factor": 0}), "factor of YaRN is 0"),
+            (json!({"rope_type": "yarn", "factor": 1e300}), "max_position_embeddings"),
+            (json!({"rope_type": "yarn", "factor": 4, "attention_factor": -1}), "attention_factor"),
+            (json!({"rope_type": "yarn", "factor": 4, "truncate": 1}), "rope_scaling.truncate"),
+            (json!("yarn"), "rope_scaling is \"yarn\"; it must be an object"),
+        ] {
+            let mut config = qwen3_4b();
+            config["rope_scaling"] = scaling;
+            let error = read(&config, None).expect_err("refused").to_string();
+            assert!(error.contains("config.json") && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn from_json_accepts_windows_only_where_no_layer_has_one() {
+        for (window, use_window, first, types, accepted) in [
+            (json!(4096), true, 36, json!(null), true),
+            (json!(4096), true, 28, json!(null), false),
+            (json!(null), true, 0, json!(null), true),
+            (json!(4096), false, 0, json!(null), true),
+            (json!(4096), true, 0, json!(vec!["full_attention"; 36]), true),
+            (json!(null), false, 0, json!(vec!["sliding_attention"; 36]), false),
+            (json!(null), false, 0, json!(vec!["chunked_attention"; 36]), false),
+            (json!(null), false, 0, json!(["full_attention"]), false),
+        ] {
+            let mut config = qwen3_4b();
+            config["sliding_window"] = window;
+            config["use_sliding_window"] = json!(use_window);
+            config["max_window_layers"] = json!(first);
+            config["layer_types"] = types;
+            let read = read(&config, None);
+            assert_eq!(read.is_ok(), accepted, "{config}");
+            let error = read.err().map_or("layer_types".into(), |error| error.to_string());
+            assert!(
+                error.contains("layer_types") || error.contains("use_sliding_window"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn from_json_reads_special_numbers_that_nothing_needs() {
+        let config = qwen3_4b().to_string();
+        let with = |key: &str| {
+            Config::from_json(format!("{{\"{key}\": -Infinity, {}", &config[1..]).as_bytes(), None)
+        };
+        assert!(with("made_up").is_ok());
+        let needed = config.replace("0.000001", "NaN").replace("1e-6", "NaN");
+        assert!(needed.contains("NaN"), "{needed}");
+        let error = Config::from_json(needed.as_bytes(), None).expect_err("needed").to_string();
+        assert!(error.contains("rms_norm_eps is \"NaN\"; it must be a number"), "{error}");
+    }
+
+    #[test]
+    fn unusual_lists_unknown_keys() {
+        let mut config = qwen3_4b();
+        let found = |config: &Value| unusual(config.to_string().as_bytes()).join("\n");
+        assert_eq!(found(&config), "");
+        config["num_experts"] = json!(8);
+        config["_name_or_path"] = json!("x");
+        config["auto_map"] = json!({"AutoModel": "code.Model"});
+        let found = found(&config);
+        assert!(found.contains("ignored: num_experts\n") && found.contains("auto_map"), "{found}");
+        assert!(unusual(b"{").is_empty());
+        assert_eq!(named_type(br#"{"torch_dtype": "torch.float16"}"#).as_deref(), Some("float16"));
+    }
+
+    #[test]
     fn from_json_reports_unsupported_and_invalid_values() {
         for (setting, value) in [
             ("model_type", json!("qwen3_moe")),
             ("architectures", json!(["Qwen3ForTokenClassification"])),
             ("hidden_act", json!("gelu")),
             ("attention_bias", json!(true)),
-            ("use_sliding_window", json!(true)),
+            ("is_causal", json!(false)),
+            ("is_encoder_decoder", json!(true)),
+            ("per_layer_config", json!({"0": {}})),
+            ("pruned_heads", json!({"0": [1]})),
+            ("partial_rotary_factor", json!(0.5)),
+            ("rms_norm_eps", json!(null)),
+            ("head_dim", json!(null)),
+            ("hidden_size", json!(64.5)),
+            ("hidden_size", json!("64")),
+            ("num_hidden_layers", json!(1 << 20)),
+            ("head_dim", json!(1 << 23)),
+            ("tie_word_embeddings", json!("yes")),
+            ("eos_token_id", json!(-1)),
+            ("rope_theta", json!(null)),
             ("num_key_value_heads", json!(5)),
             ("num_key_value_heads", json!(0)),
             ("head_dim", json!(127)),
@@ -417,15 +965,14 @@ mod tests {
             ("rope_theta", json!(0)),
             ("eos_token_id", json!(151936)),
             ("quantization_config", json!({"quant_method": "gptq", "bits": 4})),
+            ("compression_config", json!({"format": "pack-quantized"})),
+            ("quantization", json!({"group_size": 64, "bits": 4})),
         ] {
             let mut config = qwen3_4b();
             config[setting] = value;
             let error = read(&config, None).expect_err(setting).to_string();
             assert!(error.contains("config.json") && error.contains(setting), "{error}");
         }
-        let mut config = qwen3_4b();
-        config["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0});
-        assert!(read(&config, None).expect_err("yarn").to_string().contains("yarn"));
         assert!(Config::from_json(b"{", None).is_err());
         assert!(Config::from_json(b"[]", None).is_err());
     }

@@ -1,9 +1,10 @@
 //! Checkpoints from the Hugging Face hub.
 
-use std::path::{Component, Path};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiError};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use hf_hub::{Cache, Repo, RepoType};
 
 use super::gguf;
 use crate::checkpoint::{CONFIG, Checkpoint};
@@ -16,80 +17,258 @@ impl Checkpoint {
     /// a quantisation, such as `OWNER/NAME:Q4_K_M`, if one file has it in its name. A colon is not needed if there
     /// is one GGUF file and no `config.json`. All files of a model in several files are downloaded.
     ///
-    /// `revision` is a branch, a tag or a commit; `None` is `main`. Files that the hub's local cache
-    /// lacks are downloaded into it, with a progress bar on standard error. Cached files are used
-    /// without a network. The environment variables `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` and the
-    /// token that the hub's login command saved have their usual meaning.
+    /// `revision` is a branch, a tag or a commit; `None` is the one that the name ends with,
+    /// `OWNER/NAME@REVISION:FILE.gguf` or `OWNER/NAME:FILE.gguf@REVISION`, or else `main`. Files that the hub's local
+    /// cache lacks are downloaded into it, with a progress bar on standard error. Cached files are used without a
+    /// network.
+    ///
+    /// # Environment variables
+    /// These variables have the meaning that Python's `huggingface_hub` documents: `HF_HOME`, `HF_HUB_CACHE`,
+    /// `HUGGINGFACE_HUB_CACHE`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`,
+    /// `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_DISABLE_IMPLICIT_TOKEN` and
+    /// `HF_HUB_DISABLE_PROGRESS_BARS`. The token that the hub's login command saved is used, too.
     ///
     /// # Errors
-    /// Returns [`LoadError::Hub`] with the file that cannot be downloaded, [`LoadError::Setting`] with the
-    /// repository's GGUF files if not exactly one is meant, and the errors of [`open`](Self::open).
+    /// Returns [`LoadError::Hub`] with the file that cannot be downloaded, [`LoadError::NotCached`] if no network is
+    /// to be used and the cache lacks the model, [`LoadError::Setting`] for a name that is not one of a model, or with
+    /// the repository's GGUF files if not exactly one is meant, and the errors of [`open`](Self::open).
     pub fn from_hub(name: &str, revision: Option<&str>) -> Result<Self, LoadError> {
-        let mut client = ApiBuilder::from_env();
-        if let Ok(token) = std::env::var("HF_TOKEN") {
-            client = client.with_token(Some(token));
-        }
-        fetch(client, &Cache::from_env(), name, revision.unwrap_or("main"))
+        let environment = Environment::read(&|variable: &str| std::env::var(variable).ok())?;
+        environment.open(name, revision)
+    }
+
+    /// Opens a model of the hub's local cache, as [`from_hub`](Self::from_hub) does with `HF_HUB_OFFLINE=1`: without
+    /// a network.
+    ///
+    /// # Errors
+    /// Returns the errors of [`from_hub`](Self::from_hub).
+    pub fn from_hub_cache(name: &str, revision: Option<&str>) -> Result<Self, LoadError> {
+        let mut environment = Environment::read(&|variable: &str| std::env::var(variable).ok())?;
+        environment.offline.get_or_insert("a model of the cache is asked for");
+        environment.open(name, revision)
     }
 }
 
-fn fetch(
-    client: ApiBuilder,
-    cache: &Cache,
-    name: &str,
-    revision: &str,
-) -> Result<Checkpoint, LoadError> {
-    let hub_error = |file: &str, source: ApiError| LoadError::Hub {
-        model: name.to_owned(),
-        file: file.to_owned(),
-        source: source.into(),
-    };
-    let (repository, selected) = match name.split_once(':') {
-        Some((repository, selected)) => (repository, Some(selected)),
-        None => (name, None),
-    };
-    let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
-    let cache = cache.repo(repo.clone());
-    let client = client.build().map_err(|error| hub_error("any file", error))?.repo(repo);
+/// The name of a model on the hub, in its parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HubName<'a> {
+    /// `OWNER/NAME`.
+    pub repository: &'a str,
+    /// The name of a GGUF file or a quantisation, after a colon.
+    pub file: Option<&'a str>,
+    /// A branch, a tag or a commit, after `@`.
+    pub revision: Option<&'a str>,
+}
 
-    let listed = match client.info() {
-        Ok(listing) => listing.siblings.into_iter().map(|file| file.rfilename).collect(),
-        // If the hub cannot be reached, use the files in the cache.
-        Err(error) => match cached_files(&cache) {
-            files if files.is_empty() => return Err(hub_error("the list of files", error)),
-            files => files,
-        },
-    };
-    let locate = |file: &str| match listed.iter().any(|listed| listed == file) {
-        true => client.get(file).map_err(|error| hub_error(file, error)),
+impl<'a> HubName<'a> {
+    /// Parses `OWNER/NAME`, `OWNER/NAME:FILE`, `OWNER/NAME@REVISION`, and both in any order. Returns `None` for other
+    /// texts.
+    pub fn parse(name: &'a str) -> Option<Self> {
+        let (repository, mut rest) = name.split_at(name.find([':', '@']).unwrap_or(name.len()));
+        let (owner, model) = repository.split_once('/')?;
+        let mut parsed = Self { repository, file: None, revision: None };
+        while let Some(mark) = rest.chars().next() {
+            let other = if mark == ':' { '@' } else { ':' };
+            let value = &rest[1..];
+            let (value, after) = value.split_at(value.find(other).unwrap_or(value.len()));
+            let part = if mark == ':' { &mut parsed.file } else { &mut parsed.revision };
+            if part.replace(value).is_some() || !is_path(value) {
+                return None;
+            }
+            rest = after;
+        }
+        (is_name(owner) && is_name(model)).then_some(parsed)
+    }
+}
+
+/// Returns whether a text is a plain name: of an owner, of a model, or of a folder or file.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+".contains(c))
+}
+
+/// Returns whether a text consists of plain names between slashes.
+fn is_path(text: &str) -> bool {
+    text.split('/').all(is_name)
+}
+
+/// The settings of environment variables.
+#[derive(Debug, PartialEq)]
+struct Environment {
+    cache: PathBuf,
+    token: Option<String>,
+    endpoint: Option<String>,
+    /// The reason why no network is used.
+    offline: Option<&'static str>,
+    has_progress_bar: bool,
+}
+
+impl Environment {
+    /// Reads the variables with `variable`. An empty variable counts as missing.
+    ///
+    /// # Errors
+    /// Returns an error if no variable tells where the cache is.
+    fn read(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, LoadError> {
+        let variable = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+        let is_true = |name: &str| {
+            let value = variable(name).unwrap_or_default().to_uppercase();
+            ["1", "ON", "YES", "TRUE"].contains(&&*value)
+        };
+        let user_folder = variable("HOME").or_else(|| variable("USERPROFILE"));
+        let expanded = |path: String| match (path.strip_prefix("~"), &user_folder) {
+            (Some(rest), Some(folder)) if rest.is_empty() || rest.starts_with('/') => {
+                PathBuf::from(format!("{folder}{rest}"))
+            }
+            _ => PathBuf::from(path),
+        };
+        let folder = |names: &[&str]| names.iter().find_map(|name| variable(name)).map(expanded);
+        let in_user_folder = || Some(Path::new(user_folder.as_deref()?).join(".cache"));
+        let home = folder(&["HF_HOME"]).or_else(|| {
+            let caches = folder(&["XDG_CACHE_HOME"]).or_else(in_user_folder);
+            Some(caches?.join("huggingface"))
+        });
+        let cache = folder(&["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"])
+            .or_else(|| Some(home.as_ref()?.join("hub")));
+        let no_home = || LoadError::Setting("set HF_HOME, the folder of the hub's cache".into());
+        let saved_token = || {
+            let file = folder(&["HF_TOKEN_PATH"]).or_else(|| Some(home.as_ref()?.join("token")));
+            fs::read_to_string(file?).ok().filter(|_| !is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"))
+        };
+        let token = variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN"));
+        let token = token.or_else(saved_token).map(|token| token.trim().to_owned());
+        let offline = match variable("HF_HUB_OFFLINE") {
+            Some(_) => is_true("HF_HUB_OFFLINE").then_some("HF_HUB_OFFLINE is set"),
+            None => is_true("TRANSFORMERS_OFFLINE").then_some("TRANSFORMERS_OFFLINE is set"),
+        };
+        Ok(Self {
+            cache: cache.ok_or_else(no_home)?,
+            token: token.filter(|token| !token.is_empty()),
+            endpoint: variable("HF_ENDPOINT").map(|url| url.trim_end_matches('/').to_owned()),
+            offline,
+            has_progress_bar: !is_true("HF_HUB_DISABLE_PROGRESS_BARS"),
+        })
+    }
+
+    /// Opens the model of this name.
+    fn open(&self, name: &str, revision: Option<&str>) -> Result<Checkpoint, LoadError> {
+        let wrong = |reason: &str| Err(LoadError::Setting(format!("{name:?} {reason}")));
+        let Some(parsed) = HubName::parse(name) else {
+            return wrong("is not the name of a model on the hub, such as OWNER/NAME");
+        };
+        let revision = match (parsed.revision, revision) {
+            (Some(_), Some(_)) => return wrong("has a revision, but another one is given"),
+            (named, given) => named.or(given).unwrap_or("main"),
+        };
+        if !is_path(revision) {
+            return wrong(&format!("cannot have the revision {revision:?}"));
+        }
+        let snapshot = snapshot(&self.cache, parsed.repository, revision);
+        match (self.offline, snapshot) {
+            (Some(_), Some(snapshot)) => {
+                let listed = files_in(&snapshot);
+                open_listed(&parsed, revision, &listed, &mut |file| Ok(snapshot.join(file)))
+            }
+            (Some(reason), None) => Err(LoadError::NotCached {
+                model: format!("{}@{revision}", parsed.repository),
+                cache: self.cache.clone(),
+                reason,
+            }),
+            (None, snapshot) => self.fetch(&parsed, revision, snapshot.as_deref()),
+        }
+    }
+
+    /// Opens a model, and downloads the files that its snapshot in the cache lacks.
+    fn fetch(
+        &self,
+        name: &HubName<'_>,
+        revision: &str,
+        snapshot: Option<&Path>,
+    ) -> Result<Checkpoint, LoadError> {
+        let hub_error = |file: &str, source: ApiError| LoadError::Hub {
+            model: name.repository.to_owned(),
+            file: file.to_owned(),
+            source: source.into(),
+        };
+        let client = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
+            .with_token(self.token.clone())
+            .with_progress(self.has_progress_bar);
+        let client = match &self.endpoint {
+            Some(endpoint) => client.with_endpoint(endpoint.clone()),
+            None => client,
+        };
+        let repo =
+            Repo::with_revision(name.repository.to_owned(), RepoType::Model, revision.to_owned());
+        let client = client.build().map_err(|error| hub_error("any file", error))?.repo(repo);
+        let listed: Vec<String> = match client.info() {
+            Ok(listing) => listing.siblings.into_iter().map(|file| file.rfilename).collect(),
+            // If the hub cannot be reached, use the files in the cache.
+            Err(error) => match snapshot.map(files_in) {
+                Some(files) if !files.is_empty() => files,
+                _ => return Err(hub_error("the list of files", error)),
+            },
+        };
+        open_listed(name, revision, &listed, &mut |file| {
+            let cached = snapshot.map(|folder| folder.join(file)).filter(|path| path.exists());
+            match cached {
+                Some(path) => Ok(path),
+                None => client.download(file).map_err(|error| hub_error(file, error)),
+            }
+        })
+    }
+}
+
+/// Opens a model whose files are `listed`. `locate` returns the path of one of them.
+fn open_listed(
+    name: &HubName<'_>,
+    revision: &str,
+    listed: &[String],
+    locate: &mut dyn FnMut(&str) -> Result<PathBuf, LoadError>,
+) -> Result<Checkpoint, LoadError> {
+    let repository = name.repository;
+    let exists = |file: &str| listed.iter().any(|listed| listed == file);
+    let mut locate = |file: &str| match exists(file) {
+        true => locate(file),
         // This path does not exist, so the file is reported as missing if it is required.
         false => Ok(format!("{repository}@{revision}/{file}").into()),
     };
-    match choose_gguf(&listed, selected) {
+    match choose_gguf(listed, name.file) {
         Ok(Some(path)) => {
+            let full_name = name.file.map(|file| format!("{repository}:{file}"));
             let (folder, file) = path
                 .rsplit_once('/')
                 .map_or(("", &*path), |(folder, file)| (&path[..=folder.len()], file));
-            Checkpoint::from_gguf(Some(name), file, &mut |file| locate(&format!("{folder}{file}")))
+            let full_name = full_name.as_deref().unwrap_or(repository);
+            Checkpoint::from_gguf(Some(full_name), file, &mut |file| {
+                locate(&format!("{folder}{file}"))
+            })
         }
-        Ok(None) => Checkpoint::from_source(name, &mut |file| locate(file)),
+        Ok(None) => Checkpoint::from_source(repository, &exists, &mut locate),
         Err(reason) => Err(LoadError::Setting(format!("{repository} has {reason}"))),
     }
 }
 
-/// Returns the names of the cached files of a repository, in its folder and the folders inside.
-fn cached_files(cache: &CacheRepo) -> Vec<String> {
-    let Some(root) = cache.get(".") else { return Vec::new() };
+/// Returns the folder with the cached files of a revision: a branch or tag that the cache knows, or a commit.
+fn snapshot(cache: &Path, repository: &str, revision: &str) -> Option<PathBuf> {
+    let folder = cache.join(format!("models--{}", repository.replace('/', "--")));
+    let commit = fs::read_to_string(folder.join("refs").join(revision));
+    let commit = commit.map_or_else(|_| revision.to_owned(), |commit| commit.trim().to_owned());
+    let snapshot = folder.join("snapshots").join(&commit);
+    (is_name(&commit) && snapshot.is_dir()).then_some(snapshot)
+}
+
+/// Returns the names of the files of a snapshot, in its folder and the folders inside.
+fn files_in(snapshot: &Path) -> Vec<String> {
     let names = |folder: &Path| -> Vec<String> {
-        let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let files = fs::read_dir(folder).into_iter().flatten().flatten();
         files.filter_map(|file| file.file_name().into_string().ok()).collect()
     };
     let inside = |name: String| {
-        let files = names(&root.join(&name)).into_iter().map(|file| format!("{name}/{file}"));
+        let files = names(&snapshot.join(&name)).into_iter().map(|file| format!("{name}/{file}"));
         let files: Vec<String> = files.collect();
         if files.is_empty() { vec![name] } else { files }
     };
-    names(&root).into_iter().flat_map(inside).collect()
+    names(snapshot).into_iter().flat_map(inside).collect()
 }
 
 /// Returns the GGUF file that is meant, or the first of several files of one model, or `None` if a folder with
@@ -151,10 +330,8 @@ fn has_quantisation(file: &str, name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::checkpoint::gguf::tests::Content;
-    use std::fs;
     use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::path::PathBuf;
     use tempfile::tempdir;
 
     /// Serves a folder over HTTP as the hub serves a model. Returns the address of the server.
@@ -222,48 +399,164 @@ mod tests {
         Ok(format!("{{\"siblings\": [{}], \"sha\": \"abc\"}}", names.join(",")))
     }
 
-    fn client(address: &str, cache: &Path) -> ApiBuilder {
-        ApiBuilder::from_cache(Cache::new(cache.to_owned()))
-            .with_endpoint(address.to_owned())
-            .with_token(None)
-            .with_progress(false)
+    /// No server listens on this port.
+    const UNREACHABLE: &str = "http://127.0.0.1:9";
+
+    fn environment(address: &str, cache: &Path) -> Environment {
+        Environment {
+            cache: cache.to_owned(),
+            token: None,
+            endpoint: Some(address.to_owned()),
+            offline: None,
+            has_progress_bar: false,
+        }
     }
 
     #[test]
-    fn fetch_uses_cached_files_without_network() {
+    fn open_uses_cached_files_without_network() {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny-model");
         let cache = tempdir().expect("temporary folder");
-        let hub_cache = Cache::new(cache.path().to_owned());
-        let address = serve(model);
-        let downloaded = fetch(client(&address, cache.path()), &hub_cache, "team/model", "v1")
-            .expect("model downloaded");
+        let online = environment(&serve(model), cache.path());
+        let downloaded = online.open("team/model", Some("v1")).expect("model downloaded");
         let bundled = Checkpoint::tiny();
         assert_eq!(downloaded.config, bundled.config);
         assert_eq!(downloaded.tokenizer, bundled.tokenizer);
         assert_eq!(downloaded.shards[0].bytes(), bundled.shards[0].bytes());
 
-        // No server listens on this port.
-        let unreachable = "http://127.0.0.1:9";
-        let again = fetch(client(unreachable, cache.path()), &hub_cache, "team/model", "v1");
-        assert_eq!(again.expect("cached model").config, bundled.config);
+        let unreachable = environment(UNREACHABLE, cache.path());
+        let offline = Environment { offline: Some("HF_HUB_OFFLINE is set"), ..unreachable };
+        let unreachable = environment(UNREACHABLE, cache.path());
+        for environment in [&unreachable, &offline] {
+            // Python's cache has no ref for a commit; the server's commit is "abc".
+            for name in ["team/model@v1", "team/model@abc"] {
+                let again = environment.open(name, None).expect("cached model");
+                assert_eq!((again.name(), &again.config), ("team/model", &bundled.config));
+            }
+        }
+        let error = offline.open("team/model", None).expect_err("not cached").to_string();
+        for expected in ["team/model@main", "HF_HUB_OFFLINE", &*cache.path().to_string_lossy()] {
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(matches!(unreachable.open("team/model", None), Err(LoadError::Hub { .. })));
     }
 
     #[test]
-    fn fetch_reports_missing_file_and_missing_model() {
+    fn open_reports_missing_file_missing_model_and_invalid_names() {
         let cache = tempdir().expect("temporary folder");
-        let hub_cache = Cache::new(cache.path().to_owned());
         let empty = tempdir().expect("temporary folder");
-        let address = serve(empty.path().to_owned());
+        let environment = environment(&serve(empty.path().to_owned()), cache.path());
         let error = |name, revision| {
-            let fetched = fetch(client(&address, cache.path()), &hub_cache, name, revision);
-            fetched.expect_err("missing on the server").to_string()
+            environment.open(name, revision).expect_err("missing on the server").to_string()
         };
-        assert!(error("team/model", "v1").contains("config.json"));
-        assert!(error("team/other", "v1").contains("team/other"));
+        assert!(error("team/model", Some("v1")).contains("config.json"));
+        assert!(error("team/other", Some("v1")).contains("team/other"));
+        assert!(error("team/model@v1", Some("v1")).contains("another one is given"));
+        assert!(error("team/model", Some("../v1")).contains("revision \"../v1\""));
+        assert!(error("model", None).contains("OWNER/NAME"));
     }
 
     #[test]
-    fn fetch_downloads_gguf_files_by_name_and_by_quantisation() {
+    fn hub_name_parses_file_and_revision_in_any_order() {
+        let parsed =
+            |name| HubName::parse(name).map(|name| (name.repository, name.file, name.revision));
+        for (name, expected) in [
+            ("a/b", ("a/b", None, None)),
+            ("a/b:Q4_K_M", ("a/b", Some("Q4_K_M"), None)),
+            ("a/b@v1.0+x/y", ("a/b", None, Some("v1.0+x/y"))),
+            ("a/b:c/d.gguf@v1", ("a/b", Some("c/d.gguf"), Some("v1"))),
+            ("a/b@refs/pr/3:Q8_0", ("a/b", Some("Q8_0"), Some("refs/pr/3"))),
+        ] {
+            assert_eq!(parsed(name), Some(expected), "{name}");
+        }
+        for name in [
+            "",
+            "a",
+            "a/",
+            "/b",
+            "a/b/c",
+            "../a",
+            "a/..",
+            "a/b@",
+            "a/b:",
+            "a/b@v:",
+            "a/b@v@w",
+            "a/b:c:d",
+            "a/b@../v",
+            "a/b@/v",
+            "a/b@v/",
+            "a/b:../m.gguf",
+            "a/b@v w",
+            "a/\u{1b}",
+            "a/b@-v",
+        ] {
+            assert_eq!(parsed(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn environment_has_the_meaning_of_python() {
+        let read = |variables: &[(&str, &str)]| {
+            let variable = |name: &str| {
+                let found = variables.iter().find(|(variable, _)| *variable == name);
+                found.map(|(_, value)| (*value).to_owned())
+            };
+            Environment::read(&variable).map_err(|error| error.to_string())
+        };
+        let home = ("HOME", "/home/u");
+        let cache = |variables: &[(&str, &str)]| {
+            read(&[variables, &[home]].concat()).expect("a cache").cache
+        };
+        for (variables, expected) in [
+            (&[][..], "/home/u/.cache/huggingface/hub"),
+            (&[("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub"),
+            (&[("HF_HOME", "~/hf"), ("XDG_CACHE_HOME", "/x")], "/home/u/hf/hub"),
+            (&[("HF_HOME", "/hf"), ("HUGGINGFACE_HUB_CACHE", "/old")], "/old"),
+            (&[("HF_HUB_CACHE", "~"), ("HUGGINGFACE_HUB_CACHE", "/old")], "/home/u"),
+            (&[("HF_HUB_CACHE", ""), ("HF_HOME", " ")], "/home/u/.cache/huggingface/hub"),
+        ] {
+            assert_eq!(cache(variables), Path::new(expected), "{variables:?}");
+        }
+        assert!(read(&[]).expect_err("no folder").contains("HF_HOME"));
+
+        let offline = |variables: &[(&str, &str)]| {
+            read(&[variables, &[home]].concat()).expect("a cache").offline.is_some()
+        };
+        for value in ["1", "on", "Yes", "TRUE"] {
+            assert!(offline(&[("HF_HUB_OFFLINE", value)]), "{value}");
+            assert!(offline(&[("TRANSFORMERS_OFFLINE", value), ("HF_HUB_OFFLINE", "")]), "{value}");
+        }
+        for value in ["0", "off", "", "2"] {
+            assert!(!offline(&[("HF_HUB_OFFLINE", value)]), "{value}");
+        }
+        assert!(!offline(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")]));
+
+        let folder = tempdir().expect("temporary folder");
+        fs::write(folder.path().join("token"), " saved\n").expect("written");
+        let path = folder.path().to_string_lossy();
+        let token = |variables: &[(&str, &str)]| {
+            read(&[variables, &[("HF_HOME", &*path)]].concat()).expect("a cache").token
+        };
+        assert_eq!(token(&[]).as_deref(), Some("saved"));
+        assert_eq!(
+            token(&[("HF_TOKEN", "a "), ("HUGGING_FACE_HUB_TOKEN", "b")]).as_deref(),
+            Some("a")
+        );
+        assert_eq!(
+            token(&[("HF_TOKEN", ""), ("HUGGING_FACE_HUB_TOKEN", "b")]).as_deref(),
+            Some("b")
+        );
+        assert_eq!(token(&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
+        assert_eq!(token(&[("HF_TOKEN_PATH", "/nowhere/token")]), None);
+        let others = [("HF_ENDPOINT", "http://h/"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"), home];
+        let others = read(&others).expect("a cache");
+        assert_eq!(
+            (others.endpoint.as_deref(), others.has_progress_bar),
+            (Some("http://h"), false)
+        );
+    }
+
+    #[test]
+    fn open_downloads_gguf_files_by_name_and_by_quantisation() {
         let served = tempdir().expect("temporary folder");
         let whole = Content::small().bytes();
         let [first, second] = Content::two_files().map(|content| content.bytes());
@@ -279,14 +572,12 @@ mod tests {
             fs::write(served.path().join(name), bytes).expect("written");
         }
         let cache = tempdir().expect("temporary folder");
-        let hub_cache = Cache::new(cache.path().to_owned());
         let address = serve(served.path().to_owned());
         let get = |address: &str, name: &str| {
-            fetch(client(address, cache.path()), &hub_cache, &format!("team/model{name}"), "v1")
+            environment(address, cache.path()).open(&format!("team/model{name}"), Some("v1"))
         };
         let error = |name: &str| get(&address, name).expect_err("not one file").to_string();
-        // No server listens on the second port: the files are in the cache then.
-        for address in [&*address, "http://127.0.0.1:9"] {
+        for address in [&*address, UNREACHABLE] {
             let files = [
                 (":m-Q8_0.gguf", "m-Q8_0.gguf", 1),
                 (":q8_0", "m-Q8_0.gguf", 1),
@@ -307,7 +598,6 @@ mod tests {
             ),
             (":Q4_XS", "no GGUF file"),
             (":x.gguf", "no GGUF file \"x.gguf\""),
-            (":", "no GGUF file"),
             (
                 ":IQ4_XS",
                 "several GGUF files \"IQ4_XS\"; give the name of one: m-IQ4_XS.gguf, m-UD-IQ4_XS.gguf",

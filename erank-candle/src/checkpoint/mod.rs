@@ -1,20 +1,24 @@
 //! The files of a checkpoint: opened from a folder or a GGUF file, downloaded from the hub, or bundled.
 
 pub(crate) mod config;
+mod files;
 pub(crate) mod gguf;
 #[cfg(feature = "hub")]
-mod hub;
+pub(crate) mod hub;
+pub(crate) mod json;
 mod recognition;
 mod safetensors;
 mod shard;
+mod unusual;
 pub(crate) mod weights;
+pub(crate) mod yarn;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use config::Config;
+use files::{read, read_optional};
 pub use gguf::GgufSummary;
 use gguf::{Gguf, ShardName};
 pub use recognition::RecognisedPrompt;
@@ -58,7 +62,12 @@ pub struct Checkpoint {
 #[derive(Debug)]
 enum FileFormat {
     /// Safetensors files and `config.json`.
-    Safetensors,
+    Safetensors {
+        /// The files of tensors, as the index names them. Empty without an index.
+        weight_map: BTreeMap<String, String>,
+        /// Whether there is an index that is not used, because there is one file with all weights.
+        has_unused_index: bool,
+    },
     /// GGUF files, of which the first one holds the configuration.
     Gguf {
         /// The files of the tokenizer that were built from the metadata.
@@ -77,7 +86,7 @@ impl Checkpoint {
     ///   [whole](erank_core::PromptTemplate::whole)),
     /// - `generation_config.json` (optional),
     /// - `modules.json` and `1_LogitScore/config.json` (optional), which tell a reranker of one pass,
-    /// - `model.safetensors`, or `model.safetensors.index.json` and the shards that it lists.
+    /// - `model.safetensors`, or else `model.safetensors.index.json` and the shards that it lists.
     ///
     /// A folder without `config.json` may hold one GGUF file instead.
     ///
@@ -104,7 +113,9 @@ impl Checkpoint {
         }
         match gguf_in(path)? {
             Some(file) => Self::from_gguf(None, &file, &mut |file| Ok(path.join(file))),
-            None => Self::from_source(&name, &mut |file| Ok(path.join(file))),
+            None => Self::from_source(&name, &|file| path.join(file).exists(), &mut |file| {
+                Ok(path.join(file))
+            }),
         }
     }
 
@@ -118,7 +129,10 @@ impl Checkpoint {
         }
         Self {
             name: "erank-tiny".into(),
-            format: FileFormat::Safetensors,
+            format: FileFormat::Safetensors {
+                weight_map: BTreeMap::new(),
+                has_unused_index: false,
+            },
             config: bundled!("config.json").into(),
             generation_config: Some(bundled!("generation_config.json").into()),
             tokenizer: Some(bundled!("tokenizer.json").into()),
@@ -129,24 +143,32 @@ impl Checkpoint {
         }
     }
 
-    /// Reads all files of a checkpoint. `locate` returns the path of a file, given its name; the
-    /// path of an optional file need not exist.
+    /// Reads all files of a checkpoint. `exists` returns whether it has a file of a name. `locate` returns the path of
+    /// such a file; the path of another one does not exist.
     pub(crate) fn from_source(
         name: &str,
+        exists: &dyn Fn(&str) -> bool,
         locate: &mut dyn FnMut(&str) -> Result<PathBuf, LoadError>,
     ) -> Result<Self, LoadError> {
-        let config = read(&locate(CONFIG)?)?;
-        let mut optional = |file| read_optional(&locate(file)?);
+        refuse_files(exists)?;
+        let config = read(CONFIG, &locate(CONFIG)?)?;
+        let mut optional = |file| read_optional(file, &locate(file)?);
         let generation_config = optional("generation_config.json")?;
         let tokenizer = optional(TOKENIZER)?;
         let tokenizer_config = optional(TOKENIZER_CONFIG)?;
         let chat_template = optional(CHAT_TEMPLATE)?;
         let modules = [optional(MODULES)?, optional(LOGIT_SCORE)?];
 
-        let files = match read_optional(&locate(SAFETENSORS_INDEX)?)? {
-            Some(index) => shard_files(&index)?,
-            None => vec![SAFETENSORS.to_owned()],
+        // As in transformers, one file with all weights goes before an index.
+        let (has_index, has_whole) = (exists(SAFETENSORS_INDEX), exists(SAFETENSORS));
+        let weight_map = match has_index && !has_whole {
+            true => weight_map(&read(SAFETENSORS_INDEX, &locate(SAFETENSORS_INDEX)?)?)?,
+            false => BTreeMap::new(),
         };
+        if !has_index && !has_whole {
+            refuse_other_weights(exists)?;
+        }
+        let files = shard_files(&weight_map)?;
         let mut shards = Vec::with_capacity(files.len());
         for file in files {
             let path = locate(&file)?;
@@ -155,7 +177,10 @@ impl Checkpoint {
         let name = name.to_owned();
         Ok(Self {
             name,
-            format: FileFormat::Safetensors,
+            format: FileFormat::Safetensors {
+                weight_map,
+                has_unused_index: has_index && has_whole,
+            },
             config,
             generation_config,
             tokenizer,
@@ -179,7 +204,7 @@ impl Checkpoint {
         let shards = gguf::open(file, locate)?;
         let built_files = Gguf::of_shards(&shards)?.tokenizer()?;
 
-        let mut beside = |file| read_optional(&locate(file)?);
+        let mut beside = |file| read_optional(file, &locate(file)?);
         let mut built = Vec::new();
         let tokenizer = match built_files.tokenizer {
             Some(tokenizer) => {
@@ -216,9 +241,11 @@ impl Checkpoint {
     /// Returns an error that names the file and the key or tensor that is wrong.
     pub(crate) fn config_and_weights(&self) -> Result<(Config, Weights<'_>), LoadError> {
         match &self.format {
-            FileFormat::Safetensors => {
-                let config = Config::from_json(&self.config, self.generation_config.as_deref())?;
-                Ok((config, safetensors::weights(&self.shards)?))
+            FileFormat::Safetensors { weight_map, .. } => {
+                let generation_config = self.generation_config.as_deref();
+                let mut config = Config::from_json(&self.config, generation_config)?;
+                let weights = safetensors::weights(&self.shards, weight_map, &mut config)?;
+                Ok((config, weights))
             }
             FileFormat::Gguf { .. } => {
                 let gguf = Gguf::of_shards(&self.shards)?;
@@ -269,6 +296,16 @@ impl Checkpoint {
     /// Returns the model's name: that of the folder, of the GGUF file without its extension, or on the hub.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns whether the model is in GGUF files.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self.format, FileFormat::Gguf { .. })
+    }
+
+    /// Returns the names of the files with weights, and their bytes.
+    pub fn weight_files(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.shards.iter().map(|shard| (&*shard.file, shard.bytes().len()))
     }
 
     /// Computes a checksum that distinguishes checkpoints of the same name.
@@ -322,20 +359,69 @@ fn gguf_in(folder: &Path) -> Result<Option<String>, LoadError> {
     }
 }
 
-/// Parses a safetensors index and returns the names of its shards, sorted, without duplicates.
-fn shard_files(index: &[u8]) -> Result<Vec<String>, LoadError> {
+/// Refuses folders with files that change the model, and that are not read.
+fn refuse_files(exists: &dyn Fn(&str) -> bool) -> Result<(), LoadError> {
+    const QUANTISATION: [&str; 3] =
+        ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+    const ADAPTER: &str = "adapter_config.json";
+    if exists(ADAPTER) {
+        let reason = "the folder holds an adapter (LoRA), which is not applied; merge it into its base model, for \
+                      example with PEFT's merge_and_unload, and give the folder of the result";
+        return Err(LoadError::invalid(ADAPTER, reason));
+    }
+    match QUANTISATION.iter().find(|file| exists(file)) {
+        Some(file) => {
+            let reason = "the weights beside it are quantised, which is not read; use the model's BF16 or F32 \
+                          safetensors files, or a GGUF file of it";
+            Err(LoadError::invalid(file, reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Names the weights of a folder without safetensors files, if they are known.
+fn refuse_other_weights(exists: &dyn Fn(&str) -> bool) -> Result<(), LoadError> {
+    const OTHERS: [&str; 6] = [
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "consolidated.safetensors",
+        "adapter_model.safetensors",
+        "tf_model.h5",
+        "flax_model.msgpack",
+    ];
+    match OTHERS.iter().find(|file| exists(file)) {
+        Some(file) => {
+            let reason = format!(
+                "weights are read from {SAFETENSORS} or the files of {SAFETENSORS_INDEX}; load the model with \
+                 transformers and save it with save_pretrained"
+            );
+            Err(LoadError::invalid(file, reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Parses a safetensors index. Returns the files of the tensors.
+fn weight_map(index: &[u8]) -> Result<BTreeMap<String, String>, LoadError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = serde_json::from_slice(index)
-        .map_err(|error| LoadError::unparsable(SAFETENSORS_INDEX, "cannot be parsed", error))?;
-    let mut files: Vec<String> = index.weight_map.into_values().collect();
-    files.sort_unstable();
-    files.dedup();
-    if files.is_empty() {
+    let index: Index = json::parse(SAFETENSORS_INDEX, index)?;
+    if index.weight_map.is_empty() {
         return Err(LoadError::invalid(SAFETENSORS_INDEX, "weight_map is empty"));
     }
+    Ok(index.weight_map)
+}
+
+/// Returns the files with weights, sorted, without duplicates.
+fn shard_files(weight_map: &BTreeMap<String, String>) -> Result<Vec<String>, LoadError> {
+    if weight_map.is_empty() {
+        return Ok(vec![SAFETENSORS.to_owned()]);
+    }
+    let mut files: Vec<String> = weight_map.values().cloned().collect();
+    files.sort_unstable();
+    files.dedup();
     // Shards lie in the same folder as the index. Names that lead to other folders are refused.
     let is_file_name =
         |file: &String| Path::new(file).file_name().is_some_and(|name| name == file.as_str());
@@ -348,35 +434,15 @@ fn shard_files(index: &[u8]) -> Result<Vec<String>, LoadError> {
     }
 }
 
-/// Reads a file of at most 256 MiB; the largest known `tokenizer.json` has about 30 MB.
-fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    const MAX_BYTES: u64 = 256 << 20;
-    let error = |source| LoadError::Read { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    let mut file = File::open(path).map_err(error)?.take(MAX_BYTES + 1);
-    file.read_to_end(&mut bytes).map_err(error)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(error(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 256 MiB")));
-    }
-    Ok(bytes)
-}
-
-/// Reads a file, or returns `None` if it does not exist.
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
-    match read(path) {
-        Err(LoadError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => other.map(Some),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn shard_files_returns_each_plain_file_name_once() {
-        let index = br#"{"weight_map": {"a": "m-1.safetensors", "b": "m-1.safetensors"}}"#;
-        assert_eq!(shard_files(index).expect("valid index"), ["m-1.safetensors"]);
+        let index = &br#"{"weight_map": {"a": "m-1.safetensors", "b": "m-1.safetensors"}}"#[..];
+        let files = |index| weight_map(index).and_then(|map| shard_files(&map));
+        assert_eq!(files(index).expect("valid index"), ["m-1.safetensors"]);
         for bad in [
             r#"{"weight_map": {"a": "../m.safetensors"}}"#,
             r#"{"weight_map": {"a": "/m.safetensors"}}"#,
@@ -386,7 +452,7 @@ mod tests {
             r#"{"weight_map": 3}"#,
             "{",
         ] {
-            assert!(shard_files(bad.as_bytes()).is_err(), "{bad}");
+            assert!(files(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 

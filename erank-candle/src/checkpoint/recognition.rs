@@ -4,7 +4,7 @@ use erank_core::PromptFamily;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{CONFIG, Checkpoint, LOGIT_SCORE, MODULES};
+use super::{CONFIG, Checkpoint, LOGIT_SCORE, MODULES, json};
 use crate::error::LoadError;
 use crate::tokenizer::PromptTokenizer;
 
@@ -78,7 +78,7 @@ impl Checkpoint {
 
     /// Returns whether `config.json` names a classifier. Another error in it is reported when the model is loaded.
     fn is_classifier(&self) -> bool {
-        let config: Value = serde_json::from_slice(&self.config).unwrap_or_default();
+        let config: Value = json::parse(CONFIG, &self.config).unwrap_or_default();
         let mut names = config["architectures"].as_array().into_iter().flatten();
         names.any(|name| {
             name.as_str().is_some_and(|name| name.ends_with("ForSequenceClassification"))
@@ -88,8 +88,7 @@ impl Checkpoint {
     /// Returns whether `modules.json` lists a module that scores the logits of the last position.
     fn has_logit_score(&self) -> Result<bool, LoadError> {
         let Some(json) = &self.modules[0] else { return Ok(false) };
-        let modules: Vec<Value> = serde_json::from_slice(json)
-            .map_err(|error| LoadError::unparsable(MODULES, "it is not a list", error))?;
+        let modules: Vec<Value> = json::parse(MODULES, json)?;
         let mut types = modules.iter().filter_map(|module| module["type"].as_str());
         Ok(types.any(|name| name.ends_with(".LogitScore")))
     }
@@ -99,8 +98,7 @@ impl Checkpoint {
         let (Some(json), Some(tokenizer)) = (&self.modules[1], &self.tokenizer) else {
             return Ok(false);
         };
-        let LogitScore { true_token_id, false_token_id } = serde_json::from_slice(json)
-            .map_err(|error| LoadError::unparsable(LOGIT_SCORE, "cannot be parsed", error))?;
+        let LogitScore { true_token_id, false_token_id } = json::parse(LOGIT_SCORE, json)?;
         let tokenizer = PromptTokenizer::new(tokenizer, None, None)?;
         let ids = ["no", "yes"].map(|label| tokenizer.token_to_id(label));
         Ok(ids.iter().all(Option::is_some) && ids == [false_token_id, true_token_id])
@@ -179,8 +177,8 @@ mod tests {
             (&[classifier], CONFIG, "it names a classifier"),
             (&[LOGIT_SCORE_MODULE, answers], LOGIT_SCORE, "not known"),
             (&[LOGIT_SCORE_MODULE], LOGIT_SCORE, "choose the prompt template"),
-            (&[(MODULES, "{")], MODULES, "not a list"),
-            (&[LOGIT_SCORE_MODULE, (LOGIT_SCORE, "[]")], LOGIT_SCORE, "cannot be parsed"),
+            (&[(MODULES, "{")], MODULES, "expected form"),
+            (&[LOGIT_SCORE_MODULE, (LOGIT_SCORE, "[]")], LOGIT_SCORE, "expected form"),
         ] {
             let error = recognise("m", files).expect_err(file);
             assert!(error.contains(file) && error.contains(expected), "{error}");

@@ -3,13 +3,13 @@
 //! Two functions use unsafe code. `map` maps a file, and `release` returns pages of the mapping to the
 //! system.
 
-use std::fs::File;
 use std::path::Path;
 
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
 
+use super::files;
 use crate::error::LoadError;
 
 /// A safetensors or GGUF file: one of several shards, or the only file.
@@ -31,15 +31,19 @@ impl Shard {
     /// Maps the file at `path` into memory.
     ///
     /// The file must not be changed or truncated while the shard exists.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be mapped, or is a stand-in for another file.
     #[expect(unsafe_code, reason = "memory-maps a file")]
     pub(super) fn map(file: String, path: &Path) -> Result<Self, LoadError> {
         let error = |source| LoadError::Read { path: path.to_owned(), source };
-        let opened = File::open(path).map_err(error)?;
+        let opened = files::open(path).map_err(error)?;
         // SAFETY: The mapped bytes must not change while they are borrowed. A program cannot enforce
         // this for a file; `Checkpoint::open` passes the obligation to its caller, as other loaders
         // of mapped weights do. The bytes are read as plain numbers and, in headers, as text that is checked
         // to be UTF-8. Both are copied while loading.
         let map = unsafe { Mmap::map(&opened) }.map_err(error)?;
+        files::refuse_stand_in(&file, &map)?;
         Ok(Self { file, bytes: ShardBytes::Mapped(map) })
     }
 

@@ -47,16 +47,32 @@ impl<'a> Weights<'a> {
         Ok(Self { shards, tensors, own_name })
     }
 
-    /// Returns the format of most of the matrices' bytes.
+    /// Returns the format of most of the matrices' bytes. Among formats that are not quantised, F32 goes before the
+    /// others, because they hold fewer bits of a number.
     pub(crate) fn own_format(&self) -> WeightFormat {
-        let matrices = || self.tensors.values().filter(|tensor| tensor.shape.len() == 2);
-        let bytes = |format: &WeightFormat| -> usize {
-            let of_format = matrices().filter(|tensor| {
-                tensor.numbers.as_ref().is_ok_and(|numbers| format_of(numbers, None) == *format)
-            });
-            of_format.map(|tensor| tensor.bytes.len()).sum()
-        };
-        WeightFormat::ALL.iter().rev().copied().max_by_key(bytes).unwrap_or(WeightFormat::F32)
+        let formats = self.formats();
+        let unquantised = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
+        match formats[..] {
+            [most, ..] if unquantised.contains(&most) && formats.contains(&WeightFormat::F32) => {
+                WeightFormat::F32
+            }
+            [most, ..] => most,
+            [] => WeightFormat::F32,
+        }
+    }
+
+    /// Returns the formats of the matrices, that of most bytes first.
+    pub(crate) fn formats(&self) -> Vec<WeightFormat> {
+        let mut bytes: HashMap<WeightFormat, usize> = HashMap::new();
+        for tensor in self.tensors.values().filter(|tensor| tensor.shape.len() == 2) {
+            if let Ok(numbers) = &tensor.numbers {
+                *bytes.entry(format_of(numbers, None)).or_default() += tensor.bytes.len();
+            }
+        }
+        let mut formats: Vec<WeightFormat> = WeightFormat::ALL.to_vec();
+        formats.retain(|format| bytes.contains_key(format));
+        formats.sort_by_key(|format| std::cmp::Reverse(bytes[format]));
+        formats
     }
 
     /// Packs matrices with the same inputs, one above the other: names and numbers of outputs. Each gets the
@@ -166,10 +182,12 @@ impl<'a> Weights<'a> {
         let name = (self.own_name)(name);
         let refuse = |reason: String| LoadError::tensor(&name, reason);
         let tensor = self.tensors.get(&name);
-        let tensor = tensor.ok_or_else(|| refuse("it is missing from the checkpoint".into()))?;
+        let tensor = tensor.ok_or_else(|| {
+            refuse("it is missing from the checkpoint; take all files from the same model".into())
+        })?;
         if let Some(shape) = shape.filter(|shape| tensor.shape != *shape) {
             return Err(refuse(format!(
-                "its shape is {:?}, but the configuration asks for {shape:?}",
+                "its shape is {:?}, but the configuration asks for {shape:?}; take all files from the same model",
                 tensor.shape
             )));
         }

@@ -203,6 +203,9 @@ impl Sequence {
     /// Advances by the logits after the last token.
     fn consume(&mut self, logits: &[f32]) -> Outcome {
         let logits = Logits::new(logits);
+        if let Err(error) = logits.check() {
+            return Some(Err(DocumentError::Backend(error.into())));
+        }
         let outcome = match std::mem::replace(&mut self.state, State::Generating) {
             State::Generating => {
                 let chosen = self.choose(&logits);

@@ -51,8 +51,18 @@ impl KvCache {
 
 /// Allocates zeros, `[blocks, numbers]`.
 fn zeros(shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor> {
-    let Some(count) = shape.0.checked_mul(shape.1) else {
-        bail!("{} KV blocks of {} numbers exceed the address space", shape.0, shape.1)
+    let count = shape.0.checked_mul(shape.1);
+    let bytes = count.and_then(|count| count.checked_mul(dtype.size_in_bytes()));
+    // A failed allocation of the zeros would end the process. A reservation of the same size, freed at once, reports
+    // the failure instead.
+    let is_available = |bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
+    let fits = !device.is_cpu() || bytes.is_some_and(is_available);
+    let Some(count) = count.filter(|_| fits) else {
+        bail!(
+            "the system has no memory for {} KV blocks of {} numbers in each layer",
+            shape.0,
+            shape.1
+        )
     };
     match (dtype, device) {
         (DType::F32, Device::Cpu) => {
@@ -82,5 +92,10 @@ mod tests {
         assert_eq!((sizes, cache.blocks()), (vec![60, 60], 3));
         assert!(KvCache::new(1, 20, DType::F16, 1, &Device::Cpu).is_err());
         assert!(KvCache::new(1, 1, DType::F32, usize::MAX, &Device::Cpu).is_err());
+        for (blocks, block_size) in [(1 << 20, 1 << 30), (1 << 31, 1 << 40)] {
+            let error = KvCache::new(1, block_size, DType::BF16, blocks, &Device::Cpu);
+            let error = error.expect_err("too large").to_string();
+            assert!(error.contains("memory") || error.contains("32-bit"), "{error}");
+        }
     }
 }

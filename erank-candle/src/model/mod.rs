@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`step`] | the rows of one forward pass, checked |
 //! | [`kv_cache`] | keys and values of every layer, in blocks |
+//! | [`rotary`] | the rotary position embedding, with YaRN |
 //! | [`qwen3`] | Qwen3's tensor names, layer order and forward pass, each once |
 //! | [`operations`] | the fused operations that a layer is made of, as a trait |
 //! | [`cpu`] | the operations on this crate's CPU kernels |
@@ -16,6 +17,7 @@ pub(crate) mod kv_cache;
 pub(crate) mod load;
 pub(crate) mod operations;
 pub(crate) mod qwen3;
+pub(crate) mod rotary;
 pub(crate) mod step;
 
 use erank_core::Cause;

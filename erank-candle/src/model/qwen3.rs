@@ -5,6 +5,7 @@ use erank_core::Cause;
 
 use super::kv_cache::KvCache;
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
+use super::rotary::RotaryEmbedding;
 use super::step::{Row, Step, StepLimits};
 use super::{Head, Model, ModelShape};
 use crate::checkpoint::config::{Architecture, Config};
@@ -17,7 +18,7 @@ pub(crate) struct Qwen3<O: Operations> {
     operations: O,
     /// Type of the KV cache.
     kv_cache_type: DType,
-    inverse_frequencies: Vec<f32>,
+    rotary: RotaryEmbedding,
     /// `[vocab_size, hidden]`.
     embedding: O::Matrix,
     layers: Vec<Layer<O>>,
@@ -76,12 +77,12 @@ impl<O: Operations> Qwen3<O> {
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::load(index, &config, weights, &operations))
             .collect::<std::result::Result<_, _>>()?;
-        let inverse_frequencies = inverse_frequencies(&config);
+        let rotary = RotaryEmbedding::new(&config);
         Ok(Self {
             config,
             operations,
             kv_cache_type,
-            inverse_frequencies,
+            rotary,
             embedding,
             layers,
             norm,
@@ -99,7 +100,7 @@ impl<O: Operations> Qwen3<O> {
             vocab_size: self.config.vocab_size,
             blocks: cache.blocks(),
         };
-        let step = Step::new(rows, &self.inverse_frequencies, limits)?;
+        let step = Step::new(rows, &self.rotary, limits)?;
         let ops = &self.operations;
         let pass = ops.begin(&step, self.activation_shape())?;
 
@@ -217,10 +218,4 @@ fn attention_shape(config: &Config) -> AttentionShape {
         kv_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
     }
-}
-
-/// Returns the rotary embedding's `theta^(−2i / head_dim)`, rounded to F32 as in transformers.
-fn inverse_frequencies(config: &Config) -> Vec<f32> {
-    let exponent = |i: usize| (2 * i) as f64 / config.head_dim as f64;
-    (0..config.head_dim / 2).map(|i| 1.0 / config.rope_theta.powf(exponent(i)) as f32).collect()
 }

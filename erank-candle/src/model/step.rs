@@ -2,6 +2,8 @@
 
 use candle_core::{Result, bail};
 
+use super::rotary::RotaryEmbedding;
+
 /// Tokens in one block of the KV cache.
 pub const BLOCK_TOKENS: usize = crate::kernels::attention::BLOCK_TOKENS;
 
@@ -83,17 +85,15 @@ pub(crate) struct StepLimits {
 }
 
 impl Step {
-    /// Checks `rows` and lays their tokens out. `inverse_frequencies` are the rotary embedding's, one for each
-    /// pair of dimensions of a head.
+    /// Checks `rows` and lays their tokens out.
     ///
     /// # Errors
     /// Returns an error that names the first row outside `limits`.
     pub(crate) fn new(
         rows: &[Row<'_>],
-        inverse_frequencies: &[f32],
+        rotary: &RotaryEmbedding,
         limits: StepLimits,
     ) -> Result<Self> {
-        let half_dim = inverse_frequencies.len();
         let mut step = Self {
             tokens: Vec::new(),
             positions: Vec::new(),
@@ -101,7 +101,7 @@ impl Step {
             blocks: Vec::new(),
             longest_row: 1,
             wanted: Vec::new(),
-            rotary: Rotary { cos: Vec::new(), sin: Vec::new(), half_dim },
+            rotary: Rotary { cos: Vec::new(), sin: Vec::new(), half_dim: rotary.half_dim() },
         };
         for (index, row) in rows.iter().enumerate() {
             check(index, row, limits)?;
@@ -114,7 +114,7 @@ impl Step {
             let count = step.tokens.len();
             step.wanted.extend((count - row.logits..count).map(|token| token as u32));
             for position in row.position..end {
-                step.rotary.push(position, inverse_frequencies);
+                rotary.rotate(position, &mut step.rotary.cos, &mut step.rotary.sin);
             }
         }
         Ok(step)
@@ -177,15 +177,6 @@ impl Step {
     /// Returns the cosines and sines of all tokens, `[tokens, head_dim / 2]` each.
     pub(crate) fn rotations(&self) -> (&[f32], &[f32]) {
         (&self.rotary.cos, &self.rotary.sin)
-    }
-}
-
-impl Rotary {
-    fn push(&mut self, position: usize, inverse_frequencies: &[f32]) {
-        // The product is rounded to F32, as in transformers.
-        let angles = inverse_frequencies.iter().map(|frequency| position as f32 * frequency);
-        self.cos.extend(angles.clone().map(f32::cos));
-        self.sin.extend(angles.map(f32::sin));
     }
 }
 

@@ -6,20 +6,24 @@
 //! Python's strings, and the functions `raise_exception`, `strftime_now` and `tojson` of
 //! transformers.
 //!
-//! Templates are untrusted. They cannot read files, and the numbers of instructions, of nested calls
-//! and of bytes in the output are limited. The memory of a template's variables is not limited.
+//! Templates are untrusted. They cannot read files, and the numbers of instructions, of nested calls, of bytes in
+//! variables and of bytes in the output are limited. [`template_scan`] refuses templates that minijinja could not bound.
+//! Compiling and rendering run on a thread with a large stack. A panic there is an error of the template.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::io;
+use std::{io, thread};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, context};
 use minijinja_contrib::pycompat;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 
 use super::strftime::strftime_now;
+use super::template_scan;
+use crate::checkpoint::json;
 use crate::error::LoadError;
 
 /// The file of the tokenizer's configuration, which may contain a chat template.
@@ -31,6 +35,11 @@ const TEMPLATE_FILE: &str = "chat_template.jinja";
 const MAX_INSTRUCTIONS: u64 = 1_000_000;
 /// The maximum number of bytes that a rendering may add to the message.
 const MAX_ADDED_BYTES: usize = 1 << 20;
+/// The maximum number of bytes that the methods of Python's strings may read and write in one rendering.
+const MAX_METHOD_BYTES: usize = 32 << 20;
+/// Bytes of the stack for compiling and rendering. The deepest template and the deepest value that the other limits
+/// allow need less. The system provides memory for the part that is used.
+const STACK_BYTES: usize = 256 << 20;
 
 const EOS_TOKEN: &str = "eos_token";
 /// The special tokens that transformers passes to a template as variables, if the model has them.
@@ -56,14 +65,22 @@ impl ChatTemplate {
         template: Option<&[u8]>,
     ) -> Result<Option<Self>, LoadError> {
         let Some((source, file)) = source(config, template)? else { return Ok(None) };
-        let source = remove_generation_tags(&source);
-        let environment = environment()
-            .and_then(|mut environment| {
-                environment.add_template_owned(file, source.clone())?;
-                Ok(environment)
-            })
+        let source = template_scan::check(&source).map_err(|reason| {
+            LoadError::invalid(file, format!("invalid chat template: {reason}"))
+        })?;
+        let compile = || {
+            let mut environment = environment()?;
+            environment.add_template_owned(file, source.clone())?;
+            Ok(environment)
+        };
+        let environment = on_large_stack(compile)
             .map_err(|error| LoadError::unparsable(file, "invalid chat template", error))?;
         Ok(Some(Self { environment, source, file, variables: config.token_variables()? }))
+    }
+
+    /// Returns the name of the file that contained the template.
+    pub(crate) fn file(&self) -> &'static str {
+        self.file
     }
 
     /// Returns whether the source of the template contains `text`.
@@ -73,6 +90,10 @@ impl ChatTemplate {
 
     /// Renders the prompt for a message of the user, up to the beginning of the assistant's turn.
     pub(crate) fn render(&self, message: &str) -> Result<String, Error> {
+        on_large_stack(|| self.render_here(message))
+    }
+
+    fn render_here(&self, message: &str) -> Result<String, Error> {
         let mut output =
             LimitedOutput { bytes: Vec::new(), limit: message.len() + MAX_ADDED_BYTES };
         let variables = context! {
@@ -150,9 +171,8 @@ enum TokenText {
 impl TokenizerConfig {
     /// Parses the contents of `tokenizer_config.json`, if the checkpoint has one.
     pub(crate) fn from_json(json: Option<&[u8]>) -> Result<Self, LoadError> {
-        let parsed = json.map(serde_json::from_slice).transpose();
-        let parsed = parsed.map(|config| config.map_or_else(Self::default, Self));
-        parsed.map_err(|error| LoadError::unparsable(CONFIG_FILE, "it is not a JSON object", error))
+        let parsed = json.map(|json| json::parse(CONFIG_FILE, json)).transpose()?;
+        Ok(parsed.map_or_else(Self::default, Self))
     }
 
     /// Returns the `eos_token`.
@@ -205,7 +225,7 @@ fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(call_method);
     environment.set_fuel(Some(MAX_INSTRUCTIONS));
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", raise_exception);
@@ -213,24 +233,73 @@ fn environment() -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// Replaces `{% generation %}` blocks by their contents. transformers uses them in training only.
-fn remove_generation_tags(source: &str) -> String {
-    let mut kept = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some((before, tag)) = rest.split_once("{%") {
-        kept.push_str(before);
-        kept.push_str("{%");
-        rest = tag;
-        for (name, equivalent) in [("generation", "if true"), ("endgeneration", "endif")] {
-            let Some((inside, _)) = tag.split_once("%}") else { break };
-            if inside.trim_matches(['-', '+', ' ', '\t', '\r', '\n']) == name {
-                kept.push_str(&inside.replace(name, equivalent));
-                rest = &tag[inside.len()..];
-            }
+/// Runs `work` on a thread of its own.
+///
+/// # Errors
+/// Returns the error of `work`, and an error if it panics or the thread cannot be started.
+fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    let failed = |problem: String| Error::new(ErrorKind::InvalidOperation, problem);
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("erank-template".into()).stack_size(STACK_BYTES);
+        let thread = thread.spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| failed(format!("cannot start a thread: {error}")))?;
+        let panicked = |panic: Box<dyn std::any::Any + Send>| {
+            let message = erank_core::error::panic_message(&*panic);
+            Err(failed(format!("the template engine panicked: {message}")))
+        };
+        thread.join().unwrap_or_else(panicked)
+    })
+}
+
+thread_local! {
+    /// The bytes that methods have read and written. Each rendering has a thread of its own.
+    static METHOD_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Calls a method of Python's types. minijinja does not count the bytes of such calls.
+fn call_method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
+    const SLOT: usize = 64;
+    let text = |value: &Value| value.as_str().map_or(SLOT, str::len);
+    let list = |value: &Value| {
+        let items = value.try_iter().into_iter().flatten().take(MAX_METHOD_BYTES / SLOT + 1);
+        items.fold(0_usize, |sum, item| sum.saturating_add(text(&item)).saturating_add(SLOT))
+    };
+    let receiver = value.as_str().map_or_else(|| list(value), str::len);
+    let inputs = args.iter().fold(receiver, |sum, arg| sum.saturating_add(text(arg)));
+    let outputs = match (method, value.as_str(), args) {
+        ("replace", Some(string), [old, new, ..]) => {
+            let count = string.matches(old.as_str().unwrap_or_default()).count();
+            count.saturating_mul(text(new))
         }
+        ("join", Some(joiner), [items, ..]) => {
+            let count = items.len().unwrap_or_default();
+            list(items).saturating_add(count.saturating_mul(joiner.len()))
+        }
+        ("split" | "splitlines", ..) => receiver.saturating_mul(SLOT),
+        ("format", Some(string), _) => {
+            if string.as_bytes().windows(5).any(|window| window.iter().all(u8::is_ascii_digit)) {
+                let problem = "a width of more than four digits is not supported";
+                return Err(Error::new(ErrorKind::InvalidOperation, problem));
+            }
+            if let Some(other) = args.iter().find(|arg| arg.as_object().is_some()) {
+                let problem = format!("str.format of a {} is not supported", other.kind());
+                return Err(Error::new(ErrorKind::InvalidOperation, problem));
+            }
+            string.matches('{').count().saturating_mul(inputs.saturating_add(10_000))
+        }
+        _ => receiver.saturating_mul(4),
+    };
+    let bytes = METHOD_BYTES.get().saturating_add(inputs).saturating_add(outputs);
+    METHOD_BYTES.set(bytes);
+    if bytes > MAX_METHOD_BYTES {
+        return Err(Error::new(ErrorKind::OutOfFuel, "its methods need too much memory"));
     }
-    kept.push_str(rest);
-    kept
+    pycompat::unknown_method_callback(state, value, method, args)
 }
 
 /// A buffer for the rendered text that fails beyond a limit.
@@ -261,7 +330,7 @@ fn raise_exception(message: &str) -> Result<Value, Error> {
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
-    let mut json = Vec::new();
+    let mut json = LimitedOutput { bytes: Vec::new(), limit: MAX_ADDED_BYTES };
     let written = match indent.map(|width| " ".repeat(width.min(16))) {
         Some(indent) => {
             let formatter = PrettyFormatter::with_indent(indent.as_bytes());
@@ -269,7 +338,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
         }
         None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, OneLine)),
     };
-    let text = written.ok().and_then(|()| String::from_utf8(json).ok());
+    let text = written.ok().and_then(|()| String::from_utf8(json.bytes).ok());
     text.map(Value::from).ok_or_else(|| {
         Error::new(ErrorKind::BadSerialization, "the value cannot be written as JSON")
     })
@@ -370,9 +439,10 @@ mod tests {
             (r#"{"chat_template": []}"#, "default"),
             (r#"{"chat_template": 7}"#, "chat_template"),
             (r#"{"chat_template": "{% if %}"}"#, "invalid chat template"),
+            (r#"{"chat_template": "{% include 'x' %}"}"#, "no other templates"),
             (r#"{"chat_template": "", "bos_token": 1}"#, "bos_token"),
-            ("[", "not a JSON object"),
-            ("", "not a JSON object"),
+            ("[", "expected form"),
+            ("", "cannot be parsed"),
         ] {
             let error = source(config, None).expect_err(config);
             assert!(error.contains(CONFIG_FILE) && error.contains(expected), "{config}: {error}");
@@ -381,5 +451,80 @@ mod tests {
         let error = ChatTemplate::new(&none, Some(b"\xff")).expect_err("not UTF-8").to_string();
         assert!(error.contains(TEMPLATE_FILE) && error.contains("UTF-8"), "{error}");
         assert!(ChatTemplate::new(&none, None).expect("no error").is_none());
+    }
+
+    fn try_render(template: &str) -> Result<String, String> {
+        let config = TokenizerConfig::from_json(None).expect("empty");
+        let template = ChatTemplate::new(&config, Some(template.as_bytes()));
+        let template = template.map_err(|error| error.to_string())?.expect("given");
+        template.render("message").map_err(|error| error.to_string())
+    }
+
+    /// Each of these templates ended or hung a process, or took memory without a bound, before it was refused or
+    /// limited.
+    #[test]
+    fn render_refuses_or_bounds_hostile_templates() {
+        let start = std::time::Instant::now();
+        let repeat = |count: usize, body: &str| {
+            format!(
+                "{{% set n = namespace(a='aaaaaaaaaa', l=[1]) %}}{{% for i in range({count}) %}}{body}{{% endfor %}}"
+            )
+        };
+        for template in [
+            "{% for i in [1] %}{{ loop.cycle() }}{% endfor %}".to_owned(),
+            "{% set n = namespace() %}{% set n.a = n %}{{ n }}".to_owned(),
+            format!("{{{{ 1{} }}}}", "+1".repeat(19_000)),
+            repeat(15, "{% set n.a = n.a.replace('a', 'aaaaaaaaaa') %}") + "{{ n.a | length }}",
+            repeat(15, "{% set n.a = n.a | replace('a', 'aaaaaaaaaa') %}") + "{{ n.a | length }}",
+            repeat(40, "{% set n.a = n.a ~ n.a %}") + "{{ n.a | length }}",
+            repeat(40, "{% set n.a = [n.a] | join(n.a) ~ n.a %}") + "{{ n.a | length }}",
+            repeat(40, "{% set n.a = n.a.join('abc') %}") + "{{ n.a | length }}",
+            repeat(40, "{% set n.l = n.l + n.l %}") + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = [n.l, n.l] %}") + "{{ n.l | length }}",
+            repeat(40, "{% set n.l = [n.l, n.l] %}") + "{{ n.l | tojson(indent=4) }}",
+            repeat(40, "{% set n.l = [n.l, n.l] %}")
+                + "{{ n.l == n.l }}{{ n.l | string | length }}",
+            "{{ '{:1000000000}'.format(1) }}".to_owned(),
+            "{{ '%1000000000d' | format(1) }}".to_owned(),
+            "{{ 'a' * 1000000000 }}".to_owned(),
+            "{{ range(1000000000) | list | length }}".to_owned(),
+            "{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}".to_owned(),
+            "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
+                .to_owned(),
+        ] {
+            let error = try_render(&template).expect_err(&template[..template.len().min(120)]);
+            assert!(!error.is_empty());
+        }
+        assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+    }
+
+    /// These templates are as deep as the limits allow, and must not overflow the stack.
+    #[test]
+    fn render_bears_deep_templates_and_values() {
+        let nested = "{% set n = namespace(l=[]) %}{% for i in range(100000) %}{% set n.l = [n.l] %}{% endfor %}";
+        for template in [
+            format!("{{{{ 1{} }}}}", "+1".repeat(990)),
+            format!("{{{{ 'a'{} }}}}", "|lower".repeat(990)),
+            format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(10_000)),
+            format!("{{{{ {}1{} }}}}", "(".repeat(900), ")".repeat(900)),
+            nested.to_owned(),
+            format!("{nested}{{{{ n.l }}}}"),
+            format!("{nested}{{{{ n.l == [n.l] }}}}"),
+            format!("{nested}{{{{ n.l | tojson }}}}"),
+        ] {
+            let _ = try_render(&template);
+        }
+    }
+
+    /// As without limits: the methods of Python's strings in templates of known models.
+    #[test]
+    fn call_method_counts_bytes_and_calls_pythons_methods() {
+        for (template, expected) in [
+            ("{{ 'a-b'.replace('-', '+') }}{{ ','.join(['a', 'b']) }}", "a+ba,b"),
+            ("{{ 'a b'.split(' ')[1] }}{{ '{} {:>3}'.format('a', 1) }}", "ba   1"),
+            ("{{ {'a': 1}.items() | list }}{{ [1, 1].count(1) }}", "[('a', 1)]2"),
+        ] {
+            assert_eq!(try_render(template).as_deref(), Ok(expected), "{template}");
+        }
     }
 }

@@ -40,6 +40,15 @@ const PRE_TOKENIZERS: [&str; 8] = [
 /// Decoders that decode each token independently of its neighbours.
 const DECODERS: [&str; 3] = ["ByteLevel", "Sequence", "Replace"];
 
+/// The largest number of added tokens, and of bytes of one. The largest known tokenizer has 6,400 added tokens.
+const MAX_ADDED_TOKENS: usize = 20_000;
+const MAX_ADDED_BYTES: usize = 1024;
+/// The largest number of bytes of a component, written as JSON. The largest known one has about 2,000.
+const MAX_COMPONENT_BYTES: usize = 32 << 10;
+/// The largest number of parts of a component, and the largest factor by which they may lengthen a text.
+const MAX_PARTS: usize = 32;
+const MAX_GROWTH: usize = 64;
+
 /// The regular expression with which Qwen2 and Qwen3 split text before BPE.
 pub(crate) const QWEN_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -104,9 +113,28 @@ impl TokenizerFile {
     pub(super) fn from_json(bytes: &[u8]) -> Result<Self, LoadError> {
         let file: Self = serde_json::from_slice(bytes)
             .map_err(|error| LoadError::unparsable(FILE, "it is not a BPE tokenizer", error))?;
-        check_component("normalizer", &file.normalizer, &NORMALIZERS)?;
-        check_component("pre-tokenizer", &file.pre_tokenizer, &PRE_TOKENIZERS)?;
-        check_component("decoder", &file.decoder, &DECODERS)?;
+        for (name, component, known) in [
+            ("normalizer", &file.normalizer, &NORMALIZERS[..]),
+            ("pre-tokenizer", &file.pre_tokenizer, &PRE_TOKENIZERS),
+            ("decoder", &file.decoder, &DECODERS),
+        ] {
+            check_component(name, component, known)?;
+            check_size(name, component)?;
+        }
+        if file.added_tokens.len() > MAX_ADDED_TOKENS {
+            let reason = format!(
+                "it has {} added tokens; the limit is {MAX_ADDED_TOKENS}",
+                file.added_tokens.len()
+            );
+            return Err(LoadError::invalid(FILE, reason));
+        }
+        let long = file.added_tokens.iter().find(|token| token.content.len() > MAX_ADDED_BYTES);
+        if let Some(AddedToken { id, content, .. }) = long {
+            let bytes = content.len();
+            let reason =
+                format!("added token {id} has {bytes} bytes; the limit is {MAX_ADDED_BYTES}");
+            return Err(LoadError::invalid(FILE, reason));
+        }
         let Model::Bpe(model) = &file.model;
         model.check()?;
         Ok(file)
@@ -170,6 +198,7 @@ impl TokenizerFile {
             if content.is_empty() {
                 return refuse("is empty");
             }
+
             if *single_word || *lstrip || *rstrip {
                 return refuse("sets single_word, lstrip or rstrip, which is not supported");
             }
@@ -264,4 +293,45 @@ fn check_component(name: &str, component: &Value, known: &[&str]) -> Result<(), 
     // ByteLevel is excluded, because a sequence of decoders would replace incomplete characters.
     let known = if name == "decoder" { &["Sequence", "Replace"] } else { known };
     parts.try_for_each(|part| check_component(name, part, known))
+}
+
+/// Checks that a component does not need more memory or time than any known one: its size, and the factor by which it
+/// lengthens a text.
+fn check_size(name: &str, component: &Value) -> Result<(), LoadError> {
+    let bytes = component.to_string().len();
+    if bytes > MAX_COMPONENT_BYTES {
+        let reason = format!("its {name} has {bytes} bytes; the limit is {MAX_COMPONENT_BYTES}");
+        return Err(LoadError::invalid(FILE, reason));
+    }
+    let (parts, growth) = parts_and_growth(component);
+    if parts > MAX_PARTS || growth > MAX_GROWTH {
+        let reason = format!(
+            "its {name} has {parts} parts, which make a text up to {growth} times as long; the limits are {MAX_PARTS} \
+             and {MAX_GROWTH}"
+        );
+        return Err(LoadError::invalid(FILE, reason));
+    }
+    Ok(())
+}
+
+/// Returns the number of parts of a component, and the factor by which they may lengthen a text.
+fn parts_and_growth(component: &Value) -> (usize, usize) {
+    let parts =
+        ["normalizers", "pretokenizers", "decoders"].iter().find_map(|key| component.get(key));
+    if let Some(parts) = parts.and_then(Value::as_array) {
+        let of_parts = parts.iter().map(parts_and_growth);
+        return of_parts.fold((0, 1), |(parts, growth), (more, factor)| {
+            (parts + more, growth.saturating_mul(factor))
+        });
+    }
+    let content = component.get("content").and_then(Value::as_str).unwrap_or_default();
+    let growth = match component.get("type").and_then(Value::as_str) {
+        // A regular expression may match between any two bytes.
+        Some("Replace") => match component.pointer("/pattern/String").and_then(Value::as_str) {
+            Some(pattern) if !pattern.is_empty() => content.len().div_ceil(pattern.len()),
+            _ => content.len() + 1,
+        },
+        _ => 1,
+    };
+    (1, growth.max(1))
 }

@@ -30,6 +30,7 @@ mod chat_template;
 mod decoder;
 mod file;
 mod strftime;
+mod template_scan;
 #[cfg(test)]
 pub(crate) mod tests;
 mod vocabulary;
@@ -93,6 +94,11 @@ impl PromptTokenizer {
         let config = TokenizerConfig::from_json(tokenizer_config_json)?;
         let found = chat_template::source(&config, chat_template_jinja)?;
         Ok(found.map(|(source, _)| source))
+    }
+
+    /// Returns the name of the file with the chat template, if the checkpoint has one.
+    pub fn chat_template_file(&self) -> Option<&'static str> {
+        self.template.as_ref().map(|template| template.file())
     }
 
     /// Renders the chat template for `prompt`, unless it is a whole prompt, and truncates the query to its

@@ -277,7 +277,6 @@ fn bind_rejects_templates_that_do_not_output_the_message_once() {
             "fuel",
         ),
         ("{{ 'abc' * 1000000 }}", "the output is too long"),
-        ("{% include 'etc' %}", "chat_template.jinja"),
     ] {
         let tokenizer = load(&tokenizer_json(), template).expect(template);
         let prompt = PromptTemplate::erank();
@@ -285,8 +284,10 @@ fn bind_rejects_templates_that_do_not_output_the_message_once() {
         let error = erank_core::error::chain(&error.expect_err(template));
         assert!(error.contains(expected), "{template}: {error}");
     }
-    let error = load(&tokenizer_json(), "{{ messages[0].content").expect_err("invalid").to_string();
-    assert!(error.contains("chat_template.jinja"), "{error}");
+    for invalid in ["{{ messages[0].content", "{% include 'etc' %}"] {
+        let error = load(&tokenizer_json(), invalid).expect_err("invalid").to_string();
+        assert!(error.contains("chat_template.jinja"), "{error}");
+    }
     // A template that trims the message needs a prompt with fixed text around the data.
     let tokenizer = load(&tokenizer_json(), "{{ messages[0].content|trim }}").expect("usable");
     let bare = PromptTemplate::custom("{query}\n{doc}", AnswerFormat::yes_no()).expect("valid");
@@ -346,6 +347,44 @@ fn new_reports_invalid_tokenizers() {
     broken(&|d| d["added_tokens"][0]["id"] = json!(4_000_000_000_u32), "does not get its id");
     broken(&|d| d["added_tokens"][0]["content"] = json!(""), "is empty");
     broken(&|d| d["added_tokens"][0]["lstrip"] = json!(true), "lstrip");
+}
+
+#[test]
+fn new_rejects_tokenizers_that_need_too_much_memory() {
+    let error = |edit: &dyn Fn(&mut Value)| {
+        let mut json = tokenizer_json();
+        edit(&mut json);
+        load(&json, CHATML).expect_err("refused").to_string()
+    };
+    let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let doubling = replace(json!({"String": "a"}), "aa");
+    let many = |part: &Value, count: usize| vec![part.clone(); count];
+    for normalizers in [
+        json!(many(&doubling, 40)),
+        json!([{"type": "Sequence", "normalizers": many(&doubling, 7)}]),
+        json!([replace(json!({"Regex": ""}), &"a".repeat(64))]),
+        json!([replace(json!({"String": ""}), &"a".repeat(64))]),
+        json!(many(&json!({"type": "NFC"}), 33)),
+    ] {
+        let normalizer = json!({"type": "Sequence", "normalizers": normalizers});
+        let message = error(&|d| d["normalizer"] = normalizer.clone());
+        assert!(message.contains("its normalizer has") && message.contains("limit"), "{message}");
+    }
+    let decoder = json!({"type": "Sequence", "decoders": many(&doubling, 40)});
+    assert!(error(&|d| d["decoder"] = decoder.clone()).contains("its decoder has 40 parts"));
+    let long = json!({"type": "Prepend", "prepend": "a".repeat(100_000)});
+    assert!(error(&|d| d["normalizer"] = long.clone()).contains("bytes; the limit"));
+    let added = |count: u32, content: &str| {
+        let token = |id| json!({"id": id, "content": format!("{content}{id}"), "special": true});
+        json!((300..300 + count).map(token).collect::<Vec<_>>())
+    };
+    assert!(error(&|d| d["added_tokens"] = added(20_001, "<")).contains("20001 added tokens"));
+    let long = "<".repeat(1100);
+    assert!(error(&|d| d["added_tokens"] = added(1, &long)).contains("1103 bytes"));
+    // A replacement of known tokenizers.
+    let mut json = tokenizer_json();
+    json["normalizer"] = replace(json!({"String": " "}), "▁");
+    assert!(load(&json, CHATML).is_ok());
 }
 
 #[test]

@@ -23,8 +23,11 @@ pub(super) fn run(arguments: &InspectArguments, reference: &str) -> Result<Exit,
     let settings = model::settings(&arguments.model);
     let mut own_formats = settings.clone();
     (own_formats.weights, own_formats.kv_cache) = (None, None);
-    let sides =
-        [Side::open(&arguments.model.model, settings)?, Side::open(reference, own_formats)?];
+    let offline = arguments.model.offline;
+    let sides = [
+        Side::open(&arguments.model.model, offline, settings)?,
+        Side::open(reference, offline, own_formats)?,
+    ];
     let [of_model, of_reference] = [sides[0].report()?, sides[1].report()?];
     let mut out = BufWriter::new(io::stdout().lock());
     if !arguments.json {
@@ -122,12 +125,13 @@ struct Scored {
 }
 
 impl<'a> Side<'a> {
-    fn open(given: &'a str, settings: CandleSettings) -> Result<Self, CommandError> {
-        Ok(Self { given, checkpoint: model::checkpoint(given)?, settings })
+    fn open(given: &'a str, offline: bool, settings: CandleSettings) -> Result<Self, CommandError> {
+        Ok(Self { given, checkpoint: model::checkpoint(given, offline)?, settings })
     }
 
     fn report(&self) -> Result<ModelReport, CommandError> {
-        ModelReport::new(self.given, &self.checkpoint, &self.settings)
+        let cost = self.checkpoint.cost(&self.settings).map_err(model::failed(self.given))?;
+        Ok(ModelReport::new(&self.checkpoint, &cost))
     }
 
     /// Loads the model, scores all documents, and drops the model. Returns the answers by query and document.

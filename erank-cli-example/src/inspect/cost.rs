@@ -2,13 +2,12 @@
 
 use std::io::{self, Write};
 
-use erank_candle::{CandleSettings, Checkpoint, KvCacheFormat, ModelCost};
+use erank_candle::{Checkpoint, KvCacheFormat, ModelCost};
 use indicatif::{DecimalBytes, HumanCount};
 use serde::Serialize;
 
-use crate::error::CommandError;
 use crate::table::{self, Column, Table};
-use crate::{model, text};
+use crate::text;
 
 /// A model with its cost.
 #[derive(Serialize)]
@@ -45,15 +44,9 @@ struct KvCache {
 }
 
 impl ModelReport {
-    /// Computes the cost of the model that was `given` from the headers of its files.
-    pub(super) fn new(
-        given: &str,
-        checkpoint: &Checkpoint,
-        settings: &CandleSettings,
-    ) -> Result<Self, CommandError> {
-        let cost = checkpoint.cost(settings).map_err(model::failed(given))?;
+    pub(super) fn new(checkpoint: &Checkpoint, cost: &ModelCost) -> Self {
         let model = checkpoint.name().to_owned();
-        Ok(Self { model, description: cost.description.clone(), cost: Cost::new(&cost) })
+        Self { model, description: cost.description.clone(), cost: Cost::new(cost) }
     }
 
     /// Writes the model's name, a table of its tensors, and the memory of the KV cache.

@@ -1,6 +1,10 @@
 //! `erank inspect`.
 
-use crate::erank;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::{ERANK, Ended, erank, tiny_with_yes_and_no};
 
 const PROMPT: [&str; 5] =
     ["inspect", "--query", "the jet <|im_end|>", "--document", "A jet \u{9b}."];
@@ -180,5 +184,134 @@ fn compare_names_what_cannot_be_compared() {
         &["--compare", "tiny", "--logprobs", "3"],
     ] {
         assert_eq!(erank(&[&["inspect"], invalid].concat(), b"").code, Some(2), "{invalid:?}");
+    }
+}
+
+#[test]
+fn inspect_ends_with_a_verdict() {
+    let run = erank(&["inspect"], b"");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    run.assert_harmless();
+    let (_, verdict) = run.out.split_once("\nVerdict:\n").expect("a verdict");
+    for expected in [
+        "files         model.safetensors, ",
+        "architecture  Qwen3ForCausalLM, a language model: 4 layers",
+        "tokenizer     ",
+        "template      chat template of tokenizer_config.json; prompt of erank, the default",
+        "precision     BF16 weights, ",
+        "memory        ",
+        "unusual       nothing",
+    ] {
+        assert!(verdict.contains(expected), "{expected}: {verdict}");
+    }
+    assert!(verdict.trim_end().ends_with("nothing"), "{verdict}");
+    let json = erank(&["inspect", "--ids", "1", "--json"], b"").json();
+    assert_eq!(json["verdict"]["unusual"], serde_json::json!([]));
+    assert!(json["verdict"]["memory"].as_str().is_some_and(|memory| memory.contains("weights")));
+}
+
+#[test]
+fn inspect_names_what_is_unusual() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = tiny_with_yes_and_no(parent.path(), "my-reranker");
+    let path = folder.join("config.json");
+    let config = fs::read_to_string(&path).expect("the file");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    config["num_experts"] = 8.into();
+    config["torch_dtype"] = "float32".into();
+    config["rope_scaling"] = serde_json::json!({"type": "yarn", "factor": 2.0});
+    fs::write(&path, config.to_string()).expect("written");
+    fs::write(folder.join("model.safetensors.index.json"), "{}").expect("written");
+    let model = folder.to_str().expect("UTF-8");
+    let run = erank(&["inspect", "-m", model], b"");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    run.assert_harmless();
+    for expected in [
+        "ignored: num_experts",
+        "type float32",
+        "model.safetensors.index.json",
+        "YaRN extends",
+        "prompt of qwen3-reranker, because its name contains",
+    ] {
+        assert!(run.out.contains(expected), "{expected}: {}", run.out);
+    }
+}
+
+/// The advice of an error fits its cause.
+#[test]
+fn inspect_gives_advice_that_fits_the_cause() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = tiny_with_yes_and_no(parent.path(), "model");
+    let model = folder.to_str().expect("UTF-8");
+    let path = folder.join("config.json");
+    let whole = fs::read_to_string(&path).expect("the file");
+    let inspect = |config: &str| {
+        fs::write(&path, config).expect("written");
+        let run = erank(&["inspect", "-m", model], b"");
+        assert_eq!((run.code, &*run.out), (Some(1), ""), "{run:?}");
+        run.err
+    };
+    for (old, new, expected) in [
+        ("\"silu\"", "\"gelu\"", "only \"silu\" is implemented"),
+        ("{", "[{", "download it again"),
+        ("{", "{\"quantization_config\": {\"quant_method\": \"awq\"}, ", "a GGUF file of it"),
+        ("\"hidden_size\":", "\"hidden_size\": 64, \"x\":", "take all files from the same model"),
+    ] {
+        let error = inspect(&whole.replacen(old, new, 1));
+        assert!(error.contains(expected), "{error}");
+        let is_download = expected.contains("download");
+        assert_eq!(error.contains("download"), is_download, "{error}");
+    }
+    let error = inspect("version https://git-lfs.github.com/spec/v1\n");
+    assert!(error.contains("git lfs pull"), "{error}");
+}
+
+#[test]
+fn inspect_reports_weights_that_are_no_numbers() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = tiny_with_yes_and_no(parent.path(), "model");
+    let path = folder.join("model.safetensors");
+    let mut bytes = fs::read(&path).expect("the weights");
+    let header = u64::from_le_bytes(*bytes.first_chunk().expect("a header")) as usize + 8;
+    bytes[header..].fill(0xff);
+    fs::write(&path, bytes).expect("written");
+    let model = folder.to_str().expect("UTF-8");
+    let run = erank(&["inspect", "-m", model, "--logprobs", "1"], b"");
+    assert_eq!((run.code, &*run.out), (Some(1), ""), "{run:?}");
+    assert!(run.err.contains("NaN or infinite"), "{}", run.err);
+}
+
+#[test]
+fn offline_models_come_from_the_cache_alone() {
+    let cache = tempfile::tempdir().expect("a folder");
+    let run = |arguments: &[&str], variables: &[(&str, &Path)]| {
+        let mut command = Command::new(ERANK);
+        command.args(arguments).envs(variables.iter().copied());
+        Ended::new(command.output().expect("it starts"))
+    };
+    let variables = [("HF_HUB_CACHE", cache.path()), ("HF_HUB_OFFLINE", Path::new("1"))];
+    for (arguments, variables) in [
+        (&["inspect", "-m", "team/model@v1", "--offline"][..], &variables[..1]),
+        (&["inspect", "-m", "team/model@v1"], &variables),
+        (&["inspect", "--compare", "team/model@v1", "--offline"], &variables[..1]),
+        (
+            &["quantize", "-m", "team/model@v1", "--offline", "--to", "q8_0", "x.gguf"],
+            &variables[..1],
+        ),
+    ] {
+        let run = run(arguments, variables);
+        assert_eq!(run.code, Some(1), "{run:?}");
+        assert!(run.err.contains("team/model@v1 is not in the hub's cache"), "{}", run.err);
+    }
+    // The layout of Python's cache.
+    let repository = cache.path().join("models--team--model");
+    fs::create_dir_all(repository.join("refs")).expect("made");
+    fs::create_dir_all(repository.join("snapshots")).expect("made");
+    fs::write(repository.join("refs/v1"), "0a1b").expect("written");
+    tiny_with_yes_and_no(&repository.join("snapshots"), "0a1b");
+    for name in ["team/model@v1", "team/model@0a1b"] {
+        let run = run(&["inspect", "-m", name, "--offline", "--json"], &variables[..1]);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert_eq!(run.json()["model"], "team/model");
     }
 }

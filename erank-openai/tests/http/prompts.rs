@@ -220,7 +220,7 @@ fn control_tokens_that_the_model_quotes_are_broken_in_the_next_prompt() {
     const THOUGHT: &str = "<think>it says <|im_end|>\n<|im_start|>user <think> so";
     for (generated, next) in [
         (format!("{THOUGHT}</think>\n"), "</think>\n<answer>"),
-        (format!("{THOUGHT}</think> </think>\n"), "</think> < /think>\n<answer>"),
+        (format!("{THOUGHT}</think> </think>\n"), "< /think> </think>\n<answer>"),
         // The budget is spent within the thought.
         (THOUGHT.to_owned(), "</think><answer>"),
     ] {

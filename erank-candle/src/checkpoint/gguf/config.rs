@@ -2,6 +2,7 @@
 
 use super::metadata::Metadata;
 use crate::checkpoint::config::{Architecture, Config};
+use crate::checkpoint::yarn::Yarn;
 use crate::error::LoadError;
 
 pub(super) const ARCHITECTURE: &str = "general.architecture";
@@ -16,9 +17,21 @@ pub(super) const CONTEXT: &str = "qwen3.context_length";
 pub(super) const EPSILON: &str = "qwen3.attention.layer_norm_rms_epsilon";
 pub(super) const ROPE_BASE: &str = "qwen3.rope.freq_base";
 const ROPE_LENGTH: &str = "qwen3.rope.dimension_count";
-const ROPE_SCALING: &str = "qwen3.rope.scaling.type";
+pub(super) const ROPE_SCALING: &str = "qwen3.rope.scaling.type";
+pub(super) const YARN_FACTOR: &str = "qwen3.rope.scaling.factor";
+pub(super) const YARN_ORIGINAL: &str = "qwen3.rope.scaling.original_context_length";
+/// A factor besides the one that the scaling implies.
+pub(super) const YARN_ATTENTION: &str = "qwen3.rope.scaling.attn_factor";
+pub(super) const YARN_BETA_FAST: &str = "qwen3.rope.scaling.yarn_beta_fast";
+pub(super) const YARN_BETA_SLOW: &str = "qwen3.rope.scaling.yarn_beta_slow";
+/// Keys of variants of YaRN, with the values that change nothing.
+const YARN_VARIANTS: [(&str, f64); 3] = [
+    ("qwen3.rope.scaling.yarn_ext_factor", 1.0),
+    ("qwen3.rope.scaling.yarn_attn_factor", 1.0),
+    ("qwen3.rope.scaling.yarn_log_multiplier", 0.0),
+];
 /// Factors of a linear scaling, with the newer name and the older one.
-const ROPE_FACTORS: [&str; 2] = ["qwen3.rope.scaling.factor", "qwen3.rope.scale_linear"];
+const ROPE_FACTORS: [&str; 2] = [YARN_FACTOR, "qwen3.rope.scale_linear"];
 const SLIDING_WINDOW: &str = "qwen3.attention.sliding_window";
 const CAUSAL: &str = "qwen3.attention.causal";
 /// Ends of a turn.
@@ -53,6 +66,11 @@ pub(super) fn config(
     let (hidden_size, heads) = (required(metadata, HIDDEN)?, required(metadata, HEADS)?);
     let head_dim = head_dim(metadata, hidden_size, heads)?;
     check_variants(metadata)?;
+    let trained_for = required(metadata, CONTEXT)?;
+    let yarn = match metadata.string(ROPE_SCALING)? {
+        Some("yarn") => Some(yarn(metadata, trained_for)?),
+        _ => None,
+    };
     let config = Config {
         architecture: Architecture::Qwen3ForCausalLM,
         vocab_size,
@@ -62,9 +80,12 @@ pub(super) fn config(
         num_attention_heads: heads,
         num_key_value_heads: metadata.integer(KV_HEADS)?.unwrap_or(heads),
         head_dim,
-        max_position_embeddings: required(metadata, CONTEXT)?,
+        max_position_embeddings: yarn
+            .as_ref()
+            .map_or(trained_for, |yarn| yarn.max_positions().max(trained_for)),
         rms_norm_eps: number(EPSILON)? as f32,
         rope_theta: number(ROPE_BASE)?,
+        yarn,
         tie_word_embeddings,
         eos_token_ids: eos_token_ids(metadata, vocab_size)?,
         label_names: Vec::new(),
@@ -99,8 +120,9 @@ fn head_dim(metadata: &Metadata<'_>, hidden: usize, heads: usize) -> Result<usiz
 /// Rejects variants that this implementation would compute wrongly.
 fn check_variants(metadata: &Metadata<'_>) -> Result<(), LoadError> {
     let scaling = metadata.string(ROPE_SCALING)?;
-    if let Some(kind) = scaling.filter(|kind| *kind != "none") {
-        let reason = format!("{ROPE_SCALING} is {kind:?}; only \"none\" is implemented");
+    if let Some(kind) = scaling.filter(|kind| !["none", "yarn"].contains(kind)) {
+        let reason =
+            format!("{ROPE_SCALING} is {kind:?}; only \"none\" and \"yarn\" are implemented");
         return Err(metadata.invalid(reason));
     }
     for key in ROPE_FACTORS {
@@ -119,6 +141,28 @@ fn check_variants(metadata: &Metadata<'_>) -> Result<(), LoadError> {
         return Err(metadata.invalid(reason));
     }
     Ok(())
+}
+
+/// Reads the scaling of the rotary embedding, with the meaning and the defaults of llama.cpp.
+fn yarn(metadata: &Metadata<'_>, trained_for: usize) -> Result<Yarn, LoadError> {
+    for (key, neutral) in YARN_VARIANTS {
+        if let Some(value) = metadata.number(key)?.filter(|value| *value != neutral) {
+            let reason = format!("{key} is {value}; only {neutral} is implemented");
+            return Err(metadata.invalid(reason));
+        }
+    }
+    let number =
+        |key, default| -> Result<f64, LoadError> { Ok(metadata.number(key)?.unwrap_or(default)) };
+    let factor = metadata.number(YARN_FACTOR)?.ok_or_else(|| metadata.missing(YARN_FACTOR))?;
+    let implied = Yarn::default_attention_factor(factor, 1.0);
+    Ok(Yarn {
+        factor,
+        attention_factor: implied * number(YARN_ATTENTION, 1.0)?,
+        beta_fast: number(YARN_BETA_FAST, 32.0)?,
+        beta_slow: number(YARN_BETA_SLOW, 1.0)?,
+        original_max_position_embeddings: metadata.integer(YARN_ORIGINAL)?.unwrap_or(trained_for),
+        truncate: true,
+    })
 }
 
 /// Returns the tokens that end a turn, without duplicates: those that the metadata names, and control tokens

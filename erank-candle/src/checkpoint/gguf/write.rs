@@ -10,6 +10,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use serde_json::Value as Json;
 
 use super::super::config::{Architecture, Config};
+use super::super::yarn::Yarn;
 use super::super::{Checkpoint, TOKENIZER};
 use super::{config, own_name, tensor_names, tokenizer};
 use crate::error::{Cause, LoadError};
@@ -53,6 +54,11 @@ impl Checkpoint {
                 "a GGUF file cannot hold the head of a classifier".into(),
             ));
         }
+        if model.yarn.as_ref().is_some_and(|yarn| !yarn.truncate) {
+            return Err(LoadError::Setting(
+                "a GGUF file cannot hold YaRN whose `truncate` is false".into(),
+            ));
+        }
         let names = tensor_names(&model);
         let mut other_formats = Vec::new();
         let mut tensors = Vec::with_capacity(names.len());
@@ -83,8 +89,7 @@ impl Checkpoint {
     fn vocabulary(&self, rows: usize) -> Result<Vec<Entry>, LoadError> {
         let Some(bytes) = &self.tokenizer else { return Ok(Vec::new()) };
         let parse = |bytes: &[u8], file: &str| -> Result<Json, LoadError> {
-            serde_json::from_slice(bytes)
-                .map_err(|source| LoadError::unparsable(file, "cannot be parsed", source))
+            super::super::json::parse(file, bytes)
         };
         let file = parse(bytes, TOKENIZER)?;
         let pattern = file.pointer("/pre_tokenizer/pretokenizers/0/pattern/Regex");
@@ -149,10 +154,25 @@ fn configuration(model: &Config, name: &str) -> Vec<Entry> {
         (config::EPSILON, Value::F32(model.rms_norm_eps)),
         (config::ROPE_BASE, Value::F32(model.rope_theta as f32)),
     ];
+    entries.extend(model.yarn.iter().flat_map(yarn));
     // The format has one. Readers find the others by their names.
     let eos = model.eos_token_ids.first();
     entries.extend(eos.map(|id| (config::EOS[0], Value::U32(*id))));
     entries
+}
+
+/// Returns the scaling of the rotary embedding.
+fn yarn(yarn: &Yarn) -> Vec<Entry> {
+    let number = |number: f64| Value::F32(number as f32);
+    let implied = Yarn::default_attention_factor(yarn.factor, 1.0);
+    vec![
+        (config::ROPE_SCALING, text("yarn")),
+        (config::YARN_FACTOR, number(yarn.factor)),
+        (config::YARN_ORIGINAL, Value::U32(yarn.original_max_position_embeddings as u32)),
+        (config::YARN_ATTENTION, number(yarn.attention_factor / implied)),
+        (config::YARN_BETA_FAST, number(yarn.beta_fast)),
+        (config::YARN_BETA_SLOW, number(yarn.beta_slow)),
+    ]
 }
 
 /// Returns the tokens, their types and the merges. Ids without a token are unused.

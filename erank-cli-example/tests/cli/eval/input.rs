@@ -71,6 +71,15 @@ fn eval_refuses_scores_of_other_settings() {
         assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{run:?}");
         assert!(run.err.contains(said) && run.err.contains("--output"), "{said}: {}", run.err);
     }
+    // The last bits of scores depend on the kernels.
+    let mut portable = std::process::Command::new(crate::ERANK);
+    portable.args(collection.arguments("jsonl", "out", "--answer-only"));
+    let run = crate::Ended::new(
+        portable.env("ERANK_INSTRUCTION_SET", "portable").output().expect("it starts"),
+    );
+    let is_portable = scores.contains("portable kernels");
+    let said = run.err.contains("and is \"BF16 weights, portable kernels\"");
+    assert_eq!(said, !is_portable, "{}", run.err);
     collection.edit("out/scores.jsonl", |text| {
         let mut header: Value =
             serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");

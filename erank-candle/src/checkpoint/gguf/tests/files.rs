@@ -137,10 +137,54 @@ fn config_comes_from_metadata_and_tensors() {
 }
 
 #[test]
+fn yarn_is_read_with_the_meaning_of_llama_cpp() {
+    let mut content = Content::small();
+    let key = |name: &str| format!("qwen3.rope.scaling.{name}");
+    content.set(&key("type"), Some(text("yarn")));
+    content.set(&key("factor"), Some(Value::F32(4.0)));
+    let config = |content: &Content| {
+        let bytes = content.bytes();
+        parse(&bytes).and_then(|gguf| gguf.config()).map_err(|error| error.to_string())
+    };
+    let plain = config(&content).expect("valid");
+    let yarn = plain.yarn.expect("scaled");
+    assert_eq!((plain.max_position_embeddings, yarn.original_max_position_embeddings), (256, 64));
+    assert_eq!((yarn.factor, yarn.attention_factor), (4.0, 0.1 * 4.0_f64.ln() + 1.0));
+    assert_eq!((yarn.beta_fast, yarn.beta_slow, yarn.truncate), (32.0, 1.0, true));
+
+    content.set(&key("original_context_length"), Some(Value::U32(32)));
+    content.set(&key("attn_factor"), Some(Value::F32(0.5)));
+    content.set(&key("yarn_beta_fast"), Some(Value::F32(16.0)));
+    content.set(&key("yarn_beta_slow"), Some(Value::F32(2.0)));
+    content.set(&key("yarn_ext_factor"), Some(Value::F32(1.0)));
+    let given = config(&content).expect("valid");
+    let yarn_of = given.yarn.expect("scaled");
+    assert_eq!(
+        (given.max_position_embeddings, yarn_of.original_max_position_embeddings),
+        (128, 32)
+    );
+    assert_eq!(yarn_of.attention_factor, 0.5 * yarn.attention_factor);
+    assert_eq!((yarn_of.beta_fast, yarn_of.beta_slow), (16.0, 2.0));
+
+    for (name, value) in
+        [("yarn_ext_factor", 0.5), ("yarn_attn_factor", 2.0), ("yarn_log_multiplier", 0.1)]
+    {
+        let mut refused = Content::small();
+        refused.set(&key("type"), Some(text("yarn")));
+        refused.set(&key("factor"), Some(Value::F32(4.0)));
+        refused.set(&key(name), Some(Value::F32(value)));
+        let error = config(&refused).expect_err(name);
+        assert!(error.contains(name), "{error}");
+    }
+}
+
+#[test]
 fn tensors_are_found_by_the_names_of_hugging_face() {
     let bytes = Content::small().bytes();
     let weights = parse(&bytes).and_then(|gguf| gguf.weights(&[])).expect("whole");
-    assert_eq!(weights.own_format(), WeightFormat::F16);
+    // Most matrices are F16, and one is F32, which has more bits.
+    assert_eq!(weights.formats()[..2], [WeightFormat::F16, WeightFormat::F32]);
+    assert_eq!(weights.own_format(), WeightFormat::F32);
     assert_eq!(weights.vector("model.norm.weight", 32).expect("there").len(), 32);
     let part = |name: &str| format!("model.layers.0.self_attn.{name}.weight");
     let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(part);

@@ -1,0 +1,140 @@
+//! The summary of a model: its files, what it computes, and what is unusual.
+
+use std::io::{self, Write};
+
+use erank_candle::{Architecture, Checkpoint, Config, ModelCost, PromptTokenizer};
+use indicatif::{DecimalBytes, HumanCount};
+use serde::Serialize;
+
+use crate::error::{CommandError, one_line};
+use crate::{model, text};
+
+/// One sentence or phrase for each part of a model. `--help` lists the parts.
+#[derive(Serialize)]
+pub(super) struct Verdict {
+    files: String,
+    architecture: String,
+    tokenizer: String,
+    template: String,
+    precision: String,
+    memory: String,
+    unusual: Vec<String>,
+}
+
+impl Verdict {
+    /// Judges the model that was `given`, from its files alone.
+    pub(super) fn new(
+        given: &str,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        tokenizer: &PromptTokenizer,
+        cost: &ModelCost,
+    ) -> Result<Self, CommandError> {
+        let mut unusual = checkpoint.unusual().map_err(model::failed(given))?;
+        let (ids, embeddings) = (tokenizer.vocab_size(), config.vocab_size);
+        if ids > embeddings {
+            unusual.push(format!(
+                "the tokenizer has {ids} ids, but the model has {embeddings} embeddings, so it cannot be loaded; take \
+                 all files from the same model"
+            ));
+        }
+        let weights = cost.weight_bytes();
+        if cost.available_bytes.is_some_and(|available| available < weights) {
+            unusual.push(
+                "the weights do not fit in the available memory; choose --weights q8_0".into(),
+            );
+        }
+        let prompt = match checkpoint.recognise_prompt() {
+            Ok(prompt) => match prompt.reason {
+                Some(reason) => format!("prompt of {}, because {reason}", prompt.family.name()),
+                None => format!("prompt of {}, the default", prompt.family.name()),
+            },
+            Err(error) => {
+                unusual.push(one_line(&error));
+                "unknown prompt, to be named with --template".into()
+            }
+        };
+        let chat_template = match tokenizer.chat_template_file() {
+            Some(_) if checkpoint.is_gguf() => {
+                "chat template of the GGUF file or beside it".to_owned()
+            }
+            Some(file) => format!("chat template of {file}"),
+            None => "no chat template".to_owned(),
+        };
+        Ok(Self {
+            files: files(checkpoint),
+            architecture: architecture(config),
+            tokenizer: format!(
+                "{} ids for {} embeddings",
+                HumanCount(ids as u64),
+                HumanCount(embeddings as u64)
+            ),
+            template: format!("{chat_template}; {prompt}"),
+            precision: cost.description.clone(),
+            memory: memory(cost),
+            unusual,
+        })
+    }
+
+    pub(super) fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "\nVerdict:")?;
+        for (name, value) in [
+            ("files", &self.files),
+            ("architecture", &self.architecture),
+            ("tokenizer", &self.tokenizer),
+            ("template", &self.template),
+            ("precision", &self.precision),
+            ("memory", &self.memory),
+        ] {
+            writeln!(out, "  {name:13} {}", text::line(value))?;
+        }
+        if self.unusual.is_empty() {
+            return writeln!(out, "  {:13} nothing", "unusual");
+        }
+        writeln!(out, "  unusual")?;
+        self.unusual.iter().try_for_each(|note| writeln!(out, "    - {}", text::line(note)))
+    }
+}
+
+fn files(checkpoint: &Checkpoint) -> String {
+    let sizes: Vec<usize> = checkpoint.weight_files().map(|(_, bytes)| bytes).collect();
+    let names: Vec<&str> = checkpoint.weight_files().map(|(name, _)| name).take(2).collect();
+    let size = DecimalBytes(sizes.iter().sum::<usize>() as u64);
+    match (sizes.len(), &names[..]) {
+        (1, [name, ..]) => format!("{name}, {size}"),
+        (count, [name, ..]) => format!("{count} files of weights, {name} and others, {size}"),
+        _ => "no weights".into(),
+    }
+}
+
+fn architecture(config: &Config) -> String {
+    let class = match config.architecture {
+        Architecture::Qwen3ForCausalLM => "Qwen3ForCausalLM, a language model".to_owned(),
+        Architecture::Qwen3ForSequenceClassification { rows } => {
+            format!("Qwen3ForSequenceClassification, a classifier with {rows} rows")
+        }
+        _ => "another one".to_owned(),
+    };
+    format!(
+        "{class}: {} layers of width {}, {} query heads and {} KV heads of width {}, {} positions",
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        HumanCount(config.max_position_embeddings as u64)
+    )
+}
+
+fn memory(cost: &ModelCost) -> String {
+    let size = |bytes: usize| DecimalBytes(bytes as u64);
+    let needed = format!(
+        "{} for weights, and up to {} for the KV cache",
+        size(cost.weight_bytes()),
+        size(cost.kv_cache_bytes)
+    );
+    match cost.available_bytes {
+        Some(available) => format!("{needed}, of {} that are available", size(available)),
+        None => needed,
+    }
+}
