@@ -279,7 +279,6 @@ mod tests {
             erank_eval: 1,
             model,
             fingerprint: Some(7),
-            computation: Some("BF16 weights, portable kernels"),
             backend: "candle",
             description: Some("BF16 weights, portable kernels"),
             prompts: None,
