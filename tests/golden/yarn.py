@@ -45,7 +45,7 @@ ROTATIONS = [
     (1e6, 64, {"factor": 4.0, "original_max_position_embeddings": 32768}),
     (1e4, 64, {"factor": 2.5, "original_max_position_embeddings": 4096, "beta_fast": 64.0, "truncate": False}),
     # All dimensions keep their frequencies, and all are interpolated.
-    (1e6, 64, {"factor": 4.0, "original_max_position_embeddings": 10**9}),
+    (1e6, 64, {"factor": 4.0, "original_max_position_embeddings": 4_000_000}),
     (1e6, 64, {"factor": 4.0, "original_max_position_embeddings": 4}),
 ]
 POSITIONS = (0, 1, 2, 1000, 32767, 32768, 131071)
