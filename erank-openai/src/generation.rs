@@ -404,10 +404,8 @@ impl Generation<'_> {
     fn append_generated(&mut self, text: &str) {
         if let Prompt::Text(whole) | Prompt::Message(whole) = &mut self.prompt {
             let start = whole.len();
-            let data: Vec<Range<usize>> = quoted(&self.completion.text, text)
-                .into_iter()
-                .map(|range| start + range.start..start + range.end)
-                .collect();
+            let data = quoted(&self.completion.text, text)
+                .map(|range| start + range.start..start + range.end);
             let extended = std::mem::take(whole) + text;
             *whole = self.job.control_tokens.neutralize(extended, &data);
         }
@@ -446,7 +444,7 @@ impl Generation<'_> {
 
 /// Returns the ranges of generated `text` that may quote a document. `turn` is the turn before it. The model's own
 /// tags are the `<think>` that begins the turn and the last `</think>`, which ends the thought.
-fn quoted(turn: &str, text: &str) -> Vec<Range<usize>> {
+fn quoted(turn: &str, text: &str) -> [Range<usize>; 2] {
     let mut start = 0;
     if turn.trim_start().is_empty() && text.trim_start().starts_with(THINK_OPEN) {
         start = text.len() - text.trim_start().len() + THINK_OPEN.len();
@@ -454,9 +452,9 @@ fn quoted(turn: &str, text: &str) -> Vec<Range<usize>> {
     match text[start..].rfind(THINK_CLOSE).filter(|_| !turn.contains(THINK_CLOSE)) {
         Some(length) => {
             let end = start + length;
-            vec![start..end, end + THINK_CLOSE.len()..text.len()]
+            [start..end, end + THINK_CLOSE.len()..text.len()]
         }
-        None => vec![start..text.len()],
+        None => [start..text.len(), text.len()..text.len()],
     }
 }
 

@@ -837,7 +837,7 @@ mod tests {
         let (positions, whole) =
             yarn(json!({"factor": 4.0, "original_max_position_embeddings": 32_768}), json!({}));
         assert_eq!(positions, 131_072);
-        assert_eq!(whole.attention_factor, 1.138_629_436_111_989_1);
+        assert_eq!(whole.attention_factor, 1.138_629_436_111_989);
         assert_eq!((whole.beta_fast, whole.beta_slow, whole.truncate), (32.0, 1.0, true));
         // Without the original number, that of the file is the original one.
         assert_eq!(yarn(json!({"factor": 2}), json!({})).0, 81_920);
