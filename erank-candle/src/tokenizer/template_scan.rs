@@ -234,11 +234,12 @@ fn check_namespaces(tags: &[Tag<'_>]) -> Result<(), String> {
 }
 
 /// Refuses templates whose values could contain one another so often that their text has no bound. A value grows by a
-/// factor where a list, a tuple or a dictionary holds several variables, or where a product repeats a list. This must
-/// not happen again and again: in the attribute of a namespace, which a loop can set, or in a macro, which can call
-/// itself.
+/// factor where a list, a tuple or a dictionary holds several variables, where a product repeats a list, or where a sum
+/// joins lists. This must not happen again and again: in the attribute of a namespace, which a loop can set, or in a
+/// macro, which can call itself. There, a sum may have one attribute of a namespace, such as a list that grows by one.
 fn check_copies(tags: &[Tag<'_>]) -> Result<(), String> {
     use Token::{Name, Sign};
+    let from_namespaces = names_from_namespaces(tags);
     let (mut copies, mut open_macros) = (1_usize, 0_usize);
     for tag in tags {
         match tag.tokens[..] {
@@ -247,24 +248,77 @@ fn check_copies(tags: &[Tag<'_>]) -> Result<(), String> {
             _ => {}
         }
         let has_product = tag.tokens.contains(&Sign('*'));
-        let variables = most_variables(&tag.tokens);
+        let (variables, summands) = (most_variables(&tag.tokens), most_summands(&tag.tokens));
         let sets_attribute = matches!(tag.tokens[..], [Name("set"), Name(_), Sign('.' | '['), ..]);
-        let grows = variables > 1 || has_product;
-        if grows && (sets_attribute || open_macros > 0) {
-            return Err("a list, a tuple, a dictionary or a product has several variables in the attribute of a \
-                        namespace or in a macro"
+        // The first two names are the tag's and its target's.
+        let values = names(&tag.tokens).skip(2);
+        let references = values.filter(|name| from_namespaces.contains(name)).count();
+        let assigns = matches!(tag.tokens[..], [Name("set" | "with" | "for"), ..]);
+        let repeats = (sets_attribute || open_macros > 0) && (variables > 1 || has_product)
+            || open_macros > 0 && summands > 1
+            || assigns && references > 1 && (variables > 1 || summands > 1)
+            || assigns && references > 0 && has_product;
+        if repeats {
+            return Err("a list, a tuple, a dictionary, a sum or a product has several variables in the attribute \
+                        of a namespace or in a macro"
                 .into());
         }
         if tag.tokens.iter().any(|token| matches!(token, Name("varargs" | "kwargs"))) {
             return Err("it uses the arguments of a macro as a list".into());
         }
         let product = if has_product { COPIES_OF_PRODUCT } else { 1 };
-        copies = copies.saturating_mul(variables.max(product));
+        copies = copies.saturating_mul(variables.max(product).max(summands));
         if copies > MAX_COPIES {
             return Err(format!("its lists hold variables more than {MAX_COPIES} times in all"));
         }
     }
     Ok(())
+}
+
+/// Returns the names of namespaces, and of variables and loop variables whose values may come from them.
+fn names_from_namespaces<'a>(tags: &[Tag<'a>]) -> HashSet<&'a str> {
+    use Token::{Name, Sign};
+    let mut found = HashSet::new();
+    loop {
+        let known = found.len();
+        for tag in tags {
+            let (end, is_attribute) = match tag.tokens[..] {
+                [Name("set"), Name(_), Sign('.' | '['), ..] => (Some(2), true),
+                [Name("set" | "with"), ..] => {
+                    (tag.tokens.iter().position(|token| *token == Sign('=')), false)
+                }
+                [Name("for"), ..] => {
+                    (tag.tokens.iter().position(|token| *token == Name("in")), false)
+                }
+                _ => continue,
+            };
+            let (targets, value) = tag.tokens.split_at(end.unwrap_or(tag.tokens.len()));
+            if is_attribute || names(value).any(|name| found.contains(name)) {
+                found.extend(names(targets).skip(1));
+            }
+        }
+        if found.len() == known {
+            return found;
+        }
+    }
+}
+
+/// Returns the names in tokens that are no attributes and no filters.
+fn names<'t, 'a>(tokens: &'t [Token<'a>]) -> impl Iterator<Item = &'a str> + use<'t, 'a> {
+    tokens.iter().enumerate().filter_map(|(index, token)| match token {
+        Token::Name(name) if index == 0 || !matches!(tokens[index - 1], Token::Sign('.' | '|')) => {
+            Some(*name)
+        }
+        _ => None,
+    })
+}
+
+/// Returns the number of values that a tag's sums may join to a list. A sum with a string or a number is no list.
+fn most_summands(tokens: &[Token<'_>]) -> usize {
+    let is_of_values = |sum: &&[Token<'_>]| {
+        sum[1] == Token::Sign('+') && ![sum[0], sum[2]].contains(&Token::Literal)
+    };
+    tokens.windows(3).filter(is_of_values).count() + 1
 }
 
 /// Returns the number of variables in the list, tuple or dictionary of a tag that has most.
@@ -377,7 +431,8 @@ mod tests {
     #[test]
     fn check_accepts_namespaces_by_attribute() {
         for source in [
-            "{%- set ns = namespace(a=true, b=[1, (2)]) -%}{% set ns.a = ns.b[0] + ns['a'] %}{{ ns.a }}",
+            "{%- set ns = namespace(a=true, b=[1, (2)]) -%}{% set ns.a = ns.b[0] ~ ns['a'] %}{{ ns.a }}",
+            "{% for i in range(3) %}{% set n.i = n.i + i %}{% set n.s = n.s + message['content'] %}{% endfor %}",
             "{# ns #}ns{% set ns = namespace() %}{{ 'ns' }}{{ x.ns }}{% raw %}{{ ns }}{% endraw %}",
             "{% for i in [1] %}{{ loop.cycle('a', 'b') }}{{ loop.cycle(x) }}{% endfor %}",
             "{% set n.l = n.l + [message] %}{% set n.i = n.i + 1 %}{% set n.s = f(a, b)[c] ~ (a or b) %}",
@@ -408,6 +463,14 @@ mod tests {
             ("{% set n.l = (n.l, n.l) %}", "several variables"),
             ("{% set n.l = [n.l] * 2 %}", "several variables"),
             ("{% set n.l = dict(a=n.l, b=n.l) %}", "several variables"),
+            ("{% set n.l = n.l + n.l %}", "several variables"),
+            ("{% set n.l = n.l + [n.l] %}", "several variables"),
+            ("{% set x = n.l %}{% set n.l = n.l + x %}", "several variables"),
+            ("{% for x in [n.l] %}{% set n.l = n.l + x %}{% endfor %}", "several variables"),
+            ("{% set x = n.l + n.l %}{% set n.l = x %}", "several variables"),
+            ("{% set x = [n.l, n.l] %}{% set n.l = x %}", "several variables"),
+            ("{% macro f(x, n) %}{{ f(x + x, n - 1) }}{% endmacro %}", "several variables"),
+            (&*"{% set a = a + a %}".repeat(14), "more than 10000 times"),
             ("{% macro f(x, n) %}{{ f([x, x], n - 1) }}{% endmacro %}", "several variables"),
             ("{% macro f() %}{{ varargs }}{% endmacro %}", "arguments of a macro"),
             (&*"{% set a = [a, a] %}".repeat(14), "more than 10000 times"),
