@@ -247,13 +247,13 @@ fn inspect_gives_advice_that_fits_the_cause() {
     let whole = fs::read_to_string(&path).expect("the file");
     let inspect = |config: &str| {
         fs::write(&path, config).expect("written");
-        let run = erank(&["inspect", "-m", model], b"");
+        let run = erank(&["inspect", "-m", model, "--logprobs", "1"], b"");
         assert_eq!((run.code, &*run.out), (Some(1), ""), "{run:?}");
         run.err
     };
     for (old, new, expected) in [
         ("\"silu\"", "\"gelu\"", "only \"silu\" is implemented"),
-        ("{", "[{", "download it again"),
+        ("\"silu\"", "\"silu", "download it again"),
         ("{", "{\"quantization_config\": {\"quant_method\": \"awq\"}, ", "a GGUF file of it"),
         ("\"hidden_size\":", "\"hidden_size\": 64, \"x\":", "take all files from the same model"),
     ] {
