@@ -18,7 +18,7 @@
 //! - `one-pass` or `one-pass=COUNT`: documents per second of a reranker of one pass (a prompt like
 //!   Qwen3-Reranker's, no thought), for COUNT (100 by default) documents of 128, 512 and 2,048 tokens. The
 //!   prompts share 100 tokens. With documents of 128 tokens, two more figures have an instruction of 400 more
-//!   tokens, which the prompts share, and do not share because each has its own query before it.
+//!   tokens: once the same for all documents, once a different one for each, so that no prefix is shared.
 //!
 //! `weights` measures a GGUF file in another format than BF16, such as `q8_0`, which is written once beside the
 //! checkpoint. `cache` sets the budget of the KV cache in MiB, 4096 by default. The checkpoint (1.2 or 8 GB) is written
@@ -231,39 +231,54 @@ impl Bench {
     }
 
     fn job(&mut self) -> Result<()> {
-        self.repeat("job", |bench| Ok(vec![bench.texts(PROMPTS, OWN_TOKENS)?]))
+        self.repeat_thoughts("job", |bench| Ok(vec![bench.texts(PROMPTS, OWN_TOKENS)?]))
     }
 
     /// Measures one call per document, each with a different query, so that no prefix is shared.
     fn cold(&mut self) -> Result<()> {
-        self.repeat("cold", |bench| (0..PROMPTS).map(|_| bench.texts(1, OWN_TOKENS)).collect())
+        self.repeat_thoughts("cold", |bench| {
+            (0..PROMPTS).map(|_| bench.texts(1, OWN_TOKENS)).collect()
+        })
     }
 
     /// Measures the job as eight calls at the same time.
     fn threads(&mut self) -> Result<()> {
-        self.repeat("threads", |bench| {
+        self.repeat_thoughts("threads", |bench| {
             let Texts { query, documents } = bench.texts(PROMPTS, OWN_TOKENS)?;
             let parts = documents.chunks(PROMPTS / 8);
             Ok(parts.map(|part| Texts { query: query.clone(), documents: part.to_vec() }).collect())
         })
     }
 
-    /// Measures calls that run at the same time, each on its own thread, and reports the median run.
-    fn repeat(
+    /// Measures calls with a thought about each document, as [`repeat`](Self::repeat) does.
+    fn repeat_thoughts(
         &mut self,
         name: &str,
         calls: impl Fn(&mut Self) -> Result<Vec<Texts>>,
+    ) -> Result<()> {
+        let score = |bench: &Self, texts: &Texts| bench.score(texts, NEW_TOKENS, |_| ());
+        self.repeat(name, calls, score, |seconds| json!({"runs": seconds}))
+    }
+
+    /// Measures calls that run at the same time, each on its own thread, and reports the median run. `more` returns
+    /// details from the seconds of all runs.
+    fn repeat<C: Send + Sync>(
+        &mut self,
+        name: &str,
+        calls: impl Fn(&mut Self) -> Result<Vec<C>>,
+        score: impl Fn(&Self, &C) -> Result<()> + Sync,
+        more: impl FnOnce(&[f64]) -> Value,
     ) -> Result<()> {
         memory::reset_peak()?;
         let mut runs = Vec::new();
         for _ in 0..RUNS {
             let calls = calls(self)?;
             runs.push(self.run(|bench| {
+                let score = |call: &C| score(bench, call).map_err(|e| e.to_string());
+                let score = &score;
                 std::thread::scope(|scope| {
-                    let score =
-                        |texts| bench.score(texts, NEW_TOKENS, |_| ()).map_err(|e| e.to_string());
                     let threads: Vec<_> =
-                        calls.iter().map(|texts| scope.spawn(move || score(texts))).collect();
+                        calls.iter().map(|call| scope.spawn(move || score(call))).collect();
                     for thread in threads {
                         thread.join().map_err(|_| "a thread panicked")??;
                     }
@@ -273,8 +288,7 @@ impl Bench {
         }
         runs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
         let seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
-        let more = json!({"runs": seconds});
-        self.report(name, &runs[RUNS / 2], memory::peak()?, more)
+        self.report(name, &runs[RUNS / 2], memory::peak()?, more(&seconds))
     }
 
     /// Measures reading more prompts than the cache can hold.
@@ -333,30 +347,26 @@ impl Bench {
         let cases =
             [(0, 128, true), (0, 512, true), (0, 2048, true), (400, 128, true), (400, 128, false)];
         for (instruction_tokens, own_tokens, is_shared) in cases {
-            memory::reset_peak()?;
-            let mut runs = Vec::new();
-            for _ in 0..RUNS {
-                let mut calls = Vec::new();
-                for _ in 0..if is_shared { 1 } else { documents } {
-                    let documents = if is_shared { documents } else { 1 };
-                    calls.push(self.one_pass_texts(instruction_tokens, documents, own_tokens)?);
-                }
-                runs.push(self.run(|bench| {
-                    calls.iter().try_for_each(|(instruction, texts)| {
-                        bench.score_in_one_pass(instruction, texts)
+            let (calls, of_call) = if is_shared { (1, documents) } else { (documents, 1) };
+            self.repeat(
+                "one-pass",
+                |bench| {
+                    let texts = |_| bench.one_pass_texts(instruction_tokens, of_call, own_tokens);
+                    (0..calls).map(texts).collect()
+                },
+                |bench, (instruction, texts)| bench.score_in_one_pass(instruction, texts),
+                |seconds| {
+                    let rates: Vec<f64> = seconds.iter().map(|s| documents as f64 / s).collect();
+                    json!({
+                        "documents": documents,
+                        "own_tokens": own_tokens,
+                        "other_tokens": ONE_PASS_SHARED_TOKENS + instruction_tokens,
+                        "is_shared": is_shared,
+                        "documents_per_second": rates[RUNS / 2],
+                        "runs": rates,
                     })
-                })?);
-            }
-            runs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-            let rates: Vec<f64> = runs.iter().map(|run| documents as f64 / run.seconds).collect();
-            let more = json!({
-                "documents": documents,
-                "own_tokens": own_tokens,
-                "shared_tokens": if is_shared { ONE_PASS_SHARED_TOKENS + instruction_tokens } else { 0 },
-                "documents_per_second": rates[RUNS / 2],
-                "runs": rates,
-            });
-            self.report("one-pass", &runs[RUNS / 2], memory::peak()?, more)?;
+                },
+            )?;
         }
         Ok(())
     }
@@ -387,13 +397,9 @@ impl Bench {
 
     fn score_in_one_pass(&self, instruction: &str, texts: &Texts) -> Result<()> {
         let template = one_pass_template()?;
-        let documents: Vec<&str> = texts.documents.iter().map(String::as_str).collect();
-        let job = Job::new(template.bind(instruction, &texts.query), &documents)
-            .with_options(ScoringOptions::qwen3_reranker());
-        let mut count = Count { finish_reason: FinishReason::Answered, done: 0, each: |_| () };
-        self.backend.score(&job, &mut count)?;
-        assert_eq!(count.done, documents.len());
-        Ok(())
+        let count = Count { finish_reason: FinishReason::Answered, done: 0, each: |_| () };
+        let prompt = template.bind(instruction, &texts.query);
+        self.score_prompts(prompt, &texts.documents, ScoringOptions::qwen3_reranker(), count)
     }
 
     /// Returns a number of documents that need more blocks than the cache has.
@@ -422,11 +428,21 @@ impl Bench {
     /// Scores all documents in one call, and calls `each` with the number of documents done.
     fn score(&self, texts: &Texts, new_tokens: usize, each: impl FnMut(usize)) -> Result<()> {
         let template = PromptTemplate::erank();
-        let prompt: BoundPrompt<'_> = template.bind("", &texts.query);
-        let documents: Vec<&str> = texts.documents.iter().map(String::as_str).collect();
         let mut options = ScoringOptions::default();
         options.mode = Mode::Reason { max_tokens: new_tokens };
-        let mut count = Count { finish_reason: FinishReason::Forced, done: 0, each };
+        let count = Count { finish_reason: FinishReason::Forced, done: 0, each };
+        self.score_prompts(template.bind("", &texts.query), &texts.documents, options, count)
+    }
+
+    /// Scores documents with one prompt in one call.
+    fn score_prompts(
+        &self,
+        prompt: BoundPrompt<'_>,
+        documents: &[String],
+        options: ScoringOptions,
+        mut count: Count<impl FnMut(usize)>,
+    ) -> Result<()> {
+        let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
         let job = Job::new(prompt, &documents).with_options(options);
         self.backend.score(&job, &mut count)?;
         assert_eq!(count.done, documents.len());

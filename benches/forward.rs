@@ -16,6 +16,7 @@
 //! and peak are measured between the runs. `ERANK_INSTRUCTION_SET` forces other kernels.
 
 use std::error::Error;
+use std::path::Path;
 use std::time::Instant;
 
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
@@ -58,7 +59,9 @@ fn measure() -> Result<()> {
         Some(file) => std::fs::metadata(file)?.len() as f64,
         None => shape.weight_bytes() as f64 / 2.0 * model.weights.bytes_per_weight(),
     };
-    let bench = Bench { shape, model, weight_bytes, memory: Memory::new(1 << 30)? };
+    let file = file.as_deref().and_then(|file| Path::new(file).file_stem()?.to_str());
+    let file = file.map(str::to_owned);
+    let bench = Bench { shape, model, file, weight_bytes, memory: Memory::new(1 << 30)? };
 
     let names: Vec<String> = std::env::args().skip(2).filter(|name| !name.contains('=')).collect();
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
@@ -76,6 +79,8 @@ fn measure() -> Result<()> {
 struct Bench {
     shape: Shape,
     model: LoadedModel,
+    /// The name of the GGUF file, without its ending.
+    file: Option<String>,
     weight_bytes: f64,
     memory: Memory,
 }
@@ -129,6 +134,7 @@ impl Bench {
                 "name": name,
                 "kernels": self.model.kernels,
                 "weights": format.name(),
+                "file": self.file,
                 "value": tokens as f64 / reached.seconds,
                 "unit": "tokens/s",
                 "limit": tokens as f64 / reached.limit_seconds,

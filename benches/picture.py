@@ -21,7 +21,7 @@ FIGURES = {
     "decode_32": ("decode 32", "decode, 32 rows"),
 }
 # Names of weights as the engines write them, and as the picture shows them.
-FORMATS = {"bf16": "BF16", "fp16 f32": "16 bits", "fp16 bf16": "16 bits", "q8_0": "Q8_0", "q4_k_m": "Q4_K_M", "q4_k": "Q4_K_M"}
+FORMATS = {"bf16": "BF16", "fp16": "16 bits", "q8_0": "Q8_0", "q4_k_m": "Q4_K_M"}
 WIDTH, LABEL, BAR, GAP = 760, 190, 18, 34
 
 
@@ -49,8 +49,9 @@ def groups_of_formats(lines):
     for line in lines:
         figure = line.get("figure") or names.get(line["name"])
         if figure in FIGURES:
-            format = line.get("weights") or line["dtype"]
-            format = FORMATS.get(format.lower()) or format.split()[0]
+            # The files of benches/formats.sh are named gguf-FORMAT-SHAPE. OpenVINO's dtype also names its execution.
+            format = line["file"].split("-")[1] if "file" in line else line["dtype"].split()[0]
+            format = FORMATS.get(format, format)
             bar = f"{line.get('engine', 'erank')}, {format}"
             values.setdefault(figure, {}).setdefault(bar, []).append(line["value"])
     for figure, (_, title) in FIGURES.items():

@@ -15,7 +15,7 @@ use erank_core::{Cascade, FirstPass, PromptTemplate, Request, Reranker};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let ((small, template), (large, _)) = match arguments.as_slice() {
+    let ((small, small_template), (large, large_template)) = match arguments.as_slice() {
         [] => {
             let tiny = Arc::new(CandleBackend::tiny()?);
             ((Arc::clone(&tiny), PromptTemplate::erank()), (tiny, PromptTemplate::erank()))
@@ -25,14 +25,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     // Each model gets its own prompt, and the scores of two models are not comparable: the documents that the large
     // model thought about come first, and the others follow in the order of the small model.
-    let first_pass = FirstPass::new(Arc::clone(&small), template.clone());
+    let first_pass = FirstPass::new(Arc::clone(&small), small_template.clone());
+    let small = Reranker::builder(small).template(small_template);
+    let large = || Reranker::builder(Arc::clone(&large)).template(large_template.clone());
     let rerankers = [
-        ("small, no thoughts", Reranker::builder(small).template(template).answer_only().build()?),
-        ("large, all thoughts", Reranker::builder(Arc::clone(&large)).build()?),
-        (
-            "cascade, best three",
-            Reranker::builder(large).cascade(Cascade::best(3)).first_pass(first_pass).build()?,
-        ),
+        ("small, no thoughts", small.answer_only().build()?),
+        ("large, all thoughts", large().build()?),
+        ("cascade, best three", large().cascade(Cascade::best(3)).first_pass(first_pass).build()?),
     ];
 
     println!("{:<20} thoughts  generated  seconds  best three", "");

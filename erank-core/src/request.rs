@@ -95,7 +95,7 @@ impl<'a> Document<'a> {
     /// assert!(!Document::new("\u{200b}leaf").is_blank());
     /// ```
     pub fn is_blank(&self) -> bool {
-        self.text.chars().all(is_invisible)
+        is_blank(&self.text)
     }
 
     /// Sets the identifier.
@@ -111,6 +111,11 @@ impl<'a> Document<'a> {
         self.first_stage_score = Some(score);
         self
     }
+}
+
+/// Returns whether a text, which may be a part of a document, is [blank](Document::is_blank).
+pub(crate) fn is_blank(text: &str) -> bool {
+    text.chars().all(is_invisible)
 }
 
 /// Returns whether a character shows nothing: white space, a control character, one that Unicode calls default

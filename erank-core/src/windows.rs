@@ -3,6 +3,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use crate::options::{ConfigError, ScoringOptions};
+use crate::request::is_blank;
 
 /// Scores a long document by overlapping windows of its text. Without windows, a long document is truncated to
 /// [`max_document_tokens`](ScoringOptions::max_document_tokens).
@@ -23,7 +24,7 @@ use crate::options::{ConfigError, ScoringOptions};
 /// - In a [`Cascade`](crate::Cascade), the first pass scores all windows, and the second pass thinks only about
 ///   those that gave the first score: the best one, or the best `k`. [`Cascade::uncertain`](crate::Cascade::uncertain)
 ///   compares the answers for the best windows.
-/// - Windows of white space alone are left out.
+/// - [Blank](crate::Document::is_blank) windows are left out.
 ///
 /// The backend counts the tokens ([`ScoringBackend::token_ends`](crate::ScoringBackend::token_ends)). In a cascade
 /// with a [`FirstPass`](crate::FirstPass), it is the backend of the first pass.
@@ -231,10 +232,10 @@ impl Split {
         Self { windows: std::iter::once(0..text.len()).collect(), is_complete: true }
     }
 
-    /// Removes the windows of `text` that have only white space. If all have, keeps the first one.
+    /// Removes the [blank](crate::Document::is_blank) windows of `text`. Keeps the first one if all are blank.
     pub(crate) fn without_blank(mut self, text: &str) -> Self {
         let first = self.windows.first().cloned();
-        self.windows.retain(|bytes| !text[bytes.clone()].trim().is_empty());
+        self.windows.retain(|bytes| !is_blank(&text[bytes.clone()]));
         if self.windows.is_empty() {
             self.windows.extend(first);
         }

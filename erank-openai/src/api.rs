@@ -117,8 +117,10 @@ struct RawMessage {
 enum RawContent {
     Text(String),
     Parts(Vec<RawContent>),
-    /// A part of a text, or of a thought.
+    /// A part of the answer, or of the thought if its type is `thinking` or `reasoning`.
     Part {
+        #[serde(rename = "type")]
+        kind: Option<String>,
         text: Option<String>,
         thinking: Option<Box<RawContent>>,
         reasoning: Option<Box<RawContent>>,
@@ -200,11 +202,13 @@ impl RawContent {
             Self::Parts(parts) => {
                 parts.into_iter().for_each(|part| part.append_to(thought, answer));
             }
-            Self::Part { text, thinking, reasoning } => {
+            Self::Part { kind, text, thinking, reasoning } => {
                 for part in [thinking, reasoning].into_iter().flatten() {
                     thought.push_str(&part.joined());
                 }
-                answer.push_str(&text.unwrap_or_default());
+                let is_thought = matches!(kind.as_deref(), Some("thinking" | "reasoning"));
+                let side = if is_thought { thought } else { answer };
+                side.push_str(&text.unwrap_or_default());
             }
         }
     }
@@ -411,6 +415,7 @@ mod tests {
             ]),
             json!([{"type": "thinking", "thinking": "hm so"}, {"type": "text", "text": "<answer>7</answer>"}]),
             json!([{"type": "reasoning", "reasoning": "hm so"}, "<answer>7</answer>"]),
+            json!([{"type": "reasoning", "text": "hm so"}, {"type": "output_text", "text": "<answer>7</answer>"}]),
             json!([{"type": "text", "text": whole}, {"type": "image_url", "image_url": {}}]),
             json!({"type": "text", "text": whole}),
         ] {

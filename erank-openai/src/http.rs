@@ -143,13 +143,15 @@ impl HttpClient {
     ) -> Result<Vec<u8>, RequestError> {
         let connection = |error| RequestError::Connection { url: url.to_owned(), source: error };
         let authorization = self.authorization.as_ref();
-        let response = match body {
-            Some(body) => {
+        let text = body.map(Value::to_string);
+        let limit = max_response_bytes(body, text.as_ref().map_or(0, String::len));
+        let response = match text {
+            Some(text) => {
                 let mut request = session.agent.post(url).content_type("application/json");
                 if let Some(value) = authorization {
                     request = request.header("authorization", value);
                 }
-                request.send(body.to_string())
+                request.send(text)
             }
             None => {
                 let mut request = session.agent.get(url);
@@ -163,7 +165,6 @@ impl HttpClient {
             true => RequestError::Unreachable { url: url.to_owned(), source: error.into() },
             false => connection(error.into()),
         })?;
-        let limit = max_response_bytes(body);
         let bytes = response.body_mut().with_config().limit(limit).read_to_vec();
         let bytes = bytes.map_err(|error| match error {
             ureq::Error::BodyExceedsLimit(_) => RequestError::InvalidResponse {
@@ -258,16 +259,14 @@ impl Session {
     }
 }
 
-/// Returns the maximum size of the response to a request. A valid response is smaller.
-fn max_response_bytes(body: Option<&Value>) -> u64 {
-    let bytes = match body {
-        Some(Value::Object(fields)) if fields.contains_key("max_tokens") => {
-            let tokens = fields["max_tokens"].as_u64().unwrap_or(0);
-            OTHER_BYTES.saturating_add(tokens.saturating_mul(TOKEN_BYTES))
-        }
-        // A tokenizer's response has up to one number for each byte of a text.
-        Some(body) => LIST_BYTES.saturating_add(16 * body.to_string().len() as u64),
-        None => LIST_BYTES,
+/// Returns the maximum size of the response to a request, whose body has `body_bytes` bytes as text. A valid response
+/// is smaller.
+fn max_response_bytes(body: Option<&Value>, body_bytes: usize) -> u64 {
+    /// Bytes of a number in a tokenizer's response, which has up to one for each byte of a text.
+    const ID_BYTES: u64 = 16;
+    let bytes = match body.map(|body| &body["max_tokens"]).and_then(Value::as_u64) {
+        Some(tokens) => OTHER_BYTES.saturating_add(tokens.saturating_mul(TOKEN_BYTES)),
+        None => LIST_BYTES.saturating_add(ID_BYTES.saturating_mul(body_bytes as u64)),
     };
     bytes.min(MAX_RESPONSE_BYTES)
 }
@@ -381,11 +380,11 @@ mod tests {
 
     #[test]
     fn max_response_bytes_grows_with_the_requested_tokens() {
-        let limit = |body: serde_json::Value| max_response_bytes(Some(&body));
+        let limit = |body: Value| max_response_bytes(Some(&body), body.to_string().len());
         assert_eq!(limit(serde_json::json!({"max_tokens": 1})), OTHER_BYTES + TOKEN_BYTES);
         assert_eq!(limit(serde_json::json!({"max_tokens": u64::MAX})), MAX_RESPONSE_BYTES);
         assert!(limit(serde_json::json!({"prompt": "x".repeat(1 << 20)})) > 16 << 20);
-        assert_eq!(max_response_bytes(None), LIST_BYTES);
+        assert_eq!(max_response_bytes(None, 0), LIST_BYTES);
     }
 
     #[test]

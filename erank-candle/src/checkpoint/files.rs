@@ -45,7 +45,7 @@ pub(super) fn read_optional(file: &str, path: &Path) -> Result<Option<Vec<u8>>, 
     }
 }
 
-/// Refuses contents that stand for a file that was not downloaded.
+/// Refuses the contents of pointer files and of HTML pages, which a failed download leaves in place of a file.
 ///
 /// # Errors
 /// Returns an error that names the kind of the contents and the command that gets the file itself.

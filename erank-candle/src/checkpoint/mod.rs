@@ -65,7 +65,7 @@ enum FileFormat {
     Safetensors {
         /// The files of tensors, as the index names them. Empty without an index.
         weight_map: BTreeMap<String, String>,
-        /// Whether there is an index that is not used, because there is one file with all weights.
+        /// Whether the folder has an index beside `model.safetensors`. The index is then ignored.
         has_unused_index: bool,
     },
     /// GGUF files, of which the first one holds the configuration.
@@ -159,7 +159,7 @@ impl Checkpoint {
         let chat_template = optional(CHAT_TEMPLATE)?;
         let modules = [optional(MODULES)?, optional(LOGIT_SCORE)?];
 
-        // As in transformers, one file with all weights goes before an index.
+        // As in transformers, `model.safetensors` is read instead of the files that an index names.
         let (has_index, has_whole) = (exists(SAFETENSORS_INDEX), exists(SAFETENSORS));
         let weight_map = match has_index && !has_whole {
             true => weight_map(&read(SAFETENSORS_INDEX, &locate(SAFETENSORS_INDEX)?)?)?,

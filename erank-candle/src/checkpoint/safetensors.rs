@@ -21,9 +21,8 @@ const PREFIX: &str = "model.";
 /// Reads the headers of the shards. `weight_map` is the map of the index from tensors to files; without an index, it
 /// is empty.
 ///
-/// As in transformers, `config.tie_word_embeddings` is only followed if the files do not contradict it. With another
-/// output projection than the embedding, it becomes false. If the embedding is missing, the output projection is the
-/// embedding.
+/// The files decide about `config.tie_word_embeddings`, as in transformers. It becomes false if the files have an output
+/// projection that differs from the embedding. If the embedding is missing, the output projection is used for both.
 ///
 /// # Errors
 /// Returns an error if a shard is not a whole safetensors file, if a tensor is in several shards and the index names

@@ -1,4 +1,4 @@
-//! What is unusual about a checkpoint, for people who wonder why a model behaves in another way than expected.
+//! The unusual properties of a checkpoint, which may explain why a model does not behave as expected.
 
 use serde_json::Value;
 

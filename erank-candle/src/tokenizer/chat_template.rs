@@ -516,7 +516,7 @@ mod tests {
         }
     }
 
-    /// As without limits: the methods of Python's strings in templates of known models.
+    /// The limits do not change the results of the methods of Python's strings that known templates call.
     #[test]
     fn call_method_counts_bytes_and_calls_pythons_methods() {
         for (template, expected) in [

@@ -4,7 +4,7 @@
 //! recursively, without a limit, and it recurses without end into a namespace that contains itself. So a template is
 //! first divided into tags and tokens, by the rules of minijinja's lexer, and refused if it
 //! - is longer, or has a tag of more tokens, than any known template,
-//! - includes other templates, of which there are none,
+//! - includes other templates, because a checkpoint has only one,
 //! - has values that could contain one another so often that their text has no bound,
 //! - uses a namespace in another way than by its attributes (`ns.name`), so that no value can contain a namespace,
 //! - calls `cycle` without arguments, which minijinja does not expect.
@@ -235,8 +235,8 @@ fn check_namespaces(tags: &[Tag<'_>]) -> Result<(), String> {
 
 /// Refuses templates whose values could contain one another so often that their text has no bound. A value grows by a
 /// factor where a list, a tuple or a dictionary holds several variables, where a product repeats a list, or where a sum
-/// joins lists. This must not happen again and again: in the attribute of a namespace, which a loop can set, or in a
-/// macro, which can call itself. There, a sum may have one attribute of a namespace, such as a list that grows by one.
+/// joins lists. A loop that sets the attribute of a namespace can repeat this, and so can a macro that calls itself. So
+/// an attribute may be set to a sum with only one value that comes from a namespace, such as a list and a new element.
 fn check_copies(tags: &[Tag<'_>]) -> Result<(), String> {
     use Token::{Name, Sign};
     let from_namespaces = names_from_namespaces(tags);

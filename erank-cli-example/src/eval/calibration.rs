@@ -42,8 +42,10 @@ pub(super) struct Calibrated {
     after: Reliability,
 }
 
-/// Whether each candidate is relevant, by query, in the collection's order; `None` if it is left out.
+/// The relevance of the candidates, and the queries to fit and to check on.
 pub(super) struct Labels {
+    /// For each query and each of its candidates, in the collection's order, whether the candidate is relevant.
+    /// `None` for an unjudged candidate that is not used.
     labels: Vec<Vec<Option<bool>>>,
     /// The positions of the queries with labels to fit a calibration on, and of those to check it on.
     fitted: Vec<usize>,

@@ -4,7 +4,8 @@
 //! instructions enabled. A set with instructions that the compiler does not select by itself (tile and dot
 //! products) has micro-kernels of its own.
 //!
-//! The list below is the only one. The enum [`InstructionSet`] and every dispatch are generated from it.
+//! The enum [`InstructionSet`] and `with_isa!` are generated from the list below. Formats and the cache select sets that
+//! have kernels of their own by their tokens.
 
 #[macro_use]
 pub(super) mod features;

@@ -37,6 +37,7 @@ impl Isa for Neon {
 }
 
 impl WideningIsa for Neon {
-    // Processors add up to four products at a time, each in four cycles. So 16 sums are added at the same time.
+    // Processors begin up to four vector additions in a cycle, and each takes four cycles. So 16 registers of sums
+    // are needed.
     multiply_with_features!("neon", 4, 2);
 }

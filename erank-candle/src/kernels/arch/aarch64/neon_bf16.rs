@@ -39,7 +39,7 @@ type Pairs = [[bf16; 2]; NR];
 /// Four inputs of 16 columns, one step of a panel of weights.
 pub(crate) type Quads = [[bf16; 4]; NR];
 
-/// [`NeonI8mm`] with products of BF16 numbers. Every processor that LLVM 22 knows with the latter has the former.
+/// [`NeonI8mm`] with products of BF16 numbers. Every processor in LLVM 22's list that has products of BF16 also has `smmla`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NeonBf16(NeonI8mm);
 
@@ -117,6 +117,9 @@ impl NeonBf16 {
 
     /// Adds the product of rows of 16 attention weights and consecutive panels of values, 8 blocks
     /// each, to `sums`, `[panels][mr][16]`. Only the blocks of the first `visible` tokens are read.
+    ///
+    /// # Panics
+    /// Panics if there are not `mr` rows of weights.
     #[inline]
     pub(crate) fn weigh_values(
         self,
@@ -126,6 +129,7 @@ impl NeonBf16 {
         visible: usize,
         sums: &mut [[f32; NR]],
     ) {
+        assert_eq!(weights.len(), mr.rows(), "rows of weights");
         let mut lhs = [[bf16::ZERO; 2]; NR / 2 * NR];
         let lhs = &mut lhs[..visible.min(NR).div_ceil(2) * mr.rows()];
         for (index, pairs) in lhs.chunks_exact_mut(mr.rows()).enumerate() {
@@ -174,7 +178,7 @@ fn multiply_quad_tile<const MR: usize, const ROW_PAIRS: usize, const PANELS: usi
 ) {
     let steps = panels.iter().fold(lhs.len(), |steps, panel| steps.min(panel.len()));
     let blocks = panels.map(|panel| &panel[..steps]);
-    // Of each pair of rows and each pair of columns.
+    // A register holds the four sums of two rows and two columns, as `bfmmla` computes them.
     let mut tile = [[[vdupq_n_f32(0.0); NR / 2]; ROW_PAIRS]; PANELS];
     for panel in 0..PANELS {
         for pair in 0..ROW_PAIRS {

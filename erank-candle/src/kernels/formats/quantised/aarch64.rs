@@ -24,65 +24,14 @@ use std::arch::asm;
 
 use half::f16;
 
-use super::byte_isa::{ByteIsa, Registers};
-use super::byte_products::{GroupProduct, Tile, multiply};
-use super::{GROUP, Group, GroupFormat, LARGEST, STEP, Step};
+use super::byte_products::{ByteIsa, GroupProduct, Tile};
+use super::registers::Registers;
+use super::{GROUP, GroupFormat, LARGEST, STEP, Step};
+use crate::kernels::arch::Isa;
 use crate::kernels::arch::aarch64::neon::Neon;
 use crate::kernels::arch::aarch64::neon_dotprod::NeonDotprod;
 use crate::kernels::arch::aarch64::neon_i8mm::NeonI8mm;
-use crate::kernels::arch::{InstructionSet, Isa};
-use crate::kernels::tile::{Mr, NR, Prefetch};
-
-/// The set that every set with products of bytes is or extends.
-pub(super) type Common = Neon;
-
-/// A set with products of bytes.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum ByteSet {
-    NeonI8mm(NeonI8mm),
-    NeonDotprod(NeonDotprod),
-    Neon(Neon),
-}
-
-impl ByteSet {
-    /// Returns those that an instruction set is or extends, the best first.
-    pub(super) fn all(set: InstructionSet) -> impl Iterator<Item = Self> {
-        let sets = [
-            set.token().map(Self::NeonI8mm),
-            set.token().map(Self::NeonDotprod),
-            set.token().map(Self::Neon),
-        ];
-        sets.into_iter().flatten()
-    }
-
-    pub(super) fn max_mr(self) -> Mr {
-        match self {
-            Self::NeonI8mm(_) => NeonI8mm::MAX_MR,
-            Self::NeonDotprod(_) => NeonDotprod::MAX_MR,
-            Self::Neon(_) => Neon::MAX_MR,
-        }
-    }
-
-    /// Returns the number of panels to multiply at once with many rows.
-    pub(super) fn panels(self) -> usize {
-        1
-    }
-
-    pub(super) fn multiply<F: GroupFormat>(
-        self,
-        lhs: &[Group],
-        panels: &[&[F::Block]],
-        mr: Mr,
-        sums: &mut [[f32; NR]],
-        prefetch: Prefetch,
-    ) {
-        match self {
-            Self::NeonI8mm(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
-            Self::NeonDotprod(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
-            Self::Neon(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
-        }
-    }
-}
+use crate::kernels::tile::NR;
 
 /// Columns of a register.
 const LANES: usize = 4;

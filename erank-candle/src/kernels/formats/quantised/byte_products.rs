@@ -8,22 +8,128 @@
 //! ```
 //!
 //! The totals of all rows are in registers. If they need too many registers, some sides of a panel are multiplied
-//! after the others. If a register has all columns of a panel, two panels share each load of the lhs. With one or two rows, the panels are multiplied one after another. The weights are then read from
-//! memory, which is fastest in one stream.
+//! after the others. If a register has all columns of a panel, two panels share each load of the lhs. With one or two
+//! rows, the panels are multiplied one after another. The weights are then read from memory, which is fastest in one
+//! stream.
 
 use std::marker::PhantomData;
 
-use super::super::super::arch::{InstructionSet, features};
+#[cfg(target_arch = "aarch64")]
+use super::super::super::arch::aarch64::{
+    neon::Neon, neon_dotprod::NeonDotprod, neon_i8mm::NeonI8mm,
+};
+#[cfg(target_arch = "x86_64")]
+use super::super::super::arch::x86_64::{avx_vnni::AvxVnni, avx2::Avx2, avx512_vnni::Avx512Vnni};
+use super::super::super::arch::{InstructionSet, Isa, features};
 use super::super::super::ggml::BlockType;
 use super::super::super::micro_kernel::MicroKernel;
 use super::super::super::stored::StoredRow;
 use super::super::super::tile::{Mr, NR, Prefetch};
-#[cfg(target_arch = "aarch64")]
-use super::aarch64::{ByteSet, Common};
-use super::byte_isa::{ByteIsa, Registers};
-#[cfg(target_arch = "x86_64")]
-use super::x86_64::{ByteSet, Common};
+use super::registers::Registers;
 use super::{GROUP, Group, GroupFormat};
+
+/// An instruction set with products of bytes.
+pub(super) trait ByteIsa: Isa {
+    type Registers: Registers;
+    /// The sums of products of a part of a group, for each column.
+    type Totals: Copy;
+    /// The number of totals that stay in registers beside the operands.
+    const MAX_TOTALS: usize;
+
+    fn registers(self) -> Self::Registers;
+
+    /// Returns totals of no products.
+    fn zero(self) -> Self::Totals;
+
+    /// Adds the products of step `INDEX`, four weights of each column and four of the numbers of a row. The weights
+    /// are as they are stored.
+    fn add_products<F: GroupFormat, const INDEX: usize>(
+        self,
+        totals: Self::Totals,
+        weights: <Self::Registers as Registers>::Bytes,
+        numbers: &[i8; GROUP],
+    ) -> Self::Totals;
+
+    /// Adds the products of half of a group, steps 0 to 3 or 4 to 7, to a tile.
+    #[inline(always)]
+    fn multiply_half<
+        F: GroupFormat,
+        const MR: usize,
+        const PANELS: usize,
+        const SIDES: usize,
+        const HALF: usize,
+    >(
+        product: &GroupProduct<'_, F, Self, MR, PANELS, SIDES>,
+        tile: &mut Tile<Self, MR, PANELS, SIDES>,
+    ) {
+        product.multiply_steps::<HALF>(tile);
+    }
+
+    /// Returns the totals of the weights without the number that was added before they were stored. `sum` is the
+    /// sum of the row's numbers.
+    fn finish<F: GroupFormat>(
+        self,
+        totals: Self::Totals,
+        sum: i32,
+    ) -> <Self::Registers as Registers>::Floats;
+}
+
+/// Generates the enum of the sets with products of bytes, the best first, and the calls of their micro-kernels. The
+/// first name is the set that every other one is or extends.
+macro_rules! byte_sets {
+    ($common:ident: $($set:ident),+) => {
+        type Common = $common;
+
+        /// A set with products of bytes.
+        #[derive(Debug, Clone, Copy)]
+        enum ByteSet {
+            $($set($set),)+
+        }
+
+        impl ByteSet {
+            /// Returns those that an instruction set is or extends, the best first.
+            fn all(set: InstructionSet) -> impl Iterator<Item = Self> {
+                [$(set.token().map(Self::$set)),+].into_iter().flatten()
+            }
+
+            fn max_mr(self) -> Mr {
+                match self {
+                    $(Self::$set(_) => <$set as Isa>::MAX_MR,)+
+                }
+            }
+
+            fn panels(self) -> usize {
+                match self {
+                    $(Self::$set(_) => panels_at_once::<$set>(),)+
+                }
+            }
+
+            fn multiply<F: GroupFormat>(
+                self,
+                lhs: &[Group],
+                panels: &[&[F::Block]],
+                mr: Mr,
+                sums: &mut [[f32; NR]],
+                prefetch: Prefetch,
+            ) {
+                match self {
+                    $(Self::$set(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),)+
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+byte_sets! { Avx2: Avx512Vnni, AvxVnni, Avx2 }
+#[cfg(target_arch = "aarch64")]
+byte_sets! { Neon: NeonI8mm, NeonDotprod, Neon }
+
+/// Returns the number of panels to multiply at once with many rows. Two panels share each load of the lhs if a register
+/// has all columns of a panel.
+const fn panels_at_once<I: ByteIsa>() -> usize {
+    if I::Registers::LANES == NR { 2 } else { 1 }
+}
 
 /// Products of bytes on any set that has them. The type does not name the set, so that the code around the products
 /// is compiled once for each format.
@@ -98,7 +204,7 @@ impl<F: GroupFormat> MicroKernel for ByteProducts<F> {
     }
 }
 
-pub(super) fn multiply<F: GroupFormat, I: ByteIsa>(
+fn multiply<F: GroupFormat, I: ByteIsa>(
     isa: I,
     lhs: &[Group],
     panels: &[&[F::Block]],
@@ -116,6 +222,8 @@ pub(super) fn multiply<F: GroupFormat, I: ByteIsa>(
             Mr::Eight => {
                 if const { I::MAX_MR as usize == Mr::Eight as usize } {
                     multiply_tile::<F, I, 8>(isa, lhs, panels, sums, prefetch);
+                } else {
+                    unreachable!("{} has no tiles of eight rows", I::NAME);
                 }
             }
         },
@@ -131,7 +239,7 @@ fn multiply_tile<F: GroupFormat, I: ByteIsa, const MR: usize>(
     prefetch: Prefetch,
 ) {
     let (mut panels, mut sums) = (panels, sums.as_chunks_mut::<MR>().0);
-    if const { I::Registers::LANES == NR && MR >= 4 } {
+    if const { panels_at_once::<I>() == 2 && MR >= 4 } {
         let (pairs, rest) = panels.as_chunks();
         let (pair_sums, rest_sums) = sums.split_at_mut((2 * pairs.len()).min(sums.len()));
         for (pair, sums) in pairs.iter().zip(pair_sums.as_chunks_mut().0) {

@@ -17,9 +17,9 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
-mod byte_isa;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod byte_products;
+mod registers;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -34,9 +34,9 @@ use super::super::ggml::{self, BlockType};
 use super::super::micro_kernel::{KernelVisitor, MicroKernel};
 use super::super::stored::StoredRow;
 use super::super::tile::{Mr, NR, Prefetch, TileRows};
-pub(super) use byte_isa::{Registers, add_upper_bits, load_half_bytes};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use byte_products::ByteProducts;
+pub(super) use registers::{Registers, add_upper_bits, load_half_bytes};
 
 /// Numbers of a group of activations.
 pub(super) const GROUP: usize = 32;

@@ -24,69 +24,15 @@ use std::arch::x86_64::{
 
 use half::f16;
 
-use super::byte_isa::{ByteIsa, Registers};
-use super::byte_products::multiply;
-use super::{GROUP, Group, GroupFormat, LARGEST, STEP, Step};
+use super::byte_products::ByteIsa;
+use super::registers::Registers;
+use super::{GROUP, GroupFormat, LARGEST, STEP, Step};
+use crate::kernels::arch::Isa;
 use crate::kernels::arch::x86_64::avx_vnni::AvxVnni;
 use crate::kernels::arch::x86_64::avx2::Avx2;
 use crate::kernels::arch::x86_64::avx512::Avx512;
 use crate::kernels::arch::x86_64::avx512_vnni::Avx512Vnni;
-use crate::kernels::arch::{InstructionSet, Isa};
-use crate::kernels::tile::{Mr, NR, Prefetch};
-
-/// The set that every set with products of bytes is or extends.
-pub(super) type Common = Avx2;
-
-/// A set with products of bytes.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum ByteSet {
-    Avx512Vnni(Avx512Vnni),
-    AvxVnni(AvxVnni),
-    Avx2(Avx2),
-}
-
-impl ByteSet {
-    /// Returns those that an instruction set is or extends, the best first.
-    pub(super) fn all(set: InstructionSet) -> impl Iterator<Item = Self> {
-        let sets = [
-            set.token().map(Self::Avx512Vnni),
-            set.token().map(Self::AvxVnni),
-            set.token().map(Self::Avx2),
-        ];
-        sets.into_iter().flatten()
-    }
-
-    pub(super) fn max_mr(self) -> Mr {
-        match self {
-            Self::Avx512Vnni(_) => Avx512Vnni::MAX_MR,
-            Self::AvxVnni(_) => AvxVnni::MAX_MR,
-            Self::Avx2(_) => Avx2::MAX_MR,
-        }
-    }
-
-    /// Returns the number of panels to multiply at once with many rows.
-    pub(super) fn panels(self) -> usize {
-        match self {
-            Self::Avx512Vnni(_) => 2,
-            Self::AvxVnni(_) | Self::Avx2(_) => 1,
-        }
-    }
-
-    pub(super) fn multiply<F: GroupFormat>(
-        self,
-        lhs: &[Group],
-        panels: &[&[F::Block]],
-        mr: Mr,
-        sums: &mut [[f32; NR]],
-        prefetch: Prefetch,
-    ) {
-        match self {
-            Self::Avx512Vnni(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
-            Self::AvxVnni(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
-            Self::Avx2(isa) => multiply::<F, _>(isa, lhs, panels, mr, sums, prefetch),
-        }
-    }
-}
+use crate::kernels::tile::NR;
 
 /// Returns the four numbers of step `INDEX`.
 #[inline(always)]

@@ -6,14 +6,12 @@
 
 use half::f16;
 
-use super::super::super::arch::Isa;
 use super::super::super::tile::NR;
-use super::byte_products::{GroupProduct, Tile};
-use super::{GROUP, GroupFormat, HalfBytes, Step};
+use super::{HalfBytes, Step};
 
 /// Vector registers. A value is a proof that the machine has them.
 ///
-/// All methods are inlined into [`Isa::run`], which compiles them with the set's instructions.
+/// All methods are inlined into [`Isa::run`](super::super::super::arch::Isa::run), which compiles them with the set's instructions.
 pub(in super::super) trait Registers: Copy {
     /// Columns of a register.
     const LANES: usize;
@@ -55,52 +53,6 @@ pub(in super::super) trait Registers: Copy {
     fn subtract(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
 
     fn multiply(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-}
-
-/// An instruction set with products of bytes.
-pub(super) trait ByteIsa: Isa {
-    type Registers: Registers;
-    /// The sums of products of a part of a group, for each column.
-    type Totals: Copy;
-    /// The number of totals that stay in registers beside the operands.
-    const MAX_TOTALS: usize;
-
-    fn registers(self) -> Self::Registers;
-
-    /// Returns totals of no products.
-    fn zero(self) -> Self::Totals;
-
-    /// Adds the products of step `INDEX`, four weights of each column and four of the numbers of a row. The weights
-    /// are as they are stored.
-    fn add_products<F: GroupFormat, const INDEX: usize>(
-        self,
-        totals: Self::Totals,
-        weights: <Self::Registers as Registers>::Bytes,
-        numbers: &[i8; GROUP],
-    ) -> Self::Totals;
-
-    /// Adds the products of half of a group, steps 0 to 3 or 4 to 7, to a tile.
-    #[inline(always)]
-    fn multiply_half<
-        F: GroupFormat,
-        const MR: usize,
-        const PANELS: usize,
-        const SIDES: usize,
-        const HALF: usize,
-    >(
-        product: &GroupProduct<'_, F, Self, MR, PANELS, SIDES>,
-        tile: &mut Tile<Self, MR, PANELS, SIDES>,
-    ) {
-        product.multiply_steps::<HALF>(tile);
-    }
-
-    /// Returns the totals of the weights without the number that was added before they were stored. `sum` is the
-    /// sum of the row's numbers.
-    fn finish<F: GroupFormat>(
-        self,
-        totals: Self::Totals,
-        sum: i32,
-    ) -> <Self::Registers as Registers>::Floats;
 }
 
 /// Returns step `INDEX` of half bytes.
