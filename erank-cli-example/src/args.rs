@@ -1,5 +1,7 @@
 //! The arguments of the command line.
 
+#[cfg(feature = "serve")]
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -45,6 +47,91 @@ pub(crate) enum Command {
     /// Writes a model as a GGUF file with weights of fewer bits.
     #[command(after_help = help::QUANTIZE)]
     Quantize(QuantizeArguments),
+    /// Serves reranking over HTTP, for the clients of Cohere, Jina, vLLM and text-embeddings-inference, and a page.
+    #[cfg(feature = "serve")]
+    #[command(after_help = help::SERVE)]
+    Serve(ServeArguments),
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// The address to listen on. Other machines reach the service only at another address than 127.0.0.1.
+    #[arg(short, long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// A further name of the model that requests may state. This option can be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) alias: Vec<String>,
+    /// A file with an API key on each line. The environment variable ERANK_API_KEYS has keys separated by commas.
+    ///
+    /// Every request needs one of the keys, except those for the page and for the health of the service.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_keys: Option<PathBuf>,
+    /// A host name that the header host of requests may state. This option can be repeated.
+    ///
+    /// The default is localhost, 127.0.0.1 and [::1] if the service listens on one of them, and otherwise any name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) allowed_host: Vec<String>,
+    #[command(flatten)]
+    pub(crate) goal: Goal,
+    #[command(flatten)]
+    pub(crate) thinking: Thinking,
+    /// What a reply tells of documents without a score, unless the request chooses.
+    #[arg(long, value_name = "CHOICE", value_enum, default_value_t)]
+    pub(crate) unscored: Unscored,
+    /// Number of requests that are computed at the same time.
+    #[arg(long, value_name = "N", default_value = "4")]
+    pub(crate) max_running: NonZeroUsize,
+    /// Number of requests that wait. Further ones get the status 429.
+    #[arg(long, value_name = "N", default_value = "32")]
+    pub(crate) max_waiting: usize,
+    /// Number of documents of a request.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub(crate) max_documents: NonZeroUsize,
+    /// Number of open connections.
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub(crate) max_connections: NonZeroUsize,
+    /// Time of a request. Documents without a score by then are unscored.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "600")]
+    pub(crate) timeout: Duration,
+    /// Time that requests have to finish after SIGTERM or Ctrl-C.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
+    pub(crate) shutdown_timeout: Duration,
+    /// What standard error shows: errors, warnings, every request, or more.
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
+    pub(crate) log: LogLevel,
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArguments,
+}
+
+/// What a reply of the service tells of documents without a score.
+#[cfg(feature = "serve")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Unscored {
+    /// They are the last results, with a score below all others; the default
+    #[default]
+    Last,
+    /// They are no results
+    Omit,
+    /// The reply is an error
+    Error,
+}
+
+/// The least important messages that the service logs.
+#[cfg(feature = "serve")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// Errors
+    Error,
+    /// Errors and warnings
+    Warn,
+    /// Every request as well; the default
+    #[default]
+    Info,
+    /// Connections that ended early as well
+    Debug,
 }
 
 #[derive(Debug, Args)]

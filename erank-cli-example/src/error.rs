@@ -90,6 +90,13 @@ pub(crate) enum CommandError {
     NoTokenId { piece: String },
     #[error("token id {id} is not in the model's vocabulary of {vocab_size}")]
     UnknownTokenId { id: u32, vocab_size: usize },
+    #[cfg(feature = "serve")]
+    #[error("cannot serve at {address}")]
+    Serve {
+        address: std::net::SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[cfg(feature = "search")]
     #[error("cannot search the documents")]
     Search(#[source] Box<tantivy::TantivyError>),
@@ -152,6 +159,10 @@ impl CommandError {
                 Some("If you meant a folder, check its path: it does not exist.")
             }
             Self::NoDocuments { .. } => Some("Give a file of documents."),
+            #[cfg(feature = "serve")]
+            Self::Serve { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                Some("Another program listens there; choose another port with --listen.")
+            }
             // The source names what is wrong in the file, and what to do.
             Self::Read { source, .. } if source.kind() == io::ErrorKind::InvalidData => None,
             Self::Read { .. } => Some("Give a readable file, or - for standard input."),

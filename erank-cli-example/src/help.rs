@@ -129,3 +129,17 @@ With --compare, the object has model, description and cost, and instead of the o
   queries[]         query, kendall_tau, and documents[]: line, id, kl_divergence, and integers and
                     scores by --model and by the other model
   uncompared[]      line, id, reason; then the exit code is 3";
+
+#[cfg(feature = "serve")]
+pub(crate) const SERVE: &str = "\
+Examples:
+  erank serve
+      serves the bundled model at http://127.0.0.1:8080, where a page shows it at work
+
+  erank serve --model Alibaba-NLP/ERank-4B --listen 0.0.0.0:8080 --api-keys keys.txt
+
+  curl -s localhost:8080/v1/rerank -H 'content-type: application/json' -d '{
+      \"query\": \"how do bees make honey\",
+      \"documents\": [\"Wasps make paper nests.\", \"Bees fan nectar dry, which makes it honey.\"]}'
+
+The service has no TLS; run it after a proxy that has. docs/service.md describes the requests.";

@@ -17,6 +17,7 @@
 //! | [`eval`] | reranks a judged run, and measures the gain |
 //! | [`inspect`] | shows a model's cost and a prompt's tokens, or compares two models |
 //! | [`quantize`] | writes a model as a GGUF file |
+//! | `serve` | serves reranking over HTTP |
 //!
 //! Documents and model folders are untrusted. Text from them is printed through [`text`], which escapes
 //! control characters.
@@ -37,6 +38,8 @@ mod report;
 mod rerank;
 #[cfg(feature = "search")]
 mod search;
+#[cfg(feature = "serve")]
+mod serve;
 mod table;
 mod text;
 
@@ -57,14 +60,17 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<Exit, CommandError> {
-    let interrupt = Interrupt::install();
+    // The service handles Ctrl-C itself, so the handler is installed by command.
+    let interrupt = Interrupt::install;
     match &arguments.command {
-        None => demo::run(&interrupt),
-        Some(Command::Rerank(arguments)) => rerank::run(arguments, &interrupt),
+        None => demo::run(&interrupt()),
+        Some(Command::Rerank(arguments)) => rerank::run(arguments, &interrupt()),
         #[cfg(feature = "search")]
-        Some(Command::Search(arguments)) => search::run(arguments, &interrupt),
-        Some(Command::Eval(arguments)) => eval::run(arguments, &interrupt),
+        Some(Command::Search(arguments)) => search::run(arguments, &interrupt()),
+        Some(Command::Eval(arguments)) => eval::run(arguments, &interrupt()),
         Some(Command::Inspect(arguments)) => inspect::run(arguments),
         Some(Command::Quantize(arguments)) => quantize::run(arguments),
+        #[cfg(feature = "serve")]
+        Some(Command::Serve(arguments)) => serve::run(arguments),
     }
 }

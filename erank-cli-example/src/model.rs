@@ -100,6 +100,24 @@ pub(crate) fn checkpoint(given: &str, offline: bool) -> Result<Checkpoint, Comma
     source.checkpoint(offline).map_err(failed(given))
 }
 
+/// A model in this process.
+pub(crate) struct Local {
+    pub(crate) backend: CandleBackend,
+    pub(crate) family: PromptFamily,
+    pub(crate) limits: ScoringOptions,
+    pub(crate) fingerprint: u32,
+}
+
+/// Loads the local model of the arguments.
+pub(crate) fn local(arguments: &ModelArguments) -> Result<Local, CommandError> {
+    let given = &arguments.model;
+    let checkpoint = checkpoint(given, arguments.offline)?;
+    let family = family(arguments, &checkpoint)?;
+    let backend = CandleBackend::load(&checkpoint, &settings(arguments)).map_err(failed(given))?;
+    let limits = limits(arguments, backend.config());
+    Ok(Local { backend, family, limits, fingerprint: checkpoint.fingerprint() })
+}
+
 /// Loads a local model, or connects to a remote one.
 pub(crate) fn choose(
     model: &ModelArguments,
@@ -110,12 +128,7 @@ pub(crate) fn choose(
         if !remote.url.is_empty() || remote.prompts.is_some() {
             return Err(CommandError::RemoteWithoutBackend);
         }
-        let given = &model.model;
-        let checkpoint = checkpoint(given, model.offline)?;
-        let family = family(model, &checkpoint)?;
-        let backend = CandleBackend::load(&checkpoint, &settings(model)).map_err(failed(given))?;
-        let fingerprint = checkpoint.fingerprint();
-        let limits = limits(model, backend.config());
+        let Local { backend, family, limits, fingerprint } = local(model)?;
         let description = Some(backend.description());
         let (backend, fingerprint) = (Box::new(backend), Some(fingerprint));
         return Ok(Chosen { backend, family, limits, fingerprint, description });

@@ -166,6 +166,12 @@ pub trait Sink {
     fn tokens_processed(&mut self, tokens: TokenCounts) {
         let _ = tokens;
     }
+
+    /// Receives the next piece of the text of a document's sample, while it is generated. The pieces, joined, are a
+    /// beginning of [`Completion::text`]. A backend need not call this method. The default does nothing.
+    fn text_generated(&mut self, index: usize, sample: usize, piece: &str) {
+        let _ = (index, sample, piece);
+    }
 }
 
 /// The error of a backend or of a library that it uses.

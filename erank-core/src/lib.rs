@@ -48,7 +48,7 @@
 //! - `async`: `AsyncReranker`, which reranks on its own threads and returns futures for any executor.
 //! - `testing`: the module of that name, with a scripted backend and the conformance checks for
 //!   backends.
-//! - `serde`: `Serialize` and `Deserialize` for requests, options and results.
+//! - `serde`: `Serialize` and `Deserialize` for requests, options and results, and `LossyString` for strings of JSON.
 //!
 //! # JSON
 //!
@@ -86,6 +86,8 @@ pub mod distribution;
 pub mod error;
 pub mod evaluation;
 pub mod fusion;
+#[cfg(feature = "serde")]
+pub mod lossy_string;
 pub mod metrics;
 pub mod options;
 mod pass;
@@ -117,6 +119,8 @@ pub use completion::{Completion, FinishReason, GeneratedToken, TokenCounts};
 pub use distribution::{AnswerDistribution, AnswerLogProb};
 pub use error::AnswerError;
 pub use fusion::Fusion;
+#[cfg(feature = "serde")]
+pub use lossy_string::LossyString;
 pub use options::{ConfigError, Mode, Sampling, ScoringOptions};
 pub use progress::Progress;
 pub use prompt::{BoundPrompt, PromptFamily, PromptTemplate, TemplateError};

@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 
 use erank_core::{CancellationToken, Completion, DocumentError, TokenCounts};
 
-use super::sequence::Sequence;
+use super::sequence::{Sequence, TextPiece};
 
 /// The identity of a caller.
 pub(super) type CallerId = u64;
@@ -14,6 +14,8 @@ pub(super) type CallerId = u64;
 pub(super) enum Event {
     /// Tokens were computed.
     Advanced(TokenCounts),
+    /// A sequence has more text.
+    Text(TextPiece),
     /// A sequence of the document at this index has ended.
     Completed(usize, Result<Completion, DocumentError>),
     /// A step with sequences of this caller failed. No further event follows.

@@ -139,6 +139,7 @@ impl Engine {
             }
             match events.recv().map_err(|_| thread_ended())? {
                 Event::Advanced(counts) => sink.tokens_processed(counts),
+                Event::Text(piece) => sink.text_generated(piece.index, piece.sample, &piece.text),
                 Event::Completed(index, result) => {
                     in_flight -= 1;
                     sink.completed(index, result);

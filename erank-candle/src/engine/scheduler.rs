@@ -468,13 +468,17 @@ impl Scheduler {
     fn report(&mut self, results: Vec<ChunkResult>) {
         let mut by_caller: Vec<(CallerId, TokenCounts)> = Vec::new();
         for ChunkResult { index, counts, accepted, .. } in &results {
-            let running = &self.running[*index];
+            let running = &mut self.running[*index];
             for node in running.path.iter().take(running.sequence.computed() / BLOCK_TOKENS) {
                 self.prefixes.set_computed(*node);
             }
-            match by_caller.iter_mut().find(|(id, _)| *id == running.caller) {
+            let (id, piece) = (running.caller, running.sequence.take_new_text());
+            match by_caller.iter_mut().find(|(of, _)| *of == id) {
                 Some((_, sum)) => *sum += *counts,
-                None => by_caller.push((running.caller, *counts)),
+                None => by_caller.push((id, *counts)),
+            }
+            if let (Some(piece), Some(caller)) = (piece, self.caller(id)) {
+                caller.send(Event::Text(piece));
             }
             self.counters.prompt_tokens += counts.prompt as u64;
             self.counters.generated_tokens += counts.generated as u64;

@@ -48,6 +48,8 @@ pub(crate) struct Sequence {
     /// Number of tokens in the KV cache.
     computed: usize,
     completion: Completion,
+    /// Number of bytes of the completion's text that the caller has got as pieces.
+    reported: usize,
     decoder: TokenDecoder,
     /// Number of tokens that may still be generated before the answer is forced.
     budget: usize,
@@ -64,6 +66,13 @@ enum State {
     /// that the model chose there, as far as an answer may begin with them. It is empty if the answer is
     /// forced.
     ReadingDistribution { walk: TrieWalk, start: usize, chosen: Vec<u32> },
+}
+
+/// A piece of a sequence's text.
+pub(super) struct TextPiece {
+    pub(super) index: usize,
+    pub(super) sample: usize,
+    pub(super) text: String,
 }
 
 /// The result of a completed sequence; `None` while the sequence is unfinished.
@@ -94,6 +103,7 @@ impl Sequence {
             prompt_length,
             computed: 0,
             completion,
+            reported: 0,
             decoder: context.tokenizer.decoder(),
             budget: 0,
             state: State::Generating,
@@ -152,6 +162,15 @@ impl Sequence {
     /// Returns the number of generated tokens.
     pub(super) fn generated(&self) -> usize {
         self.completion.usage.generated
+    }
+
+    /// Returns the text since the last call, if there is any.
+    pub(super) fn take_new_text(&mut self) -> Option<TextPiece> {
+        let text = self.completion.text.get(self.reported..).filter(|text| !text.is_empty())?;
+        let piece =
+            TextPiece { index: self.index, sample: self.completion.sample, text: text.to_owned() };
+        self.reported = self.completion.text.len();
+        Some(piece)
     }
 
     /// Returns up to `most` tokens that may follow the pending ones. If they do, computing them in the same

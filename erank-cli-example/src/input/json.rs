@@ -1,9 +1,9 @@
 //! JSON objects with untyped fields, and the values of a JSON array or of JSON objects that span lines.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufRead};
 
+use erank_core::LossyString;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -66,7 +66,7 @@ fn value(json: &str) -> Result<Value, String> {
 
 /// Parses a string.
 pub(super) fn string(json: &str) -> Result<String, String> {
-    serde_json::from_str(json).map(|Text(text)| text).map_err(|error| not_json(&error))
+    serde_json::from_str(json).map(|LossyString(text)| text).map_err(|error| not_json(&error))
 }
 
 /// Returns serde_json's message, with the line only if it is not the first one.
@@ -96,7 +96,7 @@ impl<'de> Deserialize<'de> for Object<'de> {
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let mut entries = Vec::new();
-                while let Some((Text(name), value)) = map.next_entry()? {
+                while let Some((LossyString(name), value)) = map.next_entry()? {
                     entries.push((name, value));
                 }
                 Ok(Object(entries))
@@ -105,43 +105,6 @@ impl<'de> Deserialize<'de> for Object<'de> {
 
         deserializer.deserialize_map(Entries)
     }
-}
-
-/// A string. serde_json refuses lone surrogates in a `String`, but not in bytes, where it writes them as three bytes.
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bytes;
-
-        impl Visitor<'_> for Bytes {
-            type Value = Text;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Text, E> {
-                Ok(Text(replace_surrogates(bytes).into_owned()))
-            }
-        }
-
-        deserializer.deserialize_bytes(Bytes)
-    }
-}
-
-/// Replaces the three bytes of a surrogate by those of U+FFFD.
-fn replace_surrogates(bytes: &[u8]) -> Cow<'_, str> {
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        return Cow::Borrowed(text);
-    }
-    let mut replaced = bytes.to_vec();
-    for at in 0..replaced.len() {
-        if let [0xed, 0xa0..=0xbf, _, ..] = replaced[at..] {
-            replaced[at..at + 3].copy_from_slice("\u{fffd}".as_bytes());
-        }
-    }
-    Cow::Owned(String::from_utf8_lossy(&replaced).into_owned())
 }
 
 /// An iterator over the elements of JSON arrays, and over the values between the arrays.

@@ -12,6 +12,8 @@ mod remote;
 mod rerank;
 #[cfg(feature = "search")]
 mod search;
+#[cfg(feature = "serve")]
+mod serve;
 
 use std::ffi::OsStr;
 use std::fs;

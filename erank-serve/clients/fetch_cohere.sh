@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Cohere's Python client, which serve/tests.rs needs, into a virtual environment at
+# Installs Cohere's Python client, which a test of `erank serve` needs, into a virtual environment at
 # tests/.cache/cohere. Does nothing if it is already installed.
 set -euo pipefail
 folder="$(cd "$(dirname "$0")/../.." && pwd)/tests/.cache/cohere"

@@ -1,0 +1,157 @@
+//! `erank serve`: reranking over HTTP.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use erank_candle::CandleBackend;
+use erank_core::{PromptFamily, ScoringOptions};
+use erank_serve::{ApiKeys, EngineMetric, MetricKind, ServerSettings, Service, Settings};
+use tokio::net::TcpListener;
+
+use crate::args::{Backend, LogLevel, ServeArguments, Unscored};
+use crate::error::{CommandError, Exit};
+use crate::model;
+use crate::text;
+
+/// The names of this machine for itself.
+const LOOPBACK_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+pub(crate) fn run(arguments: &ServeArguments) -> Result<Exit, CommandError> {
+    start_log(arguments.log);
+    let service = if arguments.remote.backend == Backend::Candle && arguments.remote.url.is_empty()
+    {
+        let local = model::local(&arguments.model)?;
+        let settings = settings(arguments, local.family, local.limits)?;
+        let backend = Arc::new(local.backend);
+        let engine = Arc::clone(&backend);
+        Service::with_engine_metrics(backend, settings, move || engine_metrics(&engine))
+    } else {
+        let chosen = model::choose(&arguments.model, &arguments.remote, None)?;
+        let settings = settings(arguments, chosen.family, chosen.limits)?;
+        Service::new(chosen.backend, settings)
+    };
+    let failed = |source| CommandError::Serve { address: arguments.listen, source };
+    let runtime = tokio::runtime::Runtime::new().map_err(failed)?;
+    let left = runtime.block_on(serve(arguments, &service)).map_err(failed)?;
+    // A cancelled computation ends at the backend's next step. The process does not wait for it.
+    runtime.shutdown_background();
+    match left {
+        0 => text::note("Stopped. All requests are answered."),
+        left => text::note(&format!("Stopped. {left} connections were closed before their end.")),
+    }
+    Ok(Exit::Done)
+}
+
+async fn serve(arguments: &ServeArguments, service: &Service) -> std::io::Result<usize> {
+    let listener = TcpListener::bind(arguments.listen).await?;
+    // Programs that start the service read its address from this line.
+    println!("erank listens on http://{}", listener.local_addr()?);
+    let mut limits = ServerSettings::default();
+    limits.max_connections = arguments.max_connections.get();
+    limits.shutdown_time = arguments.shutdown_timeout;
+    let shutdown = async {
+        shutdown_signal().await;
+        service.stop();
+        text::note("Stopping. Press Ctrl-C again to quit at once.");
+        tokio::spawn(async {
+            shutdown_signal().await;
+            std::process::exit(Exit::Interrupted as i32);
+        });
+    };
+    erank_serve::serve(listener, service.router(), limits, shutdown).await
+}
+
+/// Returns the service's settings for a model.
+fn settings(
+    arguments: &ServeArguments,
+    family: PromptFamily,
+    limits: ScoringOptions,
+) -> Result<Settings, CommandError> {
+    let mut settings = Settings::default();
+    settings.template = family.template();
+    arguments.thinking.check(settings.template.answers())?;
+    settings.instruction = Some(arguments.goal.instruction(&settings.template).to_owned());
+    settings.options = limits;
+    settings.options.mode = arguments.thinking.mode(limits.mode);
+    settings.aliases.clone_from(&arguments.alias);
+    settings.api_keys = api_keys(arguments)?;
+    settings.allowed_hosts.clone_from(&arguments.allowed_host);
+    if settings.allowed_hosts.is_empty() && arguments.listen.ip().is_loopback() {
+        settings.allowed_hosts = LOOPBACK_NAMES.map(str::to_owned).to_vec();
+    }
+    settings.unscored = match arguments.unscored {
+        Unscored::Last => erank_serve::Unscored::Last,
+        Unscored::Omit => erank_serve::Unscored::Omit,
+        Unscored::Error => erank_serve::Unscored::Error,
+    };
+    settings.max_running = arguments.max_running.get();
+    settings.max_waiting = arguments.max_waiting;
+    settings.max_documents = arguments.max_documents.get();
+    settings.request_time = arguments.timeout;
+    Ok(settings)
+}
+
+/// Reads the API keys from the file and the environment.
+fn api_keys(arguments: &ServeArguments) -> Result<ApiKeys, CommandError> {
+    let of_environment = std::env::var("ERANK_API_KEYS").unwrap_or_default();
+    let of_file = match &arguments.api_keys {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|source| CommandError::Read { what: path.display().to_string(), source })?,
+        None => String::new(),
+    };
+    Ok(ApiKeys::new(of_environment.split(',').chain(of_file.lines())))
+}
+
+/// Returns the counters of the local engine.
+fn engine_metrics(backend: &CandleBackend) -> Vec<EngineMetric> {
+    use MetricKind::{Counter, Gauge};
+    let now = backend.statistics();
+    let metric = |name, help, kind, value| EngineMetric { name, help, kind, value };
+    vec![
+        metric("steps", "Steps of the running batch", Counter, now.steps),
+        metric("prompt_tokens", "Computed prompt tokens", Counter, now.prompt_tokens),
+        metric(
+            "cached_tokens",
+            "Prompt tokens found in the prefix cache",
+            Counter,
+            now.cached_tokens,
+        ),
+        metric("generated_tokens", "Generated tokens", Counter, now.generated_tokens),
+        metric("preemptions", "Sequences that had to free their blocks", Counter, now.preemptions),
+        metric("running_sequences", "Sequences in the batch", Gauge, now.running as u64),
+        metric("waiting_sequences", "Sequences that wait", Gauge, now.waiting as u64),
+        metric("used_blocks", "Cache blocks of running sequences", Gauge, now.used_blocks as u64),
+        metric("prefix_blocks", "Cache blocks of prefixes alone", Gauge, now.prefix_blocks as u64),
+        metric("cache_blocks", "All cache blocks", Gauge, now.total_blocks as u64),
+    ]
+}
+
+fn start_log(level: LogLevel) {
+    let level = match level {
+        LogLevel::Error => tracing_subscriber::filter::LevelFilter::ERROR,
+        LogLevel::Warn => tracing_subscriber::filter::LevelFilter::WARN,
+        LogLevel::Info => tracing_subscriber::filter::LevelFilter::INFO,
+        LogLevel::Debug => tracing_subscriber::filter::LevelFilter::DEBUG,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(level)
+        .init();
+}
+
+/// Waits for Ctrl-C, or for SIGTERM, which service managers and containers send.
+async fn shutdown_signal() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}

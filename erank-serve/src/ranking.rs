@@ -1,0 +1,234 @@
+//! The queue, and the reranker of a request.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use erank_core::tags::{THINK_CLOSE, THINK_OPEN};
+use erank_core::{
+    BackendError, CancellationToken, Completion, Document, DocumentError, Fusion, Job, Ranking,
+    Request, Reranker, ScoringBackend, Sink, TokenCounts,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::metrics::Metrics;
+use crate::problem::Problem;
+use crate::request::RerankRequest;
+use crate::settings::Settings;
+
+/// The least time between two reports of a request's progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Computes rankings on threads of its own, a limited number at a time.
+pub(crate) struct Ranker {
+    pub(crate) backend: Arc<dyn ScoringBackend>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// A place for each request that runs or waits.
+    queue: Arc<Semaphore>,
+    /// A place for each request that runs.
+    running: Arc<Semaphore>,
+}
+
+/// A place in the queue.
+pub(crate) type Place = OwnedSemaphorePermit;
+
+/// What happens while a request is computed.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The next piece of a document's reasoning.
+    Thought { index: usize, sample: usize, text: String },
+    /// A document is finished, or one of its samples.
+    Document { index: usize, outcome: Box<Result<Completion, String>> },
+    /// The number of documents done, of all documents, and the tokens.
+    Progress { done: usize, documents: usize, tokens: TokenCounts },
+}
+
+impl Ranker {
+    pub(crate) fn new(
+        backend: Arc<dyn ScoringBackend>,
+        settings: Arc<Settings>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let running = settings.max_running.max(1);
+        let queue = Arc::new(Semaphore::new(running + settings.max_waiting));
+        Self { backend, settings, metrics, queue, running: Arc::new(Semaphore::new(running)) }
+    }
+
+    /// Returns the error of a full queue if there is no place in it.
+    pub(crate) fn check_queue(&self) -> Result<(), Problem> {
+        match self.queue.available_permits() {
+            0 => Err(Problem::queue_full()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a place in the queue.
+    pub(crate) fn enter(&self) -> Result<Place, Problem> {
+        let place = Arc::clone(&self.queue).try_acquire_owned();
+        place.map_err(|_| Problem::queue_full())
+    }
+
+    /// Ranks a request's documents. Dropping the future cancels the work.
+    ///
+    /// At `deadline`, the documents without a score are unscored. `events` receives what happens until then.
+    pub(crate) async fn rank(
+        self: Arc<Self>,
+        request: Arc<RerankRequest>,
+        place: Place,
+        deadline: Instant,
+        events: Option<mpsc::UnboundedSender<Event>>,
+    ) -> Result<Ranking, Problem> {
+        let cancellation = CancelOnDrop(CancellationToken::with_deadline(deadline));
+        let waiting = self.metrics.waiting();
+        let running = Arc::clone(&self.running).acquire_owned();
+        // After the deadline, the backend reports all documents as cancelled.
+        let running = tokio::time::timeout_at(deadline.into(), running).await.ok();
+        drop(waiting);
+        let token = cancellation.0.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            // The places are free only once the thread is, however the request ended.
+            let (_place, _running) = (place, running);
+            let _computing = self.metrics.running();
+            rerank(&*self.backend, &self.settings, &request, events, &token)
+        });
+        work.await.unwrap_or_else(|_| {
+            let message = "the backend panicked; the service goes on";
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, message))
+        })
+    }
+}
+
+/// Cancels a request when its future is dropped, which happens if the client leaves.
+struct CancelOnDrop(CancellationToken);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Ranks the documents with a reranker that has the request's options.
+fn rerank(
+    backend: &dyn ScoringBackend,
+    settings: &Settings,
+    request: &RerankRequest,
+    events: Option<mpsc::UnboundedSender<Event>>,
+    cancellation: &CancellationToken,
+) -> Result<Ranking, Problem> {
+    let documents = request.documents.iter().map(|given| {
+        let mut document = Document::new(given.text.as_str());
+        document.id = given.id.as_deref().map(Into::into);
+        document.first_stage_score = given.score;
+        document
+    });
+    let mut work = Request::new(request.query.as_str(), documents);
+    let instruction = request.instruction.as_deref().or(settings.instruction.as_deref());
+    work.instruction = instruction.map(Into::into);
+
+    let needs_score = request.first_stage_weight.is_some();
+    let is_scored = |document: &Document<'_>| {
+        let has_score = document.first_stage_score.is_some_and(f64::is_finite);
+        !document.is_blank() && (has_score || !needs_score)
+    };
+    let documents = work.documents.iter().enumerate();
+    let indices = documents.filter(|(_, document)| is_scored(document)).map(|(index, _)| index);
+    let backend = Watched { backend, events: events.clone(), indices: indices.collect() };
+    let mut builder =
+        Reranker::builder(backend).template(settings.template.clone()).options(request.options);
+    if let Some(first_stage_weight) = request.first_stage_weight {
+        builder = builder.fusion(Fusion::ZScore { first_stage_weight });
+    }
+    if let Some(min_score) = request.min_score {
+        builder = builder.min_score(min_score);
+    }
+    if let Some(events) = events {
+        let last = Mutex::new(None::<Instant>);
+        builder = builder.on_progress(move |progress| {
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_end = progress.documents_done == progress.documents;
+            if is_end || last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
+                *last = Some(Instant::now());
+                let (done, documents) = (progress.documents_done, progress.documents);
+                let _ = events.send(Event::Progress { done, documents, tokens: progress.tokens });
+            }
+            ControlFlow::Continue(())
+        });
+    }
+    let reranker = builder
+        .build()
+        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
+    reranker.rerank_with_cancellation(&work, cancellation).map_err(|e| Problem::of_backend(&e))
+}
+
+/// A backend that sends its results to `events` as well.
+struct Watched<'a> {
+    backend: &'a dyn ScoringBackend,
+    events: Option<mpsc::UnboundedSender<Event>>,
+    /// The index in the request of each document of the job. The reranker leaves out those that it cannot score.
+    indices: Vec<usize>,
+}
+
+impl ScoringBackend for Watched<'_> {
+    fn name(&self) -> &str {
+        self.backend.name()
+    }
+
+    fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
+        match &self.events {
+            Some(events) => {
+                let indices = &self.indices;
+                let thought = HashSet::new();
+                self.backend.score(job, &mut WatchedSink { events, indices, thought, sink })
+            }
+            None => self.backend.score(job, sink),
+        }
+    }
+
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
+        self.backend.token_ends(text, max_tokens)
+    }
+}
+
+struct WatchedSink<'a> {
+    events: &'a mpsc::UnboundedSender<Event>,
+    indices: &'a [usize],
+    /// The documents and samples whose reasoning has ended.
+    thought: HashSet<(usize, usize)>,
+    sink: &'a mut dyn Sink,
+}
+
+impl Sink for WatchedSink<'_> {
+    fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
+        let copy = outcome.as_ref().cloned().map_err(ToString::to_string);
+        if let Some(&index) = self.indices.get(index) {
+            let _ = self.events.send(Event::Document { index, outcome: Box::new(copy) });
+        }
+        self.sink.completed(index, outcome);
+    }
+
+    fn tokens_processed(&mut self, tokens: TokenCounts) {
+        self.sink.tokens_processed(tokens);
+    }
+
+    fn text_generated(&mut self, index: usize, sample: usize, piece: &str) {
+        self.sink.text_generated(index, sample, piece);
+        let Some(&of_request) = self.indices.get(index) else { return };
+        if self.thought.contains(&(index, sample)) {
+            return;
+        }
+        let (thought, is_end) = match piece.split_once(THINK_CLOSE) {
+            Some((thought, _)) => (thought, true),
+            None => (piece, false),
+        };
+        if is_end {
+            self.thought.insert((index, sample));
+        }
+        let text = thought.replace(THINK_OPEN, "");
+        if !text.is_empty() {
+            let _ = self.events.send(Event::Thought { index: of_request, sample, text });
+        }
+    }
+}

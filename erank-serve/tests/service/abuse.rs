@@ -1,0 +1,165 @@
+//! Slow, greedy and vanishing clients.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::{A_MINUTE, Echo, Server, gate, one_at_a_time, read_to_end};
+use erank_serve::{ServerSettings, Settings};
+
+const QUESTION: &str = r#"{"query": "q", "documents": ["7 a"]}"#;
+const SHORT: Duration = Duration::from_millis(200);
+
+fn head(length: usize) -> String {
+    format!(
+        "POST /v1/rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    )
+}
+
+#[test]
+fn slow_headers_end_the_connection() {
+    let mut limits = ServerSettings::default();
+    limits.header_time = SHORT;
+    let server = Server::with_limits(Echo, Settings::default(), limits);
+    let mut slow = server.raw("POST /v1/rerank HTTP/1.1\r\n");
+    let begin = Instant::now();
+    // A byte now and then does not keep the connection.
+    while slow.write_all(b"x").is_ok() && begin.elapsed() < A_MINUTE {
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(begin.elapsed() < A_MINUTE);
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn slow_bodies_get_408() {
+    let mut settings = Settings::default();
+    settings.body_time = SHORT;
+    let server = Server::start(Echo, settings);
+    let slow = server.raw(&format!("{}{{", head(1000)));
+    let reply = read_to_end(&slow);
+    assert!(reply.starts_with("HTTP/1.1 408 "), "{reply}");
+}
+
+#[test]
+fn bodies_in_flight_are_bounded() {
+    let mut settings = Settings::default();
+    (settings.max_body_bytes, settings.max_total_body_bytes) = (1000, 2500);
+    let server = Server::start(Echo, settings);
+    let part = "x".repeat(900);
+    let greedy: Vec<_> = (0..4).map(|_| server.raw(&format!("{}{part}", head(1000)))).collect();
+    // The first two bodies take the memory; each further one is refused while it arrives.
+    let mut refused = 0;
+    let begin = Instant::now();
+    while refused < 2 && begin.elapsed() < A_MINUTE {
+        refused = greedy
+            .iter()
+            .filter(|stream| {
+                stream.set_nonblocking(true).expect("a socket");
+                stream.peek(&mut [0; 12]).is_ok_and(|count| count > 0)
+            })
+            .count();
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(refused, 2);
+    drop(greedy);
+    // The memory is free again once the clients have left.
+    while server.post("/v1/rerank", QUESTION).status != 200 {
+        assert!(begin.elapsed() < A_MINUTE);
+    }
+}
+
+#[test]
+fn connections_are_bounded() {
+    let mut limits = ServerSettings::default();
+    limits.max_connections = 2;
+    let server = Server::with_limits(Echo, Settings::default(), limits);
+    let first = server.raw("GET /health HTTP/1.1\r\n");
+    let _second = server.raw("GET /health HTTP/1.1\r\n");
+    let third = server.raw("GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    third.set_read_timeout(Some(SHORT)).expect("a time limit");
+    assert_eq!(read_to_end(&third), "");
+    drop(first);
+    third.set_read_timeout(Some(A_MINUTE)).expect("a time limit");
+    assert!(read_to_end(&third).starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn full_queue_is_told_before_the_body() {
+    let (gate, keeper) = gate();
+    let server = Server::start(gate, one_at_a_time());
+    let running = server.raw(&format!("{}{QUESTION}", head(QUESTION.len())));
+    keeper.started.recv_timeout(A_MINUTE).expect("the request starts");
+    let waiting = server.raw(&format!("{}{QUESTION}", head(QUESTION.len())));
+    // The body of this request never comes. Until the second request waits, its reply is not there.
+    let begin = Instant::now();
+    loop {
+        let third = server.raw(&head(1_000_000));
+        third.set_read_timeout(Some(SHORT)).expect("a time limit");
+        let mut start = [0; 12];
+        if third.peek(&mut start).is_ok_and(|count| count == 12) {
+            assert_eq!(&start, b"HTTP/1.1 429");
+            break;
+        }
+        assert!(begin.elapsed() < A_MINUTE);
+    }
+    keeper.open();
+    drop((running, waiting));
+}
+
+#[test]
+fn client_that_leaves_cancels_its_request() {
+    for extra in ["", "G"] {
+        let (gate, keeper) = gate();
+        let server = Server::start(gate, one_at_a_time());
+        let client = server.raw(&format!("{}{QUESTION}{extra}", head(QUESTION.len())));
+        keeper.started.recv_timeout(A_MINUTE).expect("the request starts");
+        assert!(keeper.cancelled.try_recv().is_err());
+        drop(client);
+        // The gate stays closed, so only cancellation ends the request.
+        keeper.cancelled.recv_timeout(A_MINUTE).expect("the request is cancelled");
+    }
+}
+
+#[test]
+fn client_that_leaves_cancels_its_stream() {
+    let (gate, keeper) = gate();
+    let server = Server::start(gate, one_at_a_time());
+    let question = r#"{"query": "q", "documents": ["7 a"], "stream": true}"#;
+    let client = server.raw(&format!("{}{question}", head(question.len())));
+    keeper.started.recv_timeout(A_MINUTE).expect("the request starts");
+    drop(client);
+    keeper.cancelled.recv_timeout(A_MINUTE).expect("the request is cancelled");
+}
+
+#[test]
+fn client_that_closes_its_side_gets_the_reply() {
+    let (gate, keeper) = gate();
+    let server = Server::start(gate, one_at_a_time());
+    let client = server.raw(&format!("{}{QUESTION}", head(QUESTION.len())));
+    keeper.started.recv_timeout(A_MINUTE).expect("the request starts");
+    client.shutdown(Shutdown::Write).expect("a socket");
+    thread::sleep(SHORT);
+    keeper.open();
+    let reply = read_to_end(&client);
+    assert!(
+        reply.starts_with("HTTP/1.1 200 ") && reply.contains("\"relevance_score\":0.7"),
+        "{reply}"
+    );
+}
+
+#[test]
+fn clock_begins_with_the_first_byte() {
+    let server = Server::start(Echo, Settings::default());
+    let question = r#"{"query": "q", "documents": ["7 a"], "timeout": 0.2}"#;
+    let mut slow = server.raw("POST /v1/rerank HTTP/1.1\r\nconnection: close\r\n");
+    thread::sleep(Duration::from_millis(400));
+    let rest = format!(
+        "host: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{question}",
+        question.len()
+    );
+    slow.write_all(rest.as_bytes()).expect("the service reads");
+    let reply = read_to_end(&slow);
+    assert!(reply.contains("\"code\":\"cancelled\""), "{reply}");
+}

@@ -1,0 +1,5 @@
+//! Tests of the service through HTTP clients.
+
+mod abuse;
+mod common;
+mod routes;
