@@ -50,6 +50,22 @@ pub use http::ApiKey;
 pub use settings::{OpenAiSettings, PromptFormat, ServerKind};
 pub use tokenizer::{ClientTokenizer, TokenizedPrompt};
 
+/// The parser of replies, for this workspace's fuzzing alone. Semantic versioning does not cover it.
+#[doc(hidden)]
+pub mod internals {
+    use erank_core::Completion;
+
+    /// Parses the body of a reply, as the backend does.
+    ///
+    /// # Errors
+    /// Returns a description of the problem.
+    pub fn parse_reply(body: &[u8]) -> Result<Completion, String> {
+        let mut completion = Completion::new("");
+        crate::api::Response::parse(body)?.append_to(&mut completion);
+        Ok(completion)
+    }
+}
+
 /// The README's example, compiled as a documentation test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

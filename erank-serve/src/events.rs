@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use erank_core::{AnswerFormat, AnswerProbability, Completion, ScoreKind};
+use erank_core::{AnswerFormat, AnswerProbability, Completion, DocumentError, ScoreKind};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -85,22 +85,25 @@ fn to_json(answers: &AnswerFormat, event: Event) -> (&'static str, Value) {
         Event::Progress { done, documents, tokens } => {
             ("progress", json!({"documents_done": done, "documents": documents, "tokens": tokens}))
         }
-        Event::Document { index, outcome } => {
-            ("document", document(answers, index, outcome.as_ref().as_ref()))
-        }
+        Event::Document { index, outcome } => ("document", document(answers, index, outcome)),
     }
 }
 
 /// Describes a finished document. Its score is that before fusion.
-fn document(answers: &AnswerFormat, index: usize, outcome: Result<&Completion, &String>) -> Value {
-    let error = |code, message: String| json!({"index": index, "error": {"code": code, "message": message}});
+fn document(
+    answers: &AnswerFormat,
+    index: usize,
+    outcome: Result<Box<Completion>, Value>,
+) -> Value {
     let completion = match outcome {
         Ok(completion) => completion,
-        Err(message) => return error("failed", message.clone()),
+        Err(error) => return json!({"index": index, "error": error}),
     };
-    let answer = match answers.parse(completion, AnswerProbability::default()) {
+    let answer = match answers.parse(&completion, AnswerProbability::default()) {
         Ok(answer) => answer,
-        Err(problem) => return error("no_answer", problem.to_string()),
+        Err(error) => {
+            return json!({"index": index, "error": DocumentError::from(error)});
+        }
     };
     let kind = ScoreKind::default_for(answers);
     let scale = Scale { answers, is_fused: false };

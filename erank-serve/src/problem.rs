@@ -34,6 +34,10 @@ impl Problem {
         problem.with_field(field)
     }
 
+    pub(crate) fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
     pub(crate) fn with_field(self, field: &str) -> Self {
         Self { field: Some(field.into()), ..self }
     }
@@ -67,7 +71,7 @@ impl Problem {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "authentication",
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "not_found",
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => "overloaded",
-            StatusCode::REQUEST_TIMEOUT => "timeout",
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "timeout",
             _ => "backend",
         };
         let message = &self.message;

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use erank_core::tags::{THINK_CLOSE, THINK_OPEN};
 use erank_core::{
-    BackendError, CancellationToken, Completion, Document, DocumentError, Fusion, Job, Ranking,
-    Request, Reranker, ScoringBackend, Sink, TokenCounts,
+    BackendError, CancellationToken, Completion, ConfigError, Document, DocumentError, Fusion, Job,
+    Ranking, Request, Reranker, RerankerBuilder, ScoringBackend, Sink, TokenCounts,
 };
+use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::metrics::Metrics;
@@ -40,8 +41,8 @@ pub(crate) type Place = OwnedSemaphorePermit;
 pub(crate) enum Event {
     /// The next piece of a document's reasoning.
     Thought { index: usize, sample: usize, text: String },
-    /// A document is finished, or one of its samples.
-    Document { index: usize, outcome: Box<Result<Completion, String>> },
+    /// A document is finished, or one of its samples. An error is JSON, as in the reply.
+    Document { index: usize, outcome: Result<Box<Completion>, Value> },
     /// The number of documents done, of all documents, and the tokens.
     Progress { done: usize, documents: usize, tokens: TokenCounts },
 }
@@ -63,6 +64,12 @@ impl Ranker {
             0 => Err(Problem::queue_full()),
             _ => Ok(()),
         }
+    }
+
+    /// Checks the options of a request, so that it need not wait for its error.
+    pub(crate) fn check(&self, request: &RerankRequest) -> Result<(), Problem> {
+        let built = configure(&*self.backend, &self.settings, request).build();
+        built.map(drop).map_err(|error| config_problem(&error))
     }
 
     /// Takes a place in the queue.
@@ -110,6 +117,37 @@ impl Drop for CancelOnDrop {
     }
 }
 
+/// Returns a builder of a reranker with the request's options.
+fn configure<B: ScoringBackend>(
+    backend: B,
+    settings: &Settings,
+    request: &RerankRequest,
+) -> RerankerBuilder<B> {
+    let mut builder =
+        Reranker::builder(backend).template(settings.template.clone()).options(request.options);
+    if let Some(first_stage_weight) = request.first_stage_weight {
+        builder = builder.fusion(Fusion::ZScore { first_stage_weight });
+    }
+    if let Some(min_score) = request.min_score {
+        builder = builder.min_score(min_score);
+    }
+    builder
+}
+
+/// Names the field of a request that a reranker cannot be built with.
+fn config_problem(error: &ConfigError) -> Problem {
+    let field = match error {
+        ConfigError::Zero("max_document_tokens") => "max_tokens_per_doc",
+        ConfigError::Zero("max_prompt_tokens") => "truncate_prompt_tokens",
+        ConfigError::Zero(name) | ConfigError::Sampling { name, .. } => name,
+        ConfigError::FirstStageWeight(_) => "first_stage_weight",
+        ConfigError::MinScore(_) | ConfigError::MinScoreWithoutScale => "min_score",
+        ConfigError::EqualSamples => "samples",
+        _ => return Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+    };
+    Problem::of_field(field, error)
+}
+
 /// Ranks the documents with a reranker that has the request's options.
 fn rerank(
     backend: &dyn ScoringBackend,
@@ -136,14 +174,7 @@ fn rerank(
     let documents = work.documents.iter().enumerate();
     let indices = documents.filter(|(_, document)| is_scored(document)).map(|(index, _)| index);
     let backend = Watched { backend, events: events.clone(), indices: indices.collect() };
-    let mut builder =
-        Reranker::builder(backend).template(settings.template.clone()).options(request.options);
-    if let Some(first_stage_weight) = request.first_stage_weight {
-        builder = builder.fusion(Fusion::ZScore { first_stage_weight });
-    }
-    if let Some(min_score) = request.min_score {
-        builder = builder.min_score(min_score);
-    }
+    let mut builder = configure(backend, settings, request);
     if let Some(events) = events {
         let last = Mutex::new(None::<Instant>);
         builder = builder.on_progress(move |progress| {
@@ -157,9 +188,7 @@ fn rerank(
             ControlFlow::Continue(())
         });
     }
-    let reranker = builder
-        .build()
-        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
+    let reranker = builder.build().map_err(|error| config_problem(&error))?;
     reranker.rerank_with_cancellation(&work, cancellation).map_err(|e| Problem::of_backend(&e))
 }
 
@@ -202,9 +231,12 @@ struct WatchedSink<'a> {
 
 impl Sink for WatchedSink<'_> {
     fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
-        let copy = outcome.as_ref().cloned().map_err(ToString::to_string);
         if let Some(&index) = self.indices.get(index) {
-            let _ = self.events.send(Event::Document { index, outcome: Box::new(copy) });
+            let copy = match &outcome {
+                Ok(completion) => Ok(Box::new(completion.clone())),
+                Err(error) => Err(serde_json::to_value(error).unwrap_or_default()),
+            };
+            let _ = self.events.send(Event::Document { index, outcome: copy });
         }
         self.sink.completed(index, outcome);
     }

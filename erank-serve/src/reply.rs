@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::http::StatusCode;
 use erank_core::{Answer, AnswerFormat, DocumentFailure, RankedDocument, Ranking};
 use serde_json::{Value, json};
 
@@ -12,7 +13,8 @@ use crate::settings::Unscored;
 /// Returns the reply to a request.
 ///
 /// # Errors
-/// Returns 422 if a document has no score and the request asks for an error in this case.
+/// Returns an error if a document has no score and the request asks for an error in this case. It is 504 for a document
+/// that was not reached in time, 503 for a failure of the backend, and otherwise 422.
 pub(crate) fn reply(
     id: &str,
     model: &str,
@@ -24,7 +26,13 @@ pub(crate) fn reply(
     if let (Unscored::Error, Some(first)) = (request.reply.unscored, unscored.first()) {
         let field = format!("documents[{}]", first["index"]);
         let message = first["error"]["message"].as_str().unwrap_or_default();
-        return Err(Problem::of_field(&field, message));
+        let problem = Problem::of_field(&field, message);
+        let status = match first["error"]["code"].as_str() {
+            Some("cancelled") => StatusCode::GATEWAY_TIMEOUT,
+            Some("backend" | "not_reached" | "not_reported") => StatusCode::SERVICE_UNAVAILABLE,
+            _ => problem.status,
+        };
+        return Err(problem.with_status(status));
     }
     let scale = Scale { answers, is_fused: request.first_stage_weight.is_some() };
     let mut results: Vec<Value> =

@@ -11,6 +11,9 @@ use serde_json::value::RawValue;
 use crate::problem::Problem;
 use crate::settings::{Settings, Unscored};
 
+/// The largest number of documents, tokens and candidates that a request can state.
+const MAX_INTEGER: u64 = 1_000_000_000;
+
 /// A request for a ranking.
 #[derive(Debug)]
 pub(crate) struct RerankRequest {
@@ -118,9 +121,7 @@ impl RerankRequest {
         }
         let documents = fields.documents(is_tei, settings.max_documents)?;
         let options = fields.options(settings)?;
-        let top_n = fields.take::<i64>("top_n")?.unwrap_or_default();
-        let top_n = usize::try_from(top_n)
-            .map_err(|_| Problem::of_field("top_n", "it is negative; 0 stands for all"))?;
+        let top_n = fields.integer("top_n", MAX_INTEGER)?.unwrap_or_default() as usize;
         let min_score = fields.take("min_score")?;
         let first_stage_weight = fields.take("first_stage_weight")?;
         let time = fields.take::<f64>("timeout")?.map_or(Ok(settings.request_time), |seconds| {
@@ -193,7 +194,7 @@ impl<'a> Fields<'a> {
     fn options(&mut self, settings: &Settings) -> Result<ScoringOptions, Problem> {
         let mut options = settings.options;
         let mode = self.take::<GivenMode>("mode")?;
-        let max_tokens = self.take::<usize>("max_tokens")?;
+        let max_tokens = self.integer("max_tokens", MAX_INTEGER)?.map(|tokens| tokens as usize);
         let budget = |mode| match mode {
             Mode::Reason { max_tokens } => max_tokens,
             _ => match ScoringOptions::default().mode {
@@ -212,28 +213,54 @@ impl<'a> Fields<'a> {
             }
             (None, _) => {}
         }
+        if let Some(samples) = self.integer("samples", settings.max_samples as u64)? {
+            options.samples = samples as usize;
+        }
+        if let Some(tokens) = self.integer("max_tokens_per_doc", MAX_INTEGER)? {
+            options.max_document_tokens = tokens as usize;
+        }
+        if let Some(tokens) = self.integer("truncate_prompt_tokens", MAX_INTEGER)? {
+            options.max_prompt_tokens = Some(tokens as usize);
+        }
         let sampling = &mut options.sampling;
-        self.set("temperature", &mut sampling.temperature)?;
-        self.set("top_p", &mut sampling.top_p)?;
-        self.set("top_k", &mut sampling.top_k)?;
-        self.set("min_p", &mut sampling.min_p)?;
-        self.set("repetition_penalty", &mut sampling.repetition_penalty)?;
-        self.set("frequency_penalty", &mut sampling.frequency_penalty)?;
-        self.set("presence_penalty", &mut sampling.presence_penalty)?;
-        self.set("seed", &mut sampling.seed)?;
-        self.set("samples", &mut options.samples)?;
-        self.set("max_tokens_per_doc", &mut options.max_document_tokens)?;
-        if let Some(tokens) = self.take("truncate_prompt_tokens")? {
-            options.max_prompt_tokens = Some(tokens);
+        sampling.top_k = match self.integer("top_k", MAX_INTEGER)? {
+            Some(top_k) => top_k as u32,
+            None => sampling.top_k,
+        };
+        sampling.seed = self.integer("seed", u64::MAX)?.unwrap_or(sampling.seed);
+        // The reranker checks the smallest values. Larger ones than these are mistakes.
+        let numbers = [
+            ("temperature", &mut sampling.temperature, 100.0),
+            ("top_p", &mut sampling.top_p, 1.0),
+            ("min_p", &mut sampling.min_p, 1.0),
+            ("repetition_penalty", &mut sampling.repetition_penalty, 100.0),
+            ("frequency_penalty", &mut sampling.frequency_penalty, 2.0),
+            ("presence_penalty", &mut sampling.presence_penalty, 2.0),
+        ];
+        for (name, option, limit) in numbers {
+            let Some(given) = self.take::<f32>(name)? else { continue };
+            if given.abs() > limit {
+                let problem = format!("it is {given}; the limit is {limit}");
+                return Err(Problem::of_field(name, problem));
+            }
+            *option = given;
         }
         Ok(options)
     }
 
-    fn set<T: Deserialize<'a>>(&mut self, name: &str, option: &mut T) -> Result<(), Problem> {
-        if let Some(given) = self.take(name)? {
-            *option = given;
+    /// Takes a whole number from 0 to `limit`. Languages that have only one kind of numbers write it as `1.0`.
+    fn integer(&mut self, name: &str, limit: u64) -> Result<Option<u64>, Problem> {
+        let Some(number) = self.take::<serde_json::Number>(name)? else { return Ok(None) };
+        let whole = number.as_f64().filter(|float| float.fract() == 0.0 && *float >= 0.0);
+        // The limits are far below 2^53 if the number is not an integer.
+        let value = number.as_u64().or(whole.map(|float| float as u64));
+        match value {
+            Some(value) if value <= limit => Ok(Some(value)),
+            _ => {
+                let problem = format!("{number} is not a whole number from 0 to {limit}");
+                Err(Problem::of_field(name, problem))
+            }
         }
-        Ok(())
     }
 }
 

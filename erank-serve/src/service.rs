@@ -170,6 +170,7 @@ async fn info(State(service): State<Service>) -> Json<Value> {
             "thinks": !template.answers().is_bare() && options.mode != Mode::AnswerOnly,
             "default_instruction": instruction.as_deref().unwrap_or(template.default_instruction()),
             "max_documents": settings.max_documents,
+            "max_samples": settings.max_samples,
             "max_body_bytes": settings.max_body_bytes,
             "max_text_bytes": settings.max_query_bytes,
             "max_seconds": settings.request_time.as_secs_f64(),
@@ -188,6 +189,7 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
     let (parts, body) = request.into_parts();
     let body = read_json(&parts.headers, body, &service.settings, &service.memory).await?;
     let request = RerankRequest::read(&body.bytes, service.model(), &service.settings)?;
+    service.ranker.check(&request)?;
     let request = Arc::new(request);
     let place = service.ranker.enter()?;
     let deadline = begin + request.time;

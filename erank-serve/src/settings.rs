@@ -32,6 +32,8 @@ pub struct Settings {
     pub max_waiting: usize,
     /// The number of documents of a request.
     pub max_documents: usize,
+    /// The number of samples of each document.
+    pub max_samples: usize,
     /// The bytes of the query and of the instruction, each.
     pub max_query_bytes: usize,
     /// The bytes of a body.
@@ -45,8 +47,8 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// Returns ERank's prompt and options, 4 running and 32 waiting requests, 1,000 documents of a request, 8 MiB of
-    /// a body and 64 MiB of all, 10 s for a body, and 600 s for a request.
+    /// Returns ERank's prompt and options, 4 running and 32 waiting requests, 1,000 documents of a request and 64
+    /// samples of each, 8 MiB of a body and 64 MiB of all, 10 s for a body, and 600 s for a request.
     fn default() -> Self {
         Self {
             template: PromptTemplate::erank(),
@@ -59,6 +61,7 @@ impl Default for Settings {
             max_running: 4,
             max_waiting: 32,
             max_documents: 1000,
+            max_samples: 64,
             max_query_bytes: 256 << 10,
             max_body_bytes: 8 << 20,
             max_total_body_bytes: 64 << 20,

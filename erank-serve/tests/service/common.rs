@@ -122,7 +122,7 @@ fn request(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> Rep
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let body = (!body.is_empty()).then(|| body.as_bytes().to_vec()).unwrap_or_default();
+    let body = body.as_bytes().to_vec();
     let mut response = agent.run(request.body(body).expect("a request")).expect("a reply");
     let headers = response
         .headers()

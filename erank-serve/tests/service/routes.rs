@@ -56,6 +56,8 @@ fn unscored_documents_are_last_omitted_or_an_error() {
         assert_eq!(body["results"][2]["error"]["code"], "empty");
         assert_eq!(body["results"][3]["error"]["code"], "invalid_document");
     }
+    let in_time = json!({"query": "q", "documents": ["3 a"], "unscored": "error", "timeout": 0});
+    assert_eq!(server.post("/v1/rerank", in_time).status, 504);
     let body = server.post("/v1/rerank", question(json!("omit"))).body;
     assert_eq!((indices(&body), body["unscored"].as_array().map(Vec::len)), (vec![1, 3], Some(2)));
     let reply = server.post("/v1/rerank", question(json!("error")));
@@ -400,7 +402,7 @@ fn stream_sends_what_happens_and_then_the_reply() {
         (&json!(2), &json!(0.7))
     );
     assert_eq!(documents[1]["reasoning"], "it says 7");
-    let last = of("progress").last().expect("one");
+    let last = of("progress").next_back().expect("one");
     assert_eq!((&last["documents_done"], &last["documents"]), (&json!(3), &json!(3)));
     let result = of("result").next().expect("one");
     assert_eq!(indices(result), [2, 0, 1]);
