@@ -123,18 +123,24 @@ async function accessible(page, state) {
 
 // Ranking.
 
-test("the example is ranked while thoughts and ranks appear live", async (page) => {
+test("thoughts and ranks appear before the end", async (page) => {
+  await page.locator("#documents").fill(many(150));
+  await rank(page);
+  const { liveThoughts, liveRanks } = await page.evaluate(() => seen);
+  assert.ok(liveThoughts > 0, "a thought is seen before the end");
+  assert.ok(liveRanks > 0, "a rank is seen before the end");
+});
+
+test("the example is ranked", async (page) => {
   await rank(page);
   assert.deepEqual(await texts(page, "#ranked .rank"), ["1", "2", "3", "4", "5", "6"]);
   const scores = (await texts(page, "#ranked .score")).map(Number);
   assert.deepEqual(scores, scores.toSorted((a, b) => b - a));
   assert.ok(scores[0] > scores[5], "the model tells the documents apart");
   assert.match((await texts(page, "#ranked .text"))[0], /bees .* honey/i);
-  const seen = await page.evaluate(() => window.seen);
-  assert.ok(seen.liveThoughts > 0, "a thought is seen before the end");
-  assert.ok(seen.liveRanks > 0, "a rank is seen before the end");
-  assert.ok(seen.announcements.length <= 3, `few announcements: ${seen.announcements}`);
-  assert.match(seen.announcements.at(-1), /^6 documents in .* First: document \d\.$/);
+  const { announcements } = await page.evaluate(() => seen);
+  assert.ok(announcements.length <= 3, `few announcements: ${announcements}`);
+  assert.match(announcements.at(-1), /^6 documents in .* First: document \d\.$/);
   assert.match(await page.locator("#status").textContent(), /^6 documents in [\d.]+ s · [\d,]+ tokens read, [\d,]+ written$/);
   assert.match(await page.locator("#ranked svg").first().getAttribute("aria-label"), /^Probability of each answer: \d+ [\d.]+\u00a0%/);
   assert.match((await texts(page, "#ranked .answer"))[0], /^answer \d+, [\d.]+\u00a0%$/);
@@ -264,12 +270,12 @@ test("hostile documents are shown as text", async (page) => {
 test("hostile thoughts, labels, warnings and messages are shown as text", async (page) => {
   const [bad] = HOSTILE;
   const scored = { index: 0, sample: 0, relevance_score: 0.5, answer: 5, probability: 1, reasoning: bad, distribution: [{ answer: 5, label: bad, probability: 1 }] };
-  const result = { results: [scored], unscored: [{ index: 1, error: { code: bad, message: bad } }], meta: { warnings: [bad] } };
+  const result = { results: [scored], unscored: [{ index: 1, error: { code: bad, message: bad } }], meta: { warnings: [`news: ${HOSTILE[1]}`, `document 1: ${bad}`] } };
   await page.locator("#documents").fill("a\nb");
   await invent(page, { events: [["started", {}], ["thought", { index: 0, sample: 0, text: bad }], ["document", scored], ["result", result]] });
   await rank(page);
   assert.deepEqual(await texts(page, "#ranked .scored .thought"), [bad]);
-  assert.deepEqual(await texts(page, "#warnings li"), [bad]);
+  assert.deepEqual(await texts(page, "#warnings li"), [`news: ${HOSTILE[1]}`]);
   assert.deepEqual(await texts(page, "#failed .reason"), [`This document has no score: ${bad}`]);
   await invent(page, { status: 500, json: { message: bad } });
   await rank(page);
@@ -323,13 +329,17 @@ test("broken files are refused with their reason", async (page) => {
 
 test("a field's error is shown at the field", async (page) => {
   await page.locator("#settings summary").click();
-  await page.locator("#temperature").fill("-1");
+  await page.locator("#max_tokens").fill("1.5");
   await page.locator("#settings summary").click();
-  await press(page);
-  await page.waitForSelector("#problem:not([hidden])");
+  await rank(page);
+  assert.match(await problem(page), /max_tokens/);
+  assert.equal(await page.evaluate(() => document.activeElement.id), "max_tokens");
+  assert.equal(await page.locator("#max_tokens").getAttribute("aria-invalid"), "true");
+  await page.locator("#max_tokens").fill("15");
+  await page.locator("#temperature").fill("-1");
+  await rank(page);
   assert.match(await problem(page), /temperature/);
-  assert.equal(await page.evaluate(() => document.activeElement.id), "temperature");
-  assert.equal(await page.locator("#temperature").getAttribute("aria-invalid"), "true");
+  assert.equal(await page.locator(".card").count(), 0);
   await page.locator("#temperature").fill("0");
   await rank(page);
   assert.equal(await page.locator("#problem").isVisible(), false);
