@@ -121,6 +121,16 @@ async function accessible(page, state) {
   assert.deepEqual(violations.map(({ id, nodes }) => `${state}: ${id} ${nodes[0].html} ${nodes[0].failureSummary}`), []);
 }
 
+// The policy.
+
+test("the policy allows the page's script and style by their hashes only", async (page) => {
+  const response = await page.request.get(url);
+  const policy = response.headers()["content-security-policy"];
+  for (const part of [/default-src 'none'/, /script-src 'sha256-[^' ]+'(;|$)/, /style-src 'sha256-[^' ]+'(;|$)/, /connect-src 'self'/]) assert.match(policy, part);
+  const html = await response.text();
+  for (const tag of ["<script>", "</script>", "<style>", "</style>"]) assert.equal(html.split(tag).length, 2, `${tag} occurs once`);
+});
+
 // Ranking.
 
 test("thoughts and ranks appear before the end", async (page) => {
