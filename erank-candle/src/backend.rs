@@ -131,7 +131,8 @@ impl CandleBackend {
         description(self.model.weights, self.model.kernels, self.device)
     }
 
-    /// Returns the engine's counters, as of the last finished step.
+    /// Returns the engine's counters, as of the last finished step or the last result that a caller got. A caller that
+    /// has a result therefore finds it in the counters, while the step that gave it may not have ended.
     pub fn statistics(&self) -> Statistics {
         self.engine.statistics()
     }
