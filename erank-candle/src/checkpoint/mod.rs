@@ -310,8 +310,8 @@ impl Checkpoint {
 
     /// Computes a checksum that distinguishes checkpoints of the same name.
     ///
-    /// The checksum is a CRC-32 of the configuration, the tokenizer, the chat template, and 256
-    /// samples of each weight file, so it takes little time even for large models. Use it, for
+    /// The checksum is a CRC-32 of the configuration, the tokenizer, the chat template, the index's map from tensors to
+    /// files, and 256 samples of each weight file, so it takes little time even for large models. Use it, for
     /// example, to check that stored scores came from the same model. It detects mistakes, not
     /// deliberate collisions.
     pub fn fingerprint(&self) -> u32 {
@@ -326,6 +326,13 @@ impl Checkpoint {
         let files = [&self.generation_config, &self.tokenizer, &self.tokenizer_config];
         for file in files.into_iter().chain([&self.chat_template]) {
             add(file.as_deref().unwrap_or_default());
+        }
+        // If a tensor is in several files, the map says which one counts.
+        if let FileFormat::Safetensors { weight_map, .. } = &self.format {
+            for (tensor, file) in weight_map {
+                add(tensor.as_bytes());
+                add(file.as_bytes());
+            }
         }
         for shard in &self.shards {
             let bytes = shard.bytes();
@@ -437,6 +444,7 @@ fn shard_files(weight_map: &BTreeMap<String, String>) -> Result<Vec<String>, Loa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn shard_files_returns_each_plain_file_name_once() {
@@ -479,6 +487,26 @@ mod tests {
             trained[part * 2_500_000..][..100_000].fill(8);
             assert_ne!(checkpoint(&trained, None), fingerprint, "quarter {part}");
         }
+    }
+
+    #[test]
+    fn fingerprint_depends_on_the_map_of_the_index() {
+        let fingerprint = |file: &str| {
+            let folder = tempfile::tempdir().expect("temporary folder");
+            let index =
+                json!({"weight_map": {"a": file, "b": "1.safetensors", "c": "2.safetensors"}});
+            for (name, content) in [
+                (CONFIG, "{}".to_owned()),
+                (SAFETENSORS_INDEX, index.to_string()),
+                ("1.safetensors", "1".to_owned()),
+                ("2.safetensors", "2".to_owned()),
+            ] {
+                fs::write(folder.path().join(name), content).expect("file written");
+            }
+            Checkpoint::open(folder.path()).expect("checkpoint opened").fingerprint()
+        };
+        assert_eq!(fingerprint("1.safetensors"), fingerprint("1.safetensors"));
+        assert_ne!(fingerprint("1.safetensors"), fingerprint("2.safetensors"));
     }
 
     #[test]
