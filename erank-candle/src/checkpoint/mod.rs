@@ -16,6 +16,7 @@ pub(crate) mod yarn;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use config::Config;
 use files::{read, read_optional};
@@ -67,6 +68,8 @@ enum FileFormat {
         weight_map: BTreeMap<String, String>,
         /// Whether the folder has an index beside `model.safetensors`. The index is then ignored.
         has_unused_index: bool,
+        /// Whether the output projection has the bits of the embedding, once both were compared.
+        has_equal_head: OnceLock<bool>,
     },
     /// GGUF files, of which the first one holds the configuration.
     Gguf {
@@ -132,6 +135,7 @@ impl Checkpoint {
             format: FileFormat::Safetensors {
                 weight_map: BTreeMap::new(),
                 has_unused_index: false,
+                has_equal_head: OnceLock::new(),
             },
             config: bundled!("config.json").into(),
             generation_config: Some(bundled!("generation_config.json").into()),
@@ -180,6 +184,7 @@ impl Checkpoint {
             format: FileFormat::Safetensors {
                 weight_map,
                 has_unused_index: has_index && has_whole,
+                has_equal_head: OnceLock::new(),
             },
             config,
             generation_config,
@@ -235,16 +240,18 @@ impl Checkpoint {
         })
     }
 
-    /// Parses the configuration and the headers of the weight files.
+    /// Parses the configuration and the headers of the weight files. If there are an embedding and an output projection
+    /// that the configuration says are the same, the first call compares them.
     ///
     /// # Errors
     /// Returns an error that names the file and the key or tensor that is wrong.
     pub(crate) fn config_and_weights(&self) -> Result<(Config, Weights<'_>), LoadError> {
         match &self.format {
-            FileFormat::Safetensors { weight_map, .. } => {
+            FileFormat::Safetensors { weight_map, has_equal_head, .. } => {
                 let generation_config = self.generation_config.as_deref();
                 let mut config = Config::from_json(&self.config, generation_config)?;
-                let weights = safetensors::weights(&self.shards, weight_map, &mut config)?;
+                let weights =
+                    safetensors::weights(&self.shards, weight_map, has_equal_head, &mut config)?;
                 Ok((config, weights))
             }
             FileFormat::Gguf { .. } => {
@@ -270,7 +277,8 @@ impl Checkpoint {
         }
     }
 
-    /// Returns the model's configuration. The weights are not read.
+    /// Returns the model's configuration. Of the weights, at most the embedding and the output projection are read, to
+    /// compare them: the first time, and only if the configuration says that they are the same and the files have both.
     ///
     /// # Errors
     /// Returns an error that names the file and the key or tensor that is wrong.
