@@ -157,24 +157,36 @@ fn load_names_missing_and_mismatched_tensors() {
     assert!(message.contains(NAME) && message.contains("I16"), "{message}");
 }
 
-/// NaN weights give each document an error instead of a score.
 #[test]
-fn rerank_with_nan_weights_gives_no_score() {
-    let folder = folder();
-    rewrite(folder.path(), |name, dtype, shape, mut data| {
-        if name == "model.norm.weight" {
-            data.fill(0xff);
+fn rerank_says_that_weights_are_no_numbers() {
+    // 0x7F80 is infinity in BF16, and 0xFFFF is NaN.
+    for (number, tensor) in [
+        ([0xff, 0xff], "model.norm.weight"),
+        ([0x80, 0x7f], "model.norm.weight"),
+        ([0xff, 0xff], "model.embed_tokens.weight"),
+        ([0x80, 0x7f], "model.layers.1.mlp.down_proj.weight"),
+    ] {
+        let folder = folder();
+        rewrite(folder.path(), |name, dtype, shape, mut data| {
+            if name == tensor {
+                data.as_chunks_mut().0.iter_mut().for_each(|value| *value = number);
+            }
+            Some((dtype, shape, data))
+        });
+        let backend = load(folder.path()).expect("the shapes are right");
+        let error = backend.most_probable(&[1, 2, 3], 2).expect_err("no numbers");
+        let message = erank_core::error::chain(&error);
+        assert!(message.contains("NaN or infinite"), "{message}");
+        for answer_only in [true, false] {
+            let builder = Reranker::builder(&backend).max_tokens(20);
+            let builder = if answer_only { builder.answer_only() } else { builder };
+            let reranker = builder.build().expect("valid");
+            let ranking = reranker.rerank(&Request::new("jet", ["a jet"])).expect("a ranking");
+            assert!(ranking.documents.is_empty());
+            let reason = erank_core::error::chain(&ranking.unscored[0].error);
+            assert!(reason.contains("weights are damaged"), "{reason}");
+            assert!(!reason.contains("correct the backend"), "{reason}");
         }
-        Some((dtype, shape, data))
-    });
-    let backend = load(folder.path()).expect("the shapes are right");
-    for answer_only in [false, true] {
-        let builder = Reranker::builder(&backend).max_tokens(20);
-        let builder = if answer_only { builder.answer_only() } else { builder };
-        let reranker = builder.build().expect("valid");
-        let ranking = reranker.rerank(&Request::new("jet", ["a jet", "bread"])).expect("a ranking");
-        assert!(ranking.documents.is_empty());
-        assert_eq!(ranking.unscored.len(), 2);
     }
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use erank_candle::internals::{BlockAllocator, Model, Row, load};
-use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Config, Device, WeightFormat};
-use erank_core::{Request, Reranker};
+use erank_candle::internals::load;
+use erank_candle::{CandleSettings, Checkpoint, Config, Device, WeightFormat};
+use erank_tests::local::last_logits;
 use erank_tests::random_model::{RandomModel, Weight};
 use half::bf16;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -89,20 +89,12 @@ fn settings() -> CandleSettings {
 fn logits_with(folder: &Path, settings: &CandleSettings) -> Result<Vec<f32>, String> {
     let checkpoint = Checkpoint::open(folder).map_err(|error| error.to_string())?;
     let model = load(&checkpoint, settings).map_err(|error| error.to_string())?.model;
-    Ok(last_logits(&*model))
+    let tokens: Vec<u32> = (0..40).map(|i| i * 7 % VOCAB as u32).collect();
+    Ok(last_logits(&*model, &tokens))
 }
 
 fn logits(folder: &TempDir) -> Result<Vec<f32>, String> {
     logits_with(folder.path(), &settings())
-}
-
-fn last_logits(model: &dyn Model) -> Vec<f32> {
-    let tokens: Vec<u32> = (0..40).map(|i| i * 7 % VOCAB as u32).collect();
-    let mut allocator = BlockAllocator::new(tokens.len().div_ceil(16));
-    let cache = model.new_cache(allocator.blocks()).expect("a cache");
-    let blocks: Vec<_> = std::iter::from_fn(|| allocator.allocate()).collect();
-    let row = Row { tokens: &tokens, position: 0, blocks: &blocks, logits: 1 };
-    model.forward(&[row], &cache).expect("a forward pass")
 }
 
 fn unusual(folder: &TempDir) -> Vec<String> {
@@ -299,59 +291,6 @@ fn open_keeps_the_widest_type_of_mixed_matrices() {
     assert_eq!(own, logits_with(folder.path(), &candle));
 }
 
-/// Copies the bundled model with weights in which `change` changed numbers.
-fn bundled_with(change: impl Fn(&str, &mut [u8])) -> TempDir {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    for file in fs::read_dir(source).expect("the bundled model") {
-        let file = file.expect("the bundled model");
-        fs::copy(file.path(), folder.path().join(file.file_name())).expect("a copy");
-    }
-    let path = folder.path().join("model.safetensors");
-    let bytes = fs::read(&path).expect("the weights");
-    let file = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
-    let tensors = file.tensors().into_iter().map(|(name, view)| {
-        let mut bytes = view.data().to_vec();
-        change(&name, &mut bytes);
-        (name, Tensor { dtype: view.dtype(), shape: view.shape().to_vec(), bytes })
-    });
-    let tensors = tensors.collect();
-    write_tensors(&tensors, &path);
-    folder
-}
-
-#[test]
-fn rerank_says_that_weights_are_no_numbers() {
-    // 0x7F80 is infinity in BF16, and 0xFFFF is NaN.
-    for (number, tensor) in [
-        ([0xff, 0xff], "model.norm.weight"),
-        ([0x80, 0x7f], "model.norm.weight"),
-        ([0xff, 0xff], EMBEDDING),
-        ([0x80, 0x7f], "model.layers.1.mlp.down_proj.weight"),
-    ] {
-        let folder = bundled_with(|name, bytes| {
-            if name == tensor {
-                bytes.as_chunks_mut().0.iter_mut().for_each(|value| *value = number);
-            }
-        });
-        let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
-        let backend = CandleBackend::load(&checkpoint, &settings()).expect("loadable");
-        let error = backend.most_probable(&[1, 2, 3], 2).expect_err("no numbers");
-        let message = erank_core::error::chain(&error);
-        assert!(message.contains("NaN or infinite"), "{message}");
-        for answer_only in [true, false] {
-            let builder = Reranker::builder(&backend).max_tokens(20);
-            let builder = if answer_only { builder.answer_only() } else { builder };
-            let reranker = builder.build().expect("valid");
-            let ranking = reranker.rerank(&Request::new("jet", ["a jet"])).expect("a ranking");
-            assert!(ranking.documents.is_empty());
-            let reason = erank_core::error::chain(&ranking.unscored[0].error);
-            assert!(reason.contains("weights are damaged"), "{reason}");
-            assert!(!reason.contains("correct the backend"), "{reason}");
-        }
-    }
-}
-
 /// What a field of config.json does.
 enum Effect {
     /// It is read: this value changes the configuration.
@@ -503,11 +442,13 @@ fn every_field_of_transformers_is_read_or_refused_or_changes_nothing() {
                 assert!(error.contains(field), "{error}");
             }
             Effect::WithOthers => {
-                let null = if *field == "max_window_layers" { json!(0) } else { json!(null) };
-                let null = if *field == "use_sliding_window" { json!(false) } else { null };
-                let null =
-                    if *field == "original_max_position_embeddings" { json!(9) } else { null };
-                assert_eq!(with(&null).as_ref(), Ok(&plain), "{field}");
+                let neutral = match *field {
+                    "max_window_layers" => json!(0),
+                    "use_sliding_window" => json!(false),
+                    "original_max_position_embeddings" => json!(9),
+                    _ => json!(null),
+                };
+                assert_eq!(with(&neutral).as_ref(), Ok(&plain), "{field}");
             }
             Effect::Neutral => {
                 for value in [json!(null), json!(true), json!(7), json!("x"), json!([1])] {

@@ -8,12 +8,13 @@ use std::fs;
 use std::path::Path;
 
 use erank_candle::WeightFormat;
-use erank_candle::internals::{BlockAllocator, Model, Row, load};
+use erank_candle::internals::{Model, load};
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Device};
 use erank_core::prompt::instructions;
 use erank_core::{
     AnswerFormat, Mode, PromptTemplate, Request, Reranker, ScoreKind, ScoringOptions,
 };
+use erank_tests::local::last_logits;
 use erank_tests::random_model::{Layout, RandomModel, checksum};
 use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize_to_file};
@@ -68,14 +69,6 @@ fn template(answers: AnswerFormat) -> PromptTemplate {
 }
 
 /// Returns the logits after the last token.
-fn last_logits(model: &dyn Model, tokens: &[u32]) -> Vec<f32> {
-    let mut allocator = BlockAllocator::new(tokens.len().div_ceil(16));
-    let cache = model.new_cache(allocator.blocks()).expect("a cache");
-    let blocks: Vec<_> = std::iter::from_fn(|| allocator.allocate()).collect();
-    let row = Row { tokens, position: 0, blocks: &blocks, logits: 1 };
-    model.forward(&[row], &cache).expect("a forward pass")
-}
-
 #[test]
 fn label_logits_equal_those_of_the_language_model() {
     let tokens: Vec<u32> = (0..75).map(|i| 40 + i * 11 % 200).collect();

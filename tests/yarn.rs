@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use erank_candle::internals::{BlockAllocator, Model, RotaryEmbedding, Row, load};
+use erank_candle::internals::{RotaryEmbedding, load};
 use erank_candle::{CandleSettings, Checkpoint, Config, Device, WeightFormat};
+use erank_tests::local::last_logits;
 use erank_tests::random_model::{Layout, RandomModel, checksum};
 use serde::Deserialize;
 use serde_json::Value;
@@ -64,14 +65,6 @@ fn as_version_4(config: &Value) -> Value {
     config
 }
 
-fn last_logits(model: &dyn Model, tokens: &[u32]) -> Vec<f32> {
-    let mut allocator = BlockAllocator::new(tokens.len().div_ceil(16));
-    let cache = model.new_cache(allocator.blocks()).expect("a cache");
-    let blocks: Vec<_> = std::iter::from_fn(|| allocator.allocate()).collect();
-    let row = Row { tokens, position: 0, blocks: &blocks, logits: 1 };
-    model.forward(&[row], &cache).expect("a forward pass")
-}
-
 /// Returns the largest error and the sum of the squares of errors, relative to the largest expected number.
 fn errors(actual: &[f32], expected: &[f32]) -> (f64, f64) {
     assert_eq!(actual.len(), expected.len());
@@ -122,8 +115,8 @@ fn logits_equal_transformers_at_short_and_long_positions() {
     }
 }
 
-/// A frequency may differ in its last bit, because the powers of F32 numbers do. At a position of 131,071, an angle then
-/// differs by 0.008 times the frequency at most.
+/// A frequency below 1 may differ in its last bit, by 2⁻²⁴ at most, because the powers of F32 numbers do. At a position
+/// of 131,071, an angle then differs by 0.008, a unit in the last place of the largest angles.
 #[test]
 fn rotations_equal_transformers_up_to_the_last_position() {
     let golden = golden();

@@ -131,7 +131,8 @@ impl CandleBackend {
         description(self.model.weights, self.model.kernels, self.device)
     }
 
-    /// Returns the engine's counters, as of the last finished step.
+    /// Returns the engine's counters, as of the last finished step or the last result that a caller got. A caller that
+    /// has a result therefore finds it in the counters, while the step that gave it may not have ended.
     pub fn statistics(&self) -> Statistics {
         self.engine.statistics()
     }
@@ -251,8 +252,9 @@ fn start_engine(
     threads: &Arc<rayon::ThreadPool>,
     settings: &CandleSettings,
 ) -> Result<Engine, LoadError> {
-    let available = available_memory(settings.device);
-    let blocks = cache_blocks(model.model.shape(), settings, available)?;
+    let (shape, available) = (model.model.shape(), available_memory(settings.device));
+    let blocks = cache_blocks(shape, settings, available)?;
+    check_memory(shape, settings, available)?;
     let max_num_batched_tokens = settings.max_num_batched_tokens.get();
     let limits = Limits {
         blocks,
@@ -272,8 +274,28 @@ pub(crate) fn available_memory(device: Device) -> Option<usize> {
     }
 }
 
+/// Number of blocks that a prompt and its answer need at least.
+const MIN_BLOCKS: usize = 16;
+
+/// Checks that the shortest cache fits the available memory, unless the settings choose the budget.
+fn check_memory(
+    shape: ModelShape,
+    settings: &CandleSettings,
+    available: Option<usize>,
+) -> Result<(), LoadError> {
+    let least = MIN_BLOCKS.saturating_mul(shape.block_bytes);
+    match (settings.kv_cache_memory_bytes, available) {
+        (None, Some(available)) if available < least => Err(LoadError::Setting(format!(
+            "the shortest KV cache of the model takes {least} bytes, more than the {available} that are available; \
+             free memory, or choose a smaller model"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Returns the number of blocks that the budget pays for, at most as many as the running sequences could fill.
-/// `available` is the memory of which the default budget is a quarter.
+/// `available` is the memory of which the default budget is a quarter. That budget pays at least for one prompt and its
+/// answer, even if there is less memory.
 ///
 /// # Errors
 /// Returns an error if the budget of `settings` does not pay for one prompt and its answer.
@@ -282,18 +304,9 @@ pub(crate) fn cache_blocks(
     settings: &CandleSettings,
     available: Option<usize>,
 ) -> Result<usize, LoadError> {
-    // A prompt and its answer need at least this number of blocks.
-    const MIN_BLOCKS: usize = 16;
     let affordable = match settings.kv_cache_memory_bytes {
         Some(bytes) => bytes / shape.block_bytes,
         None => {
-            let least = MIN_BLOCKS.saturating_mul(shape.block_bytes);
-            if let Some(available) = available.filter(|available| *available < least) {
-                return Err(LoadError::Setting(format!(
-                    "the shortest KV cache of the model takes {least} bytes, more than the {available} that are \
-                     available; free memory, or choose a smaller model"
-                )));
-            }
             let bytes = available.map_or(2 << 30, |bytes| bytes / 4);
             (bytes / shape.block_bytes).max(MIN_BLOCKS)
         }
@@ -410,7 +423,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cache_blocks_reports_caches_that_do_not_fit() {
+    fn check_memory_reports_caches_that_do_not_fit() {
         let shape = ModelShape {
             head: Head::LanguageModel,
             logits: 8,
@@ -418,10 +431,13 @@ mod tests {
             block_bytes: usize::MAX / 8,
         };
         let settings = CandleSettings::default();
-        let error = cache_blocks(shape, &settings, Some(1 << 30)).expect_err("too large");
+        let error = check_memory(shape, &settings, Some(1 << 30)).expect_err("too large");
         assert!(error.to_string().contains("choose a smaller model"), "{error}");
+        assert!(check_memory(shape, &settings, None).is_ok());
         let small = ModelShape { block_bytes: 1 << 20, ..shape };
+        assert!(check_memory(small, &settings, Some(1 << 30)).is_ok());
         assert_eq!(cache_blocks(small, &settings, Some(1 << 30)).expect("fits"), 256);
+        assert_eq!(cache_blocks(small, &settings, Some(0)).expect("the shortest"), MIN_BLOCKS);
     }
 
     #[test]

@@ -29,7 +29,8 @@ pub struct ModelCost {
     pub max_tokens: usize,
     /// Bytes that the KV cache of [`CandleBackend::load`](crate::CandleBackend::load) can grow to, for all sequences
     /// and cached prefixes together. The default of [`CandleSettings::kv_cache_memory_bytes`] depends on the memory
-    /// that is available; here, the memory of the weights is subtracted first.
+    /// that is available; here, the memory of the weights is subtracted first. If no memory remains, this is the
+    /// shortest cache.
     pub kv_cache_bytes: usize,
     /// Bytes of memory that are available now, if they are known.
     pub available_bytes: Option<usize>,
@@ -72,17 +73,26 @@ impl ModelCost {
 }
 
 impl Checkpoint {
-    /// Computes the memory that [`CandleBackend::load`](crate::CandleBackend::load) needs with these settings. The
-    /// weights are not read.
+    /// Computes the memory that [`CandleBackend::load`](crate::CandleBackend::load) needs with these settings, which
+    /// may be more than this machine has. Reads the same files as [`config`](Self::config).
     ///
     /// # Errors
     /// Returns an error that names the file or tensor that is missing or not supported, or the setting that this
     /// machine or build cannot serve.
     pub fn cost(&self, settings: &CandleSettings) -> Result<ModelCost, LoadError> {
+        self.cost_on_machine(settings, available_memory(settings.device))
+    }
+
+    /// Computes the cost on a machine on which `available` bytes of memory are available.
+    fn cost_on_machine(
+        &self,
+        settings: &CandleSettings,
+        available: Option<usize>,
+    ) -> Result<ModelCost, LoadError> {
         let source = Source::new(self, settings)?;
         match source.operations(settings)? {
-            DeviceOperations::Cpu(operations) => cost(&source, &operations, settings),
-            DeviceOperations::Candle(operations) => cost(&source, &operations, settings),
+            DeviceOperations::Cpu(operations) => cost(&source, &operations, settings, available),
+            DeviceOperations::Candle(operations) => cost(&source, &operations, settings, available),
         }
     }
 }
@@ -91,6 +101,7 @@ fn cost(
     source: &Source<'_>,
     operations: &impl Operations,
     settings: &CandleSettings,
+    available: Option<usize>,
 ) -> Result<ModelCost, LoadError> {
     let shape = qwen3::shape(&source.config, operations, source.kv_cache_type());
     let mut cost = ModelCost {
@@ -100,7 +111,7 @@ fn cost(
         kv_cache_bytes_per_token: shape.block_bytes / BLOCK_TOKENS,
         max_tokens: shape.max_tokens,
         kv_cache_bytes: 0,
-        available_bytes: available_memory(settings.device),
+        available_bytes: available,
     };
     for name in tensor_names(&source.config) {
         let (tensor, numbers) = source.weights.tensor(&name, None)?;
@@ -190,7 +201,19 @@ mod tests {
     }
 
     #[test]
-    fn cost_fails_where_loading_fails() {
+    fn cost_of_a_model_larger_than_the_memory_is_computed() {
+        let checkpoint = Checkpoint::tiny();
+        let mut settings = settings(None);
+        settings.kv_cache_memory_bytes = None;
+        for available in [0, 1 << 20] {
+            let cost = checkpoint.cost_on_machine(&settings, Some(available)).expect("no refusal");
+            assert_eq!(cost.available_bytes, Some(available));
+            assert!(cost.weight_bytes() > available && cost.kv_cache_bytes > 0, "{cost:?}");
+        }
+    }
+
+    #[test]
+    fn cost_fails_where_a_setting_cannot_be_served() {
         let checkpoint = Checkpoint::tiny();
         let only_in_files = settings(Some(WeightFormat::Q4K));
         let error = checkpoint.cost(&only_in_files).expect_err("no such file").to_string();

@@ -21,11 +21,13 @@ use crate::kernels::WeightFormat;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CandleSettings {
-    /// The format that weights are kept in; `None` keeps each tensor's own. Sums are accumulated in F32 in any
-    /// case.
+    /// The format that weights are kept in; `None` keeps each tensor's own. Candle's operations hold all matrices in
+    /// one type; if the files have several types, `None` is F32 there, which holds the numbers of the others. Sums are
+    /// accumulated in F32 in any case.
     pub weights: Option<WeightFormat>,
-    /// The type of keys and values in the cache; `None` takes F32 for F32 weights and BF16 otherwise. An F32
-    /// cache holds half as many tokens in the same bytes as a BF16 cache.
+    /// The type of keys and values in the cache; `None` takes F32 for F32 weights, and for files with matrices of
+    /// several types, unless most are quantised. Otherwise, it takes BF16. An F32 cache holds half as many tokens in the
+    /// same bytes as a BF16 cache.
     pub kv_cache: Option<KvCacheFormat>,
     /// The device that runs the model.
     pub device: Device,

@@ -1,6 +1,6 @@
 """Lists the fields of `config.json` that transformers reads for a Qwen3 model, for `tests/checkpoints.rs`.
 
-    python config_fields.py        adds the fields of the installed transformers to config_fields.json beside this file
+    python config_fields.py        writes the fields of the installed transformers to config_fields.json beside this file
 
 Needs transformers; run it with version 4 and with version 5. The fields are those of the configuration's classes, and
 those that the code of the model, its masks and its rotary embedding takes from the configuration.
@@ -58,6 +58,9 @@ def fields():
 
 def main():
     found = json.loads(FILE.read_text()) if FILE.exists() else {}
+    # There is one entry for each major version.
+    major = transformers.__version__.split(".")[0]
+    found = {version: names for version, names in found.items() if version.split(".")[0] != major}
     found[transformers.__version__] = fields()
     FILE.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -3,8 +3,8 @@
     python yarn.py        writes yarn.json beside this file
 
 Needs torch, transformers 5, numpy and safetensors. The weights and the prompts are those of the formula in
-`parity.py`. The longest prompts reach far beyond the positions before the extension. Beyond the prompts, cosines and sines
-are stored for positions up to 131,071, with the frequencies, for Qwen3's own extension among others.
+`parity.py`. The longest prompts reach far beyond the positions before the extension. The file also has the cosines and
+sines of positions up to 131,071, for Qwen3's own extension among others.
 """
 
 import json

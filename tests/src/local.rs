@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use erank_candle::internals::{BlockAllocator, Model, Row};
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics};
 use erank_core::tags::ANSWER_ONLY_PREFIX;
 use erank_core::{
@@ -55,6 +56,18 @@ pub fn tiny_with(change: impl FnOnce(&mut CandleSettings)) -> CandleBackend {
     let mut settings = CandleSettings::default();
     change(&mut settings);
     CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
+}
+
+/// Returns the logits after the last of `tokens`.
+///
+/// # Panics
+/// Panics if the model fails.
+pub fn last_logits(model: &dyn Model, tokens: &[u32]) -> Vec<f32> {
+    let mut allocator = BlockAllocator::new(tokens.len().div_ceil(16));
+    let cache = model.new_cache(allocator.blocks()).expect("a cache");
+    let blocks: Vec<_> = std::iter::from_fn(|| allocator.allocate()).collect();
+    let row = Row { tokens, position: 0, blocks: &blocks, logits: 1 };
+    model.forward(&[row], &cache).expect("a forward pass")
 }
 
 /// Waits until the engine is idle and returns its statistics. A caller gets its last result before the engine

@@ -73,9 +73,9 @@ impl Config {
     /// Returns [`LoadError::Invalid`] with the file and the key, if a value is missing or out of
     /// range, or if it asks for a variant of the architecture that is not implemented.
     pub fn from_json(config: &[u8], generation_config: Option<&[u8]>) -> Result<Self, LoadError> {
-        let map = parse(CONFIG, config)?;
+        let map = parse(config)?;
         let generation = match generation_config {
-            Some(bytes) => parse(GENERATION_CONFIG, bytes)?,
+            Some(bytes) => json::parse(GENERATION_CONFIG, bytes)?,
             None => Map::new(),
         };
         let generation = Keys { file: GENERATION_CONFIG, map: &generation, path: "" };
@@ -516,24 +516,25 @@ impl<'a> ConfigFile<'a> {
     }
 }
 
-/// Returns what is unusual about `config.json`, as sentences without a full stop. An invalid file has nothing
-/// unusual.
-pub(super) fn unusual(config: &[u8]) -> Vec<String> {
-    let map = json::parse(CONFIG, config);
-    map.map_or_else(|_| Vec::new(), |map: Map<String, Value>| ConfigFile::new(&map).unusual())
+/// Parses `config.json`.
+pub(super) fn parse(config: &[u8]) -> Result<Map<String, Value>, LoadError> {
+    json::parse(CONFIG, config)
+}
+
+/// Returns what is unusual about `config.json`, as sentences without a full stop.
+pub(super) fn unusual(config: &Map<String, Value>) -> Vec<String> {
+    ConfigFile::new(config).unusual()
 }
 
 /// Returns whether `config.json` says that the embedding is the output projection.
-pub(super) fn is_tied(config: &[u8]) -> bool {
-    let map: Map<String, Value> = json::parse(CONFIG, config).unwrap_or_default();
-    map.get("tie_word_embeddings") == Some(&Value::Bool(true))
+pub(super) fn is_tied(config: &Map<String, Value>) -> bool {
+    config.get("tie_word_embeddings") == Some(&Value::Bool(true))
 }
 
 /// Returns the type of weights that `config.json` names, such as "bfloat16". Version 5 of transformers writes `dtype`.
-pub(super) fn named_type(config: &[u8]) -> Option<String> {
-    let map: Map<String, Value> = json::parse(CONFIG, config).ok()?;
-    let named = ["dtype", "torch_dtype"].iter().find_map(|key| map.get(*key)?.as_str());
-    named.map(|name| name.trim_start_matches("torch.").to_owned())
+pub(super) fn named_type(config: &Map<String, Value>) -> Option<&str> {
+    let named = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(*key)?.as_str());
+    named.map(|name| name.trim_start_matches("torch."))
 }
 
 /// Returns the tokens that end a turn, without duplicates; `generation_config.json`'s come first.
@@ -695,10 +696,6 @@ const NEUTRAL_KEYS: [&str; 63] = [
     "use_bfloat16",
     "use_cache",
 ];
-
-fn parse(file: &str, bytes: &[u8]) -> Result<Map<String, Value>, LoadError> {
-    json::parse(file, bytes)
-}
 
 #[cfg(test)]
 mod tests {
@@ -925,15 +922,15 @@ mod tests {
     #[test]
     fn unusual_lists_unknown_keys() {
         let mut config = qwen3_4b();
-        let found = |config: &Value| unusual(config.to_string().as_bytes()).join("\n");
+        let found = |config: &Value| unusual(config.as_object().expect("an object")).join("\n");
         assert_eq!(found(&config), "");
         config["num_experts"] = json!(8);
         config["_name_or_path"] = json!("x");
         config["auto_map"] = json!({"AutoModel": "code.Model"});
         let found = found(&config);
         assert!(found.contains("ignored: num_experts\n") && found.contains("auto_map"), "{found}");
-        assert!(unusual(b"{").is_empty());
-        assert_eq!(named_type(br#"{"torch_dtype": "torch.float16"}"#).as_deref(), Some("float16"));
+        let older = parse(br#"{"torch_dtype": "torch.float16"}"#).expect("an object");
+        assert_eq!(named_type(&older), Some("float16"));
     }
 
     #[test]

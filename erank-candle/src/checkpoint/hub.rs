@@ -20,13 +20,14 @@ impl Checkpoint {
     /// `revision` is a branch, a tag or a commit; `None` is the one that the name ends with,
     /// `OWNER/NAME@REVISION:FILE.gguf` or `OWNER/NAME:FILE.gguf@REVISION`, or else `main`. Files that the hub's local
     /// cache lacks are downloaded into it, with a progress bar on standard error. Cached files are used without a
-    /// network.
+    /// network. All files come from one commit: that of the cache, if it knows the branch or tag, or else the hub's.
     ///
     /// # Environment variables
     /// These variables have the meaning that Python's `huggingface_hub` documents: `HF_HOME`, `HF_HUB_CACHE`,
     /// `HUGGINGFACE_HUB_CACHE`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`,
     /// `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_DISABLE_IMPLICIT_TOKEN` and
-    /// `HF_HUB_DISABLE_PROGRESS_BARS`. The token that the hub's login command saved is used, too.
+    /// `HF_HUB_DISABLE_PROGRESS_BARS`. The token that the hub's login command saved is used, too. With
+    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`, no token is sent.
     ///
     /// # Errors
     /// Returns [`LoadError::Hub`] with the file that cannot be downloaded, [`LoadError::NotCached`] if no network is
@@ -133,10 +134,12 @@ impl Environment {
         let no_home = || LoadError::Setting("set HF_HOME, the folder of the hub's cache".into());
         let saved_token = || {
             let file = folder(&["HF_TOKEN_PATH"]).or_else(|| Some(home.as_ref()?.join("token")));
-            fs::read_to_string(file?).ok().filter(|_| !is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"))
+            fs::read_to_string(file?).ok()
         };
         let token = variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN"));
         let token = token.or_else(saved_token).map(|token| token.trim().to_owned());
+        // Each of these tokens is implicit, because no program gives it.
+        let token = token.filter(|_| !is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"));
         let offline = match variable("HF_HUB_OFFLINE") {
             Some(_) => is_true("HF_HUB_OFFLINE").then_some("HF_HUB_OFFLINE is set"),
             None => is_true("TRANSFORMERS_OFFLINE").then_some("TRANSFORMERS_OFFLINE is set"),
@@ -197,24 +200,45 @@ impl Environment {
             Some(endpoint) => client.with_endpoint(endpoint.clone()),
             None => client,
         };
-        let repo =
-            Repo::with_revision(name.repository.to_owned(), RepoType::Model, revision.to_owned());
-        let client = client.build().map_err(|error| hub_error("any file", error))?.repo(repo);
-        let listed: Vec<String> = match client.info() {
-            Ok(listing) => listing.siblings.into_iter().map(|file| file.rfilename).collect(),
+        let client = client.build().map_err(|error| hub_error("any file", error))?;
+        let repo = |revision: &str| {
+            Repo::with_revision(name.repository.to_owned(), RepoType::Model, revision.to_owned())
+        };
+        // A branch may move at any time. So all files are those of one commit.
+        let cached = snapshot.and_then(Path::file_name).and_then(|commit| commit.to_str());
+        let listing = match client.repo(repo(cached.unwrap_or(revision))).info() {
+            Ok(listing) => listing,
             // If the hub cannot be reached, use the files in the cache.
-            Err(error) => match snapshot.map(files_in) {
-                Some(files) if !files.is_empty() => files,
+            Err(error) => match snapshot.map(|folder| (folder, files_in(folder))) {
+                Some((folder, files)) if !files.is_empty() => {
+                    return open_listed(name, revision, &files, &mut |file| Ok(folder.join(file)));
+                }
                 _ => return Err(hub_error("the list of files", error)),
             },
         };
-        open_listed(name, revision, &listed, &mut |file| {
-            let cached = snapshot.map(|folder| folder.join(file)).filter(|path| path.exists());
-            match cached {
-                Some(path) => Ok(path),
-                None => client.download(file).map_err(|error| hub_error(file, error)),
+        let commit = cached.unwrap_or(&listing.sha);
+        if !is_name(commit) {
+            return Err(LoadError::Hub {
+                model: name.repository.to_owned(),
+                file: "the list of files".into(),
+                source: format!("its commit is {commit:?}, which is no name of a commit").into(),
+            });
+        }
+        let listed: Vec<String> = listing.siblings.into_iter().map(|file| file.rfilename).collect();
+        let (folder, of_commit) =
+            (snapshot_folder(&self.cache, name.repository, commit), client.repo(repo(commit)));
+        let checkpoint = open_listed(name, revision, &listed, &mut |file| {
+            let path = folder.join(file);
+            match path.exists() {
+                true => Ok(path),
+                false => of_commit.download(file).map_err(|error| hub_error(file, error)),
             }
-        })
+        })?;
+        if cached.is_none() {
+            // Without the reference, the files are downloaded again, but the model is whole.
+            let _ = Cache::new(self.cache.clone()).repo(repo(revision)).create_ref(commit);
+        }
+        Ok(checkpoint)
     }
 }
 
@@ -250,11 +274,19 @@ fn open_listed(
 
 /// Returns the folder with the cached files of a revision: a branch or tag that the cache knows, or a commit.
 fn snapshot(cache: &Path, repository: &str, revision: &str) -> Option<PathBuf> {
-    let folder = cache.join(format!("models--{}", repository.replace('/', "--")));
-    let commit = fs::read_to_string(folder.join("refs").join(revision));
+    let commit =
+        fs::read_to_string(repository_folder(cache, repository).join("refs").join(revision));
     let commit = commit.map_or_else(|_| revision.to_owned(), |commit| commit.trim().to_owned());
-    let snapshot = folder.join("snapshots").join(&commit);
+    let snapshot = snapshot_folder(cache, repository, &commit);
     (is_name(&commit) && snapshot.is_dir()).then_some(snapshot)
+}
+
+fn repository_folder(cache: &Path, repository: &str) -> PathBuf {
+    cache.join(format!("models--{}", repository.replace('/', "--")))
+}
+
+fn snapshot_folder(cache: &Path, repository: &str, commit: &str) -> PathBuf {
+    repository_folder(cache, repository).join("snapshots").join(commit)
 }
 
 /// Returns the names of the files of a snapshot, in its folder and the folders inside.
@@ -334,20 +366,26 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use tempfile::tempdir;
 
-    /// Serves a folder over HTTP as the hub serves a model. Returns the address of the server.
+    /// Serves a folder over HTTP as the hub serves a model. The branch `v1` is the commit `abc`.
     fn serve(folder: PathBuf) -> String {
+        serve_branch(folder, "abc")
+    }
+
+    /// Serves a folder as the commits `abc` and `def`, and the branch `v1` as `head`. Files are served by commit, not by
+    /// branch. Returns the address of the server.
+    fn serve_branch(folder: PathBuf, head: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").expect("free port");
         let address = format!("http://{}", listener.local_addr().expect("local address"));
         // A test makes far fewer than 100 requests. The thread ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming().take(100) {
-                respond(stream.expect("connection"), &folder).expect("response sent");
+                respond(stream.expect("connection"), &folder, head).expect("response sent");
             }
         });
         address
     }
 
-    fn respond(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
+    fn respond(mut stream: TcpStream, folder: &Path, head: &str) -> std::io::Result<()> {
         let mut lines = BufReader::new(stream.try_clone()?).lines();
         let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
         let range = lines
@@ -355,24 +393,29 @@ mod tests {
             .take_while(|line| !line.is_empty())
             .find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
         let path = request.split(' ').nth(1).unwrap_or("");
-        let (status, body, headers) = match path.strip_prefix("/team/model/resolve/v1/") {
-            Some(file) => {
+        let commits = ["abc", "def"];
+        let resolved =
+            path.strip_prefix("/team/model/resolve/").and_then(|path| path.split_once('/'));
+        let revision = path.strip_prefix("/api/models/team/model/revision/");
+        let (status, body, headers) = match (resolved, revision) {
+            (Some((commit, file)), _) if commits.contains(&commit) => {
                 let whole = fs::read(folder.join(file))?;
                 let range = range.unwrap_or_else(|| "0-".into());
                 let (from, to) = range.split_once('-').unwrap_or(("0", ""));
                 let from: usize = from.parse().unwrap_or(0);
                 let to = to.parse().unwrap_or(whole.len() - 1);
                 let headers = format!(
-                    "etag: \"{}-1\"\r\nx-repo-commit: abc\r\ncontent-range: bytes {from}-{to}/{}\r\n",
+                    "etag: \"{}-1\"\r\nx-repo-commit: {commit}\r\ncontent-range: bytes {from}-{to}/{}\r\n",
                     file.replace('/', "-"),
                     whole.len()
                 );
                 ("206 Partial Content", whole[from..=to].to_vec(), headers)
             }
-            None if path == "/api/models/team/model/revision/v1" => {
-                ("200 OK", listing(folder)?.into_bytes(), String::new())
+            (_, Some("v1")) => ("200 OK", listing(folder, head)?.into_bytes(), String::new()),
+            (_, Some(commit)) if commits.contains(&commit) => {
+                ("200 OK", listing(folder, commit)?.into_bytes(), String::new())
             }
-            None => ("404 Not Found", Vec::new(), String::new()),
+            _ => ("404 Not Found", Vec::new(), String::new()),
         };
         let length = body.len();
         write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n")?;
@@ -380,7 +423,7 @@ mod tests {
         stream.write_all(&body)
     }
 
-    fn listing(folder: &Path) -> std::io::Result<String> {
+    fn listing(folder: &Path, commit: &str) -> std::io::Result<String> {
         let mut names = Vec::new();
         for file in fs::read_dir(folder)? {
             let file = file?;
@@ -396,7 +439,7 @@ mod tests {
         }
         let names: Vec<_> =
             names.iter().map(|name| format!("{{\"rfilename\": {name:?}}}")).collect();
-        Ok(format!("{{\"siblings\": [{}], \"sha\": \"abc\"}}", names.join(",")))
+        Ok(format!("{{\"siblings\": [{}], \"sha\": {commit:?}}}", names.join(",")))
     }
 
     /// No server listens on this port.
@@ -438,6 +481,26 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         assert!(matches!(unreachable.open("team/model", None), Err(LoadError::Hub { .. })));
+    }
+
+    #[test]
+    fn open_takes_all_files_from_one_commit() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny-model");
+        let cache = tempdir().expect("temporary folder");
+        let folder = |commit| snapshot_folder(cache.path(), "team/model", commit);
+        let open = |head| {
+            let server = serve_branch(model.clone(), head);
+            environment(&server, cache.path()).open("team/model", Some("v1")).expect("a model")
+        };
+        open("abc");
+        // The branch has moved, and the cache has lost a file.
+        fs::remove_file(folder("abc").join("tokenizer.json")).expect("removed");
+        open("def");
+        assert!(folder("abc").join("tokenizer.json").exists() && !folder("def").exists());
+        // A commit that is not in the cache is that of the list of files.
+        fs::remove_dir_all(cache.path()).expect("removed");
+        open("def");
+        assert!(folder("def").join("tokenizer.json").exists() && !folder("abc").exists());
     }
 
     #[test]
@@ -546,6 +609,7 @@ mod tests {
             Some("b")
         );
         assert_eq!(token(&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
+        assert_eq!(token(&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"), ("HF_TOKEN", "a")]), None);
         assert_eq!(token(&[("HF_TOKEN_PATH", "/nowhere/token")]), None);
         let others = [("HF_ENDPOINT", "http://h/"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"), home];
         let others = read(&others).expect("a cache");

@@ -36,7 +36,7 @@ fn quote_special_numbers(text: &str) -> Cow<'_, str> {
     let mut position = 0;
     while let Some(rest) = text.get(position..).filter(|rest| !rest.is_empty()) {
         position += match rest.as_bytes()[0] {
-            b'"' => string_length(rest),
+            b'"' => string_length(rest).unwrap_or(rest.len()),
             b'-' | b'0'..=b'9' | b'N' | b'I' => {
                 let is_word = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
                 let word = &rest[..rest.find(|c| !is_word(c)).unwrap_or(rest.len())];
@@ -61,18 +61,17 @@ fn quote_special_numbers(text: &str) -> Cow<'_, str> {
     Cow::Owned(quoted)
 }
 
-/// Returns the length of the string at the beginning of a text, with its quotes.
-fn string_length(text: &str) -> usize {
+/// Returns the length of the string at the beginning of a text, with its quotes, or `None` if the string has no end.
+pub(crate) fn string_length(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut position = 1;
-    while let Some(byte) = bytes.get(position) {
-        match byte {
-            b'"' => return position + 1,
+    loop {
+        match bytes.get(position)? {
             b'\\' => position += 2,
+            byte if *byte == bytes[0] => return Some(position + 1),
             _ => position += 1,
         }
     }
-    bytes.len()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub(crate) mod yarn;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use config::Config;
 use files::{read, read_optional};
@@ -67,6 +68,8 @@ enum FileFormat {
         weight_map: BTreeMap<String, String>,
         /// Whether the folder has an index beside `model.safetensors`. The index is then ignored.
         has_unused_index: bool,
+        /// Whether the output projection has the bits of the embedding, once both were compared.
+        has_equal_head: OnceLock<bool>,
     },
     /// GGUF files, of which the first one holds the configuration.
     Gguf {
@@ -132,6 +135,7 @@ impl Checkpoint {
             format: FileFormat::Safetensors {
                 weight_map: BTreeMap::new(),
                 has_unused_index: false,
+                has_equal_head: OnceLock::new(),
             },
             config: bundled!("config.json").into(),
             generation_config: Some(bundled!("generation_config.json").into()),
@@ -180,6 +184,7 @@ impl Checkpoint {
             format: FileFormat::Safetensors {
                 weight_map,
                 has_unused_index: has_index && has_whole,
+                has_equal_head: OnceLock::new(),
             },
             config,
             generation_config,
@@ -235,16 +240,18 @@ impl Checkpoint {
         })
     }
 
-    /// Parses the configuration and the headers of the weight files.
+    /// Parses the configuration and the headers of the weight files. If there are an embedding and an output projection
+    /// that the configuration says are the same, the first call compares them.
     ///
     /// # Errors
     /// Returns an error that names the file and the key or tensor that is wrong.
     pub(crate) fn config_and_weights(&self) -> Result<(Config, Weights<'_>), LoadError> {
         match &self.format {
-            FileFormat::Safetensors { weight_map, .. } => {
+            FileFormat::Safetensors { weight_map, has_equal_head, .. } => {
                 let generation_config = self.generation_config.as_deref();
                 let mut config = Config::from_json(&self.config, generation_config)?;
-                let weights = safetensors::weights(&self.shards, weight_map, &mut config)?;
+                let weights =
+                    safetensors::weights(&self.shards, weight_map, has_equal_head, &mut config)?;
                 Ok((config, weights))
             }
             FileFormat::Gguf { .. } => {
@@ -270,7 +277,8 @@ impl Checkpoint {
         }
     }
 
-    /// Returns the model's configuration. The weights are not read.
+    /// Returns the model's configuration. Of the weights, at most the embedding and the output projection are read, to
+    /// compare them: the first time, and only if the configuration says that they are the same and the files have both.
     ///
     /// # Errors
     /// Returns an error that names the file and the key or tensor that is wrong.
@@ -310,8 +318,8 @@ impl Checkpoint {
 
     /// Computes a checksum that distinguishes checkpoints of the same name.
     ///
-    /// The checksum is a CRC-32 of the configuration, the tokenizer, the chat template, and 256
-    /// samples of each weight file, so it takes little time even for large models. Use it, for
+    /// The checksum is a CRC-32 of the configuration, the tokenizer, the chat template, the index's map from tensors to
+    /// files, and 256 samples of each weight file, so it takes little time even for large models. Use it, for
     /// example, to check that stored scores came from the same model. It detects mistakes, not
     /// deliberate collisions.
     pub fn fingerprint(&self) -> u32 {
@@ -326,6 +334,13 @@ impl Checkpoint {
         let files = [&self.generation_config, &self.tokenizer, &self.tokenizer_config];
         for file in files.into_iter().chain([&self.chat_template]) {
             add(file.as_deref().unwrap_or_default());
+        }
+        // If a tensor is in several files, the map says which one counts.
+        if let FileFormat::Safetensors { weight_map, .. } = &self.format {
+            for (tensor, file) in weight_map {
+                add(tensor.as_bytes());
+                add(file.as_bytes());
+            }
         }
         for shard in &self.shards {
             let bytes = shard.bytes();
@@ -437,6 +452,7 @@ fn shard_files(weight_map: &BTreeMap<String, String>) -> Result<Vec<String>, Loa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn shard_files_returns_each_plain_file_name_once() {
@@ -479,6 +495,26 @@ mod tests {
             trained[part * 2_500_000..][..100_000].fill(8);
             assert_ne!(checkpoint(&trained, None), fingerprint, "quarter {part}");
         }
+    }
+
+    #[test]
+    fn fingerprint_depends_on_the_map_of_the_index() {
+        let fingerprint = |file: &str| {
+            let folder = tempfile::tempdir().expect("temporary folder");
+            let index =
+                json!({"weight_map": {"a": file, "b": "1.safetensors", "c": "2.safetensors"}});
+            for (name, content) in [
+                (CONFIG, "{}".to_owned()),
+                (SAFETENSORS_INDEX, index.to_string()),
+                ("1.safetensors", "1".to_owned()),
+                ("2.safetensors", "2".to_owned()),
+            ] {
+                fs::write(folder.path().join(name), content).expect("file written");
+            }
+            Checkpoint::open(folder.path()).expect("checkpoint opened").fingerprint()
+        };
+        assert_eq!(fingerprint("1.safetensors"), fingerprint("1.safetensors"));
+        assert_ne!(fingerprint("1.safetensors"), fingerprint("2.safetensors"));
     }
 
     #[test]

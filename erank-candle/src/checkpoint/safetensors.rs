@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::OnceLock;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -23,6 +24,7 @@ const PREFIX: &str = "model.";
 ///
 /// The files decide about `config.tie_word_embeddings`, as in transformers. It becomes false if the files have an output
 /// projection that differs from the embedding. If the embedding is missing, the output projection is used for both.
+/// `has_equal_head` keeps the result of the comparison, which reads both tensors.
 ///
 /// # Errors
 /// Returns an error if a shard is not a whole safetensors file, if a tensor is in several shards and the index names
@@ -30,18 +32,25 @@ const PREFIX: &str = "model.";
 pub(super) fn weights<'a>(
     shards: &'a [Shard],
     weight_map: &BTreeMap<String, String>,
+    has_equal_head: &OnceLock<bool>,
     config: &mut Config,
 ) -> Result<Weights<'a>, LoadError> {
     let mut tensors = named_tensors(shards, weight_map, config)?;
     match config.architecture {
         Architecture::Qwen3ForCausalLM if config.tie_word_embeddings => {
             if let Some(head) = tensors.remove(LM_HEAD) {
-                match tensors.get(EMBEDDING).map(|embedding| is_same(embedding, &head)) {
+                match tensors.get(EMBEDDING) {
                     None => drop(tensors.insert(EMBEDDING.to_owned(), head)),
-                    Some(true) => shards.iter().for_each(|shard| shard.release(head.bytes)),
-                    Some(false) => {
-                        config.tie_word_embeddings = false;
-                        tensors.insert(LM_HEAD.to_owned(), head);
+                    Some(embedding) => {
+                        let is_equal = *has_equal_head.get_or_init(|| {
+                            let is_equal = is_same(embedding, &head);
+                            shards.iter().for_each(|shard| shard.release(head.bytes));
+                            is_equal
+                        });
+                        if !is_equal {
+                            config.tie_word_embeddings = false;
+                            tensors.insert(LM_HEAD.to_owned(), head);
+                        }
                     }
                 }
             }
@@ -194,4 +203,32 @@ fn stored<'a>(view: &TensorView<'a>) -> StoredTensor<'a> {
         other => Err(format!("{other:?}")),
     };
     StoredTensor { shape: view.shape().to_vec(), bytes, numbers }
+}
+
+#[cfg(all(test, feature = "tiny-model"))]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    #[test]
+    fn weights_compares_the_output_projection_once() {
+        let shard = |head: &'static [u8]| {
+            let tensor = |bytes| TensorView::new(Dtype::BF16, vec![1, 1], bytes).expect("a tensor");
+            let tensors = [(EMBEDDING, tensor(&[1, 2])), (LM_HEAD, tensor(head))];
+            let bytes = safetensors::serialize(tensors, None).expect("a file");
+            Shard::bundled("model.safetensors".into(), bytes.leak())
+        };
+        let is_tied = |shard: Shard, has_equal_head: &OnceLock<bool>| {
+            let mut config = Checkpoint::tiny().config().expect("valid");
+            config.tie_word_embeddings = true;
+            let shards = [shard];
+            let weights = weights(&shards, &BTreeMap::new(), has_equal_head, &mut config);
+            assert_eq!(weights.expect("whole").contains(LM_HEAD), !config.tie_word_embeddings);
+            config.tie_word_embeddings
+        };
+        let (equal, different) = (OnceLock::new(), OnceLock::new());
+        assert!(is_tied(shard(&[1, 2]), &equal) && !is_tied(shard(&[1, 3]), &different));
+        // The tensors of a checkpoint do not change, so the first result counts.
+        assert!(is_tied(shard(&[1, 3]), &equal) && !is_tied(shard(&[1, 2]), &different));
+    }
 }

@@ -9,8 +9,8 @@ use crate::error::LoadError;
 use crate::kernels::WeightFormat;
 
 impl Checkpoint {
-    /// Returns what is unusual about the files although the model can be loaded, as sentences without a full stop. The
-    /// weights are not read.
+    /// Returns what is unusual about the files although the model can be loaded, as sentences without a full stop. Reads
+    /// the same files as [`config`](Self::config).
     ///
     /// # Errors
     /// Returns the errors of [`config`](Self::config).
@@ -19,23 +19,25 @@ impl Checkpoint {
         let mut notes = Vec::new();
         let formats = weights.formats();
         if let FileFormat::Safetensors { has_unused_index, .. } = &self.format {
-            notes.extend(config::unusual(&self.config));
+            let map = config::parse(&self.config)?;
+            notes.extend(config::unusual(&map));
             if *has_unused_index {
                 notes.push(format!(
                     "there are {SAFETENSORS} and {SAFETENSORS_INDEX}; the first one is used, as in transformers"
                 ));
             }
-            if config::is_tied(&self.config) && !config.tie_word_embeddings {
+            if config::is_tied(&map) && !config.tie_word_embeddings {
                 notes.push(format!(
                     "{CONFIG} says that the output projection is the embedding (tie_word_embeddings), but \
                      lm_head.weight differs and is used, as in transformers"
                 ));
             }
-            notes.extend(self.note_on_type(&formats));
+            notes.extend(config::named_type(&map).and_then(|named| note_on_type(named, &formats)));
             if let [first, _, ..] = formats[..] {
                 let names: Vec<&str> = formats.iter().map(|format| format.name()).collect();
                 notes.push(format!(
-                    "matrices have several types, {}, and each is computed in its own; most bytes are {first}",
+                    "matrices have several types, {}; the CPU kernels compute each in its own, and candle's \
+                     operations all in one; most bytes are {first}",
                     names.join(" and ")
                 ));
             }
@@ -52,22 +54,6 @@ impl Checkpoint {
         Ok(notes)
     }
 
-    /// Returns a note if `config.json` names another type of weights than the files have.
-    fn note_on_type(&self, formats: &[WeightFormat]) -> Option<String> {
-        let named = config::named_type(&self.config)?;
-        let expected = match &*named {
-            "float32" => WeightFormat::F32,
-            "bfloat16" => WeightFormat::Bf16,
-            "float16" => WeightFormat::F16,
-            _ => return Some(format!("{CONFIG} names the type {named} (dtype), which is ignored")),
-        };
-        let format = formats.first().filter(|format| **format != expected)?;
-        Some(format!(
-            "{CONFIG} names the type {named} (dtype), but the weights are {format}, in which they are computed unless \
-             another format is chosen"
-        ))
-    }
-
     /// Returns whether `modules.json` lists a pooling of all positions.
     fn is_embedding_model(&self) -> bool {
         let modules = self.modules[0].as_deref().unwrap_or(b"[]");
@@ -75,4 +61,19 @@ impl Checkpoint {
         let mut types = modules.iter().filter_map(|module| module["type"].as_str());
         types.any(|name| name.ends_with(".Pooling"))
     }
+}
+
+/// Returns a note if `config.json` names another type of weights than the files have.
+fn note_on_type(named: &str, formats: &[WeightFormat]) -> Option<String> {
+    let expected = match named {
+        "float32" => WeightFormat::F32,
+        "bfloat16" => WeightFormat::Bf16,
+        "float16" => WeightFormat::F16,
+        _ => return Some(format!("{CONFIG} names the type {named} (dtype), which is ignored")),
+    };
+    let format = formats.first().filter(|format| **format != expected)?;
+    Some(format!(
+        "{CONFIG} names the type {named} (dtype), but the weights are {format}, in which they are computed unless \
+         another format is chosen"
+    ))
 }

@@ -47,17 +47,14 @@ impl<'a> Weights<'a> {
         Ok(Self { shards, tensors, own_name })
     }
 
-    /// Returns the format of most of the matrices' bytes. Among formats that are not quantised, F32 goes before the
-    /// others, because they hold fewer bits of a number.
-    pub(crate) fn own_format(&self) -> WeightFormat {
-        let formats = self.formats();
-        let unquantised = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
-        match formats[..] {
-            [most, ..] if unquantised.contains(&most) && formats.contains(&WeightFormat::F32) => {
+    /// Returns a format for all matrices together. It is that of most bytes, but F32 if the matrices differ and most are
+    /// not quantised: neither BF16 nor F16 holds the numbers of another format.
+    pub(crate) fn common_format(&self) -> WeightFormat {
+        match self.formats()[..] {
+            [WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16, _, ..] | [] => {
                 WeightFormat::F32
             }
             [most, ..] => most,
-            [] => WeightFormat::F32,
         }
     }
 

@@ -124,7 +124,7 @@ impl Engine {
         loop {
             while in_flight < self.max_in_flight && !cancellation.is_cancelled() {
                 let Some(index) = unread.next() else { break };
-                match sequences(context, frame, documents[index], index) {
+                match sequences(context, frame, documents[index], index, cancellation) {
                     Ok(sequences) => {
                         in_flight += sequences.len();
                         sequences
@@ -172,8 +172,9 @@ fn sequences(
     frame: &PromptFrame,
     document: &str,
     index: usize,
+    cancellation: &CancellationToken,
 ) -> Result<Vec<Sequence>, DocumentError> {
-    let prompt = frame.encode(document)?;
+    let prompt = frame.encode_with_cancellation(document, cancellation)?;
     let sequence = |sample| Sequence::new(index, sample, prompt.clone(), Arc::clone(context));
     (0..context.options.samples).map(sequence).collect()
 }

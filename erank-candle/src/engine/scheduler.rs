@@ -11,10 +11,10 @@
 //! large request does not delay a small one. A preempted sequence frees its blocks and computes its tokens again
 //! later, with the same result.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use erank_core::{Cause, DocumentError, TokenCounts};
+use erank_core::{Cause, Completion, DocumentError, TokenCounts};
 use rayon::prelude::*;
 
 use super::block_allocator::BlockAllocator;
@@ -179,14 +179,13 @@ impl Scheduler {
     /// # Errors
     /// Returns an error if the device has no memory for another cache.
     pub(super) fn reset(&mut self, problem: &str) -> Result<(), Cause> {
-        for caller in self.callers.drain(..) {
-            caller.send(Event::Failed(problem.to_owned()));
-        }
+        let failed: Vec<Caller> = self.callers.drain(..).collect();
         self.running.clear();
         self.prefixes = PrefixCache::default();
         self.allocator = BlockAllocator::new(self.limits.blocks);
-        self.cache = self.model.new_cache(self.limits.blocks)?;
         self.publish();
+        failed.iter().for_each(|caller| caller.send(Event::Failed(problem.to_owned())));
+        self.cache = self.model.new_cache(self.limits.blocks)?;
         Ok(())
     }
 
@@ -196,34 +195,50 @@ impl Scheduler {
 
     /// Reports the sequences of cancelled callers and removes them.
     fn drop_cancelled(&mut self) {
-        for index in 0..self.callers.len() {
-            let caller = &mut self.callers[index];
-            if !caller.cancellation.is_cancelled() {
+        let mut ended: Vec<(CallerId, usize)> = Vec::new();
+        for caller in 0..self.callers.len() {
+            if !self.callers[caller].cancellation.is_cancelled() {
                 continue;
             }
-            let id = caller.id;
-            let mut cancelled: Vec<Sequence> = caller.waiting.drain(..).collect();
+            let id = self.callers[caller].id;
+            let waiting = self.callers[caller].waiting.drain(..);
+            ended.extend(waiting.map(|sequence| (id, sequence.index)));
             for index in (0..self.running.len()).rev() {
                 if self.running[index].caller == id {
-                    cancelled.push(self.remove(index));
+                    ended.push((id, self.remove(index).index));
                 }
             }
-            for sequence in cancelled {
-                let result = Err(DocumentError::Cancelled);
-                self.callers[index].send(Event::Completed(sequence.index, result));
+        }
+        let cancelled = |(id, index)| (id, index, Err(DocumentError::Cancelled));
+        self.complete(ended.into_iter().map(cancelled).collect());
+    }
+
+    /// Sends results of removed sequences to their callers. The counters are published first, because a caller may read
+    /// them when it has its last result.
+    fn complete(&mut self, results: Vec<(CallerId, usize, Result<Completion, DocumentError>)>) {
+        if results.is_empty() {
+            return;
+        }
+        self.publish();
+        for (id, index, result) in results {
+            if let Some(caller) = self.caller(id) {
+                caller.send(Event::Completed(index, result));
             }
         }
     }
 
     /// Reports a failed step to the callers that had sequences in it, and removes these callers.
     fn fail(&mut self, problem: &str) {
-        let ids: Vec<CallerId> = self.running.iter().map(|running| running.caller).collect();
-        for id in ids {
-            if let Some(caller) = self.caller(id) {
-                caller.send(Event::Failed(problem.to_owned()));
-            }
-            self.remove_caller(id);
+        let ids: HashSet<CallerId> = self.running.iter().map(|running| running.caller).collect();
+        let callers = self.callers.drain(..);
+        let (failed, others): (Vec<Caller>, _) =
+            callers.partition(|caller| ids.contains(&caller.id));
+        self.callers = others;
+        for index in (0..self.running.len()).rev() {
+            self.remove(index);
         }
+        self.publish();
+        failed.iter().for_each(|caller| caller.send(Event::Failed(problem.to_owned())));
     }
 
     /// Moves sequences from waiting to running while the batch and the cache have room. The caller with the fewest
@@ -496,13 +511,7 @@ impl Scheduler {
             completed.push((id, self.remove(index).index, result));
         }
         self.counters.completed += completed.len() as u64;
-        // A caller whose last sequence is completed may read the counters at once.
-        self.publish();
-        for (id, index, result) in completed {
-            if let Some(caller) = self.caller(id) {
-                caller.send(Event::Completed(index, result));
-            }
-        }
+        self.complete(completed);
     }
 
     /// Makes the counters visible to other threads.

@@ -13,7 +13,7 @@ use super::arch::x86_64::avx512_bf16::Avx512Bf16 as PairsIsa;
 use super::arch::{InstructionSet, Isa, WideningIsa, with_isa};
 use super::element::Element;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use super::pack::pack_pairs;
+use super::pack::pack_groups;
 use super::pack::pack_widened;
 use super::tile::{Mr, NR, Prefetch, TileRows};
 
@@ -193,7 +193,7 @@ impl CacheKernel for Pairs {
 
     #[inline(always)]
     fn pack_queries(queries: &[f32], head_dim: usize, mr: usize, packed: &mut [[bf16; 2]]) {
-        pack_pairs(queries, head_dim, mr, packed);
+        pack_groups(queries, head_dim, mr, packed);
     }
 
     #[inline(always)]

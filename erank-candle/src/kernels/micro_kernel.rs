@@ -68,9 +68,13 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
         prefetch: Prefetch,
     );
 
-    /// Returns a row of activations as [`pack_lhs`](Self::pack_lhs) rounds it, for the oracle.
+    /// Returns a row of activations as [`pack_lhs`](Self::pack_lhs) rounds it, for the oracle. Most kernels round to
+    /// BF16.
     #[cfg(test)]
-    fn round_activations(row: &[f32]) -> Vec<f32>;
+    fn round_activations(row: &[f32]) -> Vec<f32> {
+        use super::element::Element;
+        row.iter().map(|number| <half::bf16 as Element>::round(*number).widen()).collect()
+    }
 
     /// Multiplies the highest tile `count` times with operands from the nearest cache. Returns the number of
     /// floating-point operations.

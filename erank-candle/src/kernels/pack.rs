@@ -35,31 +35,26 @@ pub(super) fn pack_widened<E: Element>(rows: &[f32], k: usize, mr: usize, lhs: &
     }
 }
 
-/// Packs rows of `k` numbers as `[k / 2][mr][2]`, rounded to BF16. An odd last number is paired with 0. If
-/// there are fewer than `mr` rows, the places of the missing rows in `lhs` are not written.
+/// Packs rows of `k` numbers as `[k / N][mr][N]`, rounded to BF16. Numbers past `k` are 0. If there are fewer than `mr`
+/// rows, the places of the missing rows in `lhs` are not written.
 #[inline(always)]
-pub(super) fn pack_pairs(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 2]]) {
+pub(super) fn pack_groups<const N: usize>(
+    rows: &[f32],
+    k: usize,
+    mr: usize,
+    lhs: &mut [[bf16; N]],
+) {
     for (r, row) in rows.chunks_exact(k).enumerate() {
-        let (pairs, last) = row.as_chunks::<2>();
-        for (slots, [first, second]) in lhs.chunks_exact_mut(mr).zip(pairs) {
-            slots[r] = [Element::round(*first), Element::round(*second)];
+        let (groups, last) = row.as_chunks::<N>();
+        for (slots, group) in lhs.chunks_exact_mut(mr).zip(groups) {
+            slots[r] = group.map(Element::round);
         }
-        if let ([last], Some(slots)) = (last, lhs.chunks_exact_mut(mr).nth(pairs.len())) {
-            slots[r] = [Element::round(*last), bf16::ZERO];
-        }
-    }
-}
-
-/// Packs rows of `k` numbers as `[k / 4][mr][4]`, rounded to BF16. Numbers past `k` are 0. If there are fewer than
-/// `mr` rows, the places of the missing rows in `lhs` are not written.
-#[cfg(target_arch = "aarch64")]
-#[inline(always)]
-pub(super) fn pack_quads(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 4]]) {
-    for (r, row) in rows.chunks_exact(k).enumerate() {
-        for (slots, numbers) in lhs.chunks_exact_mut(mr).zip(row.chunks(4)) {
-            let mut quad = [0.0; 4];
-            quad[..numbers.len()].copy_from_slice(numbers);
-            slots[r] = quad.map(Element::round);
+        if !last.is_empty()
+            && let Some(slots) = lhs.chunks_exact_mut(mr).nth(groups.len())
+        {
+            let mut group = [0.0; N];
+            group[..last.len()].copy_from_slice(last);
+            slots[r] = group.map(Element::round);
         }
     }
 }

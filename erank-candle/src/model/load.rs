@@ -22,7 +22,7 @@ pub struct LoadedModel {
     pub model: Arc<dyn Model>,
     /// The checkpoint's configuration.
     pub config: Config,
-    /// The format of the weights, or of most of their bytes.
+    /// The format of the weights in memory, or of most of their bytes.
     pub weights: WeightFormat,
     /// The name of the kernels: an instruction set, or `"candle"`.
     pub kernels: &'static str,
@@ -56,7 +56,7 @@ pub(crate) enum DeviceOperations {
 pub(crate) struct Source<'a> {
     pub(crate) config: Config,
     pub(crate) weights: Weights<'a>,
-    /// The format of the weights, or of most of their bytes.
+    /// The format of the weights in memory, or of most of their bytes.
     pub(crate) format: WeightFormat,
     pub(crate) kv_cache: KvCacheFormat,
 }
@@ -71,8 +71,16 @@ impl<'a> Source<'a> {
         settings: &CandleSettings,
     ) -> Result<Self, LoadError> {
         let (config, weights) = checkpoint.config_and_weights()?;
-        let format = settings.weights.unwrap_or(weights.own_format());
-        let kv_cache = settings.kv_cache.unwrap_or(match format {
+        let common = settings.weights.unwrap_or(weights.common_format());
+        let format = match settings.device {
+            // The CPU kernels keep each matrix in its own format.
+            Device::Cpu => {
+                let most = weights.formats().first().copied();
+                settings.weights.or(most).unwrap_or(common)
+            }
+            _ => common,
+        };
+        let kv_cache = settings.kv_cache.unwrap_or(match common {
             WeightFormat::F32 => KvCacheFormat::F32,
             _ => KvCacheFormat::Bf16,
         });

@@ -7,16 +7,17 @@
 //! transformers.
 //!
 //! Templates are untrusted. They cannot read files, and the numbers of instructions, of nested calls, of bytes in
-//! variables and of bytes in the output are limited. [`template_scan`] refuses templates that minijinja could not bound.
-//! Compiling and rendering run on a thread with a large stack. A panic there is an error of the template.
+//! variables and of bytes in the output are limited. [`template_scan`] refuses templates that minijinja could not bound,
+//! and filters that copy a value several times are removed ([`COPYING_FILTERS`]). Compiling and rendering run on a thread
+//! with a large stack. A panic there is an error of the template.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::{io, thread};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, context};
+use minijinja::value::{Kwargs, Rest, Value, ValueOrKwargs};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, context, filters};
 use minijinja_contrib::pycompat;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
@@ -40,6 +41,10 @@ const MAX_METHOD_BYTES: usize = 32 << 20;
 /// Bytes of the stack for compiling and rendering. The deepest template and the deepest value that the other limits
 /// allow need less. The system provides memory for the part that is used.
 const STACK_BYTES: usize = 256 << 20;
+
+/// Filters that put a value into a list several times, so that a loop could make a value whose text has no bound, and
+/// `pprint`, which prints a value before it is counted. No known template uses one.
+const COPYING_FILTERS: [&str; 7] = ["batch", "chain", "groupby", "pprint", "slice", "sum", "zip"];
 
 const EOS_TOKEN: &str = "eos_token";
 /// The special tokens that transformers passes to a template as variables, if the model has them.
@@ -227,6 +232,9 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(call_method);
     environment.set_fuel(Some(MAX_INSTRUCTIONS));
+    COPYING_FILTERS.iter().for_each(|filter| environment.remove_filter(filter));
+    environment.remove_global("debug");
+    environment.add_filter("map", map);
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
@@ -256,7 +264,8 @@ thread_local! {
     static METHOD_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Calls a method of Python's types. minijinja does not count the bytes of such calls.
+/// Calls a method of Python's types. minijinja counts the bytes of the result, but only after the call. So this function
+/// refuses a call whose result could be too long, before the result exists.
 fn call_method(
     state: &mut State<'_, '_>,
     value: &Value,
@@ -324,6 +333,26 @@ impl io::Write for LimitedOutput {
 
 fn raise_exception(message: &str) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
+}
+
+/// Computes the filter `map`, without lists and dictionaries as arguments. Each item could become such an argument
+/// (`map('default', list)`), so that a list would have it several times.
+fn map(
+    state: &mut State<'_, '_>,
+    value: Value,
+    args: Rest<ValueOrKwargs>,
+) -> Result<Vec<Value>, Error> {
+    for arg in args.iter() {
+        let values: Vec<Value> = match Kwargs::try_from((**arg).clone()) {
+            Ok(named) => named.args().map(|name| named.peek(name)).collect::<Result<_, _>>()?,
+            Err(_) => vec![(**arg).clone()],
+        };
+        if values.iter().any(|value| value.as_object().is_some()) {
+            let problem = "map with a list or a dictionary as an argument is not supported";
+            return Err(Error::new(ErrorKind::InvalidOperation, problem));
+        }
+    }
+    filters::map(state, value, args)
 }
 
 /// Computes the filter `tojson`, Python's `json.dumps(value, ensure_ascii=False)` with an optional indent.
@@ -480,6 +509,31 @@ mod tests {
             repeat(40, "{% set n.a = [n.a] | join(n.a) ~ n.a %}") + "{{ n.a | length }}",
             repeat(40, "{% set n.a = n.a.join('abc') %}") + "{{ n.a | length }}",
             repeat(40, "{% set n.l = n.l + n.l %}") + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = n.l | batch(9, n.l) | list %}") + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = n.l | chain(n.l) %}") + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = n.l | slice(1, n.l) | list %}") + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = n.l | zip(n.l) | list %}") + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = n.l | sum(start=n.l) %}") + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = [0, 0] | map('default', n.l, true) | list %}")
+                + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = [0, 0] | map(attribute='x', default=n.l) | list %}")
+                + "{{ n.l | string | length }}",
+            repeat(40, "{% with a = 1, b = n.l %}{% set n.l = n.l + b %}{% endwith %}")
+                + "{{ n.l | string | length }}",
+            repeat(40, "{% with (a, b) = (1, n.l) %}{% set n.l = n.l + b %}{% endwith %}")
+                + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = n.l, n.l %}") + "{{ n.l | string | length }}",
+            repeat(40, "{% set x, n.l = [0, n.l + n.l] %}") + "{{ n.l | string | length }}",
+            repeat(40, "{% set n.l = n.l + '' | default(n.l, true) %}") + "{{ n.l | string | length }}",
+            repeat(
+                40,
+                "{% for x in [n.l, 0] %}{% if loop.last %}{% set n.l = [loop.previtem, loop.previtem] %}{% endif %}{% endfor %}",
+            ) + "{{ n.l | string | length }}",
+            "{% macro f(x) %}{% set n.l = x %}{% endmacro %}".to_owned()
+                + &repeat(40, "{{ f([n.l, n.l]) }}")
+                + "{{ n.l | string | length }}",
+            "{% for x in [[1]] recursive %}{% if loop.depth < 40 %}{{ loop([[x, x]]) }}{% else %}{{ x | string | length }}{% endif %}{% endfor %}".to_owned(),
+            "{% set d = 1 %}{% set x = [1] %}{% block a %}{% set d = d + 1 %}{% set x = [x, x] %}{% if d < 40 %}{{ self.a() }}{% else %}{{ x | string | length }}{% endif %}{% endblock %}".to_owned(),
             repeat(40, "{% set n.l = [n.l, n.l] %}") + "{{ n.l | length }}",
             repeat(40, "{% set n.l = [n.l, n.l] %}") + "{{ n.l | tojson(indent=4) }}",
             repeat(40, "{% set n.l = [n.l, n.l] %}")
@@ -496,6 +550,55 @@ mod tests {
             assert!(!error.is_empty());
         }
         assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+    }
+
+    /// The idioms of known templates, with the names of the models that have them.
+    #[test]
+    fn render_accepts_idioms_of_known_templates() {
+        for (model, template, expected) in [
+            (
+                "a list of messages, collected in a namespace",
+                "{% set ns = namespace(messages=[]) %}{% for message in messages %}{% set ns.messages = ns.messages + [{'role': message.role, 'content': message.content}] %}{% endfor %}{% for message in ns.messages %}{{ message.role + ': ' + message.content }}{% endfor %}",
+                "user: message",
+            ),
+            (
+                "Llama 3",
+                "{{- bos_token }}{%- if not date_string is defined %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}{%- else %}{%- set system_message = '' %}{%- endif %}{{- 'Today: ' + date_string + '\n' }}{{- 'Tools: ' + ['a', 'b'] | reject('equalto', 'a') | join(', ') + '\n' }}{{- system_message }}{%- for message in messages %}{%- if not (message.role == 'ipython' or 'tool_calls' in message) %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{%- endif %}{%- endfor %}",
+                "Today: 26 Jul 2024\nTools: b\n<|start_header_id|>user<|end_header_id|>\n\nmessage<|eot_id|>",
+            ),
+            (
+                "Mistral",
+                "{%- set ns = namespace(index=0) %}{%- set user_messages = messages | selectattr('role', 'equalto', 'user') | list %}{%- for message in messages | rejectattr('role', 'equalto', 'tool') %}{%- if (message['role'] == 'user') != (ns.index % 2 == 0) %}{{- raise_exception('roles must alternate') }}{%- endif %}{%- set ns.index = ns.index + 1 %}{%- for key, value in message.items() if key != 'role' %}{{- ', \"' + key + '\": ' + value | tojson }}{%- endfor %}{%- if loop.last and system_message is defined %}{{- '[INST] ' + system_message + '\n\n' + message['content'] + '[/INST]' }}{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}{%- endfor %}{{- user_messages | length }}",
+                ", \"content\": \"message\"[INST] message[/INST]1",
+            ),
+            (
+                "Gemma",
+                "{{ bos_token }}{%- set first_user_prefix = '' -%}{%- set loop_messages = messages -%}{%- for message in loop_messages -%}{%- if (message['role'] == 'assistant') -%}{%- set role = 'model' -%}{%- else -%}{%- set role = message['role'] -%}{%- endif -%}{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '') }}{%- if message['content'] is string -%}{{ message['content'] | trim }}{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}{{ item['text'] | trim }}{%- endfor -%}{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}",
+                "<start_of_turn>user\nmessage<end_of_turn>\n<start_of_turn>model\n",
+            ),
+            (
+                "DeepSeek R1",
+                "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{% set ns = namespace(is_first=false, is_tool=false, is_output_first=true, system_prompt='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}{% set ns.system_prompt = ns.system_prompt + '\n\n' + message['content'] %}{% set ns.system_prompt = ns.system_prompt + message['content'] %}{%- endif %}{%- endfor %}{{ bos_token }}{{ ns.system_prompt }}{%- for message in messages %}{%- if message['role'] == 'user' %}{%- set ns.is_tool = false -%}{{ '<User>' + message['content'] }}{%- endif %}{%- if message['role'] == 'assistant' and 'tool_calls' in message %}{%- for tool in message['tool_calls'] %}{{ '<call>' + tool['type'] + '<sep>' + tool['function']['name'] + '\n' + '```json' + '\n' + tool['function']['arguments'] + '\n' + '```' }}{%- endfor %}{% set content = message['content'] %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}{{ '<Assistant>' + content + '<end>' }}{%- endif %}{%- endfor -%}{% if add_generation_prompt and not ns.is_tool %}{{ '<Assistant><think>\n' }}{% endif %}",
+                "<User>message<Assistant><think>\n",
+            ),
+            (
+                "Qwen3",
+                "{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}{%- for message in messages[::-1] %}{%- set index = (messages|length - 1) - loop.index0 %}{%- if ns.multi_step_tool and message.role == 'user' and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}{%- set ns.multi_step_tool = false %}{%- set ns.last_query_index = index %}{%- endif %}{%- endfor %}{%- for message in messages %}{%- set content = message.content %}{%- set reasoning_content = '' %}{%- if '</think>' in content %}{%- set reasoning_content = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}{%- endif %}{%- if loop.index0 > ns.last_query_index or (loop.last or (not loop.last and reasoning_content)) %}{{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}{%- endif %}{%- if loop.previtem and loop.previtem.role != 'tool' %}{{- loop.nextitem.role }}{%- endif %}{%- endfor %}{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}",
+                "<|im_start|>user\n<think>\n\n</think>\n\nmessage",
+            ),
+            (
+                "Phi",
+                "{% for message in messages %}{% if (message['role'] == 'system') %}{{ '<|im_start|>system<|im_sep|>' + message['content'] + '<|im_end|>' }}{% elif (message['role'] == 'user') %}{{ '<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% else %}{{ eos_token }}{% endif %}",
+                "<|im_start|>user<|im_sep|>message<|im_end|><|im_start|>assistant<|im_sep|>",
+            ),
+            (
+                "filters",
+                "{% set words = ['b', 'a', 'b'] %}{{ words | unique | sort | join(',') }} {{ words | map('upper') | list | first }} {{ messages | map(attribute='role', default='none') | last }} {{ {'b': 1, 'a': 2} | dictsort | length }}{{ {'a': 1} | items | list | length }} {{ 'a\nb' | indent(2) | replace('a', 'c') | lower | safe }} {{ words | reverse | select('ne', 'a') | length | string }} {{ '7' | int + 1 }} {{ none | default([], true) | length }}",
+                "a,b B user 21 c\n  b 2 8 0",
+            ),
+        ] {
+            assert_eq!(try_render(template).as_deref(), Ok(expected), "{model}");
+        }
     }
 
     /// These templates are as deep as the limits allow, and must not overflow the stack.

@@ -156,6 +156,18 @@ impl TokenizerFile {
         ids.max().map_or(0, |largest| largest as usize + 1)
     }
 
+    /// Returns the largest number of bytes that a token of the model stands for, or a larger number.
+    pub(super) fn longest_token(&self) -> usize {
+        let Model::Bpe(model) = &self.model;
+        // Byte-level BPE writes a byte that is not printable as one of these characters.
+        let bytes = |character: char| match character {
+            '\u{100}'..='\u{143}' => 1,
+            other => other.len_utf8(),
+        };
+        let lengths = model.vocab.keys().map(|token| token.chars().map(bytes).sum());
+        lengths.max().unwrap_or(1)
+    }
+
     /// Returns whether the normalizer and the pre-tokenizer are those of Qwen2 and Qwen3.
     pub(super) fn has_qwen_pre_tokenizer(&self) -> bool {
         let is = |value: &Value, expected: &[(&str, Value)]| {

@@ -38,7 +38,7 @@ mod vocabulary;
 use std::sync::Arc;
 
 use erank_core::prompt::{BoundPrompt, Segment};
-use erank_core::{BackendError, DocumentError, ScoringOptions};
+use erank_core::{BackendError, CancellationToken, DocumentError, ScoringOptions};
 use thiserror::Error;
 
 use chat_template::{ChatTemplate, TokenizerConfig};
@@ -112,8 +112,10 @@ impl PromptTokenizer {
         prompt: &BoundPrompt<'_>,
         options: &ScoringOptions,
     ) -> Result<PromptFrame, PromptError> {
-        let query = self.vocabulary.truncate(prompt.query(), options.max_query_tokens);
-        let query = query.map_err(PromptError::Tokenizer)?;
+        let query = self
+            .vocabulary
+            .truncate(prompt.query(), options.max_query_tokens, &CancellationToken::new())
+            .map_err(PromptError::Tokenizer)?;
         let (before, after) = match prompt.is_whole() {
             true => {
                 (marked(prompt.before_document(), query), marked(prompt.after_document(), query))
@@ -333,12 +335,28 @@ impl PromptFrame {
     /// the character, the part). Afterwards the whole prompt is tokenized, so the end of a truncated text may
     /// merge with the text that follows it.
     ///
+    /// Memory depends on the limits, not on the length of the texts. Of a long text, only a beginning is tokenized: as
+    /// many bytes as the limit's tokens could have. If it is one word without a boundary, its last token before the limit
+    /// may differ from Python's.
+    ///
     /// # Errors
     /// Returns [`DocumentError::Backend`] if the tokenizer cannot encode the text, and
     /// [`DocumentError::PromptTooLong`] if the prompt without the document exceeds
     /// [`max_prompt_tokens`](ScoringOptions::max_prompt_tokens).
     pub fn encode(&self, document: &str) -> Result<EncodedPrompt, DocumentError> {
-        let (kept, ids) = self.fit(document)?;
+        self.encode_with_cancellation(document, &CancellationToken::new())
+    }
+
+    /// Encodes the prompt for `document`, as [`encode`](Self::encode) does, unless it is cancelled.
+    ///
+    /// # Errors
+    /// Returns [`DocumentError::Cancelled`], or the errors of [`encode`](Self::encode).
+    pub(crate) fn encode_with_cancellation(
+        &self,
+        document: &str,
+        cancellation: &CancellationToken,
+    ) -> Result<EncodedPrompt, DocumentError> {
+        let (kept, ids) = self.fit(document, cancellation)?;
         Ok(EncodedPrompt {
             ids,
             query_truncated: self.query_truncated,
@@ -352,7 +370,7 @@ impl PromptFrame {
     /// # Errors
     /// Returns the same errors as [`encode`](Self::encode).
     pub fn text(&self, document: &str) -> Result<String, DocumentError> {
-        let (kept, _) = self.fit(document)?;
+        let (kept, _) = self.fit(document, &CancellationToken::new())?;
         Ok(self.insert_document(kept).as_str().to_owned())
     }
 
@@ -363,10 +381,20 @@ impl PromptFrame {
     }
 
     /// Returns the beginning of the document that fits the limits, and the ids of its prompt.
-    fn fit<'a>(&self, document: &'a str) -> Result<(&'a str, Vec<u32>), DocumentError> {
-        let kept = self.vocabulary.truncate(document, self.max_document_tokens);
-        let mut kept = kept.map_err(PromptError::Tokenizer)?;
+    fn fit<'a>(
+        &self,
+        document: &'a str,
+        cancellation: &CancellationToken,
+    ) -> Result<(&'a str, Vec<u32>), DocumentError> {
+        let kept = self.vocabulary.truncate(document, self.max_document_tokens, cancellation);
+        let mut kept = kept.map_err(|error| match cancellation.is_cancelled() {
+            true => DocumentError::Cancelled,
+            false => PromptError::Tokenizer(error).into(),
+        })?;
         loop {
+            if cancellation.is_cancelled() {
+                return Err(DocumentError::Cancelled);
+            }
             let text = self.insert_document(kept);
             let ids = self.vocabulary.encode(&text).map_err(PromptError::Tokenizer)?;
             let Some(limit) = self.max_prompt_tokens.filter(|limit| ids.len() > *limit) else {

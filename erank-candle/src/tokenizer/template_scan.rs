@@ -6,11 +6,18 @@
 //! - is longer, or has a tag of more tokens, than any known template,
 //! - includes other templates, because a checkpoint has only one,
 //! - has values that could contain one another so often that their text has no bound,
-//! - uses a namespace in another way than by its attributes (`ns.name`), so that no value can contain a namespace,
-//! - calls `cycle` without arguments, which minijinja does not expect.
+//! - has a recursive loop, which no known template has,
+//! - uses a namespace in another way than by an attribute (`ns.name`) or an index (`ns['name']`), so that no value can
+//!   contain a namespace,
+//! - calls `cycle` without arguments, for which minijinja panics.
+//!
+//! The rules for values know operators, lists, tuples, dictionaries and calls. They do not know filters; the filters
+//! that put a value into a list several times are removed from the environment.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+
+use crate::checkpoint::json;
 
 /// The largest number of bytes of a template. The largest known one has about 30,000.
 const MAX_BYTES: usize = 128 << 10;
@@ -63,6 +70,9 @@ pub(super) fn check(source: &str) -> Result<String, String> {
             tag.tokens[..]
         {
             return Err(format!("it has the tag {name:?}, but there are no other templates"));
+        }
+        if let [Token::Name("for"), .., Token::Name("recursive")] = tag.tokens[..] {
+            return Err("it has a recursive loop".into());
         }
         check_cycle(tag)?;
     }
@@ -144,7 +154,7 @@ fn read_tag<'a>(source: &'a str, start: usize, end: &str) -> Result<(Tag<'a>, us
             return Ok((tag, position + sign + end.len()));
         }
         let length = match next {
-            '\'' | '"' => string_length(rest)?,
+            '\'' | '"' => json::string_length(rest).ok_or("a string has no end")?,
             _ if next.is_ascii_alphabetic() || next == '_' => {
                 rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len())
             }
@@ -171,21 +181,7 @@ fn read_tag<'a>(source: &'a str, start: usize, end: &str) -> Result<(Tag<'a>, us
     }
 }
 
-/// Returns the length of the string at the beginning of a text, with its quotes.
-fn string_length(text: &str) -> Result<usize, String> {
-    let bytes = text.as_bytes();
-    let mut position = 1;
-    while let Some(byte) = bytes.get(position) {
-        match byte {
-            b'\\' => position += 2,
-            byte if *byte == bytes[0] => return Ok(position + 1),
-            _ => position += 1,
-        }
-    }
-    Err("a string has no end".into())
-}
-
-/// Refuses calls of `loop.cycle` that may have no arguments.
+/// Refuses calls of `loop.cycle` that may have no arguments. The panic would end a program that is built to abort.
 fn check_cycle(tag: &Tag<'_>) -> Result<(), String> {
     use Token::{Name, Sign};
     let is_empty =
@@ -233,73 +229,148 @@ fn check_namespaces(tags: &[Tag<'_>]) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses templates whose values could contain one another so often that their text has no bound. A value grows by a
-/// factor where a list, a tuple or a dictionary holds several variables, where a product repeats a list, or where a sum
-/// joins lists. A loop that sets the attribute of a namespace can repeat this, and so can a macro that calls itself. So
-/// an attribute may be set to a sum with only one value that comes from a namespace, such as a list and a new element.
+/// Refuses templates whose values could contain one another so often that their text has no bound.
+///
+/// A value grows by a factor where a list, a tuple or a dictionary holds several variables, where a product repeats a
+/// list, or where a sum joins lists. Loops and macros can repeat this:
+/// - A loop keeps nothing but the attributes of namespaces. So a tag that sets variables may have several variables in
+///   a list or a sum, but only one of them from a namespace, and none in a product. An example is
+///   `ns.list + [{'role': message.role, 'content': message.content}]`.
+/// - A macro can set an attribute to its argument. If there are macros, the same holds for all tags.
+/// - A macro or a block can call itself. Inside, no list or sum has several variables, and there are no products.
 fn check_copies(tags: &[Tag<'_>]) -> Result<(), String> {
     use Token::{Name, Sign};
-    let from_namespaces = names_from_namespaces(tags);
+    let mut derived = Derived::of_template(tags);
+    let opens_macro =
+        |tag: &Tag<'_>| matches!(tag.tokens.first(), Some(Name("macro" | "call" | "block")));
+    let has_macros = tags.iter().any(opens_macro);
     let (mut copies, mut open_macros) = (1_usize, 0_usize);
     for tag in tags {
-        match tag.tokens[..] {
-            [Name("macro" | "call"), ..] => open_macros += 1,
-            [Name("endmacro" | "endcall"), ..] => open_macros = open_macros.saturating_sub(1),
-            _ => {}
-        }
-        let has_product = tag.tokens.contains(&Sign('*'));
-        let (variables, summands) = (most_variables(&tag.tokens), most_summands(&tag.tokens));
-        let sets_attribute = matches!(tag.tokens[..], [Name("set"), Name(_), Sign('.' | '['), ..]);
-        // The first two names are the tag's and its target's.
-        let values = names(&tag.tokens).skip(2);
-        let references = values.filter(|name| from_namespaces.contains(name)).count();
-        let assigns = matches!(tag.tokens[..], [Name("set" | "with" | "for"), ..]);
-        let repeats = (sets_attribute || open_macros > 0) && (variables > 1 || has_product)
-            || open_macros > 0 && summands > 1
-            || assigns && references > 1 && (variables > 1 || summands > 1)
-            || assigns && references > 0 && has_product;
-        if repeats {
-            return Err("a list, a tuple, a dictionary, a sum or a product has several variables in the attribute \
-                        of a namespace or in a macro"
-                .into());
+        derived.visit(tag);
+        if opens_macro(tag) {
+            open_macros += 1;
+        } else if let Some(Name("endmacro" | "endcall" | "endblock")) = tag.tokens.first() {
+            open_macros = open_macros.saturating_sub(1);
         }
         if tag.tokens.iter().any(|token| matches!(token, Name("varargs" | "kwargs"))) {
             return Err("it uses the arguments of a macro as a list".into());
         }
-        let product = if has_product { COPIES_OF_PRODUCT } else { 1 };
-        copies = copies.saturating_mul(variables.max(product).max(summands));
-        if copies > MAX_COPIES {
-            return Err(format!("its lists hold variables more than {MAX_COPIES} times in all"));
+        let is_set = tag.tokens.first() == Some(&Name("set"));
+        let assigns =
+            has_macros || is_set || matches!(tag.tokens.first(), Some(Name("with" | "for")));
+        for (_, value) in assignments(&tag.tokens) {
+            let has_product = value.contains(&Sign('*'));
+            let (variables, summands) = (most_variables(value, is_set), most_summands(value));
+            let has_several = variables > 1 || summands > 1;
+            let references = names(value).filter(|name| derived.contains(name)).count();
+            let repeats = open_macros > 0 && (has_several || has_product)
+                || assigns && references > 1 && has_several
+                || assigns && references > 0 && has_product;
+            if repeats {
+                return Err("a list, a tuple, a dictionary, a sum or a product has several variables in the attribute \
+                            of a namespace or in a macro"
+                    .into());
+            }
+            let product = if has_product { COPIES_OF_PRODUCT } else { 1 };
+            copies = copies.saturating_mul(variables.max(product).max(summands));
+            if copies > MAX_COPIES {
+                return Err(format!(
+                    "its lists hold variables more than {MAX_COPIES} times in all"
+                ));
+            }
         }
     }
     Ok(())
 }
 
-/// Returns the names of namespaces, and of variables and loop variables whose values may come from them.
-fn names_from_namespaces<'a>(tags: &[Tag<'a>]) -> HashSet<&'a str> {
-    use Token::{Name, Sign};
-    let mut found = HashSet::new();
-    loop {
-        let known = found.len();
-        for tag in tags {
-            let (end, is_attribute) = match tag.tokens[..] {
-                [Name("set"), Name(_), Sign('.' | '['), ..] => (Some(2), true),
-                [Name("set" | "with"), ..] => {
-                    (tag.tokens.iter().position(|token| *token == Sign('=')), false)
-                }
-                [Name("for"), ..] => {
-                    (tag.tokens.iter().position(|token| *token == Name("in")), false)
-                }
-                _ => continue,
-            };
-            let (targets, value) = tag.tokens.split_at(end.unwrap_or(tag.tokens.len()));
-            if is_attribute || names(value).any(|name| found.contains(name)) {
-                found.extend(names(targets).skip(1));
+/// The names whose values may come from a namespace, at one tag of a template.
+#[derive(Default)]
+struct Derived<'a> {
+    /// The namespaces, and the variables that any `set` of the template sets.
+    set: HashSet<&'a str>,
+    /// The variables of the open loops and `with` blocks, with the number of these.
+    of_blocks: HashMap<&'a str, usize>,
+    /// The variables of each open block.
+    open: Vec<Vec<&'a str>>,
+}
+
+impl<'a> Derived<'a> {
+    /// Returns the names before the first tag.
+    fn of_template(tags: &[Tag<'a>]) -> Self {
+        let mut derived = Self::default();
+        loop {
+            let known = derived.set.len();
+            tags.iter().for_each(|tag| derived.visit(tag));
+            derived = Self { set: derived.set, ..Self::default() };
+            if derived.set.len() == known {
+                return derived;
             }
         }
-        if found.len() == known {
-            return found;
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.set.contains(name) || self.of_blocks.get(name).is_some_and(|blocks| *blocks > 0)
+    }
+
+    /// Goes past the next tag.
+    fn visit(&mut self, tag: &Tag<'a>) {
+        use Token::{Name, Sign};
+        let kind = tag.tokens.first();
+        if let Some(Name("endfor" | "endwith")) = kind {
+            for name in self.open.pop().unwrap_or_default() {
+                *self.of_blocks.entry(name).or_default() -= 1;
+            }
         }
+        let is_set = kind == Some(&Name("set"));
+        let mut of_block = Vec::new();
+        for (targets, value) in assignments(&tag.tokens) {
+            let sets_attribute = is_set && targets.contains(&Sign('.'));
+            if !sets_attribute && !names(value).any(|name| self.contains(name)) {
+                continue;
+            }
+            for name in names(&targets) {
+                if is_set {
+                    self.set.insert(name);
+                } else {
+                    *self.of_blocks.entry(name).or_default() += 1;
+                    of_block.push(name);
+                }
+            }
+        }
+        if let Some(Name("for" | "with")) = kind {
+            self.open.push(of_block);
+        }
+    }
+}
+
+/// Returns the tokens of the variables that a tag sets, with those of their values. A `for` sets `loop`, too, which has
+/// the neighbours of an item. A tag that sets nothing is one value.
+fn assignments<'t, 'a>(tokens: &'t [Token<'a>]) -> Vec<(Vec<Token<'a>>, &'t [Token<'a>])> {
+    use Token::{Name, Sign};
+    let split_at = |tokens: &'t [Token<'a>], separator| {
+        let end = tokens.iter().position(|token| *token == separator).unwrap_or(tokens.len());
+        (tokens[..end].to_vec(), &tokens[end..])
+    };
+    match tokens {
+        [Name("set"), rest @ ..] => vec![split_at(rest, Sign('='))],
+        [Name("for"), rest @ ..] => {
+            let (mut targets, value) = split_at(rest, Name("in"));
+            targets.push(Name("loop"));
+            vec![(targets, value)]
+        }
+        [Name("with"), rest @ ..] => {
+            let mut open_brackets = 0_usize;
+            let parts = rest.split(|token| {
+                match token {
+                    Sign('(' | '[' | '{') => open_brackets += 1,
+                    Sign(')' | ']' | '}') => open_brackets = open_brackets.saturating_sub(1),
+                    _ => {}
+                }
+                open_brackets == 0 && *token == Sign(',')
+            });
+            parts.map(|part| split_at(part, Sign('='))).collect()
+        }
+        _ => vec![(Vec::new(), tokens)],
     }
 }
 
@@ -315,14 +386,21 @@ fn names<'t, 'a>(tokens: &'t [Token<'a>]) -> impl Iterator<Item = &'a str> + use
 
 /// Returns the number of values that a tag's sums may join to a list. A sum with a string or a number is no list.
 fn most_summands(tokens: &[Token<'_>]) -> usize {
-    let is_of_values = |sum: &&[Token<'_>]| {
-        sum[1] == Token::Sign('+') && ![sum[0], sum[2]].contains(&Token::Literal)
+    use Token::{Literal, Sign};
+    let joins_values = |index: &usize| {
+        let is_literal = |index: usize| tokens.get(index) == Some(&Literal);
+        // A filter or an index makes another value of a literal.
+        let is_changed = matches!(tokens.get(index + 2), Some(Sign('|' | '.' | '[')));
+        tokens[*index] == Sign('+')
+            && !(*index > 0 && is_literal(index - 1))
+            && (!is_literal(index + 1) || is_changed)
     };
-    tokens.windows(3).filter(is_of_values).count() + 1
+    (0..tokens.len()).filter(joins_values).count() + 1
 }
 
-/// Returns the number of variables in the list, tuple or dictionary of a tag that has most.
-fn most_variables(tokens: &[Token<'_>]) -> usize {
+/// Returns the number of variables in the list, tuple or dictionary of a value that has most. `is_set` is whether a
+/// comma outside of brackets makes a tuple.
+fn most_variables(tokens: &[Token<'_>], is_set: bool) -> usize {
     use Token::{Literal, Name, Sign};
     /// An open bracket.
     struct Open {
@@ -330,9 +408,11 @@ fn most_variables(tokens: &[Token<'_>]) -> usize {
         is_list: bool,
         variables: usize,
     }
-    let mut open: Vec<Open> = Vec::new();
+    // The value as a whole.
+    let mut open = vec![Open { is_call: !is_set, is_list: false, variables: 0 }];
     let mut most = 0;
-    for (index, token) in tokens.iter().enumerate() {
+    // The bracket at the end is that of the whole value.
+    for (index, token) in tokens.iter().chain([&Sign(')')]).enumerate() {
         let before = index.checked_sub(1).and_then(|before| tokens.get(before));
         match token {
             Sign(bracket @ ('(' | '[' | '{')) => {
@@ -438,6 +518,9 @@ mod tests {
             "{% set n.l = n.l + [message] %}{% set n.i = n.i + 1 %}{% set n.s = f(a, b)[c] ~ (a or b) %}",
             "{% macro f(a, b) %}{% if a in ['x', 'y'] and b[0] %}{{ g(a, b) }}{% endif %}{% endmacro %}",
             "{{ [a, b, c] | join(d) }}{{ {'role': role, 'content': content} }}",
+            "{% set ns.messages = ns.messages + [{'role': message.role, 'content': message.content}] %}",
+            "{% with a = n.i, b = message %}{% set n.l = n.l + [b.role, b.content] %}{% endwith %}",
+            "{% for m in n.l %}{% set n.i = loop.index %}{% endfor %}{% block a %}{{ x }}{% endblock %}{{ a + b }}",
         ] {
             assert!(check(source).is_ok(), "{source}: {:?}", check(source));
         }
@@ -467,6 +550,21 @@ mod tests {
             ("{% set n.l = n.l + [n.l] %}", "several variables"),
             ("{% set x = n.l %}{% set n.l = n.l + x %}", "several variables"),
             ("{% for x in [n.l] %}{% set n.l = n.l + x %}{% endfor %}", "several variables"),
+            ("{% with a = 1, b = n.l %}{% set n.l = n.l + b %}{% endwith %}", "several variables"),
+            ("{% with (a, b) = n.l %}{% set n.l = n.l + a %}{% endwith %}", "several variables"),
+            ("{% set n.l = n.l, n.l %}", "several variables"),
+            ("{% set a, n.l = 1, n.l + n.l %}", "several variables"),
+            ("{% set n.l = n.l + '' | d(n.l, true) %}", "several variables"),
+            (
+                "{% for x in n.l %}{% set n.l = [loop.previtem, loop.nextitem] %}{% endfor %}",
+                "several variables",
+            ),
+            (
+                "{% macro f(x) %}{% set n.l = x %}{% endmacro %}{{ f([n.l, n.l]) }}",
+                "several variables",
+            ),
+            ("{% block a %}{% set x = [x, x] %}{{ self.a() }}{% endblock %}", "several variables"),
+            ("{% for x in y recursive %}{{ loop([x, x]) }}{% endfor %}", "recursive"),
             ("{% set x = n.l + n.l %}{% set n.l = x %}", "several variables"),
             ("{% set x = [n.l, n.l] %}{% set n.l = x %}", "several variables"),
             ("{% macro f(x, n) %}{{ f(x + x, n - 1) }}{% endmacro %}", "several variables"),

@@ -462,7 +462,7 @@ proptest! {
             data.push_data(text);
             vocabulary.encode(&data).expect("encodable")
         };
-        let kept = vocabulary.truncate(&text, limit).expect("encodable");
+        let kept = vocabulary.truncate(&text, limit, &CancellationToken::new()).expect("encodable");
         prop_assert!(text.starts_with(kept));
         prop_assert!(ids(kept).len() <= limit);
         prop_assert_eq!(kept.len() == text.len(), ids(&text).len() <= limit);
@@ -479,7 +479,7 @@ proptest! {
         let tokens = tokenizer.vocabulary.encode(&data).expect("encodable").len();
         prop_assert_eq!(ends.len(), count.min(tokens));
         for (limit, end) in (1..).zip(ends) {
-            let kept = tokenizer.vocabulary.truncate(&text, limit).expect("encodable");
+            let kept = tokenizer.vocabulary.truncate(&text, limit, &CancellationToken::new()).expect("encodable");
             prop_assert_eq!(end, kept.len());
         }
     }
@@ -493,8 +493,8 @@ proptest! {
         limit in 0_usize..9,
     ) {
         let (vocabulary, text) = (tokenizer().vocabulary, pieces.concat());
-        let expected = vocabulary.cut(&text, limit).expect("encodable");
-        let kept = vocabulary.truncate(&text, limit).expect("encodable");
+        let expected = vocabulary.cut(&text, limit, false, &CancellationToken::new()).expect("encodable");
+        let kept = vocabulary.truncate(&text, limit, &CancellationToken::new()).expect("encodable");
         prop_assert_eq!(kept, expected.unwrap_or(&text));
     }
 
@@ -505,6 +505,49 @@ proptest! {
         let mut decoder = tokenizer().decoder();
         let pieces: String = ids.iter().map(|id| decoder.push(*id)).collect();
         prop_assert_eq!(pieces + &decoder.finish(), whole.expect("decodable"));
+    }
+}
+
+#[test]
+fn truncate_reads_a_beginning_of_a_text_without_spaces() {
+    let vocabulary = tokenizer().vocabulary;
+    let never = CancellationToken::new();
+    let limit = 1000;
+    for word in ["1,2,3,", "a.", "的，", "한글", "é\n", "-\u{301}x"] {
+        let text = word.repeat((2 << 20) / word.len());
+        let part = vocabulary.part(&text, 8 * (limit + 1)).expect("a boundary");
+        assert!(part.len() < 9 * (limit + 1), "{word}: {}", part.len());
+        let kept = vocabulary.truncate(&text, limit, &never).expect("encodable");
+        // The tokenizer's longest token has three bytes.
+        let whole =
+            vocabulary.cut(&text[..text.floor_char_boundary(9 * limit)], limit, false, &never);
+        assert_eq!(Some(kept), whole.expect("encodable"), "{word}");
+    }
+    // A word without a boundary is cut where no more tokens can fit.
+    assert_eq!(vocabulary.longest_token, 3);
+    let word = "hi".repeat(1 << 20);
+    let kept = vocabulary.truncate(&word, limit, &never).expect("encodable");
+    assert_eq!(kept.len(), 2 * limit);
+    let start = std::time::Instant::now();
+    for word in ["x", "\u{301}", "😀", " ", "\n"] {
+        let text = word.repeat((32 << 20) / word.len());
+        let kept = vocabulary.truncate(&text, limit, &never).expect("encodable");
+        assert!(kept.len() <= 3 * (limit + 1), "{word:?}: {}", kept.len());
+    }
+    assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+}
+
+#[test]
+fn encode_ends_on_cancellation() {
+    let template = PromptTemplate::whole("[{query}|{doc}]", AnswerFormat::yes_no()).expect("valid");
+    let frame =
+        tokenizer().bind(&template.bind("", "hi"), &options(100, 100)).expect("no template");
+    let token = CancellationToken::new();
+    assert!(frame.encode_with_cancellation("hi", &token).is_ok());
+    token.cancel();
+    for document in ["", "hi", &"hi ".repeat(1000)] {
+        let error = frame.encode_with_cancellation(document, &token).expect_err("cancelled");
+        assert!(matches!(error, DocumentError::Cancelled), "{error}");
     }
 }
 

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, Input, MatchKind};
+use erank_core::CancellationToken;
 use tokenizers::normalizer::Range as OffsetRange;
 use tokenizers::{
-    AddedToken, Decoder, DecoderWrapper, Model, NormalizedString, Normalizer, OffsetType,
+    AddedToken, Decoder, DecoderWrapper, Encoding, Model, NormalizedString, Normalizer, OffsetType,
     PreTokenizedString, PreTokenizer, Token, Tokenizer, TruncationDirection,
 };
 
@@ -71,6 +72,8 @@ pub(super) struct Vocabulary {
     /// Added tokens that are searched for in the normalized text.
     normalized: AddedTokens,
     size: usize,
+    /// Bytes of the longest token.
+    pub(super) longest_token: usize,
     has_qwen_pre_tokenizer: bool,
 }
 
@@ -85,6 +88,7 @@ impl Vocabulary {
             verbatim: AddedTokens::new(&tokenizer, &added, false).map_err(unusable)?,
             normalized: AddedTokens::new(&tokenizer, &added, true).map_err(unusable)?,
             size: file.vocab_size(),
+            longest_token: file.longest_token(),
             has_qwen_pre_tokenizer: file.has_qwen_pre_tokenizer(),
             tokenizer,
             added,
@@ -144,63 +148,93 @@ impl Vocabulary {
     /// boundary. Added tokens in `text` do not count.
     ///
     /// Reads only a part of a long text, if the first tokens of the part are known to be the first
-    /// tokens of the text.
-    pub(super) fn truncate<'a>(&self, text: &'a str, max_tokens: usize) -> Result<&'a str, Cause> {
-        let mut size = max_tokens.saturating_add(1).saturating_mul(ESTIMATED_TOKEN_BYTES);
-        while let Some(part) = self.independent_prefix(text, size) {
-            if let Some(kept) = self.cut(part, max_tokens)? {
+    /// tokens of the text. Otherwise, it reads as many bytes as `max_tokens` + 1 of the longest tokens have. The result can
+    /// differ from that of the whole text only if a word, without a boundary of the pre-tokenizer, reaches from the last
+    /// kept token to there.
+    ///
+    /// # Errors
+    /// Returns an error if the tokenizer cannot encode the text, or on cancellation.
+    pub(super) fn truncate<'a>(
+        &self,
+        text: &'a str,
+        max_tokens: usize,
+        cancellation: &CancellationToken,
+    ) -> Result<&'a str, Cause> {
+        let tokens = max_tokens.saturating_add(1);
+        let bounded = &text[..text.floor_char_boundary(tokens.saturating_mul(self.longest_token))];
+        let mut size = tokens.saturating_mul(ESTIMATED_TOKEN_BYTES);
+        while let Some(part) = self.part(bounded, size) {
+            if let Some(kept) = self.cut(part, max_tokens, true, cancellation)? {
                 return Ok(kept);
             }
             size = part.len().saturating_mul(2);
         }
-        Ok(self.cut(text, max_tokens)?.unwrap_or(text))
+        Ok(self.cut(bounded, max_tokens, false, cancellation)?.unwrap_or(bounded))
     }
 
-    /// Returns the text of the first `max_tokens` tokens, or `None` if `text` has at most that many.
+    /// Returns the text of the first `max_tokens` tokens, or `None` if `text` has at most that many. If `text` is a
+    /// [part](Self::part) of a longer text, returns `None`, too, if these tokens may not be those of the longer text.
+    ///
+    /// # Errors
+    /// Returns an error if the tokenizer cannot encode the text, or on cancellation.
     pub(super) fn cut<'a>(
         &self,
         text: &'a str,
         max_tokens: usize,
+        is_part: bool,
+        cancellation: &CancellationToken,
     ) -> Result<Option<&'a str>, Cause> {
-        let ends = self.token_ends(text, max_tokens.saturating_add(1))?;
-        if ends.len() <= max_tokens {
+        let encoding = self.first_tokens(text, max_tokens.saturating_add(1), cancellation)?;
+        let offsets = encoding.get_offsets();
+        let reaches_end = offsets.last().is_some_and(|(_, end)| *end == text.len());
+        if offsets.len() <= max_tokens || (is_part && reaches_end) {
             return Ok(None);
         }
-        Ok(Some(&text[..ends[..max_tokens].last().copied().unwrap_or(0)]))
+        Ok(Some(&text[..max_tokens.checked_sub(1).map_or(0, |last| end_of(text, offsets, last))]))
     }
 
     /// Returns the ends of the first `max_tokens` tokens of `text`, at character boundaries. Added tokens in `text`
     /// do not count. If there are fewer tokens, the last end is the length of the text.
     pub(super) fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, Cause> {
+        // The end of a token depends on the start of the next one.
+        let enough = max_tokens.saturating_add(1);
+        let encoding = self.first_tokens(text, enough, &CancellationToken::new())?;
+        let offsets = encoding.get_offsets();
+        Ok((0..offsets.len().min(max_tokens)).map(|index| end_of(text, offsets, index)).collect())
+    }
+
+    /// Encodes the beginning of a data text: pieces of the pre-tokenizer until there are `enough` tokens.
+    fn first_tokens(
+        &self,
+        text: &str,
+        enough: usize,
+        cancellation: &CancellationToken,
+    ) -> Result<Encoding, Cause> {
         let mut data = MarkedText::default();
         data.push_data(text);
         let mut pieces = self.split(&data)?;
-        // The end of a token depends on the start of the next one.
-        let enough = max_tokens.saturating_add(1);
-        let tokenize = |piece: &NormalizedString| self.tokenize(piece);
-        pieces.tokenize_with_limit(tokenize, enough, TruncationDirection::Right)?;
-        let encoding = pieces.into_encoding(None, 0, OffsetType::Byte)?;
-        let offsets = encoding.get_offsets();
-        let end_of = |index: usize| match offsets.get(index + 1) {
-            // Tokens that share a character have the same offsets, which cover the whole character.
-            Some(next) => text.floor_char_boundary(offsets[index].1.min(next.0)),
-            None => text.len(),
+        let tokenize = |piece: &NormalizedString| match cancellation.is_cancelled() {
+            true => Err("the job was cancelled".into()),
+            false => self.tokenize(piece),
         };
-        Ok((0..offsets.len().min(max_tokens)).map(end_of).collect())
+        pieces.tokenize_with_limit(tokenize, enough, TruncationDirection::Right)?;
+        pieces.into_encoding(None, 0, OffsetType::Byte)
     }
 
-    /// Returns a prefix of `text`, with at least `size` bytes, whose tokens are the first tokens of
-    /// `text`. Returns `None` if no such prefix is known.
+    /// Returns a prefix of `text`, with at least `size` bytes, that the pre-tokenizer splits as it splits `text`, but for
+    /// the last piece, which may be longer in `text`. Returns `None` if no such prefix is known.
     ///
-    /// With Qwen's pre-tokenizer, a prefix has this property if a space follows it and its last
-    /// character is not white space. `QWEN_PATTERN` has no match across that boundary, its matches
-    /// before the boundary are the same if the text ends there, and NFC does not combine a space
-    /// with other characters.
-    fn independent_prefix<'a>(&self, text: &'a str, size: usize) -> Option<&'a str> {
-        let rest = text.as_bytes().get(size..).filter(|_| self.has_qwen_pre_tokenizer)?;
-        let spaces = rest.iter().enumerate().filter(|(_, byte)| **byte == b' ');
-        let mut prefixes = spaces.map(|(index, _)| &text[..size + index]);
-        prefixes.find(|prefix| prefix.chars().next_back().is_some_and(|last| !last.is_whitespace()))
+    /// With Qwen's pre-tokenizer, a prefix has this property if its last character is not white space, and NFC combines
+    /// the next character with none before it. Then no match of `QWEN_PATTERN` before the last one depends on what
+    /// follows.
+    pub(super) fn part<'a>(&self, text: &'a str, size: usize) -> Option<&'a str> {
+        if !self.has_qwen_pre_tokenizer || size >= text.len() {
+            return None;
+        }
+        let start = text.ceil_char_boundary(size);
+        let ends = text[start..].char_indices().filter(|(_, next)| begins_alone(*next));
+        let mut parts = ends.map(|(end, _)| &text[..start + end]);
+        parts.find(|part| part.chars().next_back().is_some_and(|last| !last.is_whitespace()))
     }
 
     /// Returns the bytes that `id` adds to a decoded text. They may begin or end within a character.
@@ -249,6 +283,23 @@ impl Vocabulary {
             }
         }
     }
+}
+
+/// Returns the end of the token at `index`, at a character boundary.
+fn end_of(text: &str, offsets: &[(usize, usize)], index: usize) -> usize {
+    match offsets.get(index + 1) {
+        // Tokens that share a character have the same offsets, which cover the whole character.
+        Some(next) => text.floor_char_boundary(offsets[index].1.min(next.0)),
+        None => text.len(),
+    }
+}
+
+/// Returns whether NFC combines a character with none before it. The characters are those of ASCII, kana, Chinese
+/// ideographs and the syllables of hangul; there are others.
+fn begins_alone(character: char) -> bool {
+    character.is_ascii()
+        || matches!(character, '\u{3041}'..='\u{3096}' | '\u{30a1}'..='\u{30fa}')
+        || matches!(character, '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}')
 }
 
 /// A set of added tokens to search for.

@@ -76,7 +76,7 @@ impl Model for TokenCacheModel {
     }
 }
 
-/// A scheduler over a [`TokenCacheModel`], with one caller.
+/// A scheduler over a [`TokenCacheModel`].
 struct Fixture {
     scheduler: Scheduler,
     context: Arc<JobContext>,
@@ -276,6 +276,24 @@ fn step_publishes_the_counters_before_it_reports_a_completion() {
     }
     let counts = reader.join().expect("the reader does not panic");
     assert!((1..).zip(&counts).all(|(least, count)| *count >= least), "{counts:?}");
+}
+
+#[test]
+fn drop_cancelled_publishes_the_counters_that_its_reports_are_in() {
+    let mut fixture = Fixture::new(Mode::Reason { max_tokens: 50 }, limits(200), None);
+    let (token, events) = fixture.add_caller(0);
+    (0..20).for_each(|i| fixture.submit(0, i, 0, prompt(i as u32, 40)));
+    fixture.scheduler.step();
+    let published = Arc::clone(&fixture.scheduler.published);
+    let state = || {
+        let counters = published.lock().expect("a lock");
+        (counters.running, counters.waiting)
+    };
+    assert_eq!(state(), (8, 12));
+    token.cancel();
+    fixture.scheduler.drop_cancelled();
+    assert_eq!(events.try_iter().filter(|event| matches!(event, Event::Completed(..))).count(), 20);
+    assert_eq!(state(), (0, 0));
 }
 
 #[test]

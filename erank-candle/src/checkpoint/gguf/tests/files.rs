@@ -182,9 +182,9 @@ fn yarn_is_read_with_the_meaning_of_llama_cpp() {
 fn tensors_are_found_by_the_names_of_hugging_face() {
     let bytes = Content::small().bytes();
     let weights = parse(&bytes).and_then(|gguf| gguf.weights(&[])).expect("whole");
-    // Most matrices are F16, and one is F32, which has more bits.
+    // Most matrices are F16, and one is F32.
     assert_eq!(weights.formats()[..2], [WeightFormat::F16, WeightFormat::F32]);
-    assert_eq!(weights.own_format(), WeightFormat::F32);
+    assert_eq!(weights.common_format(), WeightFormat::F32);
     assert_eq!(weights.vector("model.norm.weight", 32).expect("there").len(), 32);
     let part = |name: &str| format!("model.layers.0.self_attn.{name}.weight");
     let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(part);

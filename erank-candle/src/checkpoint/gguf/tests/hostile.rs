@@ -72,7 +72,7 @@ fn load(bytes: &[u8], outcomes: &mut Outcomes) {
     match read() {
         Err(_) => outcomes.refused += 1,
         Ok((config, weights)) => {
-            weights.own_format();
+            weights.common_format();
             let operations = CandleOperations::new(Device::Cpu, DType::F32);
             match Qwen3::load(config, &weights, operations, DType::F32) {
                 Err(_) => outcomes.without_tensors += 1,

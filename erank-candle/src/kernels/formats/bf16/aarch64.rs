@@ -6,7 +6,7 @@ use crate::kernels::arch::Isa;
 use crate::kernels::arch::aarch64::neon_bf16::{self, NeonBf16};
 use crate::kernels::element::Element;
 use crate::kernels::micro_kernel::MicroKernel;
-use crate::kernels::pack::{pack_panel, pack_quads};
+use crate::kernels::pack::{pack_groups, pack_panel};
 use crate::kernels::stored::StoredRow;
 use crate::kernels::tile::{Mr, NR, Prefetch};
 
@@ -38,7 +38,7 @@ impl MicroKernel for Quads {
 
     #[inline(always)]
     fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 4]]) {
-        pack_quads(rows, k, mr, lhs);
+        pack_groups(rows, k, mr, lhs);
     }
 
     /// Packs pairs of numbers, and then brings the two pairs of each block together.
@@ -71,10 +71,5 @@ impl MicroKernel for Quads {
         prefetch: Prefetch,
     ) {
         self.0.multiply_quads(lhs, panels, mr, sums, prefetch);
-    }
-
-    #[cfg(test)]
-    fn round_activations(row: &[f32]) -> Vec<f32> {
-        row.iter().map(|number| <bf16 as Element>::round(*number).widen()).collect()
     }
 }

@@ -7,7 +7,7 @@ use crate::kernels::arch::x86_64::amx::{self, Amx, AmxRows};
 use crate::kernels::arch::x86_64::avx512_bf16::Avx512Bf16;
 use crate::kernels::element::Element;
 use crate::kernels::micro_kernel::MicroKernel;
-use crate::kernels::pack::{pack_pairs, pack_panel, unpack_row};
+use crate::kernels::pack::{pack_groups, pack_panel, unpack_row};
 use crate::kernels::stored::StoredRow;
 use crate::kernels::tile::{Mr, NR, Prefetch};
 
@@ -39,7 +39,7 @@ impl MicroKernel for Pairs {
 
     #[inline(always)]
     fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [[bf16; 2]]) {
-        pack_pairs(rows, k, mr, lhs);
+        pack_groups(rows, k, mr, lhs);
     }
 
     #[inline(always)]
@@ -61,11 +61,6 @@ impl MicroKernel for Pairs {
         prefetch: Prefetch,
     ) {
         self.0.multiply_pairs(lhs, panels, mr, sums, prefetch);
-    }
-
-    #[cfg(test)]
-    fn round_activations(row: &[f32]) -> Vec<f32> {
-        row.iter().map(|number| <bf16 as Element>::round(*number).widen()).collect()
     }
 }
 
@@ -127,11 +122,6 @@ impl MicroKernel for Tiles {
         prefetch: Prefetch,
     ) {
         self.0.multiply_tiles(lhs, panels, mr, sums, prefetch);
-    }
-
-    #[cfg(test)]
-    fn round_activations(row: &[f32]) -> Vec<f32> {
-        row.iter().map(|number| <bf16 as Element>::round(*number).widen()).collect()
     }
 
     fn exercise(self, count: usize) -> f64 {
