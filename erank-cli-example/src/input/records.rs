@@ -98,7 +98,9 @@ impl<'a> Records<'a> {
             && !sample.lines.is_empty()
         {
             return Err(invalid(format!(
-                "its lines are plain text without fields; leave --text-field {field} out"
+                "it is neither JSON nor a table with the field {field:?} in its first line, {:?}; mend the name, or \
+                 leave --text-field {field} out",
+                sample.first_line()
             )));
         }
         let lines = |reader, parse| Kind::Lines { lines: Lines::of(reader), parse };
@@ -243,12 +245,11 @@ impl<'a> Sample<'a> {
         if let Some(delimiter) = self.table(columns, ending) {
             return Ok(Format::Table { delimiter });
         }
-        if ending == "csv" && !self.lines.is_empty() {
-            let header = String::from_utf8_lossy(self.lines[0]);
+        if ending == "csv" && !self.lines.is_empty() && columns.text_field.is_none() {
             return Err(format!(
                 "its first line, {:?}, does not name the field of the text; name it with --text-field, or add \
                  a header such as id,text",
-                header.chars().take(100).collect::<String>()
+                self.first_line()
             ));
         }
         let is_named =
@@ -262,6 +263,12 @@ impl<'a> Sample<'a> {
         let rest = rest.trim_ascii_start();
         match rest.first() {
             Some(b'{') => is_object(rest),
+    /// Returns the beginning of the first line.
+    fn first_line(&self) -> String {
+        let line = self.lines.first().copied().unwrap_or_default();
+        String::from_utf8_lossy(line).chars().take(100).collect()
+    }
+
             Some(b'"') => {
                 let end = Scanner::default().end(rest);
                 let next = end.and_then(|end| rest[end..].trim_ascii_start().first());
@@ -292,7 +299,8 @@ impl<'a> Sample<'a> {
     }
 
     /// Returns the delimiter if the first line is the header of a table: the name of the text is among its fields.
-    /// Unless the ending is that of CSV, another known name must be there, too, and all fields must look like names.
+    /// Unless the ending is that of CSV or the user gave the name, another known name must be there, too, and all
+    /// fields must look like names.
     fn table(&self, columns: &Columns<'_>, ending: &str) -> Option<u8> {
         let header = std::str::from_utf8(self.lines.first()?).ok()?;
         let delimiters: &[u8] = match ending {
@@ -306,7 +314,8 @@ impl<'a> Sample<'a> {
             let cells = table::cells(header, *delimiter);
             let names: Vec<String> = cells.iter().map(|cell| columns.name(cell)).collect();
             let known = names.iter().filter(|name| columns.is_known(name)).count();
-            let is_header = ending == "csv" || (known > 1 && cells.iter().all(is_name));
+            let is_certain = ending == "csv" || columns.text_field.is_some();
+            let is_header = is_certain || (known > 1 && cells.iter().all(is_name));
             is_header && names.iter().any(|name| columns.is_text(name))
         })
     }
@@ -438,6 +447,27 @@ mod tests {
             let mut records = records(text, "-", false).expect("read");
             let numbers: Vec<_> = records.by_ref().flatten().map(|record| record.number).collect();
             (numbers, records.unit(), records.blank())
+    #[test]
+    fn format_is_recognised_by_the_name_of_the_text() {
+        let names = FieldNames { text_field: Some("full text".into()), ..FieldNames::default() };
+        let read = |name: &str, text: &'static str| {
+            let expected = Expected { name: Some(name), has_ids: false };
+            let records = Records::new(Box::new(text.as_bytes()), names.columns(), expected);
+            match records.map_err(|error| error.to_string())?.0 {
+                Kind::Table { header, .. } => Ok(header.join("|")),
+                _ => Ok("no table".to_owned()),
+            }
+        };
+        for name in ["-", "a.txt", "a.tsv", "a.csv"] {
+            for text in ["key (old);full text\n1;a", "key (old)\tFull Text\n1\ta"] {
+                assert_eq!(read(name, text).as_deref(), Ok("key (old)|full text"), "{name}");
+            }
+            let error = read(name, "id,text\n1,a").expect_err("another field");
+            assert!(error.contains("the field \"full text\""), "{name}: {error}");
+            assert!(error.contains("first line, \"id,text\"; mend the name"), "{name}: {error}");
+        }
+    }
+
         };
         assert_eq!(numbers("a\n\nb\r\n \n"), (vec![1, 3], "line", 2));
         assert_eq!(numbers("id,text\n1,\"a\nb\"\n\n2,c"), (vec![2, 5], "line", 1));
