@@ -22,12 +22,13 @@ const SAMPLE_BYTES: u64 = 64 << 10;
 const NO_TEXT: [(usize, &[u8], &str); 11] = [
     (0, b"\x1f\x8b", "compressed twice (gzip inside); decompress it once"),
     (0, b"\x28\xb5\x2f\xfd", "compressed twice (zstd inside); decompress it once"),
-    (0, b"BZh", "compressed with bzip2; decompress it, or give gzip or zstd"),
+    // After "BZh" and a digit, which may also begin a text.
+    (4, b"1AY&SY", "compressed with bzip2; decompress it, or give gzip or zstd"),
     (0, b"\xfd7zXZ\0", "compressed with xz; decompress it, or give gzip or zstd"),
     (0, b"\x04\x22\x4d\x18", "compressed with lz4; decompress it, or give gzip or zstd"),
     (0, b"PK\x03\x04", "a zip archive; unpack it, and give the file or folder that it holds"),
     (257, b"ustar", "a tar archive; unpack it, and give the file or folder that it holds"),
-    (0, b"PAR1", "a Parquet file; convert it to JSON lines"),
+    (0, b"PAR1\x15", "a Parquet file; convert it to JSON lines"),
     (0, b"%PDF-", "a PDF; extract its text first"),
     (0, b"SQLite format 3\0", "an SQLite database; export its rows as CSV or JSON lines"),
     (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer; run git lfs pull"),
@@ -366,6 +367,8 @@ mod tests {
             (b"\xff\xfe\0\0a\0\0\0".to_vec(), "UTF-32"),
             (b"PK\x03\x04rest".to_vec(), "zip archive"),
             (tar, "tar archive"),
+            (b"BZh91AY&SY\x8b\xa1".to_vec(), "compressed with bzip2"),
+            (b"PAR1\x15\x04\x15".to_vec(), "Parquet"),
             (vec![0; 100], "binary"),
             (gzip(&gzip(b"text")), "compressed twice"),
             (b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "git lfs pull"),
@@ -375,6 +378,9 @@ mod tests {
         }
         let one_nul = [b"one NUL \0 in a text".repeat(2), b"x".repeat(99)].concat();
         assert!(read(&one_nul).is_ok());
+        for text in ["PAR1 is a gene.", "BZhang wrote this.", "BZh9 is a string."] {
+            assert_eq!(read(text.as_bytes()).as_deref(), Ok(text));
+        }
     }
 
     #[test]
