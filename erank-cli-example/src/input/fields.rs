@@ -118,8 +118,13 @@ impl FieldNames {
     pub(crate) fn text(&self, fields: &mut Fields) -> Result<String, String> {
         match self.find_text(fields)? {
             Some(text) => Ok(text),
-            None => Err(fields.missing(self.text_field.as_deref().unwrap_or(TEXT[0]))),
+            None => Err(fields.missing(self.wanted_text())),
         }
+    }
+
+    /// Returns the name of the text for messages.
+    fn wanted_text(&self) -> &str {
+        self.text_field.as_deref().unwrap_or(TEXT[0])
     }
 
     /// Takes the text as [`text`](Self::text) does, or returns `None` if it is missing or null.
@@ -137,34 +142,31 @@ impl FieldNames {
         };
         let Some((name, value)) = text else { return Ok(None) };
         let text = value.text(&name)?;
-        let title = match self.title_field.as_deref() {
-            None => fields.take(TITLE)?,
-            Some("") => None,
-            Some(name) => fields.take(&[name])?,
-        };
         let headings = match name.as_str() {
-            "body" | "segment" => fields.take(HEADINGS)?,
-            _ => None,
+            "body" | "segment" => fields.take_prefix(HEADINGS)?,
+            _ => String::new(),
         };
-        let mut joined = String::new();
-        for (name, value) in [title, headings].into_iter().flatten() {
-            let part = value.text(&name)?;
-            if !part.trim().is_empty() {
-                joined.push_str(&part);
-                joined.push(' ');
-            }
+        Ok(Some(self.title(fields)? + &headings + &text))
+    }
+
+    /// Takes the title with a space after it. Returns an empty string if there is none.
+    fn title(&self, fields: &mut Fields) -> Result<String, String> {
+        match self.title_field.as_deref() {
+            None => fields.take_prefix(TITLE),
+            Some("") => Ok(String::new()),
+            Some(name) => fields.take_prefix(&[name]),
         }
-        Ok(Some(if joined.is_empty() { text } else { joined + &text }))
     }
 
     /// Takes the text of the document in a search hit.
     fn nested_text(&self, fields: &mut Fields) -> Result<Option<String>, String> {
         match fields.take(NESTED)? {
-            Some((_, Value::Text(text))) => Ok(Some(text)),
+            Some((_, Value::Text(text))) => Ok(Some(self.title(fields)? + &text)),
             Some((name, Value::Other(object))) if object.starts_with('{') => {
                 let mut inner = json::object(&object)?;
                 let text = self.own_text(&mut inner)?;
-                text.map(Some).ok_or_else(|| format!("{name:?}: {}", inner.missing(TEXT[0])))
+                text.map(Some)
+                    .ok_or_else(|| format!("{name:?}: {}", inner.missing(self.wanted_text())))
             }
             _ => Ok(None),
         }
@@ -205,6 +207,12 @@ impl Fields {
     /// Takes a string.
     pub(crate) fn take_text(&mut self, names: Names<'_>) -> Result<Option<String>, String> {
         self.take(names)?.map(|(name, value)| value.text(&name)).transpose()
+    }
+
+    /// Takes a string with a space after it. Returns an empty string if it is missing or blank.
+    fn take_prefix(&mut self, names: Names<'_>) -> Result<String, String> {
+        let prefix = self.take_text(names)?.filter(|text| !text.trim().is_empty());
+        Ok(prefix.map_or(String::new(), |text| text + " "))
     }
 
     /// Takes the elements of an array.
@@ -312,6 +320,7 @@ mod tests {
             (r#"{"docid": "d", "score": 3, "doc": {"title": "T", "segment": "S"}}"#, "d", "T S"),
             (r#"{"_id": "d", "_score": 3, "_source": {"id": "x", "content": "C"}}"#, "d", "C"),
             (r#"{"doc_id": "d", "document": "D"}"#, "d", "D"),
+            (r#"{"doc_id": "d", "title": "T", "document": "D"}"#, "d", "T D"),
             (r#"{"docno": "d", "text": null, "contents": "C"}"#, "d", "C"),
         ] {
             let expected = Ok((Some(id.to_owned()), text.to_owned()));
@@ -331,6 +340,8 @@ mod tests {
         assert_eq!(document(&names, json), Ok((Some("k".into()), "i A".into())));
         let missing = document(&names, r#"{"text": "x"}"#).expect_err("missing");
         assert!(missing.starts_with("\"abstract\" is missing; the fields are text; "), "{missing}");
+        let missing = document(&names, r#"{"doc": {"text": "x"}}"#).expect_err("missing");
+        assert!(missing.starts_with("\"doc\": \"abstract\" is missing"), "{missing}");
     }
 
     #[test]
