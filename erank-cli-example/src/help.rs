@@ -24,8 +24,8 @@ The format of the input is recognised by its text, and then by the ending of the
                a line of TSV is an id, a tab and the text, as in MS MARCO.
 Files may be compressed with gzip or zstd. Text is UTF-8, or UTF-16 with a byte order mark.
 In a folder, each .txt or .md file is a document with its path as id, and each .jsonl, .ndjson,
-.json, .csv or .tsv file is read as above. Hidden files, links to folders and what is no regular
-file are left out. A title is put before the text. Ids are kept as they are written.
+.json, .csv or .tsv file is read as above. Hidden files, links to folders, pipes, sockets and
+devices are left out. A title is put before the text. Ids are kept as they are written.
 A line that cannot be used is listed with the reason; the other lines are ranked.
 
 --json prints one object:

@@ -211,7 +211,9 @@ fn documents_of_a_folder_are_regular_files() {
     let ended = rerank(b"", &["--docs", folder.path().to_str().expect("UTF-8")]);
     assert_eq!((ended.code, ids(&ended)), (Some(0), vec!["a.txt".to_owned(), "b".to_owned()]));
     assert!(
-        ended.err.contains("left out 1 hidden, 1 links to folders, 1 no regular files."),
+        ended.err.contains(
+            "left out 1 hidden files or folders, 1 links to folders, 1 special files (pipes"
+        ),
         "{}",
         ended.err
     );
