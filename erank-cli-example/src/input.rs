@@ -26,11 +26,11 @@ use crate::text;
 use folder::{DocumentFile, Folder};
 use lines::MAX_RECORD_BYTES;
 
-pub(crate) use decode::{decode, open};
+pub(crate) use decode::{decode, open, peek};
 pub(crate) use fields::{Columns, FieldNames, Fields, Value};
 pub(crate) use json::not_json;
 pub(crate) use lines::Lines;
-pub(crate) use records::{Content, Record, Records};
+pub(crate) use records::{Content, Record, Records, is_json};
 
 /// Maximum size of all texts, ids and reasons that [`read`] keeps in memory.
 const MAX_BYTES: usize = 4 << 30;

@@ -1,7 +1,7 @@
 //! Readers for the files of a collection: runs, judgements, texts, and candidates with their texts.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead, Cursor, Read};
+use std::io::BufRead;
 use std::path::Path;
 
 use erank_core::trec::{self, Qrels, Run};
@@ -18,6 +18,9 @@ const QUERY_ID: &[&str] = &["id", "_id", "qid", "query_id", "query-id"];
 /// The names of a query's text. The topics of ir_datasets have a `title`.
 const QUERY_TEXT: &[&str] = &["text", "query", "question", "contents", "title"];
 
+/// Number of bytes by which JSON is recognised.
+const SAMPLE_BYTES: u64 = 64 << 10;
+
 /// Reads a run in TREC's format.
 pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
     Run::read(open(file)?).map_err(|error| EvalError::file(file, one_line(&error)))
@@ -26,12 +29,9 @@ pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
 /// Reads judgements in the layouts of [`Qrels::read`], or in JSON.
 pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
     let problem = |problem: String| EvalError::file(file, problem);
-    let mut reader = open(file)?;
-    let mut first = Vec::new();
-    reader.by_ref().take(1).read_to_end(&mut first).map_err(|error| problem(error.to_string()))?;
-    let is_json = matches!(first[..], [b'{' | b'[']);
-    let reader = Box::new(Cursor::new(first).chain(reader));
-    if !is_json {
+    let reader = input::peek(open(file)?, SAMPLE_BYTES);
+    let reader = Box::new(reader.map_err(|error| problem(error.to_string()))?);
+    if !input::is_json(reader.get_ref().0.get_ref()) {
         return Qrels::read(reader).map_err(|error| problem(one_line(&error)));
     }
     let mut qrels = Qrels::new();
@@ -104,7 +104,7 @@ pub(super) fn read_queries(
                 queries.insert(id, query);
             }
             Ok(_) => {}
-            Err(reason) => skipped.add(number, reason),
+            Err(reason) => skipped.add(number, None, reason),
         }
     }
     skipped.note(file);
@@ -150,8 +150,8 @@ pub(super) fn read_documents(
                     texts.insert(id, text);
                 }
             }
-            Ok(InputDocument { line, .. }) => skipped.add(line, "there is no id".into()),
-            Err(BadLine { line, reason, .. }) => skipped.add(line, reason),
+            Ok(InputDocument { line, .. }) => skipped.add(line, None, "there is no id".into()),
+            Err(BadLine { line, id, reason }) => skipped.add(line, id, reason),
         }
         Ok(())
     });
@@ -166,8 +166,8 @@ pub(super) fn read_documents(
 struct Skipped {
     unit: &'static str,
     count: usize,
-    /// The first one, with its number.
-    first: Option<(usize, String)>,
+    /// The number of the first one, its id or file if known, and the reason.
+    first: Option<(usize, Option<String>, String)>,
 }
 
 impl Skipped {
@@ -175,16 +175,18 @@ impl Skipped {
         Self { unit, count: 0, first: None }
     }
 
-    fn add(&mut self, number: usize, reason: String) {
+    fn add(&mut self, number: usize, id: Option<String>, reason: String) {
         self.count += 1;
-        self.first.get_or_insert((number, reason));
+        self.first.get_or_insert((number, id, reason));
     }
 
     fn note(&self, file: &Path) {
-        if let Some((number, reason)) = &self.first {
+        if let Some((number, id, reason)) = &self.first {
             let (file, count, unit) = (shown(file), self.count, self.unit);
+            let id =
+                id.as_deref().map_or(String::new(), |id| format!(" ({})", text::beginning(id)));
             text::note(&format!(
-                "{file}: skipped {count} {unit}s that cannot be used; {unit} {number}: {reason}"
+                "{file}: skipped {count} {unit}s that cannot be used; {unit} {number}{id}: {reason}"
             ));
         }
     }
@@ -295,10 +297,13 @@ mod tests {
             "[{\"query-id\": \"q1\", \"corpus-id\": \"7\", \"score\": 2.0},\n\
               {\"query-id\": \"q1\", \"corpus-id\": \"d2\", \"score\": 0}]",
             "{\"q1\": {\"7\": 2, \"d2\": 0}}",
+            " \n\n{\"q1\": {\"7\": 2, \"d2\": 0}}",
             "{\n  \"q1\": {\n    \"7\": 2,\n    \"d2\": 0\n  }\n}\n",
         ] {
             assert_eq!(read_qrels(written(text).path()).expect(text), expected, "{text}");
         }
+        let braces = read_qrels(written("{q1} 0 d1 1\n[q2] 0 d1 0\n").path()).expect("TREC");
+        assert!(braces.has_query("{q1}") && braces.has_query("[q2]"));
         for (bad, said) in [
             ("query-id\tcorpus-id\tscore\nq1\td1\n", "line 2: found 2 fields instead of"),
             ("q1\td1\t1\nq1\td1\t1.5\n", "line 2: the grade \"1.5\""),

@@ -192,6 +192,12 @@ fn row_content(header: &[String], cells: Vec<String>) -> Result<Content, String>
     Ok(Content::Fields(Fields(fields.collect())))
 }
 
+/// Returns whether a text that begins with these bytes is JSON.
+pub(crate) fn is_json(beginning: &[u8]) -> bool {
+    let sample = Sample::new(beginning);
+    sample.is_array() || is_object(sample.bytes)
+}
+
 /// The beginning of a file.
 struct Sample<'a> {
     bytes: &'a [u8],
@@ -257,18 +263,18 @@ impl<'a> Sample<'a> {
         Ok(if is_named { Format::NamedText } else { Format::Text })
     }
 
-    /// Returns whether the file is a JSON array. A line of text may begin with a bracket, too.
-    fn is_array(&self) -> bool {
-        let Some(rest) = self.bytes.strip_prefix(b"[") else { return false };
-        let rest = rest.trim_ascii_start();
-        match rest.first() {
-            Some(b'{') => is_object(rest),
     /// Returns the beginning of the first line.
     fn first_line(&self) -> String {
         let line = self.lines.first().copied().unwrap_or_default();
         String::from_utf8_lossy(line).chars().take(100).collect()
     }
 
+    /// Returns whether the file is a JSON array. A line of text may begin with a bracket, too.
+    fn is_array(&self) -> bool {
+        let Some(rest) = self.bytes.strip_prefix(b"[") else { return false };
+        let rest = rest.trim_ascii_start();
+        match rest.first() {
+            Some(b'{') => is_object(rest),
             Some(b'"') => {
                 let end = Scanner::default().end(rest);
                 let next = end.and_then(|end| rest[end..].trim_ascii_start().first());
@@ -442,12 +448,6 @@ mod tests {
     }
 
     #[test]
-    fn records_number_lines_rows_and_elements() {
-        let numbers = |text: &str| {
-            let mut records = records(text, "-", false).expect("read");
-            let numbers: Vec<_> = records.by_ref().flatten().map(|record| record.number).collect();
-            (numbers, records.unit(), records.blank())
-    #[test]
     fn format_is_recognised_by_the_name_of_the_text() {
         let names = FieldNames { text_field: Some("full text".into()), ..FieldNames::default() };
         let read = |name: &str, text: &'static str| {
@@ -468,6 +468,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn records_number_lines_rows_and_elements() {
+        let numbers = |text: &str| {
+            let mut records = records(text, "-", false).expect("read");
+            let numbers: Vec<_> = records.by_ref().flatten().map(|record| record.number).collect();
+            (numbers, records.unit(), records.blank())
         };
         assert_eq!(numbers("a\n\nb\r\n \n"), (vec![1, 3], "line", 2));
         assert_eq!(numbers("id,text\n1,\"a\nb\"\n\n2,c"), (vec![2, 5], "line", 1));
