@@ -48,7 +48,7 @@ struct PMrr {
     pairs: usize,
     /// Pairs that lack candidates, which are left out.
     without_candidates: usize,
-    /// Number of documents of all pairs that are not relevant any more.
+    /// Number of documents of these pairs that are not relevant any more.
     documents: usize,
     /// The means of the systems, in their order. They are null if all pairs lack candidates.
     means: Vec<Option<f64>>,
@@ -235,7 +235,7 @@ impl<'a> Report<'a> {
         self.p_mrr = Some(PMrr {
             pairs: ids.len(),
             without_candidates: pairs.count() - ids.len(),
-            documents: pairs.documents(),
+            documents: ids.iter().map(|id| pairs.documents(id)).sum(),
             means: systems.iter().map(QueryValues::mean).collect(),
             queries: queries.collect(),
         });
