@@ -33,7 +33,7 @@ A line that cannot be used is listed with the reason; the other lines are ranked
   template     name of the prompt: \"erank\" or \"qwen3-reranker\"
   stopped      null, \"interrupted\" or \"timeout\"
   counts       documents = ranked + beyond_top_k + below_min_score + unscored;
-               partially_scored: how many of the ranked and beyond_top_k lack something
+               partially_scored: how many of the documents with a score lack something
   tokens       prompt, generated
   seconds      time of ranking, without loading the model
   min_score    value of --min-score
@@ -78,9 +78,9 @@ Output is written to the folder of --output:
 Documents that cannot be scored rank last, in the order of the first stage. If the reason may be
 temporary, the next start tries them again.
 
---calibrate writes a JSON object: score, mode and answer_range (of the scores), points[] (a score and the
-probability of relevance; between them, the probability is linear), settings (as in scores.jsonl) and
-fitted_on (queries, documents, relevant documents).";
+--calibrate writes a JSON object: erank_calibration (the version of the format), score, mode and answer_range
+(of the scores), points[] (a score and the probability of relevance; between them, the probability is
+linear), settings (as in scores.jsonl) and fitted_on (queries, documents, relevant documents).";
 
 /// The exit codes of `erank eval`.
 pub(crate) const EVAL_EXIT_CODES: &str = "\
