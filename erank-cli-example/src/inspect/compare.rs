@@ -234,6 +234,9 @@ struct ComparedDocument {
 
 /// A document without two answers.
 #[derive(Serialize)]
+    /// The word for what `line` counts.
+    #[serde(skip)]
+    unit: &'static str,
 struct Uncompared {
     line: usize,
     id: Option<String>,
@@ -309,10 +312,10 @@ impl Comparison {
     /// Lists the documents that were not compared on standard error, with reasons.
     fn note_uncompared(&self) {
         text::note(&format!("Documents that were not compared: {}", self.uncompared.len()));
-        for Uncompared { line, id, reason } in &self.uncompared {
+        for Uncompared { unit, line, id, reason } in &self.uncompared {
             let id = id.as_deref().map(text::beginning);
             let id = id.map_or(String::new(), |id| format!(" ({id})"));
-            text::note(&format!("  line {line}{id}: {reason}"));
+            text::note(&format!("  {unit} {line}{id}: {reason}"));
         }
     }
 }
@@ -330,6 +333,7 @@ impl ComparedQuery {
         {
             match ComparedDocument::new(document, ours, theirs) {
                 Ok(compared) => documents.push(compared),
+                    unit: query.input.unit,
                 Err(reason) => uncompared.push(Uncompared {
                     line: document.line,
                     id: document.id.clone(),
@@ -338,6 +342,7 @@ impl ComparedQuery {
             }
         }
         let bad_lines = query.input.bad_lines.iter();
+            unit: query.input.unit,
         uncompared.extend(bad_lines.map(|bad| Uncompared {
             line: bad.line,
             id: bad.id.clone(),
