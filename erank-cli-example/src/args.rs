@@ -1,7 +1,7 @@
 //! The arguments of the command line.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -319,13 +319,14 @@ impl CollectionArguments {
     /// Returns whether candidates with the id of their query are left out.
     pub(crate) fn ignores_identical_ids(&self) -> bool {
         self.ignore_identical_ids.unwrap_or_else(|| {
-            let folder = self.beir.as_deref().and_then(|folder| {
-                // The name behind a relative path such as `.`.
-                folder.canonicalize().ok()
-            });
-            let name = folder.as_deref().and_then(|folder| folder.file_name());
-            let name = name.map(|name| name.to_string_lossy().to_ascii_lowercase());
-            name.is_some_and(|name| name.contains("arguana") || name.contains("quora"))
+            let Some(given) = self.beir.as_deref() else { return false };
+            // The given path may be a link with this name, or a relative path such as `.` without one.
+            let resolved = given.canonicalize().unwrap_or_default();
+            let mut names = [given, resolved.as_path()].into_iter().filter_map(Path::file_name);
+            names.any(|name| {
+                let name = name.to_string_lossy().to_ascii_lowercase();
+                name.contains("arguana") || name.contains("quora")
+            })
         })
     }
 }
