@@ -24,7 +24,17 @@ pub(crate) fn run(
     arguments: &RerankArguments,
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
-    rank_and_report(arguments, input::read(&arguments.docs, &arguments.fields)?, interrupt)
+    rank_and_report(arguments, read(arguments)?, interrupt)
+}
+
+/// Reads the documents of `--docs`. Says so if there are none.
+pub(crate) fn read(arguments: &RerankArguments) -> Result<Input, CommandError> {
+    let input = input::read(&arguments.docs, &arguments.fields)?;
+    if input.documents.is_empty() && input.bad_lines.is_empty() {
+        let what = input::shown(&arguments.docs);
+        text::note(&format!("{what} has no documents to rank; --docs names the file or folder."));
+    }
+    Ok(input)
 }
 
 /// Ranks the documents of `input`, and prints the report.

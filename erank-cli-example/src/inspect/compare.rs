@@ -74,8 +74,7 @@ fn queries(arguments: &InspectArguments) -> Result<Vec<Query>, CommandError> {
     if let Some(docs) = &arguments.docs {
         let input = input::read(docs, &arguments.fields)?;
         if input.documents.is_empty() {
-            let what = if docs == "-" { "standard input".into() } else { text::line(docs) };
-            return Err(CommandError::NoDocuments { what });
+            return Err(CommandError::NoDocuments { what: input::shown(docs) });
         }
         return Ok(vec![query(arguments.query(), input)]);
     }
@@ -234,10 +233,10 @@ struct ComparedDocument {
 
 /// A document without two answers.
 #[derive(Serialize)]
+struct Uncompared {
     /// The word for what `line` counts.
     #[serde(skip)]
     unit: &'static str,
-struct Uncompared {
     line: usize,
     id: Option<String>,
     reason: String,
@@ -333,8 +332,8 @@ impl ComparedQuery {
         {
             match ComparedDocument::new(document, ours, theirs) {
                 Ok(compared) => documents.push(compared),
-                    unit: query.input.unit,
                 Err(reason) => uncompared.push(Uncompared {
+                    unit: query.input.unit,
                     line: document.line,
                     id: document.id.clone(),
                     reason,
@@ -342,8 +341,8 @@ impl ComparedQuery {
             }
         }
         let bad_lines = query.input.bad_lines.iter();
-            unit: query.input.unit,
         uncompared.extend(bad_lines.map(|bad| Uncompared {
+            unit: query.input.unit,
             line: bad.line,
             id: bad.id.clone(),
             reason: bad.reason.clone(),

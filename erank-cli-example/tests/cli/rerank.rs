@@ -384,7 +384,7 @@ fn rerank_accepts_empty_input() {
     let run = erank(&["rerank", "-q", "x", "--json"], b"\n \n");
     assert_eq!(run.code, Some(0), "{run:?}");
     assert_eq!(run.json()["counts"]["documents"], 0);
-    assert!(run.err.contains("no documents"), "{}", run.err);
+    assert!(run.err.contains("standard input has no documents to rank"), "{}", run.err);
 }
 
 #[test]
