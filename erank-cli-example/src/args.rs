@@ -146,6 +146,19 @@ pub(crate) struct SamplingArguments {
 }
 
 impl SamplingArguments {
+    /// Returns the names of the arguments that are given. Those that need --temperature are left out, except
+    /// --samples.
+    pub(crate) fn given(&self) -> impl Iterator<Item = &'static str> {
+        let settings = [
+            ("--temperature", self.temperature.is_some()),
+            ("--samples", self.samples.is_some()),
+            ("--repetition-penalty", self.repetition_penalty.is_some()),
+            ("--frequency-penalty", self.frequency_penalty.is_some()),
+            ("--presence-penalty", self.presence_penalty.is_some()),
+        ];
+        settings.into_iter().filter(|(_, given)| *given).map(|(name, _)| name)
+    }
+
     /// Sets the given settings in `options`.
     ///
     /// # Errors
@@ -156,13 +169,7 @@ impl SamplingArguments {
         options: &mut ScoringOptions,
         answers: &AnswerFormat,
     ) -> Result<(), ConfigError> {
-        let settings = [
-            ("--temperature", self.temperature.is_some()),
-            ("--repetition-penalty", self.repetition_penalty.is_some()),
-            ("--frequency-penalty", self.frequency_penalty.is_some()),
-            ("--presence-penalty", self.presence_penalty.is_some()),
-        ];
-        if let Some((name, _)) = settings.iter().find(|(_, given)| answers.is_bare() && *given) {
+        if let Some(name) = self.given().next().filter(|_| answers.is_bare()) {
             return Err(ConfigError::BareAnswer(name));
         }
         options.samples = self.samples.map_or(options.samples, NonZeroUsize::get);
@@ -458,13 +465,21 @@ impl Thinking {
         }
     }
 
-    /// Returns the mode that the arguments select, or `default`.
-    pub(crate) fn mode(&self, default: Mode) -> Mode {
+    /// Returns the mode that the arguments select, or `default`. Bare answers are without reasoning.
+    pub(crate) fn mode(&self, default: Mode, answers: &AnswerFormat) -> Mode {
         match self.max_tokens {
-            _ if self.answer_only => Mode::AnswerOnly,
+            _ if self.answer_only || answers.is_bare() => Mode::AnswerOnly,
             Some(max_tokens) => Mode::Reason { max_tokens: max_tokens.get() },
             None => default,
         }
+    }
+}
+
+/// Returns the limit for reasoning, or `None` without reasoning.
+pub(crate) fn max_tokens(mode: Mode) -> Option<usize> {
+    match mode {
+        Mode::Reason { max_tokens } => Some(max_tokens),
+        _ => None,
     }
 }
 

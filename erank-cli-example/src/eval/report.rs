@@ -35,7 +35,7 @@ pub(super) struct Report<'a> {
     systems: Vec<System>,
     /// p-MRR over pairs of queries. It is null without `--followir`.
     p_mrr: Option<PMrr>,
-    /// It is null without `--calibrate`.
+    /// It is null without `--calibrate`, and if the calibration cannot be fitted.
     pub(super) calibration: Option<Calibrated>,
     queries: Vec<QueryReport<'a>>,
     unscored: Vec<Unscored<'a>>,
