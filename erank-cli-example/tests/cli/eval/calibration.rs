@@ -79,7 +79,7 @@ fn eval_calibrates_scores_and_rerank_reads_the_file() {
     assert_eq!(other.code, Some(0), "{other:?}");
     assert!(other.err.contains("and is \"Find recipes.\""), "{}", other.err);
     for (more, said) in [
-        (&["--max-document-tokens", "9"][..], "max_document_tokens was 256 and is 9"),
+        (&["--max-document-tokens", "9"][..], "max_document_tokens was 1024 and is 9"),
         (&["--max-prompt-tokens", "99"], "max_prompt_tokens was null and is 99"),
         (&["--windows", "16"], "windows was null and is 16"),
     ] {
