@@ -275,7 +275,7 @@ pub(crate) struct Relevant {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Collection")]
 pub(crate) struct CollectionArguments {
-    /// The first stage's run, in TREC's format.
+    /// The first stage's run, in TREC's format or in JSON.
     #[arg(long, value_name = "FILE", required_unless_present = "jsonl", conflicts_with = "jsonl")]
     pub(crate) run: Option<PathBuf>,
     /// The relevance judgements, in the format of TREC, BEIR or ir_datasets.

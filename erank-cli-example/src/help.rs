@@ -55,7 +55,8 @@ Unknown values are null. Diagnostics are written to standard error.";
 /// The input and the output files of `erank eval`.
 pub(crate) const EVAL: &str = "\
 Input is the run of a first stage, relevance judgements (qrels), and the texts:
-  TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS
+  TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS. RUN may also be JSON, such as
+              {\"q1\": {\"d7\": 12.3}}.
   BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
   JSON lines  --jsonl FILE --qrels QRELS, with one query per line:
               {\"id\": \"q1\", \"query\": \"…\", \"documents\": [{\"id\": \"d7\", \"text\": \"…\", \"score\": 12.3}]}

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::BufRead;
 use std::path::Path;
 
-use erank_core::trec::{self, Qrels, Run};
+use erank_core::trec::{self, EntryError, Qrels, Run};
 
 use super::error::EvalError;
 use crate::error::one_line;
@@ -21,49 +21,73 @@ const QUERY_TEXT: &[&str] = &["text", "query", "question", "contents", "title"];
 /// Number of bytes by which JSON is recognised.
 const SAMPLE_BYTES: u64 = 64 << 10;
 
-/// Reads a run in TREC's format.
+/// Reads a run in TREC's format, or in JSON.
 pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
-    Run::read(open(file)?).map_err(|error| EvalError::file(file, one_line(&error)))
+    let mut run = Run::new();
+    let text = read_json(file, |query, document, score| {
+        let number = score.parse().map_err(|_| EntryError::Score(score))?;
+        run.insert(query, document, number)
+    })?;
+    match text {
+        Some(text) => Run::read(text).map_err(|error| EvalError::file(file, one_line(&error))),
+        None => Ok(run),
+    }
 }
 
 /// Reads judgements in the layouts of [`Qrels::read`], or in JSON.
 pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
+    let mut qrels = Qrels::new();
+    let text = read_json(file, |query, document, grade| {
+        qrels.insert(query, document, trec::parse_grade(&grade)?)
+    })?;
+    match text {
+        Some(text) => Qrels::read(text).map_err(|error| EvalError::file(file, one_line(&error))),
+        None => Ok(qrels),
+    }
+}
+
+/// Calls `add` with query, document and value of each entry of a file, if it is JSON. Returns the text otherwise.
+fn read_json(
+    file: &Path,
+    mut add: impl FnMut(String, String, String) -> Result<(), EntryError>,
+) -> Result<Option<Box<dyn BufRead>>, EvalError> {
     let problem = |problem: String| EvalError::file(file, problem);
     let reader = input::peek(open(file)?, SAMPLE_BYTES);
-    let reader = Box::new(reader.map_err(|error| problem(error.to_string()))?);
+    let reader = reader.map_err(|error| problem(error.to_string()))?;
     if !input::is_json(reader.get_ref().0.get_ref()) {
-        return Qrels::read(reader).map_err(|error| problem(one_line(&error)));
+        return Ok(Some(Box::new(reader)));
     }
-    let mut qrels = Qrels::new();
-    let columns = FieldNames::default();
-    let records = Records::new(reader, columns.columns(), Default::default());
+    let names = FieldNames::default();
+    let records = Records::new(Box::new(reader), names.columns(), Default::default());
     let records = records.map_err(|error| problem(error.to_string()))?;
     let unit = records.unit();
     for record in records {
         let record = record.map_err(|error| problem(error.to_string()))?;
         let number = record.number;
-        let added = fields(record).and_then(|fields| add_grades(fields, &mut qrels));
+        let added = fields(record).and_then(|fields| add_entries(fields, &mut add));
         added.map_err(|reason| problem(format!("{unit} {number}: {reason}")))?;
     }
-    Ok(qrels)
+    Ok(None)
 }
 
-/// Adds the grade of `{"query_id": "q1", "doc_id": "d1", "relevance": 1}`, or those of `{"q1": {"d1": 1}}`.
-fn add_grades(mut fields: Fields, qrels: &mut Qrels) -> Result<(), String> {
-    let [query_names, document_names, grade_names] = Qrels::FIELD_NAMES;
-    let mut add = |query: String, document: String, grade: String| {
-        let grade = trec::parse_grade(&grade).map_err(|error| error.to_string())?;
-        qrels.insert(query, document, grade).map_err(|error| error.to_string())
+/// Adds the entry of `{"query_id": "q1", "doc_id": "d1", "relevance": 1}`, or those of `{"q1": {"d1": 1}}`.
+fn add_entries(
+    mut fields: Fields,
+    add: &mut impl FnMut(String, String, String) -> Result<(), EntryError>,
+) -> Result<(), String> {
+    let [query_names, document_names, value_names] = Qrels::FIELD_NAMES;
+    let mut add = |query: String, document: String, value: String| {
+        add(query, document, value).map_err(|error| error.to_string())
     };
     if let Some(query) = fields.take_id(query_names)? {
         let document = fields.take_id(document_names)?.ok_or("the document id is missing")?;
-        let grade = fields.take_id(grade_names)?.ok_or("the grade is missing")?;
-        return add(query, document, grade);
+        let value = fields.take_id(value_names)?.ok_or("the grade or score is missing")?;
+        return add(query, document, value);
     }
-    for (query, grades) in fields.into_entries() {
-        for (document, grade) in grades.object(&query)?.into_entries() {
-            let grade = grade.id(&document)?.ok_or("a grade is null")?;
-            add(query.clone(), document, grade)?;
+    for (query, values) in fields.into_entries() {
+        for (document, value) in values.object(&query)?.into_entries() {
+            let value = value.id(&document)?.ok_or("a grade or score is null")?;
+            add(query.clone(), document, value)?;
         }
     }
     Ok(())
@@ -232,7 +256,9 @@ fn candidates(
     run: &mut Run,
 ) -> Result<(String, QueryText), String> {
     let documents = fields.take_array(&["documents", "candidates", "hits"])?;
-    let documents = documents.ok_or("\"documents\" is missing")?.into_iter();
+    let documents = documents
+        .ok_or_else(|| format!("\"documents\" is missing; the fields are {}", fields.names()))?;
+    let documents = documents.into_iter();
     let documents = documents.map(|document| document.object("an element of \"documents\""));
     let mut documents: Vec<Fields> = documents.collect::<Result<_, _>>()?;
 
@@ -313,6 +339,29 @@ mod tests {
             ("{\"q1\": 7}", "line 1: \"q1\" is not an object"),
         ] {
             let error = read_qrels(written(bad).path()).expect_err(bad).to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn read_run_accepts_json() {
+        let expected =
+            read_run(written("q1 Q0 7 1 2.5 x\nq1 Q0 d2 2 -1e-3 x\n").path()).expect("TREC");
+        for text in [
+            "{\"q1\": {\"7\": 2.5, \"d2\": -0.001}}",
+            "{\n  \"q1\": {\n    \"7\": 2.5,\n    \"d2\": -1e-3\n  }\n}\n",
+            "{\"query_id\": \"q1\", \"doc_id\": 7, \"score\": 2.5}\n\
+             {\"query_id\": \"q1\", \"doc_id\": \"d2\", \"score\": -0.001}\n",
+        ] {
+            assert_eq!(read_run(written(text).path()).expect(text), expected, "{text}");
+        }
+        for (bad, said) in [
+            ("{\"q1\": {\"d1\": \"high\"}}", "line 1: the score \"high\" is not a finite number"),
+            ("{\"q1\": {\"d1\": NaN}}", "line 1: a grade or score is null"),
+            ("{\"q1\": {\"d1\": 1e999}}", "line 1: the score \"inf\" is not a finite number"),
+            ("{\"q1\": [\"d1\"]}", "line 1: \"q1\" is not an object"),
+        ] {
+            let error = read_run(written(bad).path()).expect_err(bad).to_string();
             assert!(error.contains(said), "{error}");
         }
     }
