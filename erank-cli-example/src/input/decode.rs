@@ -19,7 +19,7 @@ const EXPANSION_ALLOWANCE: u64 = 64 << 20;
 const SAMPLE_BYTES: u64 = 64 << 10;
 
 /// The beginnings of files that hold no text, and what they are.
-const NO_TEXT: [(usize, &[u8], &str); 11] = [
+const NO_TEXT: [(usize, &[u8], &str); 13] = [
     (0, b"\x1f\x8b", "compressed twice (gzip inside); decompress it once"),
     (0, b"\x28\xb5\x2f\xfd", "compressed twice (zstd inside); decompress it once"),
     // After "BZh" and a digit, which may also begin a text.
@@ -29,6 +29,12 @@ const NO_TEXT: [(usize, &[u8], &str); 11] = [
     (0, b"PK\x03\x04", "a zip archive; unpack it, and give the file or folder that it holds"),
     (257, b"ustar", "a tar archive; unpack it, and give the file or folder that it holds"),
     (0, b"PAR1\x15", "a Parquet file; convert it to JSON lines"),
+    (
+        0,
+        b"7z\xbc\xaf\x27\x1c",
+        "a 7z archive; unpack it, and give the file or folder that it holds",
+    ),
+    (0, b"Rar!\x1a\x07", "a rar archive; unpack it, and give the file or folder that it holds"),
     (0, b"%PDF-", "a PDF; extract its text first"),
     (0, b"SQLite format 3\0", "an SQLite database; export its rows as CSV or JSON lines"),
     (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer; run git lfs pull"),
@@ -78,16 +84,21 @@ pub(crate) fn decode<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn BufRead +
     })
 }
 
-/// Returns an error if NUL bytes show that the sample is UTF-16 or binary. A few NULs may be part of a text.
+/// Returns an error if NUL bytes show that the sample is UTF-16, UTF-32 or binary. A few NULs may be part of a text.
 fn check_nuls(sample: &[u8]) -> io::Result<()> {
-    let nuls = |parity: usize| sample.iter().skip(parity).step_by(2).filter(|byte| **byte == 0);
-    let (even, odd) = (nuls(0).count(), nuls(1).count());
-    if (even + odd) * 32 <= sample.len() {
+    // The numbers of NULs at the four positions of a UTF-32 character.
+    let nuls = [0, 1, 2, 3]
+        .map(|position| sample.iter().skip(position).step_by(4).filter(|byte| **byte == 0).count());
+    if nuls.iter().sum::<usize>() * 32 <= sample.len() {
         return Ok(());
     }
-    let encoding = match (even, odd) {
-        (0, _) => "UTF-16LE",
-        (_, 0) => "UTF-16BE",
+    // No text has NUL characters in UTF-32.
+    let characters = sample.len() / 4;
+    let encoding = match nuls {
+        [0, _, 0, _] => "UTF-16LE",
+        [_, 0, _, 0] => "UTF-16BE",
+        [0, _, upper, most] if (upper, most) == (characters, characters) => "UTF-32LE",
+        [most, upper, _, 0] if (upper, most) == (characters, characters) => "UTF-32BE",
         _ => return Err(invalid("it is binary, not text".into())),
     };
     Err(invalid(format!(
@@ -365,6 +376,10 @@ mod tests {
             (without_mark(false), "UTF-16LE without a byte order mark"),
             (without_mark(true), "UTF-16BE without a byte order mark"),
             (b"\xff\xfe\0\0a\0\0\0".to_vec(), "UTF-32"),
+            (b"a\0\0\0b\0\0\0".to_vec(), "UTF-32LE without a byte order mark"),
+            (b"\0\0\0a\0\0\0b".to_vec(), "UTF-32BE without a byte order mark"),
+            (b"7z\xbc\xaf\x27\x1c\0\x04".to_vec(), "7z archive"),
+            (b"Rar!\x1a\x07\x01\0".to_vec(), "rar archive"),
             (b"PK\x03\x04rest".to_vec(), "zip archive"),
             (tar, "tar archive"),
             (b"BZh91AY&SY\x8b\xa1".to_vec(), "compressed with bzip2"),
