@@ -410,7 +410,7 @@ mod tests {
             ("no JSON at all", "bad JSON"),
             ("{\"text\": \"cut off", "bad JSON"),
             ("{\"text\": \"x\"} trailing", "bad JSON"),
-            ("[1]", "bad JSON"),
+            ("[1]", "it is an array"),
             ("{\"text\": \"\\ud8\"}", "bad JSON"),
             ("{\"text\": \"x\", \"score\": 1e999}", "\"score\" is not a number"),
             ("{\"id\": \"n\"}", "\"text\" is missing"),

@@ -62,10 +62,19 @@ pub(crate) struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// Returns the name of a column in a header. Known names may be in any case there.
+    /// Returns the name of a column in a header. Known names may be in any case there, and have spaces or hyphens, such
+    /// as `Doc ID` for `doc_id`.
     pub(super) fn name(&self, cell: &str) -> String {
-        let (cell, lower) = (cell.trim(), cell.trim().to_lowercase());
-        if !self.is_known(cell) && self.is_known(&lower) { lower } else { cell.to_owned() }
+        let cell = cell.trim();
+        let lower = cell.to_lowercase();
+        let joined = lower.replace([' ', '-'], "_");
+        let names = [cell, &lower, &joined].into_iter();
+        names.clone().find(|name| self.is_known(name)).unwrap_or(cell).to_owned()
+    }
+
+    /// Returns whether the name is that of an id.
+    pub(super) fn is_id(&self, name: &str) -> bool {
+        ID.contains(&name) && self.is_known(name)
     }
 
     pub(super) fn is_text(&self, name: &str) -> bool {
@@ -236,28 +245,48 @@ impl Fields {
         score.map(Some).ok_or_else(|| format!("{name:?} is not a number"))
     }
 
+    /// Returns the path of the first array, as jq writes it: that of a field, or of a field of an object, as in a
+    /// response of Elasticsearch.
+    fn array(&self) -> Option<String> {
+        self.0.iter().find_map(|(name, value)| match value {
+            Value::Other(json) if json.starts_with('[') => Some(format!("[{name:?}]")),
+            Value::Other(json) if json.starts_with('{') => {
+                let inner = json::object(json).ok()?.0.into_iter();
+                let mut arrays = inner.filter(
+                    |(_, value)| matches!(value, Value::Other(json) if json.starts_with("[{")),
+                );
+                arrays.next().map(|(inner, _)| format!("[{name:?}][{inner:?}]"))
+            }
+            _ => None,
+        })
+    }
+
     /// Returns the error for a field that is missing, with the names of the others.
     fn missing(&self, wanted: &str) -> String {
-        const MAX_LISTED: usize = 10;
         if self.0.iter().any(|(name, _)| name == wanted) {
             return format!("{wanted:?} is null");
         }
+        let advice = match self.array() {
+            Some(path) => format!(
+                "; if the documents are the elements of an array, write them as lines: jq -c '.{path}[]'"
+            ),
+            None if !self.0.is_empty() && self.0.iter().all(|(_, value)| value.is_object()) => {
+                "; if the names are ids, write the documents as lines: jq -c 'to_entries[] | {id: .key} + .value'".into()
+            }
+            None => "; name the field of the text with --text-field".into(),
+        };
+        format!("{wanted:?} is missing; the fields are {}{advice}", self.names())
+    }
+
+    /// Returns the names of the first fields.
+    pub(crate) fn names(&self) -> String {
+        const MAX_LISTED: usize = 10;
         let listed = self.0.iter().take(MAX_LISTED);
         let mut names: Vec<String> = listed.map(|(name, _)| text::beginning(name)).collect();
         if self.0.len() > MAX_LISTED {
             names.push("…".into());
         }
-        let array = self
-            .0
-            .iter()
-            .find(|(_, value)| matches!(value, Value::Other(json) if json.starts_with('[')));
-        let advice = match array {
-            Some((name, _)) => format!(
-                "; if the documents are the elements of {name:?}, write them as lines: jq -c '.[{name:?}][]'"
-            ),
-            None => "; name the field of the text with --text-field".into(),
-        };
-        format!("{wanted:?} is missing; the fields are {}{advice}", names.join(", "))
+        names.join(", ")
     }
 }
 
@@ -276,6 +305,10 @@ impl Value {
             Self::Text(id) | Self::Number(id) => Ok(Some(id).filter(|id| !id.is_empty())),
             Self::Other(_) => Err(format!("{name:?} is neither a string nor a number")),
         }
+    }
+
+    fn is_object(&self) -> bool {
+        matches!(self, Self::Other(json) if json.starts_with('{'))
     }
 
     /// Returns the fields of an object.
@@ -356,6 +389,11 @@ mod tests {
             (r#"{"text": "a", "score": 1e999}"#, "\"score\" is not a number"),
             (r#"{"text": "a", "text": "b"}"#, "the field \"text\" occurs twice"),
             (r#"{"query": "q", "documents": ["a"]}"#, "jq -c '.[\"documents\"][]'"),
+            (r#"{"took": 3, "hits": {"hits": [{"_id": "a"}]}}"#, r#"jq -c '.["hits"]["hits"][]'"#),
+            (
+                r#"{"d1": {"text": "a"}, "d2": {"text": "b"}}"#,
+                "jq -c 'to_entries[] | {id: .key} + .value'",
+            ),
             (r#"{"doc": {"title": "T"}}"#, "\"doc\": \"text\" is missing; the fields are title"),
         ] {
             let reason = document(&FieldNames::default(), json).expect_err(json);
