@@ -16,7 +16,7 @@ use crate::text;
 /// The names of a query's id: those of BEIR, rank_llm and ir_datasets.
 const QUERY_ID: &[&str] = &["id", "_id", "qid", "query_id", "query-id"];
 /// The names of a query's text. The topics of ir_datasets have a `title`.
-const QUERY_TEXT: &[&str] = &["text", "query", "question", "contents", "title"];
+const QUERY_TEXT: &[&str] = &["text", "query", "query_text", "question", "contents", "title"];
 
 /// Number of bytes by which JSON is recognised.
 const SAMPLE_BYTES: u64 = 64 << 10;
@@ -259,7 +259,10 @@ fn candidates(
     let documents = documents
         .ok_or_else(|| format!("\"documents\" is missing; the fields are {}", fields.names()))?;
     let documents = documents.into_iter();
-    let documents = documents.map(|document| document.object("an element of \"documents\""));
+    let documents = documents.map(|document| match document.is_object() {
+        true => document.object("documents"),
+        false => Err("an element of \"documents\" is not an object".into()),
+    });
     let mut documents: Vec<Fields> = documents.collect::<Result<_, _>>()?;
 
     let mut id = fields.take_id(QUERY_ID)?;
@@ -396,6 +399,7 @@ mod tests {
             "{\"_id\": \"1\", \"text\": \"one\", \"metadata\": {}}\n{\"_id\": 1e3, \"text\": \"two\"}\n",
             "query_id,text\n1,one\n1e3,two\n",
             "qid\tquery\n1\tone\n1e3\ttwo\n",
+            "qid\tquery_text\tnarrative\n1\tone\tx\n1e3\ttwo\ty\n",
             "[{\"query_id\": \"1\", \"title\": \"one\"}, {\"qid\": \"1e3\", \"query\": \"two\"}]",
         ] {
             assert_eq!(read(text), both, "{text}");
@@ -424,7 +428,11 @@ mod tests {
             (line(r#"[{"id": "a", "score": 1}, {"id": "a", "score": 2}]"#), "\"a\" twice"),
             (line(r#"[{"id": [], "score": 1}]"#), "neither a string nor a number"),
             (line(r#"[{"score": 1}]"#), "a document's \"id\" is missing"),
-            (line("[7]"), "is not an object"),
+            (line("[7]"), "line 1: an element of \"documents\" is not an object"),
+            (
+                "{\"id\": 1, \"ctxs\": []}".into(),
+                "\"documents\" is missing; the fields are id, ctxs",
+            ),
             (line("7"), "\"documents\" is not an array"),
             ("{\"id\": 1, \"documents\": []}".into(), "\"query\" is missing"),
             ("one\ntwo\n".into(), "line 1: it is not a JSON object"),

@@ -307,7 +307,7 @@ impl Value {
         }
     }
 
-    fn is_object(&self) -> bool {
+    pub(crate) fn is_object(&self) -> bool {
         matches!(self, Self::Other(json) if json.starts_with('{'))
     }
 
