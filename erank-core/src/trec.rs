@@ -211,9 +211,9 @@ impl Qrels {
     ///
     /// The first line tells the layout. Four fields are TREC's, and three are query id, document id and grade, as in
     /// BEIR. Fields are separated by white space, or by commas or semicolons if the first line has one after each
-    /// field. A first line whose grade is no number, and whose second of four fields is neither a number nor `Q0`, is a
-    /// header. A header with names of [`FIELD_NAMES`](Self::FIELD_NAMES) may have the fields in any order, and others
-    /// beside them. A grade may be written as `1.0`.
+    /// field. A first line without digits whose grade is no number is a header. A header with names of
+    /// [`FIELD_NAMES`](Self::FIELD_NAMES) may have the fields in any order, and others beside them. A grade may be
+    /// written as `1.0`.
     ///
     /// ```
     /// use erank_core::trec::Qrels;
@@ -391,13 +391,13 @@ impl QrelsLayout {
         if let [Some(query), Some(document), Some(grade)] = named {
             return Ok((of("as many as the header", [query, document, grade]), true));
         }
-        let is_word = |field: &str| field.parse::<f64>().is_err();
-        let (layout, is_header) = match fields[..] {
-            [_, iteration, _, grade] => {
-                let is_number = !is_word(iteration) || iteration.eq_ignore_ascii_case("q0");
-                (of("4: query id, 0, document id, grade", [0, 2, 3]), is_word(grade) && !is_number)
-            }
-            [_, _, grade] => (of("3: query id, document id, grade", [0, 1, 2]), is_word(grade)),
+        // Most ids have digits, so that an entry with a wrong grade is not taken for a header.
+        let has_digits = || line.contains(|c: char| c.is_ascii_digit());
+        let is_header =
+            fields.last().is_some_and(|grade| grade.parse::<f64>().is_err()) && !has_digits();
+        let layout = match fields[..] {
+            [_, _, _, _] => of("4: query id, 0, document id, grade", [0, 2, 3]),
+            [_, _, _] => of("3: query id, document id, grade", [0, 1, 2]),
             _ => {
                 return Err(EntryError::Fields {
                     found: fields.len(),

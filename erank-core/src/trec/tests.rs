@@ -77,6 +77,7 @@ fn read_errors_name_the_line() {
     ] {
         assert!(refused(text).contains(said), "{}", refused(text));
     }
+    assert!(refused("q1 d1 high\nq1 d2 1\n").starts_with("line 1: the grade \"high\""));
     let header = refused("docid\tsearch\tlabel\na\tq\t1\n");
     assert!(header.contains("the header \"docid\\tsearch\\tlabel\" does not tell"), "{header}");
     for grade in ["1.5", "1.01", "1.0.0", ".0", "yes", "2147483648", "0x1", "--1", "nan", "1e0"] {
