@@ -3,7 +3,7 @@
 #[cfg(feature = "serve")]
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -233,6 +233,19 @@ pub(crate) struct SamplingArguments {
 }
 
 impl SamplingArguments {
+    /// Returns the names of the arguments that are given. Those that need --temperature are left out, except
+    /// --samples.
+    pub(crate) fn given(&self) -> impl Iterator<Item = &'static str> {
+        let settings = [
+            ("--temperature", self.temperature.is_some()),
+            ("--samples", self.samples.is_some()),
+            ("--repetition-penalty", self.repetition_penalty.is_some()),
+            ("--frequency-penalty", self.frequency_penalty.is_some()),
+            ("--presence-penalty", self.presence_penalty.is_some()),
+        ];
+        settings.into_iter().filter(|(_, given)| *given).map(|(name, _)| name)
+    }
+
     /// Sets the given settings in `options`.
     ///
     /// # Errors
@@ -243,13 +256,7 @@ impl SamplingArguments {
         options: &mut ScoringOptions,
         answers: &AnswerFormat,
     ) -> Result<(), ConfigError> {
-        let settings = [
-            ("--temperature", self.temperature.is_some()),
-            ("--repetition-penalty", self.repetition_penalty.is_some()),
-            ("--frequency-penalty", self.frequency_penalty.is_some()),
-            ("--presence-penalty", self.presence_penalty.is_some()),
-        ];
-        if let Some((name, _)) = settings.iter().find(|(_, given)| answers.is_bare() && *given) {
+        if let Some(name) = self.given().next().filter(|_| answers.is_bare()) {
             return Err(ConfigError::BareAnswer(name));
         }
         options.samples = self.samples.map_or(options.samples, NonZeroUsize::get);
@@ -355,7 +362,7 @@ pub(crate) struct Relevant {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Collection")]
 pub(crate) struct CollectionArguments {
-    /// The first stage's run, in TREC's format.
+    /// The first stage's run, in TREC's format or in JSON.
     #[arg(long, value_name = "FILE", required_unless_present = "jsonl", conflicts_with = "jsonl")]
     pub(crate) run: Option<PathBuf>,
     /// The relevance judgements, in the format of TREC, BEIR or ir_datasets.
@@ -406,13 +413,14 @@ impl CollectionArguments {
     /// Returns whether candidates with the id of their query are left out.
     pub(crate) fn ignores_identical_ids(&self) -> bool {
         self.ignore_identical_ids.unwrap_or_else(|| {
-            let folder = self.beir.as_deref().and_then(|folder| {
-                // The name behind a relative path such as `.`.
-                folder.canonicalize().ok()
-            });
-            let name = folder.as_deref().and_then(|folder| folder.file_name());
-            let name = name.map(|name| name.to_string_lossy().to_ascii_lowercase());
-            name.is_some_and(|name| name.contains("arguana") || name.contains("quora"))
+            let Some(given) = self.beir.as_deref() else { return false };
+            // The given path may be a link with this name, or a relative path such as `.` without one.
+            let resolved = given.canonicalize().unwrap_or_default();
+            let mut names = [given, resolved.as_path()].into_iter().filter_map(Path::file_name);
+            names.any(|name| {
+                let name = name.to_string_lossy().to_ascii_lowercase();
+                name.contains("arguana") || name.contains("quora")
+            })
         })
     }
 }
@@ -544,13 +552,21 @@ impl Thinking {
         }
     }
 
-    /// Returns the mode that the arguments select, or `default`.
-    pub(crate) fn mode(&self, default: Mode) -> Mode {
+    /// Returns the mode that the arguments select, or `default`. Bare answers are without reasoning.
+    pub(crate) fn mode(&self, default: Mode, answers: &AnswerFormat) -> Mode {
         match self.max_tokens {
-            _ if self.answer_only => Mode::AnswerOnly,
+            _ if self.answer_only || answers.is_bare() => Mode::AnswerOnly,
             Some(max_tokens) => Mode::Reason { max_tokens: max_tokens.get() },
             None => default,
         }
+    }
+}
+
+/// Returns the limit for reasoning, or `None` without reasoning.
+pub(crate) fn max_tokens(mode: Mode) -> Option<usize> {
+    match mode {
+        Mode::Reason { max_tokens } => Some(max_tokens),
+        _ => None,
     }
 }
 

@@ -59,41 +59,76 @@ impl CalibrationFile {
             .map_err(|error| problem(error.to_string()))
     }
 
-    /// Checks that the scores of a model are like those that the calibration was fitted on. `now` holds the model's
-    /// `fingerprint`, `model`, `template`, `instruction` and `weights`, as in [`settings`](Self::settings). The library
-    /// checks the kind of the score, the mode and the answers.
+    /// Checks that a file can be written at a path later, as far as its folder tells.
     ///
-    /// Says which instruction or format of weights differs, because the probabilities may then be wrong.
+    /// # Errors
+    ///
+    /// Returns an error if the folder does not exist, or if the path is a folder itself.
+    pub(crate) fn check_path(path: &Path) -> Result<(), CommandError> {
+        let problem = |problem: String| CommandError::Calibration { file: shown(path), problem };
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        match folder {
+            _ if path.is_dir() => Err(problem("it is a folder; name a file".into())),
+            Some(folder) if !folder.is_dir() => {
+                Err(problem(format!("the folder {} does not exist; make it first", shown(folder))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the model and the prompt are those whose scores the calibration was fitted on. `now` holds the
+    /// model's `fingerprint`, `model` and `template`, as in [`settings`](Self::settings). The library checks the kind
+    /// of the score, the mode and the answers.
     ///
     /// # Errors
     ///
     /// Returns an error if the model or the prompt differs. Local models are compared by their fingerprints, and
     /// remote ones by their names.
     pub(crate) fn check(&self, path: &Path, now: &Value) -> Result<(), CommandError> {
-        let fitted = |name: &str| self.settings.get(name).unwrap_or(&Value::Null);
-        let differs = |name: &str| *fitted(name) != now[name];
-        let is_local = fitted("fingerprint").is_number() && now["fingerprint"].is_number();
+        let differs = |name: &str| *self.fitted(name) != now[name];
+        let is_local = self.fitted("fingerprint").is_number() && now["fingerprint"].is_number();
         let is_other_model = differs(if is_local { "fingerprint" } else { "model" });
-        let is_other_prompt = differs("template");
-        if is_other_model || is_other_prompt {
-            let what = if is_other_model { "model" } else { "template" };
-            let problem = text::line(&format!(
-                "it was fitted with another {what} ({}, now {}); use the same, or fit another calibration with erank \
-                 eval --calibrate",
-                fitted(what),
-                now[what]
-            ));
-            return Err(CommandError::Calibration { file: shown(path), problem });
-        }
-        for what in ["instruction", "weights"].into_iter().filter(|what| differs(what)) {
+        let (what, field) = match is_other_model {
+            true if differs("model") => ("model", "model"),
+            true => ("model of the same name", "fingerprint"),
+            false if differs("template") => ("template", "template"),
+            false => return Ok(()),
+        };
+        let (fitted, now) = (self.fitted(field), &now[field]);
+        let values = if field == "fingerprint" { "fingerprint " } else { "" };
+        let problem = text::line(&format!(
+            "it was fitted with another {what} ({values}{fitted}, now {now}); use the same, or fit another calibration \
+             with erank eval --calibrate"
+        ));
+        Err(CommandError::Calibration { file: shown(path), problem })
+    }
+
+    /// Says which other settings than the model differ from those of `now`, because the probabilities may then be
+    /// wrong. Windows and sampling have no settings in the file, because `erank eval` has neither.
+    pub(crate) fn note_differences(&self, now: &Value) {
+        const SETTINGS: [&str; 8] = [
+            "instruction",
+            "weights",
+            "max_tokens",
+            "max_query_tokens",
+            "max_document_tokens",
+            "max_prompt_tokens",
+            "windows",
+            "sampling",
+        ];
+        for what in SETTINGS.into_iter().filter(|what| *self.fitted(what) != now[*what]) {
             text::note(&text::line(&format!(
                 "The calibration was fitted with other settings, so its probabilities may be wrong: {what} was {} and \
                  is {}.",
-                fitted(what),
+                self.fitted(what),
                 now[what]
             )));
         }
-        Ok(())
+    }
+
+    /// Returns a setting of the scores that the calibration was fitted on. It is null if the file lacks it.
+    fn fitted(&self, name: &str) -> &Value {
+        self.settings.get(name).unwrap_or(&Value::Null)
     }
 }
 

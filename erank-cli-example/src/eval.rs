@@ -22,9 +22,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use erank_candle::WeightFormat;
-use erank_core::{Fusion, Mode};
+use erank_core::Fusion;
 
-use crate::args::{Backend, CacheFormat, EvalArguments, Score};
+use crate::args::{self, Backend, CacheFormat, EvalArguments, Score};
 use crate::calibration::CalibrationFile;
 use crate::error::{CommandError, Exit};
 use crate::interrupt::Interrupt;
@@ -54,10 +54,7 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     let template = family.template();
     arguments.thinking.check(template.answers())?;
     let mut options = limits;
-    options.mode = match template.answers().is_bare() {
-        true => Mode::AnswerOnly,
-        false => arguments.thinking.mode(options.mode),
-    };
+    options.mode = arguments.thinking.mode(options.mode, template.answers());
     let instruction = arguments.goal.instruction(&template);
     let settings = Settings {
         erank_eval: 1,
@@ -75,16 +72,15 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
         kv_cache: arguments.model.kv_cache.map(CacheFormat::name),
         template: family.name(),
         instruction,
-        max_tokens: match options.mode {
-            Mode::Reason { max_tokens } => Some(max_tokens),
-            _ => None,
-        },
+        max_tokens: args::max_tokens(options.mode),
         max_query_tokens: options.max_query_tokens,
         max_document_tokens: options.max_document_tokens,
         max_prompt_tokens: options.max_prompt_tokens,
     };
     let output = arguments.output.as_path();
     fs::create_dir_all(output).map_err(|error| EvalError::file(output, error.to_string()))?;
+    // Scoring may take hours, so a path that cannot be written is refused before.
+    arguments.calibrate.as_deref().map_or(Ok(()), CalibrationFile::check_path)?;
     let scores = ScoreFile::open(&output.join(SCORES), &settings)?;
 
     let open = scoring::open_documents(&collection, &scores);
@@ -125,15 +121,23 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     if let Some(pairs) = pairs {
         report.add_p_mrr(&pairs, &runs).map_err(EvalError::from)?;
     }
+    let mut calibration = Ok(());
     if let (Some(labels), Some(file)) = (labels, &arguments.calibrate) {
         let scored = Scored { kind, mode: options.mode, answers: template.answers() };
-        let calibrated = labels.calibrate(&judgements, scored)?;
-        write_calibration(file, &calibrated, &settings)?;
-        report.calibration = Some(calibrated);
+        match labels.calibrate(&judgements, scored) {
+            Ok(calibrated) => {
+                calibration = write_calibration(file, &calibrated, &settings);
+                report.calibration = Some(calibrated);
+            }
+            Err(error) => calibration = Err(error.into()),
+        }
     }
     write_files(output, &report, &runs, arguments.hybrid, &measures[0].to_string())?;
-    print(&report, arguments.json)?;
+    let printed = print(&report, arguments.json);
     report.note_problems();
+    // The report does not need the calibration, so it is complete before this error.
+    calibration?;
+    printed?;
     Ok(if report.is_complete() { Exit::Done } else { Exit::SomeUnscored })
 }
 

@@ -24,8 +24,8 @@ The format of the input is recognised by its text, and then by the ending of the
                a line of TSV is an id, a tab and the text, as in MS MARCO.
 Files may be compressed with gzip or zstd. Text is UTF-8, or UTF-16 with a byte order mark.
 In a folder, each .txt or .md file is a document with its path as id, and each .jsonl, .ndjson,
-.json, .csv or .tsv file is read as above. Hidden files, links to folders and what is no regular
-file are left out. A title is put before the text. Ids are kept as they are written.
+.json, .csv or .tsv file is read as above. Hidden files, links to folders, pipes, sockets and
+devices are left out. A title is put before the text. Ids are kept as they are written.
 A line that cannot be used is listed with the reason; the other lines are ranked.
 
 --json prints one object:
@@ -33,7 +33,7 @@ A line that cannot be used is listed with the reason; the other lines are ranked
   template     name of the prompt: \"erank\" or \"qwen3-reranker\"
   stopped      null, \"interrupted\" or \"timeout\"
   counts       documents = ranked + beyond_top_k + below_min_score + unscored;
-               partially_scored: how many of the ranked and beyond_top_k lack something
+               partially_scored: how many of the documents with a score lack something
   tokens       prompt, generated
   seconds      time of ranking, without loading the model
   min_score    value of --min-score
@@ -55,7 +55,8 @@ Unknown values are null. Diagnostics are written to standard error.";
 /// The input and the output files of `erank eval`.
 pub(crate) const EVAL: &str = "\
 Input is the run of a first stage, relevance judgements (qrels), and the texts:
-  TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS
+  TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS. RUN may also be JSON, such as
+              {\"q1\": {\"d7\": 12.3}}.
   BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
   JSON lines  --jsonl FILE --qrels QRELS, with one query per line:
               {\"id\": \"q1\", \"query\": \"…\", \"documents\": [{\"id\": \"d7\", \"text\": \"…\", \"score\": 12.3}]}
@@ -78,9 +79,9 @@ Output is written to the folder of --output:
 Documents that cannot be scored rank last, in the order of the first stage. If the reason may be
 temporary, the next start tries them again.
 
---calibrate writes a JSON object: score, mode and answer_range (of the scores), points[] (a score and the
-probability of relevance; between them, the probability is linear), settings (as in scores.jsonl) and
-fitted_on (queries, documents, relevant documents).";
+--calibrate writes a JSON object: erank_calibration (the version of the format), score, mode and answer_range
+(of the scores), points[] (a score and the probability of relevance; between them, the probability is
+linear), settings (as in scores.jsonl) and fitted_on (queries, documents, relevant documents).";
 
 /// The exit codes of `erank eval`.
 pub(crate) const EVAL_EXIT_CODES: &str = "\

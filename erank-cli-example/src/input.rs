@@ -26,14 +26,14 @@ use crate::text;
 use folder::{DocumentFile, Folder};
 use lines::MAX_RECORD_BYTES;
 
-pub(crate) use decode::{decode, open};
+pub(crate) use decode::{decode, open, peek};
 pub(crate) use fields::{Columns, FieldNames, Fields, Value};
 pub(crate) use json::not_json;
 pub(crate) use lines::Lines;
-pub(crate) use records::{Content, Record, Records};
+pub(crate) use records::{Content, Record, Records, is_json};
 
-/// Maximum size of all texts that [`read`] keeps in memory.
-const MAX_TEXT_BYTES: usize = 4 << 30;
+/// Maximum size of all texts, ids and reasons that [`read`] keeps in memory.
+const MAX_BYTES: usize = 4 << 30;
 /// Maximum number of documents and bad lines that [`read`] keeps in memory.
 const MAX_DOCUMENTS: usize = 10_000_000;
 
@@ -120,18 +120,16 @@ impl LeftOut {
 /// Reads the file or the folder `docs`, or standard input if it is `-`. Says what was left out, and which ids occur
 /// twice.
 pub(crate) fn read(docs: &str, names: &FieldNames) -> Result<Input, CommandError> {
-    let what = if docs == "-" { "standard input".into() } else { text::line(docs) };
+    let what = shown(docs);
     let mut input = Input::default();
-    let mut text_bytes = 0;
+    let mut bytes = 0;
     let mut keep = |found: Found| -> Result<(), String> {
+        bytes += size(&found);
         match found {
-            Ok(document) => {
-                text_bytes += document.text.len();
-                input.documents.push(document);
-            }
+            Ok(document) => input.documents.push(document),
             Err(bad) => input.bad_lines.push(bad),
         }
-        check_size(text_bytes, input.documents.len() + input.bad_lines.len())
+        check_size(bytes, input.documents.len() + input.bad_lines.len())
     };
     let left_out = if docs == "-" {
         if io::stdin().is_terminal() {
@@ -152,10 +150,24 @@ pub(crate) fn read(docs: &str, names: &FieldNames) -> Result<Input, CommandError
     Ok(input)
 }
 
+/// Returns the value of `--docs` for messages.
+pub(crate) fn shown(docs: &str) -> String {
+    if docs == "-" { "standard input".into() } else { text::line(docs) }
+}
+
+/// Returns the bytes of a record's strings.
+fn size(found: &Found) -> usize {
+    let (id, text) = match found {
+        Ok(InputDocument { id, text, .. }) => (id, text),
+        Err(BadLine { id, reason, .. }) => (id, reason),
+    };
+    id.as_ref().map_or(0, String::len) + text.len()
+}
+
 /// Returns an error if the documents would fill the memory.
-fn check_size(text_bytes: usize, documents: usize) -> Result<(), String> {
-    let problem = if text_bytes > MAX_TEXT_BYTES {
-        format!("the documents have more than {} GiB of text", MAX_TEXT_BYTES >> 30)
+fn check_size(bytes: usize, documents: usize) -> Result<(), String> {
+    let problem = if bytes > MAX_BYTES {
+        format!("the documents have more than {} GiB of texts and ids", MAX_BYTES >> 30)
     } else if documents > MAX_DOCUMENTS {
         format!("there are more than {MAX_DOCUMENTS} documents")
     } else {
@@ -265,7 +277,12 @@ fn for_each_of_folder(
                     document.id = document.id.or_else(|| named(document.line));
                     Ok(document)
                 }
-                Err(bad) => Err(BadLine { id: named(bad.line), ..bad }),
+                Err(BadLine { line, id: None, reason }) => {
+                    Err(BadLine { line, id: named(line), reason })
+                }
+                Err(BadLine { line, id, reason }) => {
+                    Err(BadLine { line, id, reason: format!("{name}:{line}: {reason}") })
+                }
             };
             each(found).map_err(|error| {
                 failure = Some(error);
@@ -393,7 +410,7 @@ mod tests {
             ("no JSON at all", "bad JSON"),
             ("{\"text\": \"cut off", "bad JSON"),
             ("{\"text\": \"x\"} trailing", "bad JSON"),
-            ("[1]", "bad JSON"),
+            ("[1]", "it is an array"),
             ("{\"text\": \"\\ud8\"}", "bad JSON"),
             ("{\"text\": \"x\", \"score\": 1e999}", "\"score\" is not a number"),
             ("{\"id\": \"n\"}", "\"text\" is missing"),
@@ -434,10 +451,15 @@ mod tests {
         assert!(input.bad_lines[0].reason.contains("16 MiB"));
         let just_fits = [&long[1..], b"\n", b"after"].concat();
         assert_eq!(read(&just_fits).documents.len(), 2);
-        assert!(check_size(MAX_TEXT_BYTES, MAX_DOCUMENTS).is_ok());
-        assert!(
-            check_size(MAX_TEXT_BYTES + 1, 1).is_err() && check_size(1, MAX_DOCUMENTS + 1).is_err()
-        );
+    }
+
+    #[test]
+    fn check_size_counts_texts_ids_and_reasons() {
+        assert!(check_size(MAX_BYTES, MAX_DOCUMENTS).is_ok());
+        assert!(check_size(MAX_BYTES + 1, 1).is_err() && check_size(1, MAX_DOCUMENTS + 1).is_err());
+        let (id, text) = (Some("id".to_owned()), "text".to_owned());
+        assert_eq!(size(&Ok(InputDocument { line: 1, id: id.clone(), text, score: None })), 6);
+        assert_eq!(size(&Err(BadLine { line: 1, id, reason: "why".into() })), 5);
     }
 
     #[test]
@@ -454,7 +476,10 @@ mod tests {
         file(".git/x.txt", b"nor this");
         file("a/image.png", b"\x89");
         file("bad.txt", b"caf\xe9");
-        file("c.jsonl", b"{\"id\": \"x\", \"text\": \"third\"}\n{}\n{\"text\": \"fourth\"}");
+        file(
+            "c.jsonl",
+            b"{\"id\": \"x\", \"text\": \"third\"}\n{}\n{\"text\": \"fourth\"}\n{\"id\": \"w\", \"text\": 7}\n",
+        );
         file("d.json", b"[{\"_id\": \"y\", \"text\": \"fifth\"}]");
         file("e.csv", b"id;text\nz;sixth");
         file("f.csv", b"no,header");
@@ -474,12 +499,13 @@ mod tests {
         let expected = expected.map(|(name, text)| (name.to_owned(), text));
         assert!(found.eq(expected), "{input:?}");
         let bad = input.bad_lines.iter().map(|bad| bad.id.as_deref().expect("a name"));
-        assert!(bad.eq(["bad.txt", "c.jsonl:2", "f.csv"]), "{input:?}");
+        assert!(bad.eq(["bad.txt", "c.jsonl:2", "w", "f.csv"]), "{input:?}");
+        assert_eq!(input.bad_lines[2].reason, "c.jsonl:4: \"text\" is not a string");
         assert_eq!(input.bad_lines[0].reason, "not UTF-8: byte 4 of the file is invalid");
         let lines = input.documents.iter().map(|document| document.line);
         let lines = lines.chain(input.bad_lines.iter().map(|bad| bad.line));
         let distinct: std::collections::BTreeSet<usize> = lines.collect();
-        assert_eq!(distinct.len(), 9);
+        assert_eq!(distinct.len(), 10);
     }
 
     #[test]

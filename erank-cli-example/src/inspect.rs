@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<Exit, CommandError> {
     let report = ModelReport::new(&checkpoint, &cost);
     let config = checkpoint.config().map_err(model::failed(given))?;
     let tokenizer = checkpoint.tokenizer().map_err(model::failed(given))?;
-    let verdict = Verdict::new(given, &checkpoint, &config, &tokenizer, &cost)?;
+    let verdict = Verdict::new(given, &checkpoint, &config, &tokenizer, &settings, &cost)?;
     let prompt = match given_ids {
         Some(ids) => Prompt { ids, ..Prompt::default() },
         None => {

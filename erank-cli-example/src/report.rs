@@ -103,16 +103,16 @@ impl Report<'_> {
         let documents = &self.input.documents;
         let has_ids = documents.iter().any(|document| document.id.is_some());
         let first_stage = first_stage_ranks(documents);
-        let all = || self.ranking.documents.iter().chain(&self.ranking.below_min_score);
-        let has_reasoning = all().any(|document| !document.answer.reasoning.is_empty());
-        let has_probability = all().any(|document| document.relevance_probability.is_some());
+        let has_reasoning = self.scored().any(|document| !document.answer.reasoning.is_empty());
+        let has_probability =
+            self.scored().any(|document| document.relevance_probability.is_some());
         let in_column = has_reasoning && reasoning == ReasoningDisplay::Column;
         let best_window = |ranked: &RankedDocument| Some(ranked.windows.first()?.bytes.clone());
         let is_part = |ranked: &RankedDocument| {
             best_window(ranked)
                 .is_some_and(|bytes| bytes.len() < documents[ranked.index].text.len())
         };
-        let has_parts = self.ranking.documents.iter().any(is_part);
+        let has_parts = self.scored().any(is_part);
 
         let mut columns = vec![Column::Number("rank"), Column::Number("score")];
         columns.extend(match self.min_score {
@@ -158,13 +158,18 @@ impl Report<'_> {
         table
     }
 
+    /// Returns the ranked documents, and those below the minimum score.
+    fn scored(&self) -> impl Iterator<Item = &RankedDocument> {
+        self.ranking.documents.iter().chain(&self.ranking.below_min_score)
+    }
+
     /// Lists truncated, unranked and partially scored documents on standard error, with reasons.
     pub(crate) fn note_problems(&self) {
-        let truncated = self.ranking.documents.iter().filter(|document| document.truncated).count();
+        let truncated = self.scored().filter(|document| document.truncated).count();
         if truncated > 0 {
             let documents = counted(truncated);
             text::note(&format!(
-                "{documents} ranked by the beginning, because the text is too long."
+                "{documents} scored by the beginning, because the text is too long."
             ));
         }
         let (unscored, partially_scored) = (self.unscored(), self.partially_scored());

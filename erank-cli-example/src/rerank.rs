@@ -10,7 +10,7 @@ use erank_core::{
 };
 use serde_json::json;
 
-use crate::args::{RerankArguments, Score};
+use crate::args::{self, RerankArguments, Score};
 use crate::calibration::CalibrationFile;
 use crate::error::{CommandError, Exit};
 use crate::input::{self, Input};
@@ -24,7 +24,17 @@ pub(crate) fn run(
     arguments: &RerankArguments,
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
-    rank_and_report(arguments, input::read(&arguments.docs, &arguments.fields)?, interrupt)
+    rank_and_report(arguments, read(arguments)?, interrupt)
+}
+
+/// Reads the documents of `--docs`. Says so if there are none.
+pub(crate) fn read(arguments: &RerankArguments) -> Result<Input, CommandError> {
+    let input = input::read(&arguments.docs, &arguments.fields)?;
+    if input.documents.is_empty() && input.bad_lines.is_empty() {
+        let what = input::shown(&arguments.docs);
+        text::note(&format!("{what} has no documents to rank; --docs names the file or folder."));
+    }
+    Ok(input)
 }
 
 /// Ranks the documents of `input`, and prints the report.
@@ -33,9 +43,6 @@ pub(crate) fn rank_and_report(
     input: Input,
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
-    if input.documents.is_empty() && input.bad_lines.is_empty() {
-        text::note("There are no documents to rank. Give a file of documents: --docs FILE.");
-    }
     let meter = Meter::new();
     let calibration = match &arguments.calibration {
         Some(path) => Some((path, CalibrationFile::read(path)?)),
@@ -45,19 +52,22 @@ pub(crate) fn rank_and_report(
         model::choose(&arguments.model, &arguments.remote, arguments.score)?;
     let template = family.template();
     let instruction = arguments.goal.instruction(&template).to_owned();
-    if let Some((path, file)) = &calibration {
-        let now = json!({
-            "model": backend.name(),
-            "fingerprint": fingerprint,
-            "template": family.name(),
-            "instruction": instruction,
-            "weights": arguments.model.weights.map(WeightFormat::name),
-        });
-        file.check(path, &now)?;
-    }
+    let mode = arguments.thinking.mode(limits.mode, template.answers());
+    let mut now = json!({
+        "model": backend.name(),
+        "fingerprint": fingerprint,
+        "template": family.name(),
+        "instruction": instruction,
+        "weights": arguments.model.weights.map(WeightFormat::name),
+        "max_tokens": args::max_tokens(mode),
+        "max_query_tokens": limits.max_query_tokens,
+        "max_document_tokens": limits.max_document_tokens,
+        "max_prompt_tokens": limits.max_prompt_tokens,
+    });
     let mut builder = configure(arguments, backend, template, limits, meter.clone())?;
-    if let Some((_, file)) = calibration {
-        builder = builder.calibration(file.calibration);
+    if let Some((path, file)) = &calibration {
+        file.check(path, &now)?;
+        builder = builder.calibration(file.calibration.clone());
     }
     let mut window_tokens = limits.max_document_tokens;
     let mut first_stage_model = None;
@@ -68,9 +78,17 @@ pub(crate) fn rank_and_report(
         builder = builder.first_pass(first_pass(first, arguments));
     }
     if let Some(windows) = arguments.long_documents.windows(window_tokens) {
+        now["windows"] = windows.tokens.into();
         builder = builder.windows(windows);
     }
+    let sampling: Vec<&str> = arguments.sampling.given().collect();
+    if !sampling.is_empty() {
+        now["sampling"] = sampling.join(", ").into();
+    }
     let reranker = builder.build()?;
+    if let Some((_, file)) = &calibration {
+        file.note_differences(&now);
+    }
 
     let cancellation = interrupt.begin(arguments.timeout);
     let begin = Instant::now();
@@ -110,7 +128,7 @@ fn configure(
 ) -> Result<RerankerBuilder<Box<dyn ScoringBackend>>, CommandError> {
     let answers = template.answers();
     arguments.thinking.check(answers)?;
-    options.mode = arguments.thinking.mode(options.mode);
+    options.mode = arguments.thinking.mode(options.mode, answers);
     arguments.sampling.set(&mut options, answers)?;
     let mut builder = Reranker::builder(backend)
         .options(options)

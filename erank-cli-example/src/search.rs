@@ -7,7 +7,7 @@ use tantivy::{Index, TantivyDocument, TantivyError, Term};
 
 use crate::args::SearchArguments;
 use crate::error::{CommandError, Exit};
-use crate::input::{self, Input};
+use crate::input::Input;
 use crate::interrupt::Interrupt;
 use crate::rerank;
 use crate::text;
@@ -19,7 +19,7 @@ pub(crate) fn run(
     arguments: &SearchArguments,
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
-    let mut input = input::read(&arguments.rerank.docs, &arguments.rerank.fields)?;
+    let mut input = rerank::read(&arguments.rerank)?;
     let searched = input.documents.len();
     keep_candidates(
         &mut input,
@@ -28,7 +28,7 @@ pub(crate) fn run(
         arguments.candidates.get(),
     )?;
     if input.documents.is_empty() && searched > 0 {
-        text::note(&format!("None of {searched} documents contains a word of the query."));
+        text::note(&format!("0 of {searched} documents match the query."));
     } else if searched > 0 {
         text::note(&format!("BM25 selected {} of {searched} documents.", input.documents.len()));
     }

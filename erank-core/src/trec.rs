@@ -173,9 +173,19 @@ pub struct Qrels {
 impl Qrels {
     /// The names of query id, document id and grade in files of BEIR and ir_datasets.
     pub const FIELD_NAMES: [&[&str]; 3] = [
-        &["query-id", "query_id", "qid"],
-        &["corpus-id", "doc_id", "docid", "docno", "pid"],
-        &["score", "relevance", "rel", "grade", "label"],
+        &["query-id", "query_id", "qid", "queryid", "topic", "topic_id"],
+        &[
+            "corpus-id",
+            "corpus_id",
+            "doc_id",
+            "doc-id",
+            "docid",
+            "docno",
+            "document_id",
+            "pid",
+            "passage_id",
+        ],
+        &["score", "relevance", "rel", "grade", "label", "judgment", "judgement"],
     ];
 
     /// Creates qrels without grades.
@@ -200,9 +210,10 @@ impl Qrels {
     /// Reads qrels.
     ///
     /// The first line tells the layout. Four fields are TREC's, and three are query id, document id and grade, as in
-    /// BEIR. Fields are separated by white space, or by commas if there is no white space. A first line of three
-    /// fields whose grade is no number is a header. A header with names of [`FIELD_NAMES`](Self::FIELD_NAMES) may have
-    /// the fields in any order, and others beside them. A grade may be written as `1.0`.
+    /// BEIR. Fields are separated by white space, or by commas or semicolons if the first line has one after each
+    /// field. A first line without digits whose grade is no number is a header. A header with names of
+    /// [`FIELD_NAMES`](Self::FIELD_NAMES) may have the fields in any order, and others beside them. A grade may be
+    /// written as `1.0`.
     ///
     /// ```
     /// use erank_core::trec::Qrels;
@@ -357,7 +368,8 @@ pub fn parse_grade(grade: &str) -> Result<i32, EntryError> {
 
 /// The positions of the fields in a line of qrels.
 struct QrelsLayout {
-    has_commas: bool,
+    /// The comma or semicolon that separates fields, or `None` for white space.
+    delimiter: Option<char>,
     /// Number of fields of a line.
     fields: usize,
     /// What the fields are, for errors.
@@ -369,39 +381,60 @@ struct QrelsLayout {
 impl QrelsLayout {
     /// Returns the layout that the first line shows, and whether this line is a header.
     fn of(line: &str) -> Result<(Self, bool), EntryError> {
-        let has_commas = by_white_space(line).count() == 1 && line.contains(',');
-        let fields = Self::split(line, has_commas);
+        let delimiter = Self::delimiter(line);
+        let fields = Self::split(line, delimiter);
         let named = Qrels::FIELD_NAMES.map(|names| {
             fields.iter().position(|field| names.contains(&field.to_ascii_lowercase().as_str()))
         });
         let of =
-            |expected, positions| Self { has_commas, fields: fields.len(), expected, positions };
+            |expected, positions| Self { delimiter, fields: fields.len(), expected, positions };
         if let [Some(query), Some(document), Some(grade)] = named {
             return Ok((of("as many as the header", [query, document, grade]), true));
         }
-        match fields[..] {
-            [_, _, _, _] => Ok((of("4: query id, 0, document id, grade", [0, 2, 3]), false)),
-            [_, _, grade] => {
-                let is_header = grade.parse::<f64>().is_err();
-                Ok((of("3: query id, document id, grade", [0, 1, 2]), is_header))
+        // Most ids have digits, so that an entry with a wrong grade is not taken for a header.
+        let has_digits = || line.contains(|c: char| c.is_ascii_digit());
+        let is_header =
+            fields.last().is_some_and(|grade| grade.parse::<f64>().is_err()) && !has_digits();
+        let layout = match fields[..] {
+            [_, _, _, _] => of("4: query id, 0, document id, grade", [0, 2, 3]),
+            [_, _, _] => of("3: query id, document id, grade", [0, 1, 2]),
+            _ => {
+                return Err(EntryError::Fields {
+                    found: fields.len(),
+                    expected: "4: query id, 0, document id, grade; or 3 without the 0",
+                });
             }
-            _ => Err(EntryError::Fields {
-                found: fields.len(),
-                expected: "4: query id, 0, document id, grade; or 3 without the 0",
-            }),
+        };
+        let mut positions = named.into_iter().zip(layout.positions);
+        if is_header && positions.any(|(named, position)| named.is_some_and(|n| n != position)) {
+            return Err(EntryError::Header(line.trim().to_owned()));
         }
+        Ok((layout, is_header))
     }
 
-    fn split(line: &str, has_commas: bool) -> Vec<&str> {
-        match has_commas {
-            true => line.trim().split(',').map(|field| field.trim_matches('"')).collect(),
-            false => by_white_space(line).collect(),
+    /// Returns the comma or semicolon that follows each field of a line but the last.
+    fn delimiter(line: &str) -> Option<char> {
+        let fields: Vec<&str> = by_white_space(line).collect();
+        [',', ';'].into_iter().find(|delimiter| match &fields[..] {
+            [field] => field.contains(*delimiter),
+            [fields @ .., _] => fields.iter().all(|field| field.ends_with(*delimiter)),
+            [] => false,
+        })
+    }
+
+    fn split(line: &str, delimiter: Option<char>) -> Vec<&str> {
+        match delimiter {
+            Some(delimiter) => {
+                let fields = line.trim().split(delimiter);
+                fields.map(|field| field.trim().trim_matches('"')).collect()
+            }
+            None => by_white_space(line).collect(),
         }
     }
 
     /// Returns query id, document id and grade of a line.
     fn fields<'a>(&self, line: &'a str) -> Result<[&'a str; 3], EntryError> {
-        let fields = Self::split(line, self.has_commas);
+        let fields = Self::split(line, self.delimiter);
         if fields.len() != self.fields {
             return Err(EntryError::Fields { found: fields.len(), expected: self.expected });
         }
@@ -446,6 +479,12 @@ pub enum EntryError {
         /// The expected number of fields and their names.
         expected: &'static str,
     },
+    /// The header of qrels names some fields, but not all, and they are not where they are expected.
+    #[error(
+        "the header {0:?} does not tell which field is which; name the query id query-id, the document id corpus-id \
+         and the grade score"
+    )]
+    Header(String),
     /// The line is not UTF-8.
     #[error("the line is not UTF-8; convert the file, or decompress it")]
     NotUtf8,

@@ -50,7 +50,7 @@ pub(crate) enum EvalError {
     )]
     OneClass { queries: usize, documents: usize, relevant: usize },
     #[error(
-        "no judged candidate to check the calibration has a score; see the reasons in scores.jsonl"
+        "no judged candidate to check the calibration has a score; see the reasons in report.json"
     )]
     NoScoredDocuments,
     #[error(transparent)]

@@ -1,10 +1,10 @@
 //! Readers for the files of a collection: runs, judgements, texts, and candidates with their texts.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead, Cursor, Read};
+use std::io::BufRead;
 use std::path::Path;
 
-use erank_core::trec::{self, Qrels, Run};
+use erank_core::trec::{self, EntryError, Qrels, Run};
 
 use super::error::EvalError;
 use crate::error::one_line;
@@ -16,54 +16,78 @@ use crate::text;
 /// The names of a query's id: those of BEIR, rank_llm and ir_datasets.
 const QUERY_ID: &[&str] = &["id", "_id", "qid", "query_id", "query-id"];
 /// The names of a query's text. The topics of ir_datasets have a `title`.
-const QUERY_TEXT: &[&str] = &["text", "query", "question", "contents", "title"];
+const QUERY_TEXT: &[&str] = &["text", "query", "query_text", "question", "contents", "title"];
 
-/// Reads a run in TREC's format.
+/// Number of bytes by which JSON is recognised.
+const SAMPLE_BYTES: u64 = 64 << 10;
+
+/// Reads a run in TREC's format, or in JSON.
 pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
-    Run::read(open(file)?).map_err(|error| EvalError::file(file, one_line(&error)))
+    let mut run = Run::new();
+    let text = read_json(file, |query, document, score| {
+        let number = score.parse().map_err(|_| EntryError::Score(score))?;
+        run.insert(query, document, number)
+    })?;
+    match text {
+        Some(text) => Run::read(text).map_err(|error| EvalError::file(file, one_line(&error))),
+        None => Ok(run),
+    }
 }
 
 /// Reads judgements in the layouts of [`Qrels::read`], or in JSON.
 pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
-    let problem = |problem: String| EvalError::file(file, problem);
-    let mut reader = open(file)?;
-    let mut first = Vec::new();
-    reader.by_ref().take(1).read_to_end(&mut first).map_err(|error| problem(error.to_string()))?;
-    let is_json = matches!(first[..], [b'{' | b'[']);
-    let reader = Box::new(Cursor::new(first).chain(reader));
-    if !is_json {
-        return Qrels::read(reader).map_err(|error| problem(one_line(&error)));
-    }
     let mut qrels = Qrels::new();
-    let columns = FieldNames::default();
-    let records = Records::new(reader, columns.columns(), Default::default());
+    let text = read_json(file, |query, document, grade| {
+        qrels.insert(query, document, trec::parse_grade(&grade)?)
+    })?;
+    match text {
+        Some(text) => Qrels::read(text).map_err(|error| EvalError::file(file, one_line(&error))),
+        None => Ok(qrels),
+    }
+}
+
+/// Calls `add` with query, document and value of each entry of a file, if it is JSON. Returns the text otherwise.
+fn read_json(
+    file: &Path,
+    mut add: impl FnMut(String, String, String) -> Result<(), EntryError>,
+) -> Result<Option<Box<dyn BufRead>>, EvalError> {
+    let problem = |problem: String| EvalError::file(file, problem);
+    let reader = input::peek(open(file)?, SAMPLE_BYTES);
+    let reader = reader.map_err(|error| problem(error.to_string()))?;
+    if !input::is_json(reader.get_ref().0.get_ref()) {
+        return Ok(Some(Box::new(reader)));
+    }
+    let names = FieldNames::default();
+    let records = Records::new(Box::new(reader), names.columns(), Default::default());
     let records = records.map_err(|error| problem(error.to_string()))?;
     let unit = records.unit();
     for record in records {
         let record = record.map_err(|error| problem(error.to_string()))?;
         let number = record.number;
-        let added = fields(record).and_then(|fields| add_grades(fields, &mut qrels));
+        let added = fields(record).and_then(|fields| add_entries(fields, &mut add));
         added.map_err(|reason| problem(format!("{unit} {number}: {reason}")))?;
     }
-    Ok(qrels)
+    Ok(None)
 }
 
-/// Adds the grade of `{"query_id": "q1", "doc_id": "d1", "relevance": 1}`, or those of `{"q1": {"d1": 1}}`.
-fn add_grades(mut fields: Fields, qrels: &mut Qrels) -> Result<(), String> {
-    let [query_names, document_names, grade_names] = Qrels::FIELD_NAMES;
-    let mut add = |query: String, document: String, grade: String| {
-        let grade = trec::parse_grade(&grade).map_err(|error| error.to_string())?;
-        qrels.insert(query, document, grade).map_err(|error| error.to_string())
+/// Adds the entry of `{"query_id": "q1", "doc_id": "d1", "relevance": 1}`, or those of `{"q1": {"d1": 1}}`.
+fn add_entries(
+    mut fields: Fields,
+    add: &mut impl FnMut(String, String, String) -> Result<(), EntryError>,
+) -> Result<(), String> {
+    let [query_names, document_names, value_names] = Qrels::FIELD_NAMES;
+    let mut add = |query: String, document: String, value: String| {
+        add(query, document, value).map_err(|error| error.to_string())
     };
     if let Some(query) = fields.take_id(query_names)? {
         let document = fields.take_id(document_names)?.ok_or("the document id is missing")?;
-        let grade = fields.take_id(grade_names)?.ok_or("the grade is missing")?;
-        return add(query, document, grade);
+        let value = fields.take_id(value_names)?.ok_or("the grade or score is missing")?;
+        return add(query, document, value);
     }
-    for (query, grades) in fields.into_entries() {
-        for (document, grade) in grades.object(&query)?.into_entries() {
-            let grade = grade.id(&document)?.ok_or("a grade is null")?;
-            add(query.clone(), document, grade)?;
+    for (query, values) in fields.into_entries() {
+        for (document, value) in values.object(&query)?.into_entries() {
+            let value = value.id(&document)?.ok_or("a grade or score is null")?;
+            add(query.clone(), document, value)?;
         }
     }
     Ok(())
@@ -104,7 +128,7 @@ pub(super) fn read_queries(
                 queries.insert(id, query);
             }
             Ok(_) => {}
-            Err(reason) => skipped.add(number, reason),
+            Err(reason) => skipped.add(number, None, reason),
         }
     }
     skipped.note(file);
@@ -150,8 +174,8 @@ pub(super) fn read_documents(
                     texts.insert(id, text);
                 }
             }
-            Ok(InputDocument { line, .. }) => skipped.add(line, "there is no id".into()),
-            Err(BadLine { line, reason, .. }) => skipped.add(line, reason),
+            Ok(InputDocument { line, .. }) => skipped.add(line, None, "there is no id".into()),
+            Err(BadLine { line, id, reason }) => skipped.add(line, id, reason),
         }
         Ok(())
     });
@@ -166,8 +190,8 @@ pub(super) fn read_documents(
 struct Skipped {
     unit: &'static str,
     count: usize,
-    /// The first one, with its number.
-    first: Option<(usize, String)>,
+    /// The number of the first one, its id or file if known, and the reason.
+    first: Option<(usize, Option<String>, String)>,
 }
 
 impl Skipped {
@@ -175,16 +199,18 @@ impl Skipped {
         Self { unit, count: 0, first: None }
     }
 
-    fn add(&mut self, number: usize, reason: String) {
+    fn add(&mut self, number: usize, id: Option<String>, reason: String) {
         self.count += 1;
-        self.first.get_or_insert((number, reason));
+        self.first.get_or_insert((number, id, reason));
     }
 
     fn note(&self, file: &Path) {
-        if let Some((number, reason)) = &self.first {
+        if let Some((number, id, reason)) = &self.first {
             let (file, count, unit) = (shown(file), self.count, self.unit);
+            let id =
+                id.as_deref().map_or(String::new(), |id| format!(" ({})", text::beginning(id)));
             text::note(&format!(
-                "{file}: skipped {count} {unit}s that cannot be used; {unit} {number}: {reason}"
+                "{file}: skipped {count} {unit}s that cannot be used; {unit} {number}{id}: {reason}"
             ));
         }
     }
@@ -230,8 +256,13 @@ fn candidates(
     run: &mut Run,
 ) -> Result<(String, QueryText), String> {
     let documents = fields.take_array(&["documents", "candidates", "hits"])?;
-    let documents = documents.ok_or("\"documents\" is missing")?.into_iter();
-    let documents = documents.map(|document| document.object("an element of \"documents\""));
+    let documents = documents
+        .ok_or_else(|| format!("\"documents\" is missing; the fields are {}", fields.names()))?;
+    let documents = documents.into_iter();
+    let documents = documents.map(|document| match document.is_object() {
+        true => document.object("documents"),
+        false => Err("an element of \"documents\" is not an object".into()),
+    });
     let mut documents: Vec<Fields> = documents.collect::<Result<_, _>>()?;
 
     let mut id = fields.take_id(QUERY_ID)?;
@@ -295,10 +326,13 @@ mod tests {
             "[{\"query-id\": \"q1\", \"corpus-id\": \"7\", \"score\": 2.0},\n\
               {\"query-id\": \"q1\", \"corpus-id\": \"d2\", \"score\": 0}]",
             "{\"q1\": {\"7\": 2, \"d2\": 0}}",
+            " \n\n{\"q1\": {\"7\": 2, \"d2\": 0}}",
             "{\n  \"q1\": {\n    \"7\": 2,\n    \"d2\": 0\n  }\n}\n",
         ] {
             assert_eq!(read_qrels(written(text).path()).expect(text), expected, "{text}");
         }
+        let braces = read_qrels(written("{q1} 0 d1 1\n[q2] 0 d1 0\n").path()).expect("TREC");
+        assert!(braces.has_query("{q1}") && braces.has_query("[q2]"));
         for (bad, said) in [
             ("query-id\tcorpus-id\tscore\nq1\td1\n", "line 2: found 2 fields instead of"),
             ("q1\td1\t1\nq1\td1\t1.5\n", "line 2: the grade \"1.5\""),
@@ -308,6 +342,29 @@ mod tests {
             ("{\"q1\": 7}", "line 1: \"q1\" is not an object"),
         ] {
             let error = read_qrels(written(bad).path()).expect_err(bad).to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn read_run_accepts_json() {
+        let expected =
+            read_run(written("q1 Q0 7 1 2.5 x\nq1 Q0 d2 2 -1e-3 x\n").path()).expect("TREC");
+        for text in [
+            "{\"q1\": {\"7\": 2.5, \"d2\": -0.001}}",
+            "{\n  \"q1\": {\n    \"7\": 2.5,\n    \"d2\": -1e-3\n  }\n}\n",
+            "{\"query_id\": \"q1\", \"doc_id\": 7, \"score\": 2.5}\n\
+             {\"query_id\": \"q1\", \"doc_id\": \"d2\", \"score\": -0.001}\n",
+        ] {
+            assert_eq!(read_run(written(text).path()).expect(text), expected, "{text}");
+        }
+        for (bad, said) in [
+            ("{\"q1\": {\"d1\": \"high\"}}", "line 1: the score \"high\" is not a finite number"),
+            ("{\"q1\": {\"d1\": NaN}}", "line 1: a grade or score is null"),
+            ("{\"q1\": {\"d1\": 1e999}}", "line 1: the score \"inf\" is not a finite number"),
+            ("{\"q1\": [\"d1\"]}", "line 1: \"q1\" is not an object"),
+        ] {
+            let error = read_run(written(bad).path()).expect_err(bad).to_string();
             assert!(error.contains(said), "{error}");
         }
     }
@@ -342,6 +399,7 @@ mod tests {
             "{\"_id\": \"1\", \"text\": \"one\", \"metadata\": {}}\n{\"_id\": 1e3, \"text\": \"two\"}\n",
             "query_id,text\n1,one\n1e3,two\n",
             "qid\tquery\n1\tone\n1e3\ttwo\n",
+            "qid\tquery_text\tnarrative\n1\tone\tx\n1e3\ttwo\ty\n",
             "[{\"query_id\": \"1\", \"title\": \"one\"}, {\"qid\": \"1e3\", \"query\": \"two\"}]",
         ] {
             assert_eq!(read(text), both, "{text}");
@@ -370,7 +428,11 @@ mod tests {
             (line(r#"[{"id": "a", "score": 1}, {"id": "a", "score": 2}]"#), "\"a\" twice"),
             (line(r#"[{"id": [], "score": 1}]"#), "neither a string nor a number"),
             (line(r#"[{"score": 1}]"#), "a document's \"id\" is missing"),
-            (line("[7]"), "is not an object"),
+            (line("[7]"), "line 1: an element of \"documents\" is not an object"),
+            (
+                "{\"id\": 1, \"ctxs\": []}".into(),
+                "\"documents\" is missing; the fields are id, ctxs",
+            ),
             (line("7"), "\"documents\" is not an array"),
             ("{\"id\": 1, \"documents\": []}".into(), "\"query\" is missing"),
             ("one\ntwo\n".into(), "line 1: it is not a JSON object"),

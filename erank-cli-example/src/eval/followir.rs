@@ -34,9 +34,9 @@ impl Pairs {
         self.documents.queries().len()
     }
 
-    /// Returns the number of documents that are not relevant any more.
-    pub(super) fn documents(&self) -> usize {
-        self.documents.queries().map(|query| self.documents.grades(query).count()).sum()
+    /// Returns the number of documents of a pair that are not relevant any more.
+    pub(super) fn documents(&self, pair: &str) -> usize {
+        self.documents.grades(pair).count()
     }
 
     /// Returns p-MRR of each pair with documents in the run.

@@ -35,7 +35,7 @@ pub(super) struct Report<'a> {
     systems: Vec<System>,
     /// p-MRR over pairs of queries. It is null without `--followir`.
     p_mrr: Option<PMrr>,
-    /// It is null without `--calibrate`.
+    /// It is null without `--calibrate`, and if the calibration cannot be fitted.
     pub(super) calibration: Option<Calibrated>,
     queries: Vec<QueryReport<'a>>,
     unscored: Vec<Unscored<'a>>,
@@ -48,7 +48,7 @@ struct PMrr {
     pairs: usize,
     /// Pairs that lack candidates, which are left out.
     without_candidates: usize,
-    /// Number of documents of all pairs that are not relevant any more.
+    /// Number of documents of these pairs that are not relevant any more.
     documents: usize,
     /// The means of the systems, in their order. They are null if all pairs lack candidates.
     means: Vec<Option<f64>>,
@@ -235,7 +235,7 @@ impl<'a> Report<'a> {
         self.p_mrr = Some(PMrr {
             pairs: ids.len(),
             without_candidates: pairs.count() - ids.len(),
-            documents: pairs.documents(),
+            documents: ids.iter().map(|id| pairs.documents(id)).sum(),
             means: systems.iter().map(QueryValues::mean).collect(),
             queries: queries.collect(),
         });

@@ -19,15 +19,22 @@ const EXPANSION_ALLOWANCE: u64 = 64 << 20;
 const SAMPLE_BYTES: u64 = 64 << 10;
 
 /// The beginnings of files that hold no text, and what they are.
-const NO_TEXT: [(usize, &[u8], &str); 11] = [
+const NO_TEXT: [(usize, &[u8], &str); 13] = [
     (0, b"\x1f\x8b", "compressed twice (gzip inside); decompress it once"),
     (0, b"\x28\xb5\x2f\xfd", "compressed twice (zstd inside); decompress it once"),
-    (0, b"BZh", "compressed with bzip2; decompress it, or give gzip or zstd"),
+    // After "BZh" and a digit, which may also begin a text.
+    (4, b"1AY&SY", "compressed with bzip2; decompress it, or give gzip or zstd"),
     (0, b"\xfd7zXZ\0", "compressed with xz; decompress it, or give gzip or zstd"),
     (0, b"\x04\x22\x4d\x18", "compressed with lz4; decompress it, or give gzip or zstd"),
     (0, b"PK\x03\x04", "a zip archive; unpack it, and give the file or folder that it holds"),
     (257, b"ustar", "a tar archive; unpack it, and give the file or folder that it holds"),
-    (0, b"PAR1", "a Parquet file; convert it to JSON lines"),
+    (0, b"PAR1\x15", "a Parquet file; convert it to JSON lines"),
+    (
+        0,
+        b"7z\xbc\xaf\x27\x1c",
+        "a 7z archive; unpack it, and give the file or folder that it holds",
+    ),
+    (0, b"Rar!\x1a\x07", "a rar archive; unpack it, and give the file or folder that it holds"),
     (0, b"%PDF-", "a PDF; extract its text first"),
     (0, b"SQLite format 3\0", "an SQLite database; export its rows as CSV or JSON lines"),
     (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer; run git lfs pull"),
@@ -77,16 +84,21 @@ pub(crate) fn decode<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn BufRead +
     })
 }
 
-/// Returns an error if NUL bytes show that the sample is UTF-16 or binary. A few NULs may be part of a text.
+/// Returns an error if NUL bytes show that the sample is UTF-16, UTF-32 or binary. A few NULs may be part of a text.
 fn check_nuls(sample: &[u8]) -> io::Result<()> {
-    let nuls = |parity: usize| sample.iter().skip(parity).step_by(2).filter(|byte| **byte == 0);
-    let (even, odd) = (nuls(0).count(), nuls(1).count());
-    if (even + odd) * 32 <= sample.len() {
+    // The numbers of NULs at the four positions of a UTF-32 character.
+    let nuls = [0, 1, 2, 3]
+        .map(|position| sample.iter().skip(position).step_by(4).filter(|byte| **byte == 0).count());
+    if nuls.iter().sum::<usize>() * 32 <= sample.len() {
         return Ok(());
     }
-    let encoding = match (even, odd) {
-        (0, _) => "UTF-16LE",
-        (_, 0) => "UTF-16BE",
+    // No text has NUL characters in UTF-32.
+    let characters = sample.len() / 4;
+    let encoding = match nuls {
+        [0, _, 0, _] => "UTF-16LE",
+        [_, 0, _, 0] => "UTF-16BE",
+        [0, _, upper, most] if (upper, most) == (characters, characters) => "UTF-32LE",
+        [most, upper, _, 0] if (upper, most) == (characters, characters) => "UTF-32BE",
         _ => return Err(invalid("it is binary, not text".into())),
     };
     Err(invalid(format!(
@@ -99,10 +111,10 @@ fn invalid(message: String) -> io::Error {
 }
 
 /// A reader whose first bytes are known.
-pub(super) type Peeked<R> = Chain<Cursor<Vec<u8>>, R>;
+pub(crate) type Peeked<R> = Chain<Cursor<Vec<u8>>, R>;
 
 /// Reads the first `bytes` of a reader, or all if it has fewer, and returns a reader that begins with them.
-pub(super) fn peek<R: Read>(mut reader: R, bytes: u64) -> io::Result<Peeked<R>> {
+pub(crate) fn peek<R: Read>(mut reader: R, bytes: u64) -> io::Result<Peeked<R>> {
     let mut head = Vec::new();
     reader.by_ref().take(bytes).read_to_end(&mut head)?;
     Ok(Cursor::new(head).chain(reader))
@@ -364,8 +376,14 @@ mod tests {
             (without_mark(false), "UTF-16LE without a byte order mark"),
             (without_mark(true), "UTF-16BE without a byte order mark"),
             (b"\xff\xfe\0\0a\0\0\0".to_vec(), "UTF-32"),
+            (b"a\0\0\0b\0\0\0".to_vec(), "UTF-32LE without a byte order mark"),
+            (b"\0\0\0a\0\0\0b".to_vec(), "UTF-32BE without a byte order mark"),
+            (b"7z\xbc\xaf\x27\x1c\0\x04".to_vec(), "7z archive"),
+            (b"Rar!\x1a\x07\x01\0".to_vec(), "rar archive"),
             (b"PK\x03\x04rest".to_vec(), "zip archive"),
             (tar, "tar archive"),
+            (b"BZh91AY&SY\x8b\xa1".to_vec(), "compressed with bzip2"),
+            (b"PAR1\x15\x04\x15".to_vec(), "Parquet"),
             (vec![0; 100], "binary"),
             (gzip(&gzip(b"text")), "compressed twice"),
             (b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "git lfs pull"),
@@ -375,6 +393,9 @@ mod tests {
         }
         let one_nul = [b"one NUL \0 in a text".repeat(2), b"x".repeat(99)].concat();
         assert!(read(&one_nul).is_ok());
+        for text in ["PAR1 is a gene.", "BZhang wrote this.", "BZh9 is a string."] {
+            assert_eq!(read(text.as_bytes()).as_deref(), Ok(text));
+        }
     }
 
     #[test]

@@ -62,10 +62,19 @@ pub(crate) struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// Returns the name of a column in a header. Known names may be in any case there.
+    /// Returns the name of a column in a header. Known names may be in any case there, and have spaces or hyphens, such
+    /// as `Doc ID` for `doc_id`.
     pub(super) fn name(&self, cell: &str) -> String {
-        let (cell, lower) = (cell.trim(), cell.trim().to_lowercase());
-        if !self.is_known(cell) && self.is_known(&lower) { lower } else { cell.to_owned() }
+        let cell = cell.trim();
+        let lower = cell.to_lowercase();
+        let joined = lower.replace([' ', '-'], "_");
+        let names = [cell, &lower, &joined].into_iter();
+        names.clone().find(|name| self.is_known(name)).unwrap_or(cell).to_owned()
+    }
+
+    /// Returns whether the name is that of an id.
+    pub(super) fn is_id(&self, name: &str) -> bool {
+        ID.contains(&name) && self.is_known(name)
     }
 
     pub(super) fn is_text(&self, name: &str) -> bool {
@@ -118,8 +127,13 @@ impl FieldNames {
     pub(crate) fn text(&self, fields: &mut Fields) -> Result<String, String> {
         match self.find_text(fields)? {
             Some(text) => Ok(text),
-            None => Err(fields.missing(self.text_field.as_deref().unwrap_or(TEXT[0]))),
+            None => Err(fields.missing(self.wanted_text())),
         }
+    }
+
+    /// Returns the name of the text for messages.
+    fn wanted_text(&self) -> &str {
+        self.text_field.as_deref().unwrap_or(TEXT[0])
     }
 
     /// Takes the text as [`text`](Self::text) does, or returns `None` if it is missing or null.
@@ -137,34 +151,31 @@ impl FieldNames {
         };
         let Some((name, value)) = text else { return Ok(None) };
         let text = value.text(&name)?;
-        let title = match self.title_field.as_deref() {
-            None => fields.take(TITLE)?,
-            Some("") => None,
-            Some(name) => fields.take(&[name])?,
-        };
         let headings = match name.as_str() {
-            "body" | "segment" => fields.take(HEADINGS)?,
-            _ => None,
+            "body" | "segment" => fields.take_prefix(HEADINGS)?,
+            _ => String::new(),
         };
-        let mut joined = String::new();
-        for (name, value) in [title, headings].into_iter().flatten() {
-            let part = value.text(&name)?;
-            if !part.trim().is_empty() {
-                joined.push_str(&part);
-                joined.push(' ');
-            }
+        Ok(Some(self.title(fields)? + &headings + &text))
+    }
+
+    /// Takes the title with a space after it. Returns an empty string if there is none.
+    fn title(&self, fields: &mut Fields) -> Result<String, String> {
+        match self.title_field.as_deref() {
+            None => fields.take_prefix(TITLE),
+            Some("") => Ok(String::new()),
+            Some(name) => fields.take_prefix(&[name]),
         }
-        Ok(Some(if joined.is_empty() { text } else { joined + &text }))
     }
 
     /// Takes the text of the document in a search hit.
     fn nested_text(&self, fields: &mut Fields) -> Result<Option<String>, String> {
         match fields.take(NESTED)? {
-            Some((_, Value::Text(text))) => Ok(Some(text)),
+            Some((_, Value::Text(text))) => Ok(Some(self.title(fields)? + &text)),
             Some((name, Value::Other(object))) if object.starts_with('{') => {
                 let mut inner = json::object(&object)?;
                 let text = self.own_text(&mut inner)?;
-                text.map(Some).ok_or_else(|| format!("{name:?}: {}", inner.missing(TEXT[0])))
+                text.map(Some)
+                    .ok_or_else(|| format!("{name:?}: {}", inner.missing(self.wanted_text())))
             }
             _ => Ok(None),
         }
@@ -207,6 +218,12 @@ impl Fields {
         self.take(names)?.map(|(name, value)| value.text(&name)).transpose()
     }
 
+    /// Takes a string with a space after it. Returns an empty string if it is missing or blank.
+    fn take_prefix(&mut self, names: Names<'_>) -> Result<String, String> {
+        let prefix = self.take_text(names)?.filter(|text| !text.trim().is_empty());
+        Ok(prefix.map_or(String::new(), |text| text + " "))
+    }
+
     /// Takes the elements of an array.
     pub(crate) fn take_array(&mut self, names: Names<'_>) -> Result<Option<Vec<Value>>, String> {
         let Some((name, value)) = self.take(names)? else { return Ok(None) };
@@ -228,28 +245,48 @@ impl Fields {
         score.map(Some).ok_or_else(|| format!("{name:?} is not a number"))
     }
 
+    /// Returns the path of the first array, as jq writes it: that of a field, or of a field of an object, as in a
+    /// response of Elasticsearch.
+    fn array(&self) -> Option<String> {
+        self.0.iter().find_map(|(name, value)| match value {
+            Value::Other(json) if json.starts_with('[') => Some(format!("[{name:?}]")),
+            Value::Other(json) if json.starts_with('{') => {
+                let inner = json::object(json).ok()?.0.into_iter();
+                let mut arrays = inner.filter(
+                    |(_, value)| matches!(value, Value::Other(json) if json.starts_with("[{")),
+                );
+                arrays.next().map(|(inner, _)| format!("[{name:?}][{inner:?}]"))
+            }
+            _ => None,
+        })
+    }
+
     /// Returns the error for a field that is missing, with the names of the others.
     fn missing(&self, wanted: &str) -> String {
-        const MAX_LISTED: usize = 10;
         if self.0.iter().any(|(name, _)| name == wanted) {
             return format!("{wanted:?} is null");
         }
+        let advice = match self.array() {
+            Some(path) => format!(
+                "; if the documents are the elements of an array, write them as lines: jq -c '.{path}[]'"
+            ),
+            None if !self.0.is_empty() && self.0.iter().all(|(_, value)| value.is_object()) => {
+                "; if the names are ids, write the documents as lines: jq -c 'to_entries[] | {id: .key} + .value'".into()
+            }
+            None => "; name the field of the text with --text-field".into(),
+        };
+        format!("{wanted:?} is missing; the fields are {}{advice}", self.names())
+    }
+
+    /// Returns the names of the first fields.
+    pub(crate) fn names(&self) -> String {
+        const MAX_LISTED: usize = 10;
         let listed = self.0.iter().take(MAX_LISTED);
         let mut names: Vec<String> = listed.map(|(name, _)| text::beginning(name)).collect();
         if self.0.len() > MAX_LISTED {
             names.push("…".into());
         }
-        let array = self
-            .0
-            .iter()
-            .find(|(_, value)| matches!(value, Value::Other(json) if json.starts_with('[')));
-        let advice = match array {
-            Some((name, _)) => format!(
-                "; if the documents are the elements of {name:?}, write them as lines: jq -c '.[{name:?}][]'"
-            ),
-            None => "; name the field of the text with --text-field".into(),
-        };
-        format!("{wanted:?} is missing; the fields are {}{advice}", names.join(", "))
+        names.join(", ")
     }
 }
 
@@ -268,6 +305,10 @@ impl Value {
             Self::Text(id) | Self::Number(id) => Ok(Some(id).filter(|id| !id.is_empty())),
             Self::Other(_) => Err(format!("{name:?} is neither a string nor a number")),
         }
+    }
+
+    pub(crate) fn is_object(&self) -> bool {
+        matches!(self, Self::Other(json) if json.starts_with('{'))
     }
 
     /// Returns the fields of an object.
@@ -312,6 +353,7 @@ mod tests {
             (r#"{"docid": "d", "score": 3, "doc": {"title": "T", "segment": "S"}}"#, "d", "T S"),
             (r#"{"_id": "d", "_score": 3, "_source": {"id": "x", "content": "C"}}"#, "d", "C"),
             (r#"{"doc_id": "d", "document": "D"}"#, "d", "D"),
+            (r#"{"doc_id": "d", "title": "T", "document": "D"}"#, "d", "T D"),
             (r#"{"docno": "d", "text": null, "contents": "C"}"#, "d", "C"),
         ] {
             let expected = Ok((Some(id.to_owned()), text.to_owned()));
@@ -331,6 +373,8 @@ mod tests {
         assert_eq!(document(&names, json), Ok((Some("k".into()), "i A".into())));
         let missing = document(&names, r#"{"text": "x"}"#).expect_err("missing");
         assert!(missing.starts_with("\"abstract\" is missing; the fields are text; "), "{missing}");
+        let missing = document(&names, r#"{"doc": {"text": "x"}}"#).expect_err("missing");
+        assert!(missing.starts_with("\"doc\": \"abstract\" is missing"), "{missing}");
     }
 
     #[test]
@@ -345,6 +389,11 @@ mod tests {
             (r#"{"text": "a", "score": 1e999}"#, "\"score\" is not a number"),
             (r#"{"text": "a", "text": "b"}"#, "the field \"text\" occurs twice"),
             (r#"{"query": "q", "documents": ["a"]}"#, "jq -c '.[\"documents\"][]'"),
+            (r#"{"took": 3, "hits": {"hits": [{"_id": "a"}]}}"#, r#"jq -c '.["hits"]["hits"][]'"#),
+            (
+                r#"{"d1": {"text": "a"}, "d2": {"text": "b"}}"#,
+                "jq -c 'to_entries[] | {id: .key} + .value'",
+            ),
             (r#"{"doc": {"title": "T"}}"#, "\"doc\": \"text\" is missing; the fields are title"),
         ] {
             let reason = document(&FieldNames::default(), json).expect_err(json);

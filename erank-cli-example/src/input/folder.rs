@@ -49,7 +49,7 @@ fn add(found: &mut Folder, root: &Path, folder: &Path) -> io::Result<()> {
         let path = entry.path();
         let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            found.leave_out("hidden");
+            found.leave_out("hidden files or folders");
         } else if entry.file_type()?.is_dir() {
             if let Err(error) = add(found, root, &path) {
                 found.unreadable.push((name, error));
@@ -71,11 +71,11 @@ impl Folder {
             return self.leave_out("links to folders");
         }
         if !metadata.is_file() {
-            return self.leave_out("no regular files");
+            return self.leave_out("special files (pipes, sockets or devices)");
         }
         let is_document = match ending(&name) {
             "txt" | "md" | "markdown" => true,
-            "" => return self.leave_out("other endings"),
+            "" => return self.leave_out("files with other endings"),
             _ => false,
         };
         self.files.push(DocumentFile { path, name, is_document });
@@ -114,8 +114,12 @@ mod tests {
             names,
             [("b.txt", true), ("link.txt", true), ("sub/a.jsonl.gz", false), ("sub/x.MD", true)]
         );
-        let left_out =
-            [("hidden", 1), ("links to folders", 1), ("no regular files", 2), ("other endings", 1)];
+        let left_out = [
+            ("hidden files or folders", 1),
+            ("links to folders", 1),
+            ("special files (pipes, sockets or devices)", 2),
+            ("files with other endings", 1),
+        ];
         assert_eq!(found.left_out, BTreeMap::from(left_out));
         assert_eq!(found.unreadable.len(), 1);
         assert_eq!(found.unreadable[0].0, "broken.txt");

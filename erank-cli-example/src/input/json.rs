@@ -64,6 +64,11 @@ fn value(json: &str) -> Result<Value, String> {
     })
 }
 
+/// Returns whether the text is one JSON value.
+pub(super) fn is_value(json: &str) -> bool {
+    serde_json::from_str::<&RawValue>(json).is_ok()
+}
+
 /// Parses a string.
 pub(super) fn string(json: &str) -> Result<String, String> {
     serde_json::from_str(json).map(|LossyString(text)| text).map_err(|error| not_json(&error))

@@ -2,7 +2,8 @@
 
 use std::io::{self, BufRead, Read};
 
-/// Maximum number of bytes of a line, a value or a row. Documents are truncated to some 10 kB later.
+/// Maximum number of bytes of a line, a row, an element of a JSON array, or a text file in a folder. A longer one is
+/// reported as bad, so that it cannot fill the memory.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
 /// A line that is not blank, or the reason why its bytes were dropped.

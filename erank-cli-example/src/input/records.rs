@@ -98,7 +98,9 @@ impl<'a> Records<'a> {
             && !sample.lines.is_empty()
         {
             return Err(invalid(format!(
-                "its lines are plain text without fields; leave --text-field {field} out"
+                "it is neither JSON nor a table with the field {field:?} in its first line, {:?}; mend the name, or \
+                 leave --text-field {field} out",
+                sample.first_line()
             )));
         }
         let lines = |reader, parse| Kind::Lines { lines: Lines::of(reader), parse };
@@ -145,7 +147,7 @@ impl Iterator for Records<'_> {
                 lines.next()?.map(|line| record(line.number, line.text().and_then(*parse)))
             }
             Kind::Elements(elements) => elements.next()?.map(|element| {
-                record(element.number, element.json.and_then(|json| element_content(&json)))
+                record(element.number, element.json.and_then(|json| json_content(&json)))
             }),
             Kind::Table { rows, header } => rows.next()?.map(|row| {
                 record(row.line, row.cells.and_then(|cells| row_content(header, cells)))
@@ -159,7 +161,7 @@ fn invalid(message: String) -> io::Error {
 }
 
 fn json_line(line: String) -> Result<Content, String> {
-    json::object(&line).map(Content::Fields)
+    json_content(line.trim_ascii_start())
 }
 
 fn plain_text(line: String) -> Result<Content, String> {
@@ -171,12 +173,13 @@ fn named_text(line: String) -> Result<Content, String> {
     Ok(Content::Named { id: id.to_owned(), text: text.trim_ascii_end().to_owned() })
 }
 
-fn element_content(json: &str) -> Result<Content, String> {
+/// Returns the content of a line or an element of JSON: an object or a string.
+fn json_content(json: &str) -> Result<Content, String> {
     match json.as_bytes().first() {
         Some(b'"') => json::string(json).map(Content::Text),
-        Some(b'[') => Err("the element is an array, not an object or a string".into()),
-        Some(b'0'..=b'9' | b'-' | b'n' | b't' | b'f') => {
-            Err("the element is neither an object nor a string".into())
+        Some(b'[') => Err("it is an array, not an object or a string".into()),
+        Some(b'0'..=b'9' | b'-' | b'n' | b't' | b'f') if json::is_value(json) => {
+            Err("it is neither an object nor a string".into())
         }
         _ => json::object(json).map(Content::Fields),
     }
@@ -188,6 +191,12 @@ fn row_content(header: &[String], cells: Vec<String>) -> Result<Content, String>
     }
     let fields = header.iter().cloned().zip(cells.into_iter().map(Value::Text));
     Ok(Content::Fields(Fields(fields.collect())))
+}
+
+/// Returns whether a text that begins with these bytes is JSON.
+pub(crate) fn is_json(beginning: &[u8]) -> bool {
+    let sample = Sample::new(beginning);
+    sample.is_array() || is_object(sample.bytes)
 }
 
 /// The beginning of a file.
@@ -207,10 +216,9 @@ impl<'a> Sample<'a> {
         }
         lines.retain(|line| !line.trim_ascii().is_empty());
         for line in &mut lines {
-            let text = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
-            *line = text.trim_ascii_start();
+            *line = trimmed(line);
         }
-        Self { bytes: bytes.trim_ascii_start(), lines }
+        Self { bytes: trimmed(bytes), lines }
     }
 
     /// Returns the format of the file, or the reason why it cannot be read.
@@ -222,11 +230,15 @@ impl<'a> Sample<'a> {
         let (braces, objects) = (count(|line| line.starts_with(b"{")), count(is_object));
         let is_mostly_objects = braces * 2 > self.lines.len();
         let is_half_objects = objects > 0 && objects * 2 == self.lines.len();
-        if self.is_array() {
+        if self.is_array() || (is_json_file && self.bytes.starts_with(b"[")) {
             if self.is_lines_of_strings() {
                 let advice = "make objects of them: jq -c '{id: .[0], text: .[1]}'";
                 return Err(format!("each line is a JSON array of strings; {advice}"));
             }
+            return Ok(Format::Json);
+        }
+        // The record separator of RFC 7464.
+        if self.bytes.strip_prefix(b"\x1e").is_some_and(is_object) {
             return Ok(Format::Json);
         }
         if is_object(self.bytes) {
@@ -240,20 +252,45 @@ impl<'a> Sample<'a> {
         if is_mostly_objects || is_half_objects || is_json_file {
             return Ok(Format::JsonLines);
         }
+        if let Some(reason) = self.unreadable() {
+            return Err(reason.into());
+        }
         if let Some(delimiter) = self.table(columns, ending) {
             return Ok(Format::Table { delimiter });
         }
-        if ending == "csv" && !self.lines.is_empty() {
-            let header = String::from_utf8_lossy(self.lines[0]);
+        if columns.text_field.is_none()
+            && (ending == "csv" && !self.lines.is_empty() || self.has_header_without_text(columns))
+        {
             return Err(format!(
-                "its first line, {:?}, does not name the field of the text; name it with --text-field, or add \
+                "its first line, {:?}, does not name the field of the text; name it with --text-field, or write \
                  a header such as id,text",
-                header.chars().take(100).collect::<String>()
+                self.first_line()
             ));
         }
         let is_named =
             expected.has_ids || matches!(ending, "tsv" | "tab") || self.has_numbered_lines();
         Ok(if is_named { Format::NamedText } else { Format::Text })
+    }
+
+    /// Returns why the text cannot be read by lines, if so.
+    fn unreadable(&self) -> Option<&'static str> {
+        let first = self.lines.first().map_or(&[][..], |line| line.trim_ascii_end());
+        let has_returns = || self.bytes.trim_ascii_end().contains(&b'\r');
+        if !self.bytes.contains(&b'\n') && has_returns() {
+            return Some(
+                "its lines end with CR alone, as on old Macs; convert them: tr '\\r' '\\n'",
+            );
+        }
+        if first.eq_ignore_ascii_case(b"<doc>") || first.starts_with(b"<?xml ") {
+            return Some("it is XML or SGML; convert its documents to JSON lines");
+        }
+        None
+    }
+
+    /// Returns the beginning of the first line.
+    fn first_line(&self) -> String {
+        let line = self.lines.first().copied().unwrap_or_default();
+        String::from_utf8_lossy(line).chars().take(100).collect()
     }
 
     /// Returns whether the file is a JSON array. A line of text may begin with a bracket, too.
@@ -292,22 +329,36 @@ impl<'a> Sample<'a> {
     }
 
     /// Returns the delimiter if the first line is the header of a table: the name of the text is among its fields.
-    /// Unless the ending is that of CSV, another known name must be there, too, and all fields must look like names.
+    /// Unless the ending is that of CSV or the user gave the name, another known name must be there, too, and all
+    /// fields must look like names.
     fn table(&self, columns: &Columns<'_>, ending: &str) -> Option<u8> {
         let header = std::str::from_utf8(self.lines.first()?).ok()?;
         let delimiters: &[u8] = match ending {
-            "tsv" | "tab" => b"\t,;",
-            _ => b",;\t",
-        };
-        let is_name = |cell: &String| {
-            cell.len() <= 64 && cell.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c))
+            "tsv" | "tab" => b"\t,;|",
+            _ => b",;\t|",
         };
         delimiters.iter().copied().find(|delimiter| {
             let cells = table::cells(header, *delimiter);
             let names: Vec<String> = cells.iter().map(|cell| columns.name(cell)).collect();
             let known = names.iter().filter(|name| columns.is_known(name)).count();
-            let is_header = ending == "csv" || (known > 1 && cells.iter().all(is_name));
+            let is_certain = ending == "csv" || columns.text_field.is_some();
+            let is_header = is_certain || (known > 1 && cells.iter().all(|cell| is_name(cell)));
             is_header && names.iter().any(|name| columns.is_text(name))
+        })
+    }
+
+    /// Returns whether the first line is the header of a table that lacks the text: its first field is the name of the
+    /// id, all fields look like names, and the second line has as many fields.
+    fn has_header_without_text(&self, columns: &Columns<'_>) -> bool {
+        let lines = self.lines.iter().take(2).map(|line| std::str::from_utf8(line));
+        let Ok(lines) = lines.collect::<Result<Vec<&str>, _>>() else { return false };
+        let [header, row] = lines[..] else { return false };
+        b",;\t|".iter().any(|delimiter| {
+            let cells = table::cells(header, *delimiter);
+            let is_header = cells.len() > 1 && cells.iter().all(|cell| is_name(cell));
+            is_header
+                && columns.is_id(&columns.name(&cells[0]))
+                && table::cells(row, *delimiter).len() == cells.len()
         })
     }
 
@@ -319,6 +370,19 @@ impl<'a> Sample<'a> {
         };
         !self.lines.is_empty() && self.lines.iter().all(is_numbered)
     }
+}
+
+/// Returns whether a cell looks like the name of a column.
+fn is_name(cell: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || "_-.".contains(c);
+    let is_word = |word: &str| !word.is_empty() && word.chars().all(is_part);
+    cell.is_empty() || (cell.len() <= 64 && cell.split(' ').all(is_word))
+}
+
+/// Returns the bytes without white space and byte order marks at the beginning.
+fn trimmed(bytes: &[u8]) -> &[u8] {
+    let bytes = bytes.trim_ascii_start();
+    bytes.strip_prefix(b"\xef\xbb\xbf").map_or(bytes, trimmed)
 }
 
 /// Returns whether the bytes begin as a JSON object does: with a brace, a string and a colon.
@@ -402,6 +466,11 @@ mod tests {
             ("\"id\";\"text\"\n1;a", "table id|text"),
             ("In this, contents, are words\n", "text"),
             ("text\nmore", "text"),
+            ("id|text\n1|a", "table id|text"),
+            ("Doc ID,Text\n1,a", "table doc_id|text"),
+            ("\u{feff}\u{feff}[{\"text\": \"a\"}]", "json"),
+            ("\u{1e}{\"text\": \"a\"}\n\u{1e}{\"text\": \"b\"}\n", "json"),
+            ("id, please\nid, card", "text"),
             ("q1\tbody\nq2\ttext", "text"),
             ("0\tA leaf.\n1\tBread.", "named"),
             ("0\tA leaf.\nnot numbered", "text"),
@@ -416,6 +485,7 @@ mod tests {
     fn format_is_recognised_by_the_ending() {
         for (name, text, expected) in [
             ("a.jsonl", "no JSON\nat all", "json lines"),
+            ("a.json", "[null, {\"text\": \"a\"}, 7]", "json"),
             ("a.csv", "text\na", "table text"),
             ("a.csv.gz", "Full name, Text\n1,a", "table Full name|text"),
             ("a.tsv", "d1\ta leaf", "named"),
@@ -425,11 +495,42 @@ mod tests {
         ] {
             assert_eq!(format(name, text), expected, "{name}");
         }
-        assert!(format("a.csv", "a,b\n1,2").contains("--text-field"));
+        for (name, text, said) in [
+            ("a.csv", "a,b\n1,2", "--text-field"),
+            ("a.tsv", "docno\turl\tabstract\n1\tu\ta", "\"docno\\turl\\tabstract\", does not name"),
+            ("-", "id,abstract\n1,a", "does not name the field of the text"),
+            ("-", "a leaf\rbread\r", "end with CR alone"),
+            ("a.csv", "id,text\r1,a\r", "end with CR alone"),
+            ("a.txt", "<DOC>\n<DOCNO>1</DOCNO>\n", "XML or SGML"),
+            ("-", "<?xml version=\"1.0\"?>\n<doc/>\n", "XML or SGML"),
+        ] {
+            assert!(format(name, text).contains(said), "{}", format(name, text));
+        }
         assert!(format("-", "[\"d1\", \"a\"]\n[\"d2\", \"b\"]").contains("jq -c"));
         let named = records("d1\ta leaf", "a.txt", true).expect("read").next();
         let content = named.expect("a record").expect("memory").content.expect("usable");
         assert_eq!(content, Content::Named { id: "d1".into(), text: "a leaf".into() });
+    }
+
+    #[test]
+    fn format_is_recognised_by_the_name_of_the_text() {
+        let names = FieldNames { text_field: Some("full text".into()), ..FieldNames::default() };
+        let read = |name: &str, text: &'static str| -> Result<String, String> {
+            let expected = Expected { name: Some(name), has_ids: false };
+            let records = Records::new(Box::new(text.as_bytes()), names.columns(), expected);
+            match records.map_err(|error| error.to_string())?.0 {
+                Kind::Table { header, .. } => Ok(header.join("|")),
+                _ => Ok("no table".to_owned()),
+            }
+        };
+        for name in ["-", "a.txt", "a.tsv", "a.csv"] {
+            for text in ["key (old);full text\n1;a", "key (old)\tFull Text\n1\ta"] {
+                assert_eq!(read(name, text).as_deref(), Ok("key (old)|full text"), "{name}");
+            }
+            let error = read(name, "id,text\n1,a").expect_err("another field");
+            assert!(error.contains("the field \"full text\""), "{name}: {error}");
+            assert!(error.contains("first line, \"id,text\"; mend the name"), "{name}: {error}");
+        }
     }
 
     #[test]
@@ -455,6 +556,11 @@ mod tests {
             ["3 fields, but the header has 2", "1 fields, but the header has 2"]
         );
         let elements = reasons("[{\"text\": \"a\"}, 7, [], {\"text\": , null]");
+        let lines = reasons("{\"text\": \"a\"}\n\"b\"\n{}\n7\n[1]\n{\"text\": 1}\n");
+        assert_eq!(
+            lines,
+            ["it is neither an object nor a string", "it is an array, not an object or a string"]
+        );
         assert!(elements[0].contains("neither an object"), "{elements:?}");
         assert!(elements[1].contains("is an array"), "{elements:?}");
         assert!(elements[2].contains("bad JSON"), "{elements:?}");

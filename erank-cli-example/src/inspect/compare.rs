@@ -74,8 +74,7 @@ fn queries(arguments: &InspectArguments) -> Result<Vec<Query>, CommandError> {
     if let Some(docs) = &arguments.docs {
         let input = input::read(docs, &arguments.fields)?;
         if input.documents.is_empty() {
-            let what = if docs == "-" { "standard input".into() } else { text::line(docs) };
-            return Err(CommandError::NoDocuments { what });
+            return Err(CommandError::NoDocuments { what: input::shown(docs) });
         }
         return Ok(vec![query(arguments.query(), input)]);
     }
@@ -235,6 +234,9 @@ struct ComparedDocument {
 /// A document without two answers.
 #[derive(Serialize)]
 struct Uncompared {
+    /// The word for what `line` counts.
+    #[serde(skip)]
+    unit: &'static str,
     line: usize,
     id: Option<String>,
     reason: String,
@@ -309,10 +311,10 @@ impl Comparison {
     /// Lists the documents that were not compared on standard error, with reasons.
     fn note_uncompared(&self) {
         text::note(&format!("Documents that were not compared: {}", self.uncompared.len()));
-        for Uncompared { line, id, reason } in &self.uncompared {
+        for Uncompared { unit, line, id, reason } in &self.uncompared {
             let id = id.as_deref().map(text::beginning);
             let id = id.map_or(String::new(), |id| format!(" ({id})"));
-            text::note(&format!("  line {line}{id}: {reason}"));
+            text::note(&format!("  {unit} {line}{id}: {reason}"));
         }
     }
 }
@@ -331,6 +333,7 @@ impl ComparedQuery {
             match ComparedDocument::new(document, ours, theirs) {
                 Ok(compared) => documents.push(compared),
                 Err(reason) => uncompared.push(Uncompared {
+                    unit: query.input.unit,
                     line: document.line,
                     id: document.id.clone(),
                     reason,
@@ -339,6 +342,7 @@ impl ComparedQuery {
         }
         let bad_lines = query.input.bad_lines.iter();
         uncompared.extend(bad_lines.map(|bad| Uncompared {
+            unit: query.input.unit,
             line: bad.line,
             id: bad.id.clone(),
             reason: bad.reason.clone(),

@@ -2,7 +2,9 @@
 
 use std::io::{self, Write};
 
-use erank_candle::{Architecture, Checkpoint, Config, ModelCost, PromptTokenizer};
+use erank_candle::{
+    Architecture, CandleSettings, Checkpoint, Config, ModelCost, PromptTokenizer, WeightFormat,
+};
 use indicatif::{DecimalBytes, HumanCount};
 use serde::Serialize;
 
@@ -28,6 +30,7 @@ impl Verdict {
         checkpoint: &Checkpoint,
         config: &Config,
         tokenizer: &PromptTokenizer,
+        settings: &CandleSettings,
         cost: &ModelCost,
     ) -> Result<Self, CommandError> {
         let mut unusual = checkpoint.unusual().map_err(model::failed(given))?;
@@ -38,11 +41,15 @@ impl Verdict {
                  all files from the same model"
             ));
         }
-        let weights = cost.weight_bytes();
-        if cost.available_bytes.is_some_and(|available| available < weights) {
-            unusual.push(
-                "the weights do not fit in the available memory; choose --weights q8_0".into(),
-            );
+        if let Some(available) = cost.available_bytes
+            && available < cost.weight_bytes()
+        {
+            let with = |format: &WeightFormat| {
+                let mut settings = settings.clone();
+                settings.weights = Some(*format);
+                Some((*format, checkpoint.cost(&settings).ok()?.weight_bytes()))
+            };
+            unusual.push(too_large(available, WeightFormat::ALL.iter().filter_map(with)));
         }
         let prompt = match checkpoint.recognise_prompt() {
             Ok(prompt) => match prompt.reason {
@@ -96,6 +103,22 @@ impl Verdict {
     }
 }
 
+/// Says that the weights do not fit in the available memory, and which of the `formats` that the model can have,
+/// each with its bytes, is the largest one that does.
+fn too_large(available: usize, formats: impl Iterator<Item = (WeightFormat, usize)>) -> String {
+    let fitting = formats.filter(|(_, bytes)| *bytes <= available);
+    let advice = match fitting.min_by_key(|(_, bytes)| std::cmp::Reverse(*bytes)) {
+        Some((format, bytes)) => {
+            let name = format.name().to_ascii_lowercase();
+            format!("choose --weights {name}, with which they take {}", DecimalBytes(bytes as u64))
+        }
+        None => {
+            "no format of --weights is small enough; free memory, or choose a smaller model".into()
+        }
+    };
+    format!("the weights do not fit in the available memory; {advice}")
+}
+
 fn files(checkpoint: &Checkpoint) -> String {
     let sizes: Vec<usize> = checkpoint.weight_files().map(|(_, bytes)| bytes).collect();
     let names: Vec<&str> = checkpoint.weight_files().map(|(name, _)| name).take(2).collect();
@@ -136,5 +159,27 @@ fn memory(cost: &ModelCost) -> String {
     match cost.available_bytes {
         Some(available) => format!("{needed}, of {} that are available", size(available)),
         None => needed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_large_names_the_largest_format_that_fits() {
+        let formats = || {
+            let formats = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16];
+            let formats = formats.into_iter().chain([WeightFormat::Q8_0]);
+            formats.zip([400, 200, 200, 106])
+        };
+        for (available, said) in [
+            (399, "choose --weights bf16, with which they take 200 B"),
+            (106, "choose --weights q8_0, with which they take 106 B"),
+            (105, "no format of --weights is small enough"),
+        ] {
+            let advice = too_large(available, formats());
+            assert!(advice.contains(said), "{advice}");
+        }
     }
 }

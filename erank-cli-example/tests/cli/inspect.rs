@@ -144,7 +144,7 @@ fn compare_of_quantised_model_shows_small_differences() {
 #[test]
 fn compare_of_a_model_with_itself_shows_no_difference() {
     let documents =
-        b"{\"id\": \"a\", \"text\": \"The noise of jets.\"}\n{\"text\": \"bread\"}\n{}\n";
+        b"[{\"id\": \"a\", \"text\": \"The noise of jets.\"}, {\"text\": \"bread\"}, {}]\n";
     let arguments = ["inspect", "--compare", "tiny", "--docs", "-", "-q", "jet noise", "--json"];
     let run = erank(&arguments, documents);
     assert_eq!(run.code, Some(3), "{run:?}");
@@ -154,7 +154,7 @@ fn compare_of_a_model_with_itself_shows_no_difference() {
     assert_eq!(found["kendall_tau"], serde_json::json!({"mean": 1.0, "worst": 1.0}));
     assert_eq!(found["queries"][0]["documents"][0]["id"], "a");
     assert_eq!(found["uncompared"][0]["line"], 3);
-    assert!(run.err.contains("line 3: "), "{}", run.err);
+    assert!(run.err.contains("element 3: "), "{}", run.err);
 }
 
 #[test]

@@ -367,11 +367,24 @@ fn rerank_explains_invalid_arguments() {
 }
 
 #[test]
+fn rerank_notes_truncation_and_windows_below_the_minimum_score() {
+    let long = format!("{} boat", "word ".repeat(300));
+    let arguments = ["rerank", "-q", "tide", "--answer-only", "--min-score", "1"];
+    let run = |more: &[&str]| erank(&[&arguments[..], more].concat(), long.as_bytes());
+    let truncated = run(&["--max-document-tokens", "20"]);
+    assert!(truncated.err.contains("1 document scored by the beginning"), "{truncated:?}");
+    let windows = run(&["--windows", "20"]);
+    assert_eq!(windows.out.lines().next(), Some("1 document below 1:"), "{windows:?}");
+    let titles = windows.out.lines().nth(1).expect("titles");
+    assert!(titles.contains("bytes"), "{titles}");
+}
+
+#[test]
 fn rerank_accepts_empty_input() {
     let run = erank(&["rerank", "-q", "x", "--json"], b"\n \n");
     assert_eq!(run.code, Some(0), "{run:?}");
     assert_eq!(run.json()["counts"]["documents"], 0);
-    assert!(run.err.contains("no documents"), "{}", run.err);
+    assert!(run.err.contains("standard input has no documents to rank"), "{}", run.err);
 }
 
 #[test]

@@ -39,8 +39,11 @@ fn search_ranks_the_matching_files_of_a_folder() {
 fn search_reports_that_nothing_matches() {
     let run = erank(&["search", "-q", "boat"], b"tea\ncoffee\n");
     assert_eq!(run.code, Some(0), "{run:?}");
-    assert!(run.err.contains("None of 2 documents contains a word of the query"), "{}", run.err);
+    assert!(run.err.contains("0 of 2 documents match the query"), "{}", run.err);
     assert_eq!(run.out, "");
+    assert!(!run.err.contains("has no documents"), "{}", run.err);
+    let run = erank(&["search", "-q", "boat"], b"\n");
+    assert!(run.err.contains("standard input has no documents to rank"), "{}", run.err);
 }
 
 #[test]

@@ -77,6 +77,9 @@ fn read_errors_name_the_line() {
     ] {
         assert!(refused(text).contains(said), "{}", refused(text));
     }
+    assert!(refused("q1 d1 high\nq1 d2 1\n").starts_with("line 1: the grade \"high\""));
+    let header = refused("docid\tsearch\tlabel\na\tq\t1\n");
+    assert!(header.contains("the header \"docid\\tsearch\\tlabel\" does not tell"), "{header}");
     for grade in ["1.5", "1.01", "1.0.0", ".0", "yes", "2147483648", "0x1", "--1", "nan", "1e0"] {
         let said = refused(&format!("q 0 a {grade}"));
         assert!(said.contains("is not an integer"), "{grade}: {said}");
@@ -95,6 +98,9 @@ fn qrels_are_read_in_the_layouts_of_beir_and_ir_datasets() {
         "query_id doc_id score\nq1 d1 2.0\nq1 d2 0.0\nq2 d1 -1.00\n",
         "topic\tpassage\tjudgement\nq1\td1\t2\nq1\td2\t0\nq2\td1\t-1",
         "q1\td1\t2\nq1\td2\t0\nq2\td1\t-1\n",
+        "number iter document judged\nq1 0 d1 2\nq1 0 d2 0\nq2 0 d1 -1\n",
+        "q1, 0, d1, 2\nq1, 0, d2, 0\nq2, 0, d1, -1\n",
+        "topic;docno;judgment\nq1;d1;2\nq1;d2;0\nq2;d1;-1\n",
         "Query_ID,iteration,doc_id,relevance\nq1,0,d1,2\nq1,0,d2,0\nq2,0,d1,-1\n",
         "query_id\tdoc_id\trelevance\titeration\nq1\td1\t2\t0\nq1\td2\t0\t0\nq2\td1\t-1\t0\n",
         "\"q1\",\"d1\",\"2\"\nq1,d2,0\nq2,d1,-1\n",

@@ -79,6 +79,17 @@ fn eval_calibrates_scores_and_rerank_reads_the_file() {
     assert_eq!(other.code, Some(0), "{other:?}");
     assert!(other.err.contains("and is \"Find recipes.\""), "{}", other.err);
     for (more, said) in [
+        (&["--max-document-tokens", "9"][..], "max_document_tokens was 1024 and is 9"),
+        (&["--max-prompt-tokens", "99"], "max_prompt_tokens was null and is 99"),
+        (&["--windows", "16"], "windows was null and is 16"),
+    ] {
+        let other = rerank(&path, &[&["--answer-only"], more].concat());
+        assert_eq!(other.code, Some(0), "{other:?}");
+        assert!(other.err.contains("its probabilities may be wrong"), "{}", other.err);
+        assert!(other.err.contains(said), "{said}: {}", other.err);
+        assert_eq!(other.err.matches("may be wrong").count(), 1, "{}", other.err);
+    }
+    for (more, said) in [
         (&["--answer-only", "--score", "integer"][..], "fitted on the score probability_weighted"),
         (&[], "fitted on answers without reasoning"),
         (&["--answer-only", "--template", "qwen3-reranker"], "another template (\"erank\", now"),
@@ -112,8 +123,60 @@ fn rerank_refuses_broken_calibrations() {
         assert_eq!(run.code, Some(1), "{run:?}");
         assert!(run.err.contains("bad.json") && run.err.contains(said), "{said}: {}", run.err);
     }
+    let mut other_model = good["settings"].clone();
+    other_model["fingerprint"] = 7.into();
+    collection.write("bad.json", &edited("settings", other_model));
+    let run = rerank(&collection.path("bad.json"), &["--answer-only"]);
+    assert!(run.err.contains("another model of the same name (fingerprint 7, now "), "{}", run.err);
     let run = rerank(&collection.path("none.json"), &["--answer-only"]);
     assert!(run.err.contains("cannot use the calibration"), "{}", run.err);
+}
+
+#[test]
+fn rerank_says_that_samples_differ_from_a_calibration() {
+    let collection = Collection::new();
+    let run = collection.eval("jsonl", "out", "--depth 4 --calibrate ./calibration.json");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let more = ["--samples", "2", "--temperature", "0.5", "--max-tokens", "50"];
+    let run = rerank(&collection.path("calibration.json"), &more);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    for said in
+        ["sampling was null and is \"--temperature, --samples\"", "max_tokens was 4096 and is 50"]
+    {
+        assert!(run.err.contains(said), "{said}: {}", run.err);
+    }
+}
+
+#[test]
+fn eval_checks_the_path_of_a_calibration_before_it_scores() {
+    let collection = Collection::new();
+    for (path, said) in [
+        ("./none/calibration.json", "none does not exist; make it first"),
+        ("./out", "out: it is a folder; name a file"),
+    ] {
+        let run = collection.eval("jsonl", "out", &format!("--answer-only --calibrate {path}"));
+        assert_eq!((run.code, run.out.as_str()), (Some(1), ""), "{run:?}");
+        assert!(run.err.contains(said), "{said}: {}", run.err);
+        assert!(!run.err.contains("to be scored"), "{}", run.err);
+    }
+    let run = collection.eval("jsonl", "out", "--answer-only --calibrate ./out/calibration.json");
+    assert_eq!(run.code, Some(0), "{run:?}");
+}
+
+#[test]
+fn eval_writes_the_report_if_the_calibration_fails() {
+    let collection = Collection::new();
+    // No document of the queries has a text, so that none has a score.
+    collection.edit("candidates.jsonl", |text| text.replace("\"text\":", "\"other\":"));
+    let run = collection.eval("jsonl", "out", "--answer-only --calibrate ./calibration.json");
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.err.contains("error: "), "{}", run.err);
+    let report = collection.report("out");
+    assert_eq!((&report["calibration"], &report["counts"]["unscored"]), (&Value::Null, &48.into()));
+    assert!(run.out.starts_with("system "), "{}", run.out);
+    for file in ["first_stage.run", "reranked.run", "hybrid.run", "gains.svg"] {
+        assert!(!collection.read(&format!("out/{file}")).is_empty(), "{file}");
+    }
 }
 
 #[test]

@@ -53,6 +53,23 @@ fn eval_lists_candidates_without_text_and_ranks_them_last() {
 }
 
 #[test]
+fn eval_names_the_file_of_a_bad_document_in_a_folder() {
+    let collection = Collection::new();
+    collection.write("corpus/a.tsv", &collection.read("corpus.tsv"));
+    collection.write("corpus/b.jsonl", "{\"id\": \"x\"}\n{}\n");
+    let run = collection.eval("trec", "out", "--answer-only --depth 1");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let mut arguments = collection.arguments("trec", "out", "--answer-only --depth 1");
+    let corpus = arguments.iter().position(|word| word.ends_with("corpus.tsv")).expect("there");
+    arguments[corpus] = collection.path("corpus");
+    let run = crate::erank(&arguments, b"");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let said =
+        "skipped 2 documents that cannot be used; document 48 (x): b.jsonl:1: \"text\" is missing";
+    assert!(run.err.contains(said), "{}", run.err);
+}
+
+#[test]
 fn eval_refuses_scores_of_other_settings() {
     let collection = Collection::new();
     let run = collection.eval("jsonl", "out", "--answer-only --depth 1");
@@ -286,7 +303,13 @@ fn eval_leaves_identical_and_excluded_documents_out() {
     assert_eq!(figure, 1.0, "nDCG@10");
 
     // BEIR's own convention for two of its collections.
-    for (folder, expected) in [("arguana", 3), ("BEIR-Quora", 3), ("scifact", 4)] {
+    // The name may be that of a link to a folder.
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("data", collection.path("link-to-quora")).expect("a link");
+    std::fs::create_dir(collection.path("data")).expect("made");
+    let folders = [("arguana", 3), ("BEIR-Quora", 3), ("scifact", 4)];
+    for (folder, expected) in folders.into_iter().chain(cfg!(unix).then_some(("link-to-quora", 3)))
+    {
         let file = |name: &str| format!("{folder}/{name}");
         collection.write(&file("queries.jsonl"), "{\"_id\": \"q\", \"text\": \"sea\"}\n");
         let corpus =
