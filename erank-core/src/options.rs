@@ -12,8 +12,8 @@ pub struct ScoringOptions {
     pub mode: Mode,
     /// The sampling settings for the tokens of the reasoning.
     pub sampling: Sampling,
-    /// The number of completions for each document. [`Completion::sample`](crate::Completion::sample) numbers
-    /// them.
+    /// The number of completions for each document, at most [`MAX_SAMPLES`](Self::MAX_SAMPLES).
+    /// [`Completion::sample`](crate::Completion::sample) numbers them.
     pub samples: usize,
     /// The maximum number of tokens of the query. The rest is truncated.
     pub max_query_tokens: usize,
@@ -26,6 +26,9 @@ pub struct ScoringOptions {
 }
 
 impl ScoringOptions {
+    /// The largest number of samples of a document. A backend may create all of them at once.
+    pub const MAX_SAMPLES: usize = 1000;
+
     /// Returns the default options with the truncation of Qwen3-Reranker's model card: a prompt has at most 8,192
     /// tokens, and the end of the document is removed from a longer one.
     pub fn qwen3_reranker() -> Self {
@@ -240,6 +243,12 @@ pub enum ConfigError {
         "a calibration holds for one mode, but a cascade gives documents scores of two modes; remove one of them"
     )]
     CalibrationWithCascade,
+    /// More samples are requested than [`ScoringOptions::MAX_SAMPLES`].
+    #[error("{samples} samples of a document are more than the {max} that are possible", max = ScoringOptions::MAX_SAMPLES)]
+    TooManySamples {
+        /// The number of samples.
+        samples: usize,
+    },
     /// Several samples are requested that would all be equal.
     #[error(
         "several samples are equal unless the model thinks at a temperature above 0; request one \

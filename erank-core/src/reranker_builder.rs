@@ -236,6 +236,9 @@ impl<B: ScoringBackend> RerankerBuilder<B> {
         {
             return Err(ConfigError::BareAnswer(option));
         }
+        if samples > ScoringOptions::MAX_SAMPLES {
+            return Err(ConfigError::TooManySamples { samples });
+        }
         if samples > 1 && (sampling.is_greedy() || !mode.is_reason()) {
             return Err(ConfigError::EqualSamples);
         }

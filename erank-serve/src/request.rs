@@ -219,6 +219,10 @@ impl<'a> Fields<'a> {
         if let Some(tokens) = self.integer("max_tokens_per_doc", MAX_INTEGER)? {
             options.max_document_tokens = tokens as usize;
         }
+        // For vLLM's clients, -1 stands for the model's own limit.
+        if self.0.get("truncate_prompt_tokens").is_some_and(|raw| raw.get() == "-1") {
+            self.0.remove("truncate_prompt_tokens");
+        }
         if let Some(tokens) = self.integer("truncate_prompt_tokens", MAX_INTEGER)? {
             options.max_prompt_tokens = Some(tokens as usize);
         }

@@ -463,6 +463,9 @@ fn build_rejects_invalid_options() {
     let expected = Some(ConfigError::ReciprocalRankConstant(0.0));
     assert_eq!(error(builder().fusion(constant)), expected);
     assert_eq!(error(builder().samples(2)), Some(ConfigError::EqualSamples));
+    let samples = 1001;
+    let many = Some(ConfigError::TooManySamples { samples });
+    assert_eq!(error(builder().samples(samples)), many);
     let cold = Sampling::with_temperature(-0.1);
     let expected = ConfigError::Sampling { name: "temperature", value: -0.1 };
     assert!(expected.to_string().ends_with("is -0.1; it must be finite and at least 0"));
