@@ -72,7 +72,7 @@ fn settings(
     arguments.thinking.check(settings.template.answers())?;
     settings.instruction = Some(arguments.goal.instruction(&settings.template).to_owned());
     settings.options = limits;
-    settings.options.mode = arguments.thinking.mode(limits.mode);
+    settings.options.mode = arguments.thinking.mode(limits.mode, settings.template.answers());
     settings.aliases.clone_from(&arguments.alias);
     settings.api_keys = api_keys(arguments)?;
     settings.allowed_hosts.clone_from(&arguments.allowed_host);

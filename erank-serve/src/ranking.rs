@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::metrics::Metrics;
 use crate::problem::Problem;
+use crate::reply::document_error;
 use crate::request::RerankRequest;
 use crate::settings::Settings;
 
@@ -166,14 +167,29 @@ fn rerank(
     let instruction = request.instruction.as_deref().or(settings.instruction.as_deref());
     work.instruction = instruction.map(Into::into);
 
-    let needs_score = request.first_stage_weight.is_some();
-    let is_scored = |document: &Document<'_>| {
+    // The reranker leaves these documents out of the backend's job.
+    let left_out = |document: &Document<'_>| {
         let has_score = document.first_stage_score.is_some_and(f64::is_finite);
-        !document.is_blank() && (has_score || !needs_score)
+        if document.is_blank() {
+            Some(DocumentError::Empty)
+        } else if request.first_stage_weight.is_some() && !has_score {
+            Some(DocumentError::NoFirstStageScore)
+        } else {
+            None
+        }
     };
-    let documents = work.documents.iter().enumerate();
-    let indices = documents.filter(|(_, document)| is_scored(document)).map(|(index, _)| index);
-    let backend = Watched { backend, events: events.clone(), indices: indices.collect() };
+    let mut indices = Vec::new();
+    for (index, document) in work.documents.iter().enumerate() {
+        match (left_out(document), &events) {
+            (None, _) => indices.push(index),
+            (Some(error), Some(events)) => {
+                let error = document_error(&request.documents[index], &error);
+                let _ = events.send(Event::Document { index, outcome: Err(error) });
+            }
+            (Some(_), None) => {}
+        }
+    }
+    let backend = Watched { backend, events: events.clone(), indices };
     let mut builder = configure(backend, settings, request);
     if let Some(events) = events {
         let last = Mutex::new(None::<Instant>);

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::http::StatusCode;
-use erank_core::{Answer, AnswerFormat, DocumentFailure, RankedDocument, Ranking};
+use erank_core::{Answer, AnswerFormat, DocumentError, DocumentFailure, RankedDocument, Ranking};
 use serde_json::{Value, json};
 
 use crate::problem::Problem;
-use crate::request::{ReplyForm, RerankRequest};
+use crate::request::{GivenDocument, ReplyForm, RerankRequest};
 use crate::settings::Unscored;
 
 /// Returns the reply to a request.
@@ -156,11 +156,16 @@ fn with_document(request: &RerankRequest, index: &Value) -> Value {
 /// Describes a document without a score.
 fn failure(request: &RerankRequest, failure: &DocumentFailure) -> Value {
     let given = &request.documents[failure.index];
-    let error = match &given.problem {
-        Some(problem) => json!({"code": "invalid_document", "message": problem}),
-        None => serde_json::to_value(&failure.error).unwrap_or_default(),
-    };
+    let error = document_error(given, &failure.error);
     json!({"index": failure.index, "id": given.id, "error": error})
+}
+
+/// Describes the error of a document. An unusable document was empty for the reranker.
+pub(crate) fn document_error(given: &GivenDocument, error: &DocumentError) -> Value {
+    match &given.problem {
+        Some(problem) => json!({"code": "invalid_document", "message": problem}),
+        None => serde_json::to_value(error).unwrap_or_default(),
+    }
 }
 
 /// Returns an identifier that no other request of this process has.

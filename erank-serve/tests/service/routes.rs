@@ -398,10 +398,14 @@ fn stream_sends_what_happens_and_then_the_reply() {
     // The index is that in the request, although the empty document does not reach the backend.
     let documents: Vec<&Value> = of("document").collect();
     assert_eq!(
-        (&documents[1]["index"], &documents[1]["relevance_score"]),
+        (&documents[0]["index"], &documents[0]["error"]["code"]),
+        (&json!(1), &json!("empty"))
+    );
+    assert_eq!(
+        (&documents[2]["index"], &documents[2]["relevance_score"]),
         (&json!(2), &json!(0.7))
     );
-    assert_eq!(documents[1]["reasoning"], "it says 7");
+    assert_eq!(documents[2]["reasoning"], "it says 7");
     let last = of("progress").next_back().expect("one");
     assert_eq!((&last["documents_done"], &last["documents"]), (&json!(3), &json!(3)));
     let result = of("result").next().expect("one");
