@@ -94,7 +94,12 @@ pub(crate) struct ServeArguments {
     /// Time of a request. Documents without a score by then are unscored.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "600")]
     pub(crate) timeout: Duration,
-    /// Time that requests have to finish after SIGTERM or Ctrl-C.
+    /// Time after SIGTERM or Ctrl-C in which /ready replies 503, and further requests are still served.
+    ///
+    /// A load balancer that asks for /ready needs some seconds to notice.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "0")]
+    pub(crate) drain_time: Duration,
+    /// Time that requests have to finish after that.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     pub(crate) shutdown_timeout: Duration,
     /// What standard error shows: errors, warnings, every request, or more.

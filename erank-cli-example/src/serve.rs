@@ -57,6 +57,7 @@ async fn serve(arguments: &ServeArguments, service: &Service) -> std::io::Result
             shutdown_signal().await;
             std::process::exit(Exit::Interrupted as i32);
         });
+        tokio::time::sleep(arguments.drain_time).await;
     };
     erank_serve::serve(listener, service.router(), limits, shutdown).await
 }

@@ -70,8 +70,13 @@ pub(crate) async fn read_json(
     })
 }
 
-/// Checks that the content type is JSON. A web page of another site can send the others without asking.
+/// Checks that the body is plain JSON. A web page of another site can send other content types without asking.
 fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let encoding = headers.get(header::CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let message = "the service reads no compressed bodies; leave content-encoding out";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    }
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let name = given.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if name.eq_ignore_ascii_case("application/json") {

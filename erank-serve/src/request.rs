@@ -105,10 +105,8 @@ impl RerankRequest {
             return Err(Problem::new(StatusCode::NOT_FOUND, message).with_field("model"));
         }
         let query = fields.text("query")?.ok_or_else(|| missing("query"))?;
-        let instruction = match fields.text("instruction")? {
-            Some(instruction) => Some(instruction),
-            None => fields.text("instruct")?,
-        };
+        let instruct = fields.text("instruct")?;
+        let instruction = fields.text("instruction")?.or(instruct);
         for (name, text) in [("query", Some(&query)), ("instruction", instruction.as_ref())] {
             let (bytes, limit) = (text.map_or(0, String::len), settings.max_query_bytes);
             if bytes > limit {

@@ -331,6 +331,7 @@ fn requests_of_other_sites_are_refused() {
         (vec![json, ("origin", "http://evil.example")], 403),
         (vec![json, ("origin", "null")], 403),
         (vec![("content-type", "text/plain")], 415),
+        (vec![json, ("content-encoding", "gzip")], 415),
         (vec![], 415),
         (vec![json, ("host", "evil.example")], 403),
         (vec![json, ("host", "evil.example:80"), ("origin", "http://evil.example:80")], 403),
