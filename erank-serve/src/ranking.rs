@@ -146,7 +146,8 @@ fn config_problem(error: &ConfigError) -> Problem {
         ConfigError::EqualSamples => "samples",
         _ => return Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
     };
-    Problem::of_field(field, error)
+    // The error names the option itself.
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()).with_field(field)
 }
 
 /// Ranks the documents with a reranker that has the request's options.

@@ -14,6 +14,9 @@ use crate::settings::{Settings, Unscored};
 /// The largest number of documents, tokens and candidates that a request can state.
 const MAX_INTEGER: u64 = 1_000_000_000;
 
+/// The largest seed. Every language writes integers up to it exactly.
+const MAX_SEED: u64 = (1 << 53) - 1;
+
 /// A request for a ranking.
 #[derive(Debug)]
 pub(crate) struct RerankRequest {
@@ -229,7 +232,7 @@ impl<'a> Fields<'a> {
             Some(top_k) => top_k as u32,
             None => sampling.top_k,
         };
-        sampling.seed = self.integer("seed", u64::MAX)?.unwrap_or(sampling.seed);
+        sampling.seed = self.integer("seed", MAX_SEED)?.unwrap_or(sampling.seed);
         // The reranker checks the smallest values. Larger ones than these are mistakes.
         let numbers = [
             ("temperature", &mut sampling.temperature, 100.0),
@@ -240,12 +243,12 @@ impl<'a> Fields<'a> {
             ("presence_penalty", &mut sampling.presence_penalty, 2.0),
         ];
         for (name, option, limit) in numbers {
-            let Some(given) = self.take::<f32>(name)? else { continue };
+            let Some(given) = self.take::<f64>(name)? else { continue };
             if given.abs() > limit {
                 let problem = format!("it is {given}; the limit is {limit}");
                 return Err(Problem::of_field(name, problem));
             }
-            *option = given;
+            *option = given as f32;
         }
         Ok(options)
     }
@@ -254,7 +257,6 @@ impl<'a> Fields<'a> {
     fn integer(&mut self, name: &str, limit: u64) -> Result<Option<u64>, Problem> {
         let Some(number) = self.take::<serde_json::Number>(name)? else { return Ok(None) };
         let whole = number.as_f64().filter(|float| float.fract() == 0.0 && *float >= 0.0);
-        // The limits are far below 2^53 if the number is not an integer.
         let value = number.as_u64().or(whole.map(|float| float as u64));
         match value {
             Some(value) if value <= limit => Ok(Some(value)),
