@@ -13,9 +13,9 @@ from huggingface_hub.utils import get_session
 
 def main():
     base = url()
-    client = InferenceClient(base)
-    assert client.health_check()
-    info = client.get_endpoint_info()
+    client = InferenceClient()
+    assert client.health_check(base)
+    info = client.get_endpoint_info(model=base)
     assert info["model_id"] == MODEL and "reranker" in info["model_type"], info
 
     body = {"query": QUERY, "texts": DOCUMENTS, "raw_scores": False, "truncate": True}

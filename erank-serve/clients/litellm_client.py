@@ -8,25 +8,27 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 import litellm
 from example import DOCUMENTS, MODEL, QUERY, check, url
 
-# A provider of LiteLLM, and the path of its api_base.
+# A provider of LiteLLM, the path of its api_base, and whether it asks for the documents. Infinity replies with a document
+# as a string, and Cohere with an object, as the service does. LiteLLM asks for the documents by default.
 PROVIDERS = [
-    ("cohere", "/v2/rerank"),
-    ("jina_ai", "/v1/rerank"),
-    ("hosted_vllm", ""),
-    ("infinity", ""),
-    ("huggingface", ""),
+    ("cohere", "/v2/rerank", True),
+    ("jina_ai", "/v1/rerank", True),
+    ("hosted_vllm", "", True),
+    ("infinity", "", False),
+    ("huggingface", "", True),
 ]
 
 
 def main():
     base = url()
     litellm.telemetry = False
-    for provider, path in PROVIDERS:
+    for provider, path, with_documents in PROVIDERS:
         response = litellm.rerank(
             model=f"{provider}/{MODEL}",
             query=QUERY,
             documents=DOCUMENTS,
             top_n=len(DOCUMENTS),
+            return_documents=with_documents,
             api_base=base + path,
             api_key="no-key",
         )

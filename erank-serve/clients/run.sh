@@ -10,16 +10,19 @@ if [ $# -ne 1 ]; then
     exit 2
 fi
 failed=0
+errors="$(mktemp)"
+trap 'rm -f "$errors"' EXIT
 
 run() {
     local name="$1" program="$2" script="$3" output
     if ! [ -x "$program" ] && ! command -v "$program" >/dev/null; then
         echo "| $name | MISSING: fetch.sh installs it |"
         failed=1
-    elif output="$("$program" "$here/$script" "$url" 2>&1)"; then
+    elif output="$("$program" "$here/$script" "$url" 2>"$errors")"; then
         while read -r line; do echo "| $name | $line |"; done <<<"$output"
     else
-        echo "| $name | FAILED: $(tail -n 1 <<<"$output") |"
+        echo "| $name | FAILED |"
+        tail -n 20 "$errors" >&2
         failed=1
     fi
 }
