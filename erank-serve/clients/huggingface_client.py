@@ -13,7 +13,7 @@ from huggingface_hub.utils import get_session
 
 def main():
     base = url()
-    client = InferenceClient()
+    client = InferenceClient(provider="hf-inference")
     assert client.health_check(base)
     info = client.get_endpoint_info(model=base)
     assert info["model_id"] == MODEL and "reranker" in info["model_type"], info
