@@ -58,11 +58,10 @@ class Service:
             return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1]) / 1024
 
     def answered(self):
-        """Returns how often the log has each request's id with the status 200."""
+        """Returns how often the log has each id of a ranking with the status 200."""
         self.log.seek(0)
-        lines = self.log.read().decode().splitlines()
-        ids = [re.search(r'id="?([^" ]+)', line) for line in lines if "status=200" in line]
-        return collections.Counter(found[1] for found in ids if found)
+        answered = re.compile(r'path="/v1/rerank" status=200 .* id="([^"]+)"')
+        return collections.Counter(answered.findall(self.log.read().decode()))
 
 
 class Client:
@@ -199,8 +198,11 @@ async def slow(program):
 
 
 async def memory(program):
-    """The resident memory before and after 10,000 requests, of which each has a query of its own."""
-    async with Service(program) as service:
+    """The resident memory before and after 10,000 requests, of which each has a query of its own.
+
+    The engine's KV cache keeps the prompts of old requests until it is full. A small one is full soon.
+    """
+    async with Service(program, "--cache-mb", "32") as service:
         statuses = collections.Counter()
         numbers = iter(range(10_000))
 
