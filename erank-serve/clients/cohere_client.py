@@ -3,6 +3,7 @@
 import asyncio
 
 import cohere
+
 from example import DOCUMENTS, MODEL, QUERY, check, url
 
 

@@ -5,11 +5,12 @@ from importlib.metadata import version
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
-from example import DOCUMENTS, MODEL, QUERY, check, url
 from haystack import Document
 from haystack.utils import Secret
 from haystack_integrations.components.rankers.cohere import CohereRanker
 from haystack_integrations.components.rankers.jina import JinaRanker
+
+from example import DOCUMENTS, MODEL, QUERY, check, url
 
 
 def main():

@@ -6,9 +6,10 @@ session, and calls what InferenceClient has for such a server.
 
 from importlib.metadata import version
 
-from example import DOCUMENTS, MODEL, QUERY, check, url
 from huggingface_hub import InferenceClient
 from huggingface_hub.utils import get_session
+
+from example import DOCUMENTS, MODEL, QUERY, check, url
 
 
 def main():
@@ -24,7 +25,7 @@ def main():
     check(base, [(result["index"], result["score"]) for result in reply.json()])
 
     reply = get_session().post(f"{base}/rerank", json={**body, "return_text": True})
-    assert [result["text"] for result in reply.json()][0] == DOCUMENTS[1]
+    assert reply.json()[0]["text"] == DOCUMENTS[1]
 
     reply = get_session().post(f"{base}/rerank", json={"query": QUERY, "texts": []})
     assert reply.status_code == 422 and reply.json()["error_type"] == "validation", reply.text

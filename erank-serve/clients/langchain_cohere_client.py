@@ -2,14 +2,17 @@
 
 from importlib.metadata import version
 
-from example import DOCUMENTS, MODEL, QUERY, check, url
 from langchain_cohere import CohereRerank
 from langchain_core.documents import Document
+
+from example import DOCUMENTS, MODEL, QUERY, check, url
 
 
 def main():
     base = url()
-    reranker = CohereRerank(model=MODEL, base_url=base, cohere_api_key="no-key", top_n=len(DOCUMENTS))
+    reranker = CohereRerank(
+        model=MODEL, base_url=base, cohere_api_key="no-key", top_n=len(DOCUMENTS)
+    )
     results = reranker.rerank(DOCUMENTS, QUERY)
     check(base, [(result["index"], result["relevance_score"]) for result in results])
 

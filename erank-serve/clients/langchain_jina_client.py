@@ -5,9 +5,10 @@ The client has no setting for the address. The script replaces the address in it
 
 from importlib.metadata import version
 
-from example import DOCUMENTS, MODEL, QUERY, check, url
 from langchain_community.document_compressors import jina_rerank
 from langchain_core.documents import Document
+
+from example import DOCUMENTS, MODEL, QUERY, check, url
 
 
 def main():
@@ -17,7 +18,9 @@ def main():
     results = reranker.rerank(DOCUMENTS, QUERY)
     check(base, [(result["index"], result["relevance_score"]) for result in results])
 
-    documents = [Document(page_content=text, metadata={"index": i}) for i, text in enumerate(DOCUMENTS)]
+    documents = [
+        Document(page_content=text, metadata={"index": i}) for i, text in enumerate(DOCUMENTS)
+    ]
     documents = reranker.compress_documents(documents, QUERY)
     check(base, [(d.metadata["index"], d.metadata["relevance_score"]) for d in documents])
 
@@ -28,7 +31,9 @@ def main():
         assert "unknown" in str(error), error
     else:
         raise AssertionError("no RuntimeError")
-    print(f"langchain-community {version('langchain-community')}: rerank, compress_documents, an error")
+    print(
+        f"langchain-community {version('langchain-community')}: rerank, compress_documents, an error"
+    )
 
 
 if __name__ == "__main__":

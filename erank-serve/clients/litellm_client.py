@@ -6,6 +6,7 @@ from importlib.metadata import version
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import litellm
+
 from example import DOCUMENTS, MODEL, QUERY, check, url
 
 # A provider of LiteLLM, the path of its api_base, and whether it asks for the documents. Infinity replies with a document

@@ -2,9 +2,10 @@
 
 from importlib.metadata import version
 
-from example import DOCUMENTS, MODEL, QUERY, check, url
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.postprocessor.cohere_rerank import CohereRerank
+
+from example import DOCUMENTS, MODEL, QUERY, check, url
 
 
 def main():

@@ -3,10 +3,11 @@ python llamaindex_jina_client.py URL"""
 
 from importlib.metadata import version
 
-from example import DOCUMENTS, MODEL, QUERY, check, url
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.postprocessor.jinaai_rerank import JinaRerank
 from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
+
+from example import DOCUMENTS, MODEL, QUERY, check, url
 
 
 def main():

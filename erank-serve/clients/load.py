@@ -18,7 +18,11 @@ import tempfile
 import time
 
 QUERY = "how do bees make honey"
-SMALL = {"query": QUERY, "documents": ["Bees fan nectar dry, which makes it honey."], "mode": "answer_only"}
+SMALL = {
+    "query": QUERY,
+    "documents": ["Bees fan nectar dry, which makes it honey."],
+    "mode": "answer_only",
+}
 
 
 class Service:
@@ -120,19 +124,26 @@ async def connections(program):
         clients = [Client(service.port) for _ in range(1000)]
         seconds, _ = await timed(asyncio.gather(*[client.__aenter__() for client in clients]))
         print(f"connections: 1,000 opened in {seconds:.2f} s, {service.memory():.0f} MiB")
-        for name, request in [("GET /health", ("GET", "/health")), ("rerank", ("POST", "/v1/rerank", SMALL))]:
+        for name, request in [
+            ("GET /health", ("GET", "/health")),
+            ("rerank", ("POST", "/v1/rerank", SMALL)),
+        ]:
             work = [timed(client.send(*request)) for client in clients]
             seconds, replies = await timed(asyncio.gather(*work))
             statuses = collections.Counter(status for _, (status, _) in replies)
             times = spread([time for time, _ in replies])
             memory = service.memory()
-            print(f"connections: 1,000 × {name} in {seconds:.2f} s, {dict(statuses)}, {times}, {memory:.0f} MiB")
+            print(
+                f"connections: 1,000 × {name} in {seconds:.2f} s, {dict(statuses)}, {times}, {memory:.0f} MiB"
+            )
         for client in clients:
             await client.__aexit__()
     async with Service(program) as service:
         clients = [await Client(service.port).__aenter__() for _ in range(1000)]
         body = {**SMALL, "mode": "reason"}
-        replies = await asyncio.gather(*[client.send("POST", "/v1/rerank", body) for client in clients])
+        replies = await asyncio.gather(
+            *[client.send("POST", "/v1/rerank", body) for client in clients]
+        )
         statuses = collections.Counter(status for status, _ in replies)
         print(f"connections: 1,000 × rerank with the default queue: {dict(statuses)}")
 
@@ -171,7 +182,12 @@ async def slow(program):
                 stream.setblocking(False)
                 loop = asyncio.get_running_loop()
                 await loop.sock_connect(stream, ("127.0.0.1", service.port))
-                body = {**SMALL, "documents": ["bees " * 20000] * 4, "return_documents": True, "timeout": 1}
+                body = {
+                    **SMALL,
+                    "documents": ["bees " * 20000] * 4,
+                    "return_documents": True,
+                    "timeout": 1,
+                }
                 try:
                     for _ in range(100):
                         await loop.sock_sendall(stream, head("POST", "/v1/rerank", body))
@@ -193,8 +209,12 @@ async def slow(program):
                 await asyncio.sleep(0.05)
         await work
         for (kind, end), all_times in sorted(ends.items()):
-            print(f"slow: {len(all_times)} × {kind}: {end} after {min(all_times):.1f} to {max(all_times):.1f} s")
-        print(f"slow: another client meanwhile: {len(times)} requests, {spread(times)}, {service.memory():.0f} MiB")
+            print(
+                f"slow: {len(all_times)} × {kind}: {end} after {min(all_times):.1f} to {max(all_times):.1f} s"
+            )
+        print(
+            f"slow: another client meanwhile: {len(times)} requests, {spread(times)}, {service.memory():.0f} MiB"
+        )
 
 
 async def memory(program):
@@ -217,7 +237,9 @@ async def memory(program):
 
         sizes = [f"{service.memory():.1f}"]
         seconds, _ = await timed(asyncio.gather(*[work() for _ in range(8)]))
-        print(f"memory: {dict(statuses)} in {seconds:.0f} s; MiB before and after each 1,000: {', '.join(sizes)}")
+        print(
+            f"memory: {dict(statuses)} in {seconds:.0f} s; MiB before and after each 1,000: {', '.join(sizes)}"
+        )
 
 
 async def restart(program):
@@ -234,7 +256,9 @@ async def restart(program):
                 try:
                     if client is None:
                         client = await Client(port).__aenter__()
-                    status, _ = await client.send("POST", "/v1/rerank", SMALL, x_request_id=f"request-{number}")
+                    status, _ = await client.send(
+                        "POST", "/v1/rerank", SMALL, x_request_id=f"request-{number}"
+                    )
                     if status == 200:
                         answers[number] += 1
                         break
@@ -243,7 +267,9 @@ async def restart(program):
                     retries["refused"] += 1
                     client = None
                 except asyncio.IncompleteReadError as error:
-                    retries["closed within a reply" if error.partial else "closed without a reply"] += 1
+                    retries[
+                        "closed within a reply" if error.partial else "closed without a reply"
+                    ] += 1
                     client = None
                 except ConnectionError:
                     retries["reset"] += 1
@@ -265,8 +291,10 @@ async def restart(program):
     twice = sum(number > 1 for number in computed.values())
     lost = count - len(answers)
     stops = ", ".join(f"{seconds:.2f}" for seconds in stops)
-    print(f"restart: {sum(answers.values())} answers to {count} requests, {lost} lost; "
-          f"{sum(computed.values())} in the logs, {twice} of them twice")
+    print(
+        f"restart: {sum(answers.values())} answers to {count} requests, {lost} lost; "
+        f"{sum(computed.values())} in the logs, {twice} of them twice"
+    )
     print(f"restart: retries: {dict(retries)}; the stops took {stops} s")
 
 
@@ -278,7 +306,10 @@ async def latency(program):
             ("GET /health", ("GET", "/health")),
             ("rerank, a blank document (no work of the engine)", ("POST", "/v1/rerank", blank)),
             ("rerank, a small document, answer only", ("POST", "/v1/rerank", SMALL)),
-            ("rerank, a small document, with its reasoning", ("POST", "/v1/rerank", {**SMALL, "mode": "reason"})),
+            (
+                "rerank, a small document, with its reasoning",
+                ("POST", "/v1/rerank", {**SMALL, "mode": "reason"}),
+            ),
         ]:
             times = [(await timed(client.send(*request)))[0] for _ in range(1000)]
             print(f"latency: {name}: {spread(times)}")

@@ -6,6 +6,7 @@ expects a result for every document.
 """
 
 import requests
+
 from example import DOCUMENTS, MODEL, ORDER, QUERY, check, url
 
 

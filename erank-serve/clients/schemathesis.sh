@@ -25,4 +25,4 @@ for name in ("RerankRequest", "TeiRequest"):
 json.dump(description, sys.stdout)' >"$folder/openapi.json"
 cd "$folder"
 "$schemathesis" run openapi.json --url "$1" --checks all --phases examples,coverage,fuzzing,stateful --mode all \
-    --max-examples "${2:-1000}" --workers 2 --continue-on-failure --no-color
+    --max-examples "${2:-1000}" --continue-on-failure --no-color
