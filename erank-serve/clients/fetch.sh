@@ -21,7 +21,6 @@ packages() {
         litellm) echo "litellm==1.110.2" ;;
         huggingface) echo "huggingface_hub==2.4.0" ;;
         openwebui) echo "requests==2.34.2" ;;
-        load) echo "aiohttp==3.14.5" ;;
         schemathesis) echo "schemathesis==4.32.5" ;;
         *) echo "unknown client $1" >&2; exit 2 ;;
     esac
@@ -53,7 +52,7 @@ install_node() {
 
 if [ $# -eq 0 ]; then
     set -- cohere langchain-cohere langchain-jina llamaindex-cohere llamaindex-jina haystack litellm huggingface \
-        openwebui load schemathesis node
+        openwebui schemathesis node
 fi
 for name; do
     case "$name" in
