@@ -3,6 +3,7 @@
 //! ```text
 //! collection ─▶ scoring: the model's answers → scores ─▶ systems: runs ─▶ report, gains
 //!                                                      └▶ calibration, reliability
+//! report, gains, reliability and thoughts ─▶ html
 //! ```
 
 mod calibration;
@@ -11,6 +12,9 @@ pub(crate) mod error;
 mod files;
 mod followir;
 mod gains;
+mod html;
+mod interval;
+mod markup;
 mod reliability;
 mod report;
 mod scores;
@@ -20,6 +24,7 @@ mod systems;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Instant;
 
 use erank_candle::WeightFormat;
 use erank_core::Fusion;
@@ -35,6 +40,7 @@ use calibration::{Calibrated, Labels, Scored};
 use collection::Collection;
 use error::EvalError;
 use followir::Pairs;
+use html::{Pace, Page};
 use report::{Report, Runs};
 use scores::{ScoreFile, Settings};
 use scoring::Scoring;
@@ -100,8 +106,10 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
         cancellation: &cancellation,
         meter: &meter,
     };
+    let begin = Instant::now();
     let scored = scoring.run(&collection, scores);
     let (scores, failures) = scored.inspect_err(|_| note_resuming(output))?;
+    let pace = Pace { documents: open, elapsed: begin.elapsed() };
     if cancellation.is_cancelled() {
         let open = scoring::open_documents(&collection, &scores);
         if open > 0 {
@@ -132,7 +140,15 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
             Err(error) => calibration = Err(error.into()),
         }
     }
-    write_files(output, &report, &runs, arguments.hybrid, &measures[0].to_string())?;
+    let page = Page {
+        report: &report,
+        collection: &collection,
+        judgements: &judgements,
+        runs: &runs,
+        scores: &scores,
+        pace,
+    };
+    write_files(output, &page, arguments.hybrid, &measures[0].to_string())?;
     let printed = print(&report, arguments.json);
     report.note_problems();
     // The report does not need the calibration, so it is complete before this error.
@@ -183,14 +199,14 @@ fn write_calibration(
     file.write(path)
 }
 
-/// Writes the runs, the report and the pictures to the output folder.
+/// Writes the runs, the report, the pictures and the page to the output folder.
 fn write_files(
     output: &Path,
-    report: &Report<'_>,
-    runs: &Runs,
+    page: &Page<'_>,
     alpha: f64,
     measure: &str,
 ) -> Result<(), CommandError> {
+    let Page { report, runs, .. } = *page;
     let write = |name: &str, bytes: &[u8]| {
         let file = output.join(name);
         fs::write(&file, bytes).map_err(|error| EvalError::file(&file, error.to_string()))
@@ -214,6 +230,7 @@ fn write_files(
         let picture = reliability::draw(calibrated).map_err(io::Error::other)?;
         write("reliability.svg", picture.as_bytes())?;
     }
+    write("report.html", page.html()?.as_bytes())?;
     Ok(())
 }
 
