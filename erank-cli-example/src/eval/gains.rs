@@ -71,7 +71,7 @@ pub(super) fn draw(measure: &str, changes: &[Change<'_>]) -> Result<String, fmt:
     let (queries, zero) = (changes.len(), axis.zero);
     writeln!(
         svg,
-        r#"<text x="{x}" y="{y}" text-anchor="middle">{queries} queries, from the largest gain to the largest loss</text>"#
+        r#"<text class="unit" x="{x}" y="{y}" text-anchor="middle">{queries} queries, from the largest gain to the largest loss</text>"#
     )?;
     writeln!(
         svg,
@@ -110,7 +110,11 @@ fn draw_axis(svg: &mut String, axis: &Axis) -> fmt::Result {
         )?;
         let (x, y) = (LEFT - 8.0, y + 4.0);
         let label = if tick == 0 { "0".into() } else { format!("{value:+.2}") };
-        writeln!(svg, r#"<text x="{x}" y="{y:.1}" text-anchor="end">{label}</text>"#)?;
+        let class = if tick == 0 || tick.abs() == axis.ticks { "major" } else { "minor" };
+        writeln!(
+            svg,
+            r#"<text class="{class}" x="{x}" y="{y:.1}" text-anchor="end">{label}</text>"#
+        )?;
     }
     Ok(())
 }

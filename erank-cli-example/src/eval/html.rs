@@ -183,7 +183,7 @@ impl Page<'_> {
             let difference = after.gain.as_ref().map_or(0.0, |gain| gain.mean);
             writeln!(
                 html,
-                r#"<details><summary>{}: {:.4} → {:.4} <span class="number">{}</span></summary>"#,
+                r#"<details><summary>{} <span class="number">{:.4} → {:.4} <b>{}</b></span></summary>"#,
                 Escaped(&before.measure),
                 before.mean,
                 after.mean,
@@ -226,7 +226,7 @@ hybrids is an optimistic figure, because it is chosen on the same queries.</p>"#
         html.push_str(
             r#"<div class="wide" tabindex="0">
 <table>
-<thead><tr><th scope="col">system</th><th scope="col">mean</th><th scope="col">difference</th><th scope="col">95 % interval</th><td class="plot"></td><th scope="col">p</th><th scope="col">gains</th><th scope="col">ties</th><th scope="col">losses</th></tr></thead>
+<thead><tr><th scope="col">system</th><th scope="col">mean</th><th scope="col">difference <span class="interval">95 % interval</span></th><td class="plot"></td><th scope="col">p</th><th scope="col">gains</th><th scope="col">ties</th><th scope="col">losses</th></tr></thead>
 <tbody>
 "#,
         );
@@ -236,7 +236,9 @@ hybrids is an optimistic figure, because it is chosen on the same queries.</p>"#
             write!(html, r#"<tr><th scope="row">{}</th><td>{mean:.4}</td>"#, Escaped(&label))?;
             match &figure.gain {
                 Some(gain) => write_gain(html, gain, extent)?,
-                None => html.push_str(r#"<td></td><td></td><td class="plot"></td><td></td><td></td><td></td><td></td>"#),
+                None => html.push_str(
+                    r#"<td></td><td class="plot"></td><td></td><td></td><td></td><td></td>"#,
+                ),
             }
             html.push_str("</tr>\n");
         }
@@ -259,7 +261,8 @@ hybrids is an optimistic figure, because it is chosen on the same queries.</p>"#
             r#"<section>
 <h2>Gain of each query</h2>
 <figure class="chart gains">
-{}<figcaption>{} of each query, reranked against the first stage: {}.</figcaption>
+{}<figcaption>{} of each query, reranked against the first stage, from the largest gain to the largest
+loss: {}.</figcaption>
 </figure>
 </section>
 "#,
@@ -328,12 +331,12 @@ fn write_headline(html: &mut String, (before, after): (&Figure, &Figure)) -> fmt
     let Some(gain) = &after.gain else { return Ok(()) };
     let measure = Escaped(&before.measure);
     let test = match (&gain.confidence_interval, &gain.t_test) {
-        (Some(interval), Some(test)) => format!(
-            "{} (95 %), p {}{}",
-            range(interval),
-            p_value(test.p_value),
-            if test.p_value < SIGNIFICANT { "" } else { ": it may be due to chance" }
-        ),
+        (Some(interval), Some(test)) => {
+            let equals = if test.p_value < 0.001 { "" } else { "= " };
+            let chance = if test.p_value < SIGNIFICANT { "" } else { "; it may be due to chance" };
+            let (range, p) = (range(interval), p_value(test.p_value));
+            format!("95 % interval {range}, p {equals}{p}{chance}")
+        }
         _ => "all queries have the same difference".into(),
     };
     writeln!(
@@ -359,7 +362,7 @@ fn write_gain(html: &mut String, gain: &Gain, extent: f64) -> fmt::Result {
     };
     write!(
         html,
-        r#"<td>{}</td><td>{interval}</td><td class="plot">{plot}</td><td class="marked">{}<span class="mark">{mark}</span></td><td>{}</td><td>{}</td><td>{}</td>"#,
+        r#"<td>{} <span class="interval">{interval}</span></td><td class="plot">{plot}</td><td class="marked">{}<span class="mark">{mark}</span></td><td>{}</td><td>{}</td><td>{}</td>"#,
         signed(gain.mean),
         p.map_or("–".into(), p_value),
         count(gain.wins),
