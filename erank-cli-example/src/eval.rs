@@ -109,15 +109,14 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     let begin = Instant::now();
     let scored = scoring.run(&collection, scores);
     let (scores, failures) = scored.inspect_err(|_| note_resuming(output))?;
-    let pace = Pace { documents: open, elapsed: begin.elapsed() };
-    if cancellation.is_cancelled() {
-        let open = scoring::open_documents(&collection, &scores);
-        if open > 0 {
-            text::note(&format!("Stopped: {} of {all} documents are scored.", all - open));
-            note_resuming(output);
-            let pressed = interrupt.was_pressed();
-            return Ok(if pressed { Exit::Interrupted } else { Exit::TimedOut });
-        }
+    let elapsed = begin.elapsed();
+    let still_open = scoring::open_documents(&collection, &scores);
+    let pace = Pace { documents: open - still_open, elapsed };
+    if cancellation.is_cancelled() && still_open > 0 {
+        text::note(&format!("Stopped: {} of {all} documents are scored.", all - still_open));
+        note_resuming(output);
+        let pressed = interrupt.was_pressed();
+        return Ok(if pressed { Exit::Interrupted } else { Exit::TimedOut });
     }
 
     let kind = Score::kind(arguments.score, template.answers());
@@ -208,8 +207,14 @@ fn write_files(
 ) -> Result<(), CommandError> {
     let Page { report, runs, .. } = *page;
     let write = |name: &str, bytes: &[u8]| {
-        let file = output.join(name);
-        fs::write(&file, bytes).map_err(|error| EvalError::file(&file, error.to_string()))
+        // After a failure, an earlier file stays whole.
+        let (file, part) = (output.join(name), output.join(format!("{name}.part")));
+        let written = fs::write(&part, bytes).and_then(|()| fs::rename(&part, &file));
+        written.map_err(|error| {
+            // The first error is reported.
+            let _ = fs::remove_file(&part);
+            EvalError::file(&file, error.to_string())
+        })
     };
     let hybrid = runs.hybrids.iter().find(|(other, _)| *other == alpha).map(|(_, run)| run);
     let files = [

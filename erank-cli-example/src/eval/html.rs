@@ -3,6 +3,7 @@
 //! Texts of documents, queries and the model are written as [`Escaped`] or [`Excerpt`] only, so none of them can become
 //! markup. The policy in the page's head forbids scripts and requests as well.
 
+mod measures;
 mod queries;
 
 use std::fmt::{self, Display, Write};
@@ -14,10 +15,9 @@ use indicatif::HumanCount;
 use super::calibration::{self, Calibrated};
 use super::collection::Collection;
 use super::gains;
-use super::interval::Interval;
 use super::markup::{Escaped, Excerpt, beginning};
 use super::reliability;
-use super::report::{Change, Figure, Gain, MAX_LISTED_UNSCORED, Report, Runs, SIGNIFICANT};
+use super::report::{Change, MAX_LISTED_UNSCORED, Report, Runs};
 use super::scores::ScoreFile;
 use super::systems::Judgements;
 use crate::error::CommandError;
@@ -65,7 +65,7 @@ impl Page<'_> {
             self.write_head(&mut html)?;
             self.write_subject(&mut html)?;
             self.write_problems(&mut html)?;
-            self.write_measures(&mut html)?;
+            measures::write(&mut html, self.report)?;
             self.write_chart(&mut html, &changes)?;
             queries::write(&mut html, self, &listed, &thoughts)?;
             self.write_cost(&mut html)?;
@@ -79,9 +79,9 @@ impl Page<'_> {
         Ok(html)
     }
 
+    /// Writes the head and the heading.
     fn write_head(&self, html: &mut String) -> fmt::Result {
-        let model = beginning(self.report.settings.model, MAX_ID);
-        let model = Escaped(model);
+        let model = Escaped(beginning(self.report.settings.model, MAX_ID));
         write!(
             html,
             r#"<!doctype html>
@@ -168,84 +168,6 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// Writes the figures of the first measure, and a table for each measure.
-    fn write_measures(&self, html: &mut String) -> fmt::Result {
-        // The first system is the first stage, and the second one the reranker.
-        let [first_stage, reranked, ..] = &self.report.systems[..] else { return Ok(()) };
-        html.push_str("<section>\n<h2>Measures</h2>\n");
-        for (index, figures) in first_stage.figures.iter().zip(&reranked.figures).enumerate() {
-            if index == 0 {
-                write_headline(html, figures)?;
-                self.write_systems(html, index)?;
-                continue;
-            }
-            let (before, after) = figures;
-            let difference = after.gain.as_ref().map_or(0.0, |gain| gain.mean);
-            writeln!(
-                html,
-                r#"<details><summary>{} <span class="number">{:.4} → {:.4} <b>{}</b></span></summary>"#,
-                Escaped(&before.measure),
-                before.mean,
-                after.mean,
-                signed(difference)
-            )?;
-            self.write_systems(html, index)?;
-            html.push_str("</details>\n");
-        }
-        writeln!(
-            html,
-            r#"<p class="note">The difference from the first stage, with the 95 % confidence interval and the p-value of
-Student's paired t-test. A * marks p &lt; {SIGNIFICANT}. A hybrid is named after the first stage's weight. The best of the
-hybrids is an optimistic figure, because it is chosen on the same queries.</p>"#
-        )?;
-        if let Some(p_mrr) = &self.report.p_mrr {
-            html.push_str("<h3>p-MRR</h3>\n<dl class=\"rows\">\n");
-            for (system, mean) in self.report.systems.iter().zip(&p_mrr.means) {
-                row(html, &system.label(), mean.map_or("–".into(), signed))?;
-            }
-            writeln!(
-                html,
-                r#"</dl>
-<p class="note">{} pairs of queries, {} documents that are not relevant any more.</p>"#,
-                count(p_mrr.pairs),
-                count(p_mrr.documents)
-            )?;
-        }
-        html.push_str("</section>\n");
-        Ok(())
-    }
-
-    /// Writes the table of one measure, with a row for each system.
-    fn write_systems(&self, html: &mut String, index: usize) -> fmt::Result {
-        let intervals = self
-            .report
-            .systems
-            .iter()
-            .filter_map(|system| system.figures[index].gain.as_ref()?.confidence_interval);
-        let extent = intervals.map(|interval| interval.high.max(-interval.low)).fold(0.0, f64::max);
-        html.push_str(
-            r#"<div class="wide" tabindex="0">
-<table>
-<thead><tr><th scope="col">system</th><th scope="col">mean</th><th scope="col">difference <span class="interval">95 % interval</span></th><td class="plot"></td><th scope="col">p</th><th scope="col">gains</th><th scope="col">ties</th><th scope="col">losses</th></tr></thead>
-<tbody>
-"#,
-        );
-        for system in &self.report.systems {
-            let figure = &system.figures[index];
-            let (label, mean) = (system.label(), figure.mean);
-            write!(html, r#"<tr><th scope="row">{}</th><td>{mean:.4}</td>"#, Escaped(&label))?;
-            match &figure.gain {
-                Some(gain) => write_gain(html, gain, extent)?,
-                None => html.push_str(
-                    r#"<td></td><td class="plot"></td><td></td><td></td><td></td><td></td>"#,
-                ),
-            }
-            html.push_str("</tr>\n");
-        }
-        html.push_str("</tbody>\n</table>\n</div>\n");
-        Ok(())
-    }
-
     /// Writes the chart of gains and losses. The texts of its tooltips are cut.
     fn write_chart(&self, html: &mut String, changes: &[Change<'_>]) -> fmt::Result {
         let short = changes.iter().map(|change| Change {
@@ -300,7 +222,7 @@ loss: {}.</figcaption>
                     "{seconds:.1} s for {} documents, {rate:.1} documents a second",
                     count(documents)
                 );
-                match counts.documents.saturating_sub(documents) {
+                match counts.scored.saturating_sub(documents) {
                     0 => rate,
                     _ => format!(
                         "{rate}, in the last start of the command; times of earlier starts are not recorded"
@@ -324,63 +246,6 @@ loss: {}.</figcaption>
         html.push_str("</dl>\n</details>\n</section>\n");
         Ok(())
     }
-}
-
-/// Writes the first measure of the first stage and the reranker, in large figures.
-fn write_headline(html: &mut String, (before, after): (&Figure, &Figure)) -> fmt::Result {
-    let Some(gain) = &after.gain else { return Ok(()) };
-    let measure = Escaped(&before.measure);
-    let test = match (&gain.confidence_interval, &gain.t_test) {
-        (Some(interval), Some(test)) => {
-            let equals = if test.p_value < 0.001 { "" } else { "= " };
-            let chance = if test.p_value < SIGNIFICANT { "" } else { "; it may be due to chance" };
-            let (range, p) = (range(interval), p_value(test.p_value));
-            format!("95 % interval {range}, p {equals}{p}{chance}")
-        }
-        _ => "all queries have the same difference".into(),
-    };
-    writeln!(
-        html,
-        r#"<dl class="headline">
-<div><dt>{measure}, first stage</dt><dd>{:.4}</dd></div>
-<div><dt>{measure}, reranked</dt><dd>{:.4}</dd></div>
-<div><dt>difference</dt><dd>{}</dd><dd class="note">{test}</dd></div>
-</dl>"#,
-        before.mean,
-        after.mean,
-        signed(gain.mean)
-    )
-}
-
-/// Writes the cells of a difference from the first stage. The plot of its interval ends at ± `extent`.
-fn write_gain(html: &mut String, gain: &Gain, extent: f64) -> fmt::Result {
-    let p = gain.t_test.as_ref().map(|test| test.p_value);
-    let mark = if p.is_some_and(|p| p < SIGNIFICANT) { "*" } else { "" };
-    let (interval, plot) = match &gain.confidence_interval {
-        Some(interval) => (range(interval), plot(gain.mean, interval, extent)),
-        None => ("–".into(), String::new()),
-    };
-    write!(
-        html,
-        r#"<td>{} <span class="interval">{interval}</span></td><td class="plot">{plot}</td><td class="marked">{}<span class="mark">{mark}</span></td><td>{}</td><td>{}</td><td>{}</td>"#,
-        signed(gain.mean),
-        p.map_or("–".into(), p_value),
-        count(gain.wins),
-        count(gain.ties),
-        count(gain.losses)
-    )
-}
-
-/// Draws a mean and its interval around 0.
-fn plot(mean: f64, interval: &Interval, extent: f64) -> String {
-    let x = |value: f64| 50.0 * value / extent.max(f64::MIN_POSITIVE);
-    let Interval { low, high } = interval;
-    format!(
-        r#"<svg viewBox="-54 -6 108 12" aria-hidden="true"><path d="M0-6V6"/><path class="span" d="M{:.1} 0H{:.1}"/><circle cx="{:.1}" r="3"/></svg>"#,
-        x(*low),
-        x(*high),
-        x(mean)
-    )
 }
 
 /// Writes how well the probabilities of relevance agree with the judgements.
@@ -422,13 +287,4 @@ fn count(number: usize) -> String {
 fn signed(value: f64) -> String {
     // Adding 0 makes −0 positive.
     format!("{:+.4}", value + 0.0).replace('-', "−")
-}
-
-fn range(interval: &Interval) -> String {
-    format!("{} to {}", signed(interval.low), signed(interval.high))
-}
-
-/// Formats a p-value as markup.
-fn p_value(p: f64) -> String {
-    if p < 0.001 { "&lt; 0.001".into() } else { format!("{p:.3}") }
 }

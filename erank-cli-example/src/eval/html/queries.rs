@@ -158,7 +158,7 @@ fn write_relevant(html: &mut String, page: &Page<'_>, listed: &Listed<'_>) -> fm
                 let class = direction(*before, *after);
                 writeln!(html, r#"<td>{before}</td><td class="{class}">{after}</td></tr>"#)?;
             }
-            None => html.push_str(r#"<td colspan="2" class="muted">no candidate</td></tr>"#),
+            None => html.push_str(r#"<td colspan="2" class="muted">not a candidate</td></tr>"#),
         }
     }
     html.push_str("</tbody>\n</table>\n</div>\n");
@@ -243,6 +243,7 @@ fn direction(before: usize, after: usize) -> &'static str {
     }
 }
 
+/// Returns the markup of an id.
 fn id(id: &str) -> Excerpt<'_> {
     Excerpt { text: id, max_chars: MAX_ID }
 }

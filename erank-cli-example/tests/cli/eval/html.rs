@@ -116,7 +116,7 @@ fn page_escapes_hostile_texts() {
     for said in [
         format!("how do bees make honey {ESCAPED}"),
         format!("<bdi>Find {ESCAPED}</bdi>"),
-        format!("fan it with their wings until it is thick. {ESCAPED}</p>"),
+        format!(". {ESCAPED}</p>"),
         format!("Thinking: {ESCAPED} x x"),
         "bees&lt;b&gt;2".into(),
         "more characters</span></p></details>".into(),
@@ -148,22 +148,32 @@ fn page_names_what_is_missing() {
 }
 
 #[test]
+fn page_that_cannot_be_written_is_an_error() {
+    let collection = Collection::new();
+    collection.write("out/report.html/file", "");
+    let run = collection.eval("jsonl", "out", "--answer-only");
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.err.contains("out/report.html: "), "{}", run.err);
+    assert!(!std::path::Path::new(&collection.path("out/report.html.part")).exists());
+}
+
+#[test]
 fn page_of_many_queries_is_small() {
     let collection = Collection::new();
     let (mut candidates, mut qrels) = (String::new(), String::new());
-    let long = "a long text about honey \u{202e} ".repeat(100);
     for number in 0..1000 {
-        let id = format!("query-{number}");
-        let documents = ["bees", "wasps"].map(|text| {
-            json!({"id": format!("{text}-{number}"), "text": format!("{text} {long}"), "score": text.len()})
-        });
-        let query = json!({"id": id, "query": format!("bees {long}"), "documents": documents});
+        let long = "\u{202e}".repeat(if number < 10 { 1000 } else { 0 });
+        let wasps = json!({"id": "wasps", "text": format!("wasps {long}"), "score": 2});
+        let bees = json!({"id": "bees", "text": format!("how bees make honey {long}"), "score": 1});
+        let documents = if number < 10 { vec![wasps, bees] } else { vec![bees] };
+        let id = format!("query-{number}-{}", "x".repeat(100));
+        let query = json!({"id": id, "query": format!("honey {}", "\u{202e}".repeat(100)), "documents": documents});
         candidates += &format!("{query}\n");
-        qrels += &format!("{id} 0 bees-{number} 1\n");
+        qrels += &format!("{id} 0 bees 1\n");
     }
     collection.write("candidates.jsonl", &candidates);
     collection.write("qrels.txt", &qrels);
-    let run = collection.eval("jsonl", "out", "--answer-only");
+    let run = collection.eval("jsonl", "out", "--answer-only --measure nDCG@10");
     assert_eq!(run.code, Some(0), "{run:?}");
     let html = collection.read("out/report.html");
     assert_well_formed(&html);
