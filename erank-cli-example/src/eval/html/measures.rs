@@ -85,6 +85,7 @@ fn write_systems(html: &mut String, report: &Report<'_>, index: usize) -> fmt::R
 fn write_headline(html: &mut String, (before, after): (&Figure, &Figure)) -> fmt::Result {
     let Some(gain) = &after.gain else { return Ok(()) };
     let measure = Escaped(&before.measure);
+    let class = if gain.mean < 0.0 { "down" } else { "up" };
     let test = match (&gain.confidence_interval, &gain.t_test) {
         (Some(interval), Some(test)) => {
             let equals = if test.p_value < 0.001 { "" } else { "= " };
@@ -99,7 +100,7 @@ fn write_headline(html: &mut String, (before, after): (&Figure, &Figure)) -> fmt
         r#"<dl class="headline">
 <div><dt>{measure}, first stage</dt><dd>{:.4}</dd></div>
 <div><dt>{measure}, reranked</dt><dd>{:.4}</dd></div>
-<div><dt>difference</dt><dd>{}</dd><dd class="note">{test}</dd></div>
+<div><dt>difference</dt><dd class="{class}">{}</dd><dd class="note">{test}</dd></div>
 </dl>"#,
         before.mean,
         after.mean,

@@ -53,7 +53,7 @@ fn page_has_the_figures_of_the_report() {
     let signed = |value: &Value| format!("{:+.4}", number(value)).replace('-', "−");
     let interval = &gain["confidence_interval"];
     for said in [
-        format!("<dd>{}</dd>", signed(&gain["mean"])),
+        format!("<dd class=\"up\">{}</dd>", signed(&gain["mean"])),
         format!(
             "95 % interval {} to {}, p = {:.3}",
             signed(&interval["low"]),
