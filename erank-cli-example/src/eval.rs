@@ -3,6 +3,7 @@
 //! ```text
 //! collection ─▶ scoring: the model's answers → scores ─▶ systems: runs ─▶ report, gains
 //!                                                      └▶ calibration, reliability
+//! report, gains, reliability and thoughts ─▶ html
 //! ```
 
 mod calibration;
@@ -11,6 +12,9 @@ pub(crate) mod error;
 mod files;
 mod followir;
 mod gains;
+mod html;
+mod interval;
+mod markup;
 mod reliability;
 mod report;
 mod scores;
@@ -20,6 +24,7 @@ mod systems;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Instant;
 
 use erank_candle::WeightFormat;
 use erank_core::Fusion;
@@ -35,6 +40,7 @@ use calibration::{Calibrated, Labels, Scored};
 use collection::Collection;
 use error::EvalError;
 use followir::Pairs;
+use html::{Pace, Page};
 use report::{Report, Runs};
 use scores::{ScoreFile, Settings};
 use scoring::Scoring;
@@ -100,16 +106,17 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
         cancellation: &cancellation,
         meter: &meter,
     };
+    let begin = Instant::now();
     let scored = scoring.run(&collection, scores);
     let (scores, failures) = scored.inspect_err(|_| note_resuming(output))?;
-    if cancellation.is_cancelled() {
-        let open = scoring::open_documents(&collection, &scores);
-        if open > 0 {
-            text::note(&format!("Stopped: {} of {all} documents are scored.", all - open));
-            note_resuming(output);
-            let pressed = interrupt.was_pressed();
-            return Ok(if pressed { Exit::Interrupted } else { Exit::TimedOut });
-        }
+    let elapsed = begin.elapsed();
+    let still_open = scoring::open_documents(&collection, &scores);
+    let pace = Pace { documents: open - still_open, elapsed };
+    if cancellation.is_cancelled() && still_open > 0 {
+        text::note(&format!("Stopped: {} of {all} documents are scored.", all - still_open));
+        note_resuming(output);
+        let pressed = interrupt.was_pressed();
+        return Ok(if pressed { Exit::Interrupted } else { Exit::TimedOut });
     }
 
     let kind = Score::kind(arguments.score, template.answers());
@@ -132,7 +139,15 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
             Err(error) => calibration = Err(error.into()),
         }
     }
-    write_files(output, &report, &runs, arguments.hybrid, &measures[0].to_string())?;
+    let page = Page {
+        report: &report,
+        collection: &collection,
+        judgements: &judgements,
+        runs: &runs,
+        scores: &scores,
+        pace,
+    };
+    write_files(output, &page, arguments.hybrid, &measures[0].to_string())?;
     let printed = print(&report, arguments.json);
     report.note_problems();
     // The report does not need the calibration, so it is complete before this error.
@@ -183,17 +198,23 @@ fn write_calibration(
     file.write(path)
 }
 
-/// Writes the runs, the report and the pictures to the output folder.
+/// Writes the runs, the report, the pictures and the page to the output folder.
 fn write_files(
     output: &Path,
-    report: &Report<'_>,
-    runs: &Runs,
+    page: &Page<'_>,
     alpha: f64,
     measure: &str,
 ) -> Result<(), CommandError> {
+    let Page { report, runs, .. } = *page;
     let write = |name: &str, bytes: &[u8]| {
-        let file = output.join(name);
-        fs::write(&file, bytes).map_err(|error| EvalError::file(&file, error.to_string()))
+        // After a failure, an earlier file stays whole.
+        let (file, part) = (output.join(name), output.join(format!("{name}.part")));
+        let written = fs::write(&part, bytes).and_then(|()| fs::rename(&part, &file));
+        written.map_err(|error| {
+            // The first error is reported.
+            let _ = fs::remove_file(&part);
+            EvalError::file(&file, error.to_string())
+        })
     };
     let hybrid = runs.hybrids.iter().find(|(other, _)| *other == alpha).map(|(_, run)| run);
     let files = [
@@ -214,6 +235,7 @@ fn write_files(
         let picture = reliability::draw(calibrated).map_err(io::Error::other)?;
         write("reliability.svg", picture.as_bytes())?;
     }
+    write("report.html", page.html()?.as_bytes())?;
     Ok(())
 }
 

@@ -32,8 +32,8 @@ pub(super) struct Calibrated {
     /// All documents, on which the calibration of the file is fitted.
     pub(super) all: Documents,
     /// The documents that another calibration is fitted on, to check it on `checked`.
-    fitted: Documents,
-    checked: Documents,
+    pub(super) fitted: Documents,
+    pub(super) checked: Documents,
     relevance_level: i32,
     unjudged_not_relevant: bool,
     /// The reliability of the relevance from 0 to 1 of `checked`. It is null if the backend gave no distribution.

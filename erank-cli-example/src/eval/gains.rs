@@ -5,6 +5,7 @@
 
 use std::fmt::{self, Write};
 
+use super::markup::Escaped;
 use super::report::Change;
 
 const WIDTH: f64 = 960.0;
@@ -54,8 +55,8 @@ impl Axis {
 /// Draws the changes of a measure, which are sorted from the largest gain to the largest loss.
 pub(super) fn draw(measure: &str, changes: &[Change<'_>]) -> Result<String, fmt::Error> {
     let axis = Axis::new(changes);
-    let title = escaped(&format!("{measure} of each query: reranked against the first stage"));
-    let summary = escaped(&summary(changes));
+    let title = format!("{measure} of each query: reranked against the first stage");
+    let (title, summary) = (Escaped(&title), summary(changes));
     let mut svg = String::new();
     writeln!(
         svg,
@@ -63,26 +64,26 @@ pub(super) fn draw(measure: &str, changes: &[Change<'_>]) -> Result<String, fmt:
     )?;
     svg.push_str(HEAD);
     writeln!(svg, r#"<text class="title" x="{LEFT}" y="26">{title}</text>"#)?;
-    writeln!(svg, r#"<text x="{LEFT}" y="48">{summary}</text>"#)?;
+    writeln!(svg, r#"<text class="summary" x="{LEFT}" y="48">{summary}</text>"#)?;
     draw_axis(&mut svg, &axis)?;
     draw_bars(&mut svg, &axis, changes)?;
     let (x, y) = (LEFT + (WIDTH - RIGHT - LEFT) / 2.0, HEIGHT - 16.0);
     let (queries, zero) = (changes.len(), axis.zero);
     writeln!(
         svg,
-        r#"<text x="{x}" y="{y}" text-anchor="middle">{queries} queries, from the largest gain to the largest loss</text>"#
+        r#"<text class="unit" x="{x}" y="{y}" text-anchor="middle">{queries} queries, from the largest gain to the largest loss</text>"#
     )?;
     writeln!(
         svg,
-        r#"<text transform="translate(18 {zero}) rotate(-90)" text-anchor="middle">difference in {}</text>"#,
-        escaped(measure),
+        r#"<text class="unit" transform="translate(18 {zero}) rotate(-90)" text-anchor="middle">difference in {}</text>"#,
+        Escaped(measure),
     )?;
     svg.push_str("</svg>\n");
     Ok(svg)
 }
 
 /// Returns the means before and after, and the numbers of gains, ties and losses.
-fn summary(changes: &[Change<'_>]) -> String {
+pub(super) fn summary(changes: &[Change<'_>]) -> String {
     let count = changes.len().max(1) as f64;
     let mean = |value: &dyn Fn(&Change<'_>) -> f64| changes.iter().map(value).sum::<f64>() / count;
     let gains = changes.iter().filter(|change| change.gain() > 0.0).count();
@@ -109,7 +110,11 @@ fn draw_axis(svg: &mut String, axis: &Axis) -> fmt::Result {
         )?;
         let (x, y) = (LEFT - 8.0, y + 4.0);
         let label = if tick == 0 { "0".into() } else { format!("{value:+.2}") };
-        writeln!(svg, r#"<text x="{x}" y="{y:.1}" text-anchor="end">{label}</text>"#)?;
+        let class = if tick == 0 || tick.abs() == axis.ticks { "major" } else { "minor" };
+        writeln!(
+            svg,
+            r#"<text class="{class}" x="{x}" y="{y:.1}" text-anchor="end">{label}</text>"#
+        )?;
     }
     Ok(())
 }
@@ -136,27 +141,10 @@ fn draw_bars(svg: &mut String, axis: &Axis, changes: &[Change<'_>]) -> fmt::Resu
         writeln!(
             svg,
             r#"<rect class="{class}" x="{x:.2}" y="{y:.2}" width="{width:.2}" height="{height:.2}"><title>{}</title></rect>"#,
-            escaped(&tooltip),
+            Escaped(&tooltip),
         )?;
     }
     Ok(())
-}
-
-/// Escapes text for XML. Characters that XML forbids become U+FFFD.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
-            c if c.is_control() => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]
@@ -188,7 +176,7 @@ mod tests {
         let attributes = format!("y=\"{:.2}\" width=\"232.00\" height=\"{height:.2}\"", TOP);
         assert!(gains[0].contains(&attributes), "{gains:?} {attributes}");
         assert!(
-            gains[0].contains("query q1: 1.0000, was 0.2500 (+0.7500) a &amp; &lt;b&gt;\u{fffd}")
+            gains[0].contains("query q1: 1.0000, was 0.2500 (+0.7500) a &amp; &lt;b&gt;\\u{1b}")
         );
         let attributes = format!("y=\"{zero:.2}\" width=\"232.00\" height=\"{:.2}\"", height / 1.5);
         assert!(losses[0].contains(&attributes), "{losses:?} {attributes}");

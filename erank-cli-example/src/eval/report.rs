@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::calibration::Calibrated;
 use super::collection::Collection;
 use super::followir::Pairs;
+use super::interval::Interval;
 use super::scores::{Outcome, Settings};
 use super::systems::Judgements;
 use crate::table::{self, Column, Table};
@@ -20,38 +21,40 @@ use crate::text;
 const ROUNDS: u32 = 10_000;
 const SEED: u64 = 1;
 /// The significance level.
-const SIGNIFICANT: f64 = 0.05;
+pub(super) const SIGNIFICANT: f64 = 0.05;
 /// Maximum number of queries in the tables of gains and losses.
 const MAX_LISTED_QUERIES: usize = 5;
+/// Maximum number of listed documents without a score.
+pub(super) const MAX_LISTED_UNSCORED: usize = 20;
 
 /// The object of `report.json`. It does not depend on times or the number of starts.
 #[derive(Serialize)]
 pub(super) struct Report<'a> {
-    settings: &'a Settings<'a>,
-    score: &'static str,
-    depth: usize,
-    counts: Counts,
-    tokens: Tokens,
-    systems: Vec<System>,
+    pub(super) settings: &'a Settings<'a>,
+    pub(super) score: &'static str,
+    pub(super) depth: usize,
+    pub(super) counts: Counts,
+    pub(super) tokens: Tokens,
+    pub(super) systems: Vec<System>,
     /// p-MRR over pairs of queries. It is null without `--followir`.
-    p_mrr: Option<PMrr>,
+    pub(super) p_mrr: Option<PMrr>,
     /// It is null without `--calibrate`, and if the calibration cannot be fitted.
     pub(super) calibration: Option<Calibrated>,
     queries: Vec<QueryReport<'a>>,
-    unscored: Vec<Unscored<'a>>,
+    pub(super) unscored: Vec<Unscored<'a>>,
 }
 
 /// p-MRR of each system.
 #[derive(Serialize)]
-struct PMrr {
+pub(super) struct PMrr {
     /// Number of pairs of queries, over which each mean is computed.
-    pairs: usize,
+    pub(super) pairs: usize,
     /// Pairs that lack candidates, which are left out.
-    without_candidates: usize,
+    pub(super) without_candidates: usize,
     /// Number of documents of these pairs that are not relevant any more.
-    documents: usize,
+    pub(super) documents: usize,
     /// The means of the systems, in their order. They are null if all pairs lack candidates.
-    means: Vec<Option<f64>>,
+    pub(super) means: Vec<Option<f64>>,
     queries: Vec<PMrrOfPair>,
 }
 
@@ -65,61 +68,63 @@ struct PMrrOfPair {
 }
 
 #[derive(Serialize)]
-struct Counts {
+pub(super) struct Counts {
     /// Number of judged queries, over which each mean is computed.
-    queries: usize,
+    pub(super) queries: usize,
     /// Judged queries that are not in the run, whose measures are 0.
-    without_candidates: usize,
-    documents: usize,
-    scored: usize,
-    unscored: usize,
+    pub(super) without_candidates: usize,
+    pub(super) documents: usize,
+    pub(super) scored: usize,
+    pub(super) unscored: usize,
     /// Scored documents whose answer was forced.
-    forced: usize,
+    pub(super) forced: usize,
     /// Scored documents whose query or text was truncated.
-    truncated: usize,
+    pub(super) truncated: usize,
 }
 
 #[derive(Serialize)]
-struct Tokens {
-    prompt: usize,
-    generated: usize,
+pub(super) struct Tokens {
+    pub(super) prompt: usize,
+    pub(super) generated: usize,
 }
 
 /// A run and its figures.
 #[derive(Serialize)]
-struct System {
+pub(super) struct System {
     name: &'static str,
     /// The first stage's weight in a hybrid. It is null for other systems.
     alpha: Option<f64>,
-    figures: Vec<Figure>,
+    pub(super) figures: Vec<Figure>,
     #[serde(skip)]
     values: Vec<QueryValues>,
 }
 
 #[derive(Serialize)]
-struct Figure {
-    measure: String,
-    mean: f64,
+pub(super) struct Figure {
+    pub(super) measure: String,
+    pub(super) mean: f64,
     /// The gain over the first stage. It is null for the first stage itself.
-    gain: Option<Gain>,
+    pub(super) gain: Option<Gain>,
 }
 
 #[derive(Serialize)]
-struct Gain {
-    mean: f64,
-    wins: usize,
-    ties: usize,
-    losses: usize,
+pub(super) struct Gain {
+    pub(super) mean: f64,
+    pub(super) wins: usize,
+    pub(super) ties: usize,
+    pub(super) losses: usize,
     /// The paired t-test. It is null if all differences are equal.
-    t_test: Option<TTest>,
+    pub(super) t_test: Option<TTest>,
+    /// The 95 % interval of the mean. It is null if all differences are equal.
+    pub(super) confidence_interval: Option<Interval>,
     randomisation_test: Option<RandomisationTest>,
 }
 
 #[derive(Serialize)]
-struct TTest {
+pub(super) struct TTest {
     t: f64,
     degrees_of_freedom: usize,
-    p_value: f64,
+    pub(super) p_value: f64,
 }
 
 #[derive(Serialize)]
@@ -147,10 +152,10 @@ struct QueryFigures {
 }
 
 #[derive(Serialize)]
-struct Unscored<'a> {
-    query: &'a str,
-    document: &'a str,
-    reason: &'a str,
+pub(super) struct Unscored<'a> {
+    pub(super) query: &'a str,
+    pub(super) document: &'a str,
+    pub(super) reason: &'a str,
 }
 
 /// The first measure of a query before and after reranking.
@@ -304,9 +309,7 @@ impl<'a> Report<'a> {
         self.write_systems(out)?;
         let changes = self.changes();
         let measure = &self.systems[0].figures[0].measure;
-        let gains: Vec<_> = changes.iter().filter(|change| change.gain() > 0.0).collect();
-        let losses: Vec<_> = changes.iter().rev().filter(|change| change.gain() < 0.0).collect();
-        for (what, changes) in [("gains", gains), ("losses", losses)] {
+        for (what, changes) in largest(&changes) {
             if changes.is_empty() {
                 continue;
             }
@@ -315,7 +318,7 @@ impl<'a> Report<'a> {
                 [Column::Word("query"), Column::Number("first"), Column::Number("reranked")];
             let columns = columns.into_iter().chain([Column::Number("gain"), Column::Text("text")]);
             let mut table = Table::new(columns.collect());
-            for change in changes.into_iter().take(MAX_LISTED_QUERIES) {
+            for change in changes {
                 let numbers = [three(change.before), three(change.after), signed(change.gain())];
                 let cells = [vec![text::beginning(change.query)], numbers.to_vec()].concat();
                 table.row([cells, vec![text::beginning(change.text)]].concat(), String::new());
@@ -367,11 +370,10 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Lists missing queries and unscored documents on standard error, with reasons.
-    pub(super) fn note_problems(&self) {
-        const MAX_LISTED: usize = 20;
+    /// Returns what is missing or partial, each with the number of cases, which is not 0.
+    pub(super) fn problems(&self) -> impl Iterator<Item = (usize, &'static str)> {
         let Counts { without_candidates, forced, truncated, unscored, .. } = self.counts;
-        for (count, what) in [
+        let problems = [
             (without_candidates, "judged queries are not in the run, and count as 0"),
             (
                 self.p_mrr.as_ref().map_or(0, |p_mrr| p_mrr.without_candidates),
@@ -383,17 +385,22 @@ impl<'a> Report<'a> {
                 "documents were scored by the beginning, because query or text is too long",
             ),
             (unscored, "documents could not be scored; they rank last, in the first stage's order"),
-        ] {
-            if count > 0 {
-                text::note(&format!("{count} {what}."));
-            }
+        ];
+        problems.into_iter().filter(|(count, _)| *count > 0)
+    }
+
+    /// Lists missing queries and unscored documents on standard error, with reasons.
+    pub(super) fn note_problems(&self) {
+        for (count, what) in self.problems() {
+            text::note(&format!("{count} {what}."));
         }
-        for Unscored { query, document, reason } in self.unscored.iter().take(MAX_LISTED) {
+        for Unscored { query, document, reason } in self.unscored.iter().take(MAX_LISTED_UNSCORED) {
             let (query, document) = (text::beginning(query), text::beginning(document));
             text::note(&format!("  query {query}, document {document}: {}", text::line(reason)));
         }
-        if unscored > MAX_LISTED {
-            text::note(&format!("  and {} more: see report.json.", unscored - MAX_LISTED));
+        let rest = self.unscored.len().saturating_sub(MAX_LISTED_UNSCORED);
+        if rest > 0 {
+            text::note(&format!("  and {rest} more: see report.json."));
         }
     }
 }
@@ -416,7 +423,7 @@ impl System {
     }
 
     /// Returns the name, with the weight of a hybrid.
-    fn label(&self) -> String {
+    pub(super) fn label(&self) -> String {
         self.alpha.map_or(self.name.into(), |alpha| format!("{} {alpha}", self.name))
     }
 }
@@ -449,6 +456,7 @@ impl Gain {
                 degrees_of_freedom: test.degrees_of_freedom,
                 p_value: test.p_value,
             }),
+            confidence_interval: Interval::of(&comparison),
             randomisation_test: randomised.map(|p_value| RandomisationTest {
                 p_value,
                 rounds: ROUNDS,
@@ -456,6 +464,18 @@ impl Gain {
             }),
         })
     }
+}
+
+/// Returns the largest gains and the largest losses, each with its name, of changes that are sorted by gain.
+pub(super) fn largest<'c, 'a>(
+    changes: &'c [Change<'a>],
+) -> [(&'static str, Vec<&'c Change<'a>>); 2] {
+    let gains = changes.iter().filter(|change| change.gain() > 0.0);
+    let losses = changes.iter().rev().filter(|change| change.gain() < 0.0);
+    [
+        ("gains", gains.take(MAX_LISTED_QUERIES).collect()),
+        ("losses", losses.take(MAX_LISTED_QUERIES).collect()),
+    ]
 }
 
 /// Returns the values of each measure for all judged queries.

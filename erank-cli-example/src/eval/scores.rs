@@ -1,9 +1,9 @@
 //! The file of scores, in JSON lines. Each score is appended as soon as it is known. The next run of the
 //! command reads the file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use erank_core::{Answer, FinishReason, ScoreKind};
@@ -74,7 +74,7 @@ pub(super) enum Outcome {
 /// An answer with its scores and token counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Score {
-    integer: u32,
+    pub(super) integer: u32,
     probability_weighted: Option<f64>,
     expected_value: Option<f64>,
     finish_reason: Finish,
@@ -186,21 +186,38 @@ impl ScoreFile {
         if !differences.is_empty() {
             return Err(EvalError::OtherScores { file: shown(&self.path), differences });
         }
-        for line in lines {
-            let problem = |problem: String| EvalError::file(&self.path, problem);
-            let line = line.map_err(|error| problem(error.to_string()))?;
-            let number = line.number;
-            let entry = line.text().and_then(|text| {
-                serde_json::from_str(&text).map_err(|error| input::not_json(&error))
-            });
-            let entry = entry.map_err(|reason| {
-                problem(format!(
-                    "line {number}: {reason}; delete the line to score its document again"
-                ))
-            })?;
-            self.keep(entry);
+        let path = self.path.clone();
+        for entry in entries(&path, lines) {
+            self.keep(entry?);
         }
         Ok(())
+    }
+
+    /// Reads the reasoning of the documents in `wanted`, pairs of query and document, from the file.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the file cannot be read.
+    pub(super) fn reasoning(
+        &self,
+        wanted: &HashSet<(&str, &str)>,
+    ) -> Result<HashMap<String, HashMap<String, String>>, EvalError> {
+        let mut found: HashMap<String, HashMap<String, String>> = HashMap::new();
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(0))
+            .map_err(|error| EvalError::file(&self.path, error.to_string()))?;
+        let mut lines = input::Lines::of(BufReader::new(file));
+        // The first line holds the settings.
+        lines.next();
+        for entry in entries(&self.path, lines) {
+            let entry = entry?;
+            if let Outcome::Answered(score) = entry.outcome
+                && wanted.contains(&(entry.query.as_str(), entry.document.as_str()))
+            {
+                found.entry(entry.query).or_default().insert(entry.document, score.reasoning);
+            }
+        }
+        Ok(found)
     }
 
     /// Returns the outcome for these texts, if known.
@@ -232,6 +249,24 @@ impl ScoreFile {
         json.push(b'\n');
         self.file.write_all(&json)
     }
+}
+
+/// Parses the lines of documents.
+fn entries<R: BufRead>(
+    path: &Path,
+    lines: input::Lines<R>,
+) -> impl Iterator<Item = Result<Entry, EvalError>> {
+    let problem = |problem: String| EvalError::file(path, problem);
+    lines.map(move |line| {
+        let line = line.map_err(|error| problem(error.to_string()))?;
+        let number = line.number;
+        let entry = line
+            .text()
+            .and_then(|text| serde_json::from_str(&text).map_err(|error| input::not_json(&error)));
+        entry.map_err(|reason| {
+            problem(format!("line {number}: {reason}; delete the line to score its document again"))
+        })
+    })
 }
 
 /// Returns the CRC-32 of the query's own instruction and both texts, separated by zero bytes.

@@ -2,6 +2,7 @@
 
 mod calibration;
 mod followir;
+mod html;
 mod input;
 #[cfg(unix)]
 mod interrupted;
