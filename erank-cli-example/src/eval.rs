@@ -13,7 +13,6 @@ mod files;
 mod followir;
 mod gains;
 mod html;
-mod interval;
 mod markup;
 mod reliability;
 mod report;

@@ -74,6 +74,7 @@ Output is written to the folder of --output:
                    command resumes from this file and recomputes nothing.
   first_stage.run, reranked.run, hybrid.run   Runs in TREC's format.
   report.json      All figures, query by query. --json prints it.
+  report.html      The figures, and the documents and the reasoning with the largest gains and losses, as a page.
   gains.svg        The gain or loss of each query.
   reliability.svg  With --calibrate, the relevant fraction of documents by their probability.
 Documents that cannot be scored rank last, in the order of the first stage. If the reason may be

@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, HashMap};
 use thiserror::Error;
 
 use crate::metrics::{Measure, rank_change};
-use crate::student_t::two_sided_p;
+use crate::student_t::{critical_value, two_sided_p};
 use crate::trec::{Qrels, Run};
 
 impl Measure {
@@ -199,7 +199,35 @@ impl Comparison {
         let degrees_of_freedom = count - 1;
         let standard_error = (squares / degrees_of_freedom as f64 / count as f64).sqrt();
         let t = mean / standard_error;
-        Some(TTest { t, degrees_of_freedom, p_value: two_sided_p(t, degrees_of_freedom) })
+        let p_value = two_sided_p(t, degrees_of_freedom);
+        Some(TTest { t, degrees_of_freedom, standard_error, p_value })
+    }
+
+    /// Returns the smallest and the largest mean difference of a confidence interval by Student's t distribution.
+    ///
+    /// `confidence` is the probability of such an interval to contain the true mean, such as 0.95, by the assumptions
+    /// of the [t-test](Self::t_test). The interval excludes 0 if the p-value is below `1 − confidence`. Returns `None`
+    /// if there is no t-test, or if `confidence` is not between 0 and 1.
+    ///
+    /// ```
+    /// use erank_core::evaluation::Comparison;
+    /// use erank_core::metrics::Measure;
+    /// use erank_core::trec::{Qrels, Run};
+    ///
+    /// let qrels = Qrels::read("1 0 a 1\n2 0 a 1\n".as_bytes())?;
+    /// let values = |run: &str| Run::read(run.as_bytes()).map(|run| Measure::precision(1).evaluate(&qrels, &run));
+    /// let comparison = Comparison::between(&values("1 Q0 a 1 1 x\n")?, &values("1 Q0 a 1 1 x\n2 Q0 a 1 1 x\n")?)?;
+    /// let (low, high) = comparison.confidence_interval(0.95).ok_or("equal differences")?;
+    /// assert!(low < 0.0 && 1.0 < high);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn confidence_interval(&self, confidence: f64) -> Option<(f64, f64)> {
+        let (mean, test) = (self.mean()?, self.t_test()?);
+        if !(confidence > 0.0 && confidence < 1.0) {
+            return None;
+        }
+        let half = critical_value(1.0 - confidence, test.degrees_of_freedom) * test.standard_error;
+        Some((mean - half, mean + half))
     }
 
     /// Computes Fisher's two-sided paired randomisation test, which assumes no distribution (Smucker,
@@ -242,6 +270,8 @@ pub struct TTest {
     pub t: f64,
     /// The number of queries minus one.
     pub degrees_of_freedom: usize,
+    /// The standard error of the mean difference.
+    pub standard_error: f64,
     /// The probability of a `t` at least this far from 0 under the null hypothesis, in `[0, 1]`.
     pub p_value: f64,
 }
@@ -295,6 +325,19 @@ mod tests {
         let documents = no_longer_relevant(&original, &changed);
         assert_eq!(documents, qrels("q 0 a 0\nq 0 d 0\nq 0 e 0\n"));
         assert_eq!(p_mrr(&documents, &Run::new(), &Run::new()), QueryValues::default());
+    }
+
+    #[test]
+    fn confidence_interval_has_the_mean_in_its_middle() {
+        // The mean is 0.5, and the standard error √(1/12).
+        let spread = differences(&[0.0, 1.0, 0.5]);
+        let (low, high) = spread.confidence_interval(0.95).expect("a spread");
+        assert!((low - (0.5 - 4.302_652_7 / 12f64.sqrt())).abs() < 1e-6, "{low}");
+        assert!((high - (0.5 + 4.302_652_7 / 12f64.sqrt())).abs() < 1e-6, "{high}");
+        assert_eq!(differences(&[0.5; 3]).confidence_interval(0.95), None);
+        for confidence in [0.0, 1.0, f64::NAN] {
+            assert_eq!(spread.confidence_interval(confidence), None);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Student's t distribution.
 //!
-//! erank-core needs only one function of Student's distribution. It is written here, because the crate
+//! erank-core needs only one function of Student's distribution, and its inverse. They are written here, because the crate
 //! `statrs` 0.19, without its default features, would add five crates and eight seconds of processor time to
 //! every user's first build.
 
@@ -25,6 +25,22 @@ pub(crate) fn two_sided_p(t: f64, degrees_of_freedom: usize) -> f64 {
         1.0 - front / b * beta_fraction(y, b, a)
     };
     p.clamp(0.0, 1.0)
+}
+
+/// Returns the `t` for which [`two_sided_p`] is `p`, by bisection.
+pub(crate) fn critical_value(p: f64, degrees_of_freedom: usize) -> f64 {
+    // The logarithms of bounds. With one degree of freedom, t is about 2/(πp).
+    let (mut low, mut high) = (-700.0_f64, 700.0_f64);
+    // The bounds are 1,400 apart, and 60 halvings leave less than the precision of a number.
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if two_sided_p(middle.exp(), degrees_of_freedom) > p {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    ((low + high) / 2.0).exp()
 }
 
 /// Evaluates the continued fraction of the incomplete beta function, `1/(1 + d₁/(1 + d₂/…))` (DLMF
@@ -69,6 +85,22 @@ mod tests {
             lines += 1;
         }
         assert_eq!(lines, 140);
+    }
+
+    /// The expected values are those of printed tables.
+    #[test]
+    fn critical_value_equals_tables() {
+        for (p, degrees_of_freedom, expected) in [
+            (0.05, 1, 12.706_205),
+            (0.05, 5, 2.570_582),
+            (0.05, 11, 2.200_985),
+            (0.05, 42, 2.018_082),
+            (0.05, 999, 1.962_341),
+            (0.01, 10, 3.169_273),
+        ] {
+            let value = critical_value(p, degrees_of_freedom);
+            assert!((value - expected).abs() < 1e-6, "{degrees_of_freedom}: {value}");
+        }
     }
 
     #[test]

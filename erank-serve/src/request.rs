@@ -126,6 +126,7 @@ impl RerankRequest {
         let min_score = fields.take("min_score")?;
         let first_stage_weight = fields.take("first_stage_weight")?;
         let time = fields.take::<f64>("timeout")?.map_or(Ok(settings.request_time), |seconds| {
+            let seconds = seconds.min(settings.request_time.as_secs_f64());
             Duration::try_from_secs_f64(seconds).map_err(|e| Problem::of_field("timeout", e))
         })?;
         let is_stream = fields.take("stream")?.unwrap_or(false);
@@ -158,7 +159,7 @@ impl RerankRequest {
             top_n: (top_n > 0).then_some(top_n),
             min_score,
             first_stage_weight,
-            time: time.min(settings.request_time),
+            time,
             reply,
             is_stream,
             warnings,

@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::calibration::Calibrated;
 use super::collection::Collection;
 use super::followir::Pairs;
-use super::interval::Interval;
 use super::scores::{Outcome, Settings};
 use super::systems::Judgements;
 use crate::table::{self, Column, Table};
@@ -105,6 +104,19 @@ pub(super) struct Figure {
     pub(super) mean: f64,
     /// The gain over the first stage. It is null for the first stage itself.
     pub(super) gain: Option<Gain>,
+}
+
+/// A 95 % confidence interval of a mean gain.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Interval {
+    pub(super) low: f64,
+    pub(super) high: f64,
+}
+
+impl From<(f64, f64)> for Interval {
+    fn from((low, high): (f64, f64)) -> Self {
+        Self { low, high }
+    }
 }
 
 #[derive(Serialize)]
@@ -456,7 +468,7 @@ impl Gain {
                 degrees_of_freedom: test.degrees_of_freedom,
                 p_value: test.p_value,
             }),
-            confidence_interval: Interval::of(&comparison),
+            confidence_interval: comparison.confidence_interval(0.95).map(Interval::from),
             randomisation_test: randomised.map(|p_value| RandomisationTest {
                 p_value,
                 rounds: ROUNDS,

@@ -2,9 +2,8 @@
 
 use std::fmt::{self, Write};
 
-use super::super::interval::Interval;
 use super::super::markup::Escaped;
-use super::super::report::{Figure, Gain, Report, SIGNIFICANT};
+use super::super::report::{Figure, Gain, Interval, Report, SIGNIFICANT};
 use super::{count, row, signed};
 
 /// Writes the figures of the first measure, and a table for each measure.
