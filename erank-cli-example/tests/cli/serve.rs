@@ -151,8 +151,6 @@ fn serve_satisfies_the_client_of_cohere() {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-serve/clients/cohere_client.py");
     let output = Command::new(python).arg(script).arg(&process.url).output().expect("Python runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "v1, v2, asynchronous, errors: as expected\n"
-    );
+    let seen = String::from_utf8_lossy(&output.stdout);
+    assert!(seen.ends_with(": v1, v2, asynchronous, errors\n"), "{seen}");
 }
