@@ -69,7 +69,8 @@ pub(crate) struct ServeArguments {
     pub(crate) api_keys: Option<PathBuf>,
     /// A host name that the header host of requests may state. This option can be repeated.
     ///
-    /// The default is localhost, 127.0.0.1 and [::1] if the service listens on one of them, and otherwise any name.
+    /// If the service listens on a loopback address, the default are the names of that, such as localhost, and otherwise
+    /// any name.
     #[arg(long, value_name = "NAME")]
     pub(crate) allowed_host: Vec<String>,
     #[command(flatten)]

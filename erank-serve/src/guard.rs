@@ -73,18 +73,21 @@ fn request_id(headers: &HeaderMap) -> String {
 fn check(settings: &Settings, path: &str, headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let host = text(header::HOST).unwrap_or_default();
-    let name = host.parse::<Authority>();
-    let name = name.as_ref().map_or("", |authority| authority.host());
-    let is_allowed = |allowed: &String| allowed.eq_ignore_ascii_case(name);
-    if !settings.allowed_hosts.is_empty() && !settings.allowed_hosts.iter().any(is_allowed) {
+    let is_allowed = |host: &str| {
+        let name = host.parse::<Authority>();
+        let name = name.as_ref().map_or("", |authority| authority.host());
+        settings.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
+    };
+    if !settings.allowed_hosts.is_empty() && !is_allowed(host) {
         let message = "the header host names another service; allow this name in the settings";
         return Err(Problem::new(StatusCode::FORBIDDEN, message));
     }
     // A browser sends the origin with each request of a web page that could change something. Without it, any page
-    // that a person opens could make a service on the person's own machine compute.
+    // that a person opens could make a service on the person's own machine compute. A proxy may replace the host, so the
+    // origin may also be an allowed one.
     if let Some(origin) = headers.get(header::ORIGIN) {
         let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-        if origin.is_none_or(|(_, of)| !of.eq_ignore_ascii_case(host)) {
+        if origin.is_none_or(|(_, of)| !of.eq_ignore_ascii_case(host) && !is_allowed(of)) {
             let message = "the request comes from a web page of another site";
             return Err(Problem::new(StatusCode::FORBIDDEN, message));
         }

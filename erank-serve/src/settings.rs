@@ -20,7 +20,8 @@ pub struct Settings {
     pub aliases: Vec<String>,
     /// The API keys. Without any, a request needs none.
     pub api_keys: ApiKeys,
-    /// The names that a request's header `host` may have, without port. Empty for any name. A service that listens on a
+    /// The names that a request's headers `host` and `origin` may have, without port. Empty for any host, and for the
+    /// origin that equals the host. A service that listens on a
     /// loopback address should name it, because otherwise a web page can reach the service under a name of its own.
     pub allowed_hosts: Vec<String>,
     /// What a reply tells of documents without a score. A request can choose otherwise.

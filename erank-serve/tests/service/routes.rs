@@ -328,6 +328,8 @@ fn requests_of_other_sites_are_refused() {
         (vec![json], 200),
         (vec![json, ("origin", own.as_str())], 200),
         (vec![("content-type", "Application/JSON; charset=utf-8")], 200),
+        // The name of a proxy that replaces the host.
+        (vec![json, ("origin", "https://[::1]")], 200),
         (vec![json, ("origin", "http://evil.example")], 403),
         (vec![json, ("origin", "null")], 403),
         (vec![("content-type", "text/plain")], 415),
