@@ -77,7 +77,7 @@ pub(crate) struct ServeArguments {
     pub(crate) goal: Goal,
     #[command(flatten)]
     pub(crate) thinking: Thinking,
-    /// What a reply tells of documents without a score, unless the request chooses.
+    /// How a reply lists documents without a score, unless the request chooses.
     #[arg(long, value_name = "CHOICE", value_enum, default_value_t)]
     pub(crate) unscored: Unscored,
     /// Number of requests that are computed at the same time.
@@ -103,7 +103,7 @@ pub(crate) struct ServeArguments {
     /// Time that requests have to finish after that.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     pub(crate) shutdown_timeout: Duration,
-    /// What standard error shows: errors, warnings, every request, or more.
+    /// The level of the log on standard error.
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
     pub(crate) log: LogLevel,
     #[command(flatten)]
@@ -112,7 +112,7 @@ pub(crate) struct ServeArguments {
     pub(crate) remote: RemoteArguments,
 }
 
-/// What a reply of the service tells of documents without a score.
+/// How a reply of the service lists documents without a score.
 #[cfg(feature = "serve")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Unscored {
@@ -125,7 +125,7 @@ pub(crate) enum Unscored {
     Error,
 }
 
-/// The least important messages that the service logs.
+/// The level of the service's log.
 #[cfg(feature = "serve")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogLevel {

@@ -72,6 +72,26 @@ impl<B: ScoringBackend> Reranker<B> {
         &self.backend
     }
 
+    /// Returns the indices of the request's documents that a backend gets, in the order of a [`Job`](crate::Job), and the
+    /// failures of the others, which [`Ranking::unscored`] lists.
+    ///
+    /// A backend that reports what another one does needs the indices to tell the documents of its job. With
+    /// [windows](crate::RerankerBuilder::windows), a job has several texts of a document, and in the second pass of a
+    /// cascade, it has only some of the documents.
+    ///
+    /// ```
+    /// use erank_core::testing::ScriptedBackend;
+    /// use erank_core::{Request, Reranker};
+    ///
+    /// let reranker = Reranker::builder(ScriptedBackend::texts([""])).build()?;
+    /// let (indices, failures) = reranker.candidates(&Request::new("q", ["a", " ", "b"]));
+    /// assert_eq!((indices, failures[0].index), (vec![0, 2], 1));
+    /// # Ok::<(), erank_core::ConfigError>(())
+    /// ```
+    pub fn candidates(&self, request: &Request<'_>) -> (Vec<usize>, Vec<DocumentFailure>) {
+        self.config.candidates(request)
+    }
+
     /// Replaces the backend by one made from it, and the first pass's backend, too.
     #[cfg(feature = "async")]
     pub(crate) fn map_backends<C>(

@@ -1,4 +1,4 @@
-//! Server-sent events: what happens while a request is computed.
+//! Server-sent events that report the reasoning, the documents and the progress of a request.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -82,9 +82,7 @@ fn to_json(answers: &AnswerFormat, event: Event) -> (&'static str, Value) {
         Event::Thought { index, sample, text } => {
             ("thought", json!({"index": index, "sample": sample, "text": text}))
         }
-        Event::Progress { done, documents, tokens } => {
-            ("progress", json!({"documents_done": done, "documents": documents, "tokens": tokens}))
-        }
+        Event::Progress(progress) => ("progress", json!(progress)),
         Event::Document { index, outcome } => ("document", document(answers, index, outcome)),
     }
 }

@@ -1,4 +1,4 @@
-//! What every request passes first: host, origin, API key; and the request id and the access log.
+//! The checks of every request (host, origin, API key), its identifier, and the access log.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;

@@ -129,7 +129,7 @@ impl Metrics {
             };
             count(outcome).inc();
         }
-        for document in &ranking.documents {
+        for document in ranking.documents.iter().chain(&ranking.below_min_score) {
             let reason = serde_json::to_value(document.finish_reason).unwrap_or_default();
             let reason = reason.as_str().unwrap_or_default().to_owned();
             self.finished.get_or_create(&Reason { reason }).inc();

@@ -9,7 +9,8 @@ use axum::http::StatusCode;
 use erank_core::tags::{THINK_CLOSE, THINK_OPEN};
 use erank_core::{
     BackendError, CancellationToken, Completion, ConfigError, Document, DocumentError, Fusion, Job,
-    Ranking, Request, Reranker, RerankerBuilder, ScoringBackend, Sink, TokenCounts,
+    Progress, Ranking, Request, RerankError, Reranker, RerankerBuilder, ScoringBackend, Sink,
+    TokenCounts,
 };
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -37,15 +38,21 @@ pub(crate) struct Ranker {
 /// A place in the queue.
 pub(crate) type Place = OwnedSemaphorePermit;
 
-/// What happens while a request is computed.
+/// An event of a request that is being computed.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The next piece of a document's reasoning.
-    Thought { index: usize, sample: usize, text: String },
+    Thought {
+        index: usize,
+        sample: usize,
+        text: String,
+    },
     /// A document is finished, or one of its samples. An error is JSON, as in the reply.
-    Document { index: usize, outcome: Result<Box<Completion>, Value> },
-    /// The number of documents done, of all documents, and the tokens.
-    Progress { done: usize, documents: usize, tokens: TokenCounts },
+    Document {
+        index: usize,
+        outcome: Result<Box<Completion>, Value>,
+    },
+    Progress(Progress),
 }
 
 impl Ranker {
@@ -168,69 +175,51 @@ fn rerank(
     let instruction = request.instruction.as_deref().or(settings.instruction.as_deref());
     work.instruction = instruction.map(Into::into);
 
-    // The reranker leaves these documents out of the backend's job.
-    let left_out = |document: &Document<'_>| {
-        let has_score = document.first_stage_score.is_some_and(f64::is_finite);
-        if document.is_blank() {
-            Some(DocumentError::Empty)
-        } else if request.first_stage_weight.is_some() && !has_score {
-            Some(DocumentError::NoFirstStageScore)
-        } else {
-            None
-        }
+    let build = |error: ConfigError| config_problem(&error);
+    let failed = |error: RerankError| Problem::of_backend(&error);
+    let reranker = configure(backend, settings, request).build().map_err(build)?;
+    let Some(events) = events else {
+        return reranker.rerank_with_cancellation(&work, cancellation).map_err(failed);
     };
-    let mut indices = Vec::new();
-    for (index, document) in work.documents.iter().enumerate() {
-        match (left_out(document), &events) {
-            (None, _) => indices.push(index),
-            (Some(error), Some(events)) => {
-                let error = document_error(&request.documents[index], &error);
-                let _ = events.send(Event::Document { index, outcome: Err(error) });
-            }
-            (Some(_), None) => {}
-        }
+    let (indices, failures) = reranker.candidates(&work);
+    for failure in failures {
+        let index = failure.index;
+        let error = document_error(&request.documents[index], &failure.error);
+        let _ = events.send(Event::Document { index, outcome: Err(error) });
     }
-    let backend = Watched { backend, events: events.clone(), indices };
-    let mut builder = configure(backend, settings, request);
-    if let Some(events) = events {
-        let last = Mutex::new(None::<Instant>);
-        builder = builder.on_progress(move |progress| {
+    let reporting = Reporting { backend, events: events.clone(), indices };
+    let last = Mutex::new(None::<Instant>);
+    let reranker = configure(reporting, settings, request)
+        .on_progress(move |progress| {
             let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
             let is_end = progress.documents_done == progress.documents;
             if is_end || last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
                 *last = Some(Instant::now());
-                let (done, documents) = (progress.documents_done, progress.documents);
-                let _ = events.send(Event::Progress { done, documents, tokens: progress.tokens });
+                let _ = events.send(Event::Progress(*progress));
             }
             ControlFlow::Continue(())
-        });
-    }
-    let reranker = builder.build().map_err(|error| config_problem(&error))?;
-    reranker.rerank_with_cancellation(&work, cancellation).map_err(|e| Problem::of_backend(&e))
+        })
+        .build()
+        .map_err(build)?;
+    reranker.rerank_with_cancellation(&work, cancellation).map_err(failed)
 }
 
-/// A backend that sends its results to `events` as well.
-struct Watched<'a> {
+/// A backend that sends the results of another one to `events` as well.
+struct Reporting<'a> {
     backend: &'a dyn ScoringBackend,
-    events: Option<mpsc::UnboundedSender<Event>>,
-    /// The index in the request of each document of the job. The reranker leaves out those that it cannot score.
+    events: mpsc::UnboundedSender<Event>,
+    /// The index in the request of each document of the job.
     indices: Vec<usize>,
 }
 
-impl ScoringBackend for Watched<'_> {
+impl ScoringBackend for Reporting<'_> {
     fn name(&self) -> &str {
         self.backend.name()
     }
 
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
-        match &self.events {
-            Some(events) => {
-                let indices = &self.indices;
-                let thought = HashSet::new();
-                self.backend.score(job, &mut WatchedSink { events, indices, thought, sink })
-            }
-            None => self.backend.score(job, sink),
-        }
+        let Self { events, indices, .. } = self;
+        self.backend.score(job, &mut ReportingSink { events, indices, ended: HashSet::new(), sink })
     }
 
     fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
@@ -238,15 +227,15 @@ impl ScoringBackend for Watched<'_> {
     }
 }
 
-struct WatchedSink<'a> {
+struct ReportingSink<'a> {
     events: &'a mpsc::UnboundedSender<Event>,
     indices: &'a [usize],
-    /// The documents and samples whose reasoning has ended.
-    thought: HashSet<(usize, usize)>,
+    /// The documents, by their index in the job, and the samples whose reasoning has ended.
+    ended: HashSet<(usize, usize)>,
     sink: &'a mut dyn Sink,
 }
 
-impl Sink for WatchedSink<'_> {
+impl Sink for ReportingSink<'_> {
     fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
         if let Some(&index) = self.indices.get(index) {
             let copy = match &outcome {
@@ -265,7 +254,7 @@ impl Sink for WatchedSink<'_> {
     fn text_generated(&mut self, index: usize, sample: usize, piece: &str) {
         self.sink.text_generated(index, sample, piece);
         let Some(&of_request) = self.indices.get(index) else { return };
-        if self.thought.contains(&(index, sample)) {
+        if self.ended.contains(&(index, sample)) {
             return;
         }
         let (thought, is_end) = match piece.split_once(THINK_CLOSE) {
@@ -273,7 +262,7 @@ impl Sink for WatchedSink<'_> {
             None => (piece, false),
         };
         if is_end {
-            self.thought.insert((index, sample));
+            self.ended.insert((index, sample));
         }
         let text = thought.replace(THINK_OPEN, "");
         if !text.is_empty() {

@@ -1,7 +1,5 @@
 //! Replies as JSON.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use axum::http::StatusCode;
 use erank_core::{Answer, AnswerFormat, DocumentError, DocumentFailure, RankedDocument, Ranking};
 use serde_json::{Value, json};
@@ -166,12 +164,4 @@ pub(crate) fn document_error(given: &GivenDocument, error: &DocumentError) -> Va
         Some(problem) => json!({"code": "invalid_document", "message": problem}),
         None => serde_json::to_value(error).unwrap_or_default(),
     }
-}
-
-/// Returns an identifier that no other request of this process has.
-pub(crate) fn new_id() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let start = std::process::id();
-    format!("rerank-{start:x}-{number:x}")
 }

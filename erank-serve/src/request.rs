@@ -17,6 +17,20 @@ const MAX_INTEGER: u64 = 1_000_000_000;
 /// The largest seed. Every language writes integers up to it exactly.
 const MAX_SEED: u64 = (1 << 53) - 1;
 
+/// The fields that concern only the reasoning. A mode does if it is `reason`.
+const REASONING_FIELDS: [&str; 10] = [
+    "mode",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "seed",
+];
+
 /// A request for a ranking.
 #[derive(Debug)]
 pub(crate) struct RerankRequest {
@@ -121,6 +135,10 @@ impl RerankRequest {
             return Err(Problem::of_field("query", "it is empty"));
         }
         let documents = fields.documents(is_tei, settings.max_documents)?;
+        let needless = match settings.template.answers().is_bare() {
+            true => fields.of_reasoning(),
+            false => Vec::new(),
+        };
         let options = fields.options(settings)?;
         let top_n = fields.integer("top_n", MAX_INTEGER)?.unwrap_or_default() as usize;
         let min_score = fields.take("min_score")?;
@@ -150,6 +168,9 @@ impl RerankRequest {
         let unknown = fields.0.keys();
         let mut warnings: Vec<String> =
             unknown.map(|name| format!("the unknown field {name:?} is ignored")).collect();
+        warnings.extend(needless.iter().map(|name| {
+            format!("the field {name:?} is ignored, because the model answers without reasoning")
+        }));
         warnings.truncate(20);
         Ok(Self {
             query,
@@ -192,28 +213,29 @@ impl<'a> Fields<'a> {
         Ok(given.into_iter().map(|raw| document(raw.get(), fields.as_deref())).collect())
     }
 
+    /// Returns the names of the given fields that concern only the reasoning.
+    fn of_reasoning(&self) -> Vec<&'static str> {
+        let is_given = |name: &&str| match self.0.get(*name).map(|raw| raw.get()) {
+            None | Some("null") => false,
+            Some(json) => *name != "mode" || json == "\"reason\"",
+        };
+        REASONING_FIELDS.into_iter().filter(is_given).collect()
+    }
+
     /// Takes the options of the model, with the names that vLLM has for them.
     fn options(&mut self, settings: &Settings) -> Result<ScoringOptions, Problem> {
         let mut options = settings.options;
         let mode = self.take::<GivenMode>("mode")?;
         let max_tokens = self.integer("max_tokens", MAX_INTEGER)?.map(|tokens| tokens as usize);
-        let budget = |mode| match mode {
-            Mode::Reason { max_tokens } => max_tokens,
-            _ => match ScoringOptions::default().mode {
-                Mode::Reason { max_tokens } => max_tokens,
-                _ => 0,
-            },
-        };
-        match (mode, max_tokens) {
-            (Some(GivenMode::AnswerOnly), _) => options.mode = Mode::AnswerOnly,
-            (Some(GivenMode::Reason), given) => {
-                let max_tokens = given.unwrap_or_else(|| budget(options.mode));
-                options.mode = Mode::Reason { max_tokens };
+        match mode {
+            Some(GivenMode::AnswerOnly) => options.mode = Mode::AnswerOnly,
+            Some(GivenMode::Reason) if !options.mode.is_reason() => {
+                options.mode = ScoringOptions::default().mode;
             }
-            (None, Some(max_tokens)) if options.mode.is_reason() => {
-                options.mode = Mode::Reason { max_tokens };
-            }
-            (None, _) => {}
+            _ => {}
+        }
+        if let (Mode::Reason { max_tokens }, Some(given)) = (&mut options.mode, max_tokens) {
+            *max_tokens = given;
         }
         if let Some(samples) = self.integer("samples", settings.max_samples as u64)? {
             options.samples = samples as usize;

@@ -25,7 +25,7 @@ use crate::metrics::{EngineMetric, Metrics};
 use crate::page::page;
 use crate::problem::Problem;
 use crate::ranking::{Place, Ranker};
-use crate::reply::{new_id, reply};
+use crate::reply::reply;
 use crate::request::{ReplyForm, RerankRequest};
 use crate::settings::Settings;
 
@@ -183,7 +183,8 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
     // With another server than `serve`, there is no such connection, and the time begins here.
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let begin = connection.as_ref().map_or_else(Instant::now, |c| c.first_byte());
-    let id = request.extensions().get::<RequestId>().map_or_else(new_id, |id| id.0.clone());
+    // The guard has added the identifier.
+    let id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
     // A client learns that the queue is full before it has sent the documents.
     service.ranker.check_queue()?;
     let (parts, body) = request.into_parts();

@@ -24,7 +24,7 @@ pub struct Settings {
     /// origin that equals the host. A service that listens on a
     /// loopback address should name it, because otherwise a web page can reach the service under a name of its own.
     pub allowed_hosts: Vec<String>,
-    /// What a reply tells of documents without a score. A request can choose otherwise.
+    /// How a reply lists documents without a score. A request can choose otherwise.
     pub unscored: Unscored,
     /// The number of requests that are computed at the same time. A backend with continuous batching computes their
     /// documents together.
@@ -72,7 +72,7 @@ impl Default for Settings {
     }
 }
 
-/// What a reply tells of documents without a score. In each case, the field `unscored` lists them with their errors.
+/// How a reply lists documents without a score, besides the field `unscored`, which always has them with their errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

@@ -66,9 +66,9 @@ enum FileFormat {
     Safetensors {
         /// The files of tensors, as the index names them. Empty without an index.
         weight_map: BTreeMap<String, String>,
-        /// Whether the folder has an index beside `model.safetensors`. The index is then ignored.
+        /// Whether the folder has an index beside `model.safetensors`. An index in this place is ignored.
         has_unused_index: bool,
-        /// Whether the output projection has the bits of the embedding, once both were compared.
+        /// Whether the output projection equals the embedding bit for bit. Empty until the two are compared.
         has_equal_head: OnceLock<bool>,
     },
     /// GGUF files, of which the first one holds the configuration.
@@ -163,7 +163,7 @@ impl Checkpoint {
         let chat_template = optional(CHAT_TEMPLATE)?;
         let modules = [optional(MODULES)?, optional(LOGIT_SCORE)?];
 
-        // As in transformers, `model.safetensors` is read instead of the files that an index names.
+        // transformers, too, reads `model.safetensors` and ignores an index beside it.
         let (has_index, has_whole) = (exists(SAFETENSORS_INDEX), exists(SAFETENSORS));
         let weight_map = match has_index && !has_whole {
             true => weight_map(&read(SAFETENSORS_INDEX, &locate(SAFETENSORS_INDEX)?)?)?,

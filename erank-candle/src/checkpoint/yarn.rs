@@ -14,7 +14,7 @@ pub struct Yarn {
     pub beta_slow: f64,
     /// Number of positions that the model was trained for before the extension.
     pub original_max_position_embeddings: usize,
-    /// Whether the first and the last dimension with blended frequencies are rounded to integers.
+    /// Whether the bounds of the range of blended frequencies are rounded to integers.
     pub truncate: bool,
 }
 

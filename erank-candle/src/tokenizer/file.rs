@@ -156,7 +156,7 @@ impl TokenizerFile {
         ids.max().map_or(0, |largest| largest as usize + 1)
     }
 
-    /// Returns the largest number of bytes that a token of the model stands for, or a larger number.
+    /// Returns an upper bound of the number of bytes of a token's text.
     pub(super) fn longest_token(&self) -> usize {
         let Model::Bpe(model) = &self.model;
         // Byte-level BPE writes a byte that is not printable as one of these characters.

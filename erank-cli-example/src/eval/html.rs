@@ -33,7 +33,7 @@ const MAX_REASON: usize = 300;
 const MAX_TOOLTIP_ID: usize = 40;
 const MAX_TOOLTIP_TEXT: usize = 80;
 
-/// What the page shows.
+/// The content of report.html.
 pub(super) struct Page<'a> {
     pub(super) report: &'a Report<'a>,
     pub(super) collection: &'a Collection,

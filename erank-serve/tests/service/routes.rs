@@ -431,7 +431,11 @@ fn bare_answers_need_no_reasoning() {
     assert_eq!(indices(&body), [1, 0]);
     let scores = scores(&body);
     assert!((scores[0] - 0.75).abs() < 1e-6 && (scores[1] - 0.25).abs() < 1e-6, "{scores:?}");
+    assert_eq!(body["meta"]["warnings"], json!([]));
     assert_eq!(server.get("/info").body["erank"]["thinks"], false);
+    let question = json!({"query": "q", "documents": ["no"], "temperature": 0.5, "mode": "reason"});
+    let warnings = server.post("/v1/rerank", question).body["meta"]["warnings"].to_string();
+    assert!(warnings.contains("temperature") && warnings.contains("mode"), "{warnings}");
 }
 
 /// One request runs, one waits in the queue, and the service rejects the others.
