@@ -52,3 +52,8 @@ pub use metrics::{EngineMetric, MetricKind};
 pub use server::{ServerSettings, serve};
 pub use service::Service;
 pub use settings::{ApiKeys, Settings, Unscored};
+
+/// The README's example, compiled as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
