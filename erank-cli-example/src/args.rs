@@ -16,6 +16,7 @@ use erank_core::{
     ScoringOptions, Windows,
 };
 
+use crate::error::CommandError;
 use crate::help;
 use crate::input::FieldNames;
 
@@ -56,7 +57,7 @@ pub(crate) enum Command {
 #[cfg(feature = "serve")]
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
-    /// The address to listen on. Other machines reach the service only at another address than 127.0.0.1.
+    /// The address to listen on. With 127.0.0.1, only this machine reaches the service.
     #[arg(short, long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
     /// A further name of the model that requests may state. This option can be repeated.
@@ -69,8 +70,8 @@ pub(crate) struct ServeArguments {
     pub(crate) api_keys: Option<PathBuf>,
     /// A host name that the header host of requests may state. This option can be repeated.
     ///
-    /// If the service listens on a loopback address, the default are the names of that, such as localhost, and otherwise
-    /// any name.
+    /// Without this option, a service on a loopback address accepts localhost, 127.0.0.1 and the IPv6 loopback address,
+    /// and any other service accepts every name.
     #[arg(long, value_name = "NAME")]
     pub(crate) allowed_host: Vec<String>,
     #[command(flatten)]
@@ -80,19 +81,19 @@ pub(crate) struct ServeArguments {
     /// How a reply lists documents without a score, unless the request chooses.
     #[arg(long, value_name = "CHOICE", value_enum, default_value_t)]
     pub(crate) unscored: Unscored,
-    /// Number of requests that are computed at the same time.
+    /// Maximum number of requests computed at the same time.
     #[arg(long, value_name = "N", default_value = "4")]
     pub(crate) max_running: NonZeroUsize,
-    /// Number of requests that wait. Further ones get the status 429.
+    /// Maximum number of waiting requests. Further ones get the status 429.
     #[arg(long, value_name = "N", default_value = "32")]
     pub(crate) max_waiting: usize,
-    /// Number of documents of a request.
+    /// Maximum number of documents of a request.
     #[arg(long, value_name = "N", default_value = "1000")]
     pub(crate) max_documents: NonZeroUsize,
-    /// Number of open connections.
+    /// Maximum number of open connections.
     #[arg(long, value_name = "N", default_value = "1024")]
     pub(crate) max_connections: NonZeroUsize,
-    /// Time of a request. Documents without a score by then are unscored.
+    /// Time limit of a request. Documents that have no score by then are unscored.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "600")]
     pub(crate) timeout: Duration,
     /// Time after SIGTERM or Ctrl-C in which /ready replies 503, and further requests are still served.
@@ -100,7 +101,7 @@ pub(crate) struct ServeArguments {
     /// A load balancer that asks for /ready needs some seconds to notice.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "0")]
     pub(crate) drain_time: Duration,
-    /// Time that requests have to finish after that.
+    /// Time that requests have to finish after --drain-time.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     pub(crate) shutdown_timeout: Duration,
     /// The level of the log on standard error.
@@ -682,6 +683,17 @@ pub(crate) struct RemoteArguments {
     /// The form of the prompts that the server receives.
     #[arg(long, value_name = "FORM", value_enum)]
     pub(crate) prompts: Option<Prompts>,
+}
+
+impl RemoteArguments {
+    /// Checks that the options of a server are given only for a model on a server.
+    pub(crate) fn check(&self) -> Result<(), CommandError> {
+        let is_remote = !self.url.is_empty() || self.prompts.is_some();
+        match self.backend {
+            Backend::Candle if is_remote => Err(CommandError::RemoteWithoutBackend),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The form of prompts for a server.

@@ -36,7 +36,8 @@ impl CalibrationFile {
 
     /// Reads a file.
     pub(crate) fn read(path: &Path) -> Result<Self, CommandError> {
-        let problem = |problem: String| CommandError::Calibration { file: shown(path), problem };
+        let problem =
+            |problem: String| CommandError::Calibration { file: text::path(path), problem };
         let bytes = fs::read(path).map_err(|error| problem(error.to_string()))?;
         let file: Self = serde_json::from_slice(&bytes).map_err(|error| {
             let error = text::line(&error.to_string());
@@ -53,7 +54,8 @@ impl CalibrationFile {
 
     /// Writes the file.
     pub(crate) fn write(&self, path: &Path) -> Result<(), CommandError> {
-        let problem = |problem: String| CommandError::Calibration { file: shown(path), problem };
+        let problem =
+            |problem: String| CommandError::Calibration { file: text::path(path), problem };
         let json = serde_json::to_string(self).map_err(|error| problem(error.to_string()))?;
         fs::write(path, format!("{}\n", text::json(&json)))
             .map_err(|error| problem(error.to_string()))
@@ -65,13 +67,15 @@ impl CalibrationFile {
     ///
     /// Returns an error if the folder does not exist, or if the path is a folder itself.
     pub(crate) fn check_path(path: &Path) -> Result<(), CommandError> {
-        let problem = |problem: String| CommandError::Calibration { file: shown(path), problem };
+        let problem =
+            |problem: String| CommandError::Calibration { file: text::path(path), problem };
         let folder = path.parent().filter(|folder| *folder != Path::new(""));
         match folder {
             _ if path.is_dir() => Err(problem("it is a folder; name a file".into())),
-            Some(folder) if !folder.is_dir() => {
-                Err(problem(format!("the folder {} does not exist; make it first", shown(folder))))
-            }
+            Some(folder) if !folder.is_dir() => Err(problem(format!(
+                "the folder {} does not exist; make it first",
+                text::path(folder)
+            ))),
             _ => Ok(()),
         }
     }
@@ -100,7 +104,7 @@ impl CalibrationFile {
             "it was fitted with another {what} ({values}{fitted}, now {now}); use the same, or fit another calibration \
              with erank eval --calibrate"
         ));
-        Err(CommandError::Calibration { file: shown(path), problem })
+        Err(CommandError::Calibration { file: text::path(path), problem })
     }
 
     /// Says which other settings than the model differ from those of `now`, because the probabilities may then be
@@ -130,8 +134,4 @@ impl CalibrationFile {
     fn fitted(&self, name: &str) -> &Value {
         self.settings.get(name).unwrap_or(&Value::Null)
     }
-}
-
-fn shown(path: &Path) -> String {
-    text::line(&path.display().to_string())
 }

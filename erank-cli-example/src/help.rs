@@ -144,4 +144,4 @@ Examples:
       \"query\": \"how do bees make honey\",
       \"documents\": [\"Wasps make paper nests.\", \"Bees fan nectar dry, which makes it honey.\"]}'
 
-The service has no TLS; run it after a proxy that has. docs/service.md describes the requests.";
+The service has no TLS. For HTTPS, put a reverse proxy in front of it. docs/service.md describes the requests.";

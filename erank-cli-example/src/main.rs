@@ -60,7 +60,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<Exit, CommandError> {
-    // The service handles Ctrl-C itself, so the handler is installed by command.
+    // `serve` handles Ctrl-C itself, and `inspect` and `quantize` end at once, so the other commands install the handler.
     let interrupt = Interrupt::install;
     match &arguments.command {
         None => demo::run(&interrupt()),

@@ -124,10 +124,8 @@ pub(crate) fn choose(
     remote: &RemoteArguments,
     score: Option<Score>,
 ) -> Result<Chosen, CommandError> {
+    remote.check()?;
     if remote.backend == Backend::Candle {
-        if !remote.url.is_empty() || remote.prompts.is_some() {
-            return Err(CommandError::RemoteWithoutBackend);
-        }
         let Local { backend, family, limits, fingerprint } = local(model)?;
         let description = Some(backend.description());
         let (backend, fingerprint) = (Box::new(backend), Some(fingerprint));

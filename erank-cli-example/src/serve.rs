@@ -1,6 +1,6 @@
 //! `erank serve`: reranking over HTTP.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
 use erank_candle::CandleBackend;
@@ -18,8 +18,8 @@ const LOOPBACK_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
 pub(crate) fn run(arguments: &ServeArguments) -> Result<Exit, CommandError> {
     start_log(arguments.log);
-    let service = if arguments.remote.backend == Backend::Candle && arguments.remote.url.is_empty()
-    {
+    arguments.remote.check()?;
+    let service = if arguments.remote.backend == Backend::Candle {
         let local = model::local(&arguments.model)?;
         let settings = settings(arguments, local.family, local.limits)?;
         let backend = Arc::new(local.backend);
@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<Exit, CommandError> {
     Ok(Exit::Done)
 }
 
-async fn serve(arguments: &ServeArguments, service: &Service) -> std::io::Result<usize> {
+async fn serve(arguments: &ServeArguments, service: &Service) -> io::Result<usize> {
     let listener = TcpListener::bind(arguments.listen).await?;
     // Programs that start the service read its address from this line.
     println!("erank listens on http://{}", listener.local_addr()?);
@@ -76,8 +76,14 @@ fn settings(
     settings.options.mode = arguments.thinking.mode(limits.mode, settings.template.answers());
     settings.aliases.clone_from(&arguments.alias);
     settings.api_keys = api_keys(arguments)?;
+    let is_local = arguments.listen.ip().is_loopback();
+    if settings.api_keys.is_empty() && !is_local {
+        text::note(
+            "There is no API key, so everybody who reaches the address can use the service.",
+        );
+    }
     settings.allowed_hosts.clone_from(&arguments.allowed_host);
-    if settings.allowed_hosts.is_empty() && arguments.listen.ip().is_loopback() {
+    if settings.allowed_hosts.is_empty() && is_local {
         settings.allowed_hosts = LOOPBACK_NAMES.map(str::to_owned).to_vec();
     }
     settings.unscored = match arguments.unscored {
@@ -92,12 +98,21 @@ fn settings(
     Ok(settings)
 }
 
-/// Reads the API keys from the file and the environment.
+/// Reads the API keys from the file and the environment. A source without a key is an error, because the service would
+/// be open to everybody.
 fn api_keys(arguments: &ServeArguments) -> Result<ApiKeys, CommandError> {
     let of_environment = std::env::var("ERANK_API_KEYS").unwrap_or_default();
     let of_file = match &arguments.api_keys {
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|source| CommandError::Read { what: path.display().to_string(), source })?,
+        Some(path) => {
+            let what = text::path(path);
+            let read = std::fs::read_to_string(path);
+            let keys = read.map_err(|source| CommandError::Read { what: what.clone(), source })?;
+            if ApiKeys::new(keys.lines()).is_empty() {
+                let source = io::Error::new(io::ErrorKind::InvalidData, "it holds no API key");
+                return Err(CommandError::Read { what, source });
+            }
+            keys
+        }
         None => String::new(),
     };
     Ok(ApiKeys::new(of_environment.split(',').chain(of_file.lines())))
@@ -135,8 +150,8 @@ fn start_log(level: LogLevel) {
         LogLevel::Debug => tracing_subscriber::filter::LevelFilter::DEBUG,
     };
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_max_level(level)
         .init();
 }

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
+use std::path::Path;
 
 /// Returns the text on one line. White space becomes single spaces, and dangerous characters become escapes.
 pub(crate) fn line(text: &str) -> String {
@@ -17,6 +18,11 @@ pub(crate) fn line(text: &str) -> String {
         line.extend(word.chars().flat_map(Shown::of));
     }
     line
+}
+
+/// Returns a path as a [`line`](fn@line).
+pub(crate) fn path(path: &Path) -> String {
+    line(&path.display().to_string())
 }
 
 /// Returns the first 1,000 characters of a text as one [`line`](fn@line).

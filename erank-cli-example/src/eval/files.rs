@@ -182,7 +182,7 @@ pub(super) fn read_documents(
     let left_out = read.map_err(|error| EvalError::file(file, error.to_string()))?;
     skipped.unit = left_out.unit;
     skipped.note(file);
-    left_out.note(&shown(file));
+    left_out.note(&text::path(file));
     Ok(())
 }
 
@@ -206,7 +206,7 @@ impl Skipped {
 
     fn note(&self, file: &Path) {
         if let Some((number, id, reason)) = &self.first {
-            let (file, count, unit) = (shown(file), self.count, self.unit);
+            let (file, count, unit) = (text::path(file), self.count, self.unit);
             let id =
                 id.as_deref().map_or(String::new(), |id| format!(" ({})", text::beginning(id)));
             text::note(&format!(
@@ -214,10 +214,6 @@ impl Skipped {
             ));
         }
     }
-}
-
-fn shown(file: &Path) -> String {
-    text::line(&file.display().to_string())
 }
 
 /// Reads queries with candidates. Returns the run of the scores, and the queries by id.

@@ -155,7 +155,7 @@ impl ScoreFile {
             OpenOptions::new().read(true).append(true).create(true).open(path).map_err(problem)?;
         // Other errors are ignored, because some file systems have no locks.
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
-            return Err(EvalError::InUse { file: shown(path) });
+            return Err(EvalError::InUse { file: text::path(path) });
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(problem)?;
@@ -181,10 +181,10 @@ impl ScoreFile {
         let found: Map<String, Value> = first
             .and_then(|line| serde_json::from_str(&line).ok())
             .filter(|found: &Map<String, Value>| found.contains_key("erank_eval"))
-            .ok_or_else(|| EvalError::NoScores { file: shown(&self.path) })?;
+            .ok_or_else(|| EvalError::NoScores { file: text::path(&self.path) })?;
         let differences = differences(&found, header);
         if !differences.is_empty() {
-            return Err(EvalError::OtherScores { file: shown(&self.path), differences });
+            return Err(EvalError::OtherScores { file: text::path(&self.path), differences });
         }
         let path = self.path.clone();
         for entry in entries(&path, lines) {
@@ -297,11 +297,6 @@ fn differences(found: &Map<String, Value>, now: &Value) -> String {
         })
         .collect();
     differences.join("; ")
-}
-
-/// Returns the path, safe to print.
-fn shown(path: &Path) -> String {
-    text::line(&path.display().to_string())
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ impl<R: BufRead> Lines<R> {
                 self.blank += 1;
                 continue;
             }
-            if bytes.starts_with(b"\xef\xbb\xbf") {
+            while bytes.starts_with(b"\xef\xbb\xbf") {
                 bytes.drain(..3);
             }
             bytes.pop_if(|byte| *byte == b'\n');

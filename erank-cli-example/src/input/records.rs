@@ -381,8 +381,11 @@ fn is_name(cell: &str) -> bool {
 
 /// Returns the bytes without white space and byte order marks at the beginning.
 fn trimmed(bytes: &[u8]) -> &[u8] {
-    let bytes = bytes.trim_ascii_start();
-    bytes.strip_prefix(b"\xef\xbb\xbf").map_or(bytes, trimmed)
+    let mut bytes = bytes.trim_ascii_start();
+    while let Some(rest) = bytes.strip_prefix(b"\xef\xbb\xbf") {
+        bytes = rest.trim_ascii_start();
+    }
+    bytes
 }
 
 /// Returns whether the bytes begin as a JSON object does: with a brace, a string and a colon.

@@ -103,7 +103,13 @@ fn serve_streams_thoughts_that_join_to_the_reasoning() {
 
 #[test]
 fn serve_explains_what_it_cannot_use() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let empty = folder.path().join("keys");
+    std::fs::write(&empty, " \n\n").expect("a file");
+    let empty = empty.to_str().expect("UTF-8");
     for (arguments, message) in [
+        (["--api-keys", empty], "it holds no API key"),
+        (["--prompts", "chat"], "need --backend openai"),
         (["--api-keys", "/nowhere/keys"], "cannot read /nowhere/keys"),
         (["--model", "/nowhere"], "neither a folder nor a name"),
         (["--listen", "192.0.2.1:1"], "cannot serve at 192.0.2.1:1"),
