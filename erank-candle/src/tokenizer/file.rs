@@ -156,7 +156,7 @@ impl TokenizerFile {
         ids.max().map_or(0, |largest| largest as usize + 1)
     }
 
-    /// Returns an upper bound of the number of bytes of a token's text.
+    /// Returns the number of bytes of the longest token, for byte-level BPE.
     pub(super) fn longest_token(&self) -> usize {
         let Model::Bpe(model) = &self.model;
         // Byte-level BPE writes a byte that is not printable as one of these characters.

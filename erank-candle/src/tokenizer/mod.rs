@@ -336,8 +336,8 @@ impl PromptFrame {
     /// merge with the text that follows it.
     ///
     /// Memory depends on the limits, not on the length of the texts. Of a long text, only a beginning is tokenized: as
-    /// many bytes as the limit's tokens could have. If it is one word without a boundary, its last token before the limit
-    /// may differ from Python's.
+    /// many bytes as the limit's tokens could come from. If it is one word without a boundary, its last token before the
+    /// limit may differ from Python's. So may the end of a text of which the tokenizer removes more than 15 of 16 bytes.
     ///
     /// # Errors
     /// Returns [`DocumentError::Backend`] if the tokenizer cannot encode the text, and

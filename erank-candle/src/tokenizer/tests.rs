@@ -532,7 +532,7 @@ fn truncate_reads_a_beginning_of_a_text_without_spaces() {
     for word in ["x", "\u{301}", "😀", " ", "\n"] {
         let text = word.repeat((32 << 20) / word.len());
         let kept = vocabulary.truncate(&text, limit, &never).expect("encodable");
-        assert!(kept.len() <= 3 * (limit + 1), "{word:?}: {}", kept.len());
+        assert!(kept.len() <= 9 * (limit + 1), "{word:?}: {}", kept.len());
     }
     assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
 }

@@ -14,6 +14,13 @@ use tokenizers::{
 use super::file::TokenizerFile;
 use crate::error::{Cause, LoadError};
 
+/// The largest quotient of the bytes of a text and of its normal form NFC. Three jamo of 9 bytes make a syllable of
+/// hangul of 3 bytes.
+const NFC_SHRINK: usize = 3;
+/// The same for other normalizers and pre-tokenizers, which can remove any number of bytes. The limit bounds the memory
+/// that a text takes.
+const SHRINK: usize = 16;
+
 /// An estimate of the bytes in a token. Most texts have fewer.
 const ESTIMATED_TOKEN_BYTES: usize = 8;
 
@@ -148,9 +155,9 @@ impl Vocabulary {
     /// boundary. Added tokens in `text` do not count.
     ///
     /// Reads only a part of a long text, if the first tokens of the part are known to be the first
-    /// tokens of the text. Otherwise, it reads as many bytes as `max_tokens` + 1 of the longest tokens have. The result can
-    /// differ from that of the whole text only if a word, without a boundary of the pre-tokenizer, reaches from the last
-    /// kept token to there.
+    /// tokens of the text. Otherwise, it reads as many bytes as `max_tokens` + 1 of the longest tokens can come from. The
+    /// result differs from that of the whole text only if a word, without a boundary of the pre-tokenizer, reaches from the
+    /// last kept token to there, or if another normalizer than Qwen's removes more than 15 of 16 bytes.
     ///
     /// # Errors
     /// Returns an error if the tokenizer cannot encode the text, or on cancellation.
@@ -161,7 +168,9 @@ impl Vocabulary {
         cancellation: &CancellationToken,
     ) -> Result<&'a str, Cause> {
         let tokens = max_tokens.saturating_add(1);
-        let bounded = &text[..text.floor_char_boundary(tokens.saturating_mul(self.longest_token))];
+        let shrink = if self.has_qwen_pre_tokenizer { NFC_SHRINK } else { SHRINK };
+        let bytes = tokens.saturating_mul(self.longest_token).saturating_mul(shrink);
+        let bounded = &text[..text.floor_char_boundary(bytes)];
         let mut size = tokens.saturating_mul(ESTIMATED_TOKEN_BYTES);
         while let Some(part) = self.part(bounded, size) {
             if let Some(kept) = self.cut(part, max_tokens, true, cancellation)? {
