@@ -50,7 +50,7 @@ def groups_of_formats(lines):
         figure = line.get("figure") or names.get(line["name"])
         if figure in FIGURES:
             # The files of benches/formats.sh are named gguf-FORMAT-SHAPE. OpenVINO's dtype also names its execution.
-            format = line["file"].split("-")[1] if "file" in line else line["dtype"].split()[0]
+            format = line["file"].split("-")[1] if line.get("file") else (line.get("dtype") or line["weights"]).split()[0].lower()
             format = FORMATS.get(format, format)
             bar = f"{line.get('engine', 'erank')}, {format}"
             values.setdefault(figure, {}).setdefault(bar, []).append(line["value"])

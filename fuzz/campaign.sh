@@ -28,7 +28,7 @@ for target in "${targets[@]}"; do
         failed+=("$target")
     fi
     executions="$(sed -n 's/^stat::number_of_executed_units: *//p' "logs/$target.txt")"
-    last="$(grep -E '^#[0-9]+.* cov: ' "logs/$target.txt" | tail -1)"
+    last="$(grep -E '^#[0-9]+.* cov: ' "logs/$target.txt" | tail -1 || true)"
     field() { sed -n "s/.* $1: \([0-9]*\).*/\1/p" <<<"$last"; }
     printf '%-16s %12s %9s %9s %7s\n' "$target" "${executions:-?}" "$(field cov)" "$(field ft)" "$(field corp)"
 done

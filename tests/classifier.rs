@@ -68,7 +68,6 @@ fn template(answers: AnswerFormat) -> PromptTemplate {
     PromptTemplate::custom(text, answers).expect("a template")
 }
 
-/// Returns the logits after the last token.
 #[test]
 fn label_logits_equal_those_of_the_language_model() {
     let tokens: Vec<u32> = (0..75).map(|i| 40 + i * 11 % 200).collect();

@@ -17,11 +17,10 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 /// The number of mutated inputs of each target.
 const MUTATIONS: usize = 300;
 
-/// Returns the files of a target's seeds and of its inputs that once failed.
-fn inputs(target: &str) -> Vec<Vec<u8>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
-    let folders = ["seeds", "failures"].map(|kind| root.join(kind).join(target));
-    let files = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
+/// Returns the files of a target: its `seeds`, or its `failures`, the inputs that once failed.
+fn inputs(kind: &str, target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(kind).join(target);
+    let files = fs::read_dir(folder).into_iter().flatten();
     let mut paths: Vec<_> = files.map(|file| file.expect("a readable folder").path()).collect();
     paths.sort();
     paths.iter().map(|path| fs::read(path).expect("a readable file")).collect()
@@ -47,8 +46,9 @@ fn mutate(input: &mut Vec<u8>, random: &mut TestRng) {
 
 fn run(name: &str) {
     let (_, target) = targets::TARGETS.iter().find(|(of, _)| *of == name).expect("a target");
-    let inputs = inputs(name);
-    assert!(!inputs.is_empty(), "fuzz/seeds/{name} has no seeds");
+    let seeds = inputs("seeds", name);
+    assert!(!seeds.is_empty(), "fuzz/seeds/{name} has no files");
+    let inputs = [seeds, inputs("failures", name)].concat();
     inputs.iter().for_each(|input| target(input));
     let mut random = TestRng::deterministic_rng(RngAlgorithm::XorShift);
     for number in 0..MUTATIONS {

@@ -131,8 +131,8 @@ impl CandleBackend {
         description(self.model.weights, self.model.kernels, self.device)
     }
 
-    /// Returns the engine's counters, as of the last finished step or the last result that a caller got. A caller that
-    /// has a result therefore finds it in the counters, while the step that gave it may not have ended.
+    /// Returns the engine's counters. They are published before each result is sent, so they include every result that a
+    /// caller has, even if the step has not ended.
     pub fn statistics(&self) -> Statistics {
         self.engine.statistics()
     }
@@ -274,7 +274,7 @@ pub(crate) fn available_memory(device: Device) -> Option<usize> {
     }
 }
 
-/// Number of blocks that a prompt and its answer need at least.
+/// Smallest number of blocks that a prompt and its answer fit in.
 const MIN_BLOCKS: usize = 16;
 
 /// Checks that the shortest cache fits the available memory, unless the settings choose the budget.
@@ -397,6 +397,7 @@ impl ScoringBackend for CandleBackend {
                 .token_to_id(THINK_CLOSE)
                 .filter(|id| self.tokenizer.is_added(*id)),
             prompt_opens_thought: frame.opens_thought(),
+            wants_text: sink.wants_text(),
             max_tokens: self.engine.max_tokens(),
         };
         let span = tracing::debug_span!("score", documents = job.documents.len());

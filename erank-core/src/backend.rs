@@ -167,6 +167,12 @@ pub trait Sink {
         let _ = tokens;
     }
 
+    /// Returns whether [`text_generated`](Self::text_generated) does anything. A backend may ask once for each job, and
+    /// then leaves out work for each token. A sink that wraps another one passes the call on. The default is `false`.
+    fn wants_text(&self) -> bool {
+        false
+    }
+
     /// Receives the next piece of the text of a document's sample, while it is generated. The pieces, joined, are a
     /// beginning of [`Completion::text`]. A backend need not call this method. The default does nothing.
     fn text_generated(&mut self, index: usize, sample: usize, piece: &str) {

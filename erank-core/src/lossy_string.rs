@@ -1,4 +1,4 @@
-//! Strings of JSON whose escapes are no valid Unicode (feature `serde`).
+//! Strings of JSON whose escapes are not valid Unicode (feature `serde`).
 
 use std::fmt;
 

@@ -75,7 +75,7 @@ impl<B: ScoringBackend> Reranker<B> {
     /// Returns the indices of the request's documents that a backend gets, in the order of a [`Job`](crate::Job), and the
     /// failures of the others, which [`Ranking::unscored`] lists.
     ///
-    /// A backend that reports what another one does needs the indices to tell the documents of its job. With
+    /// A backend that wraps another one uses the indices to map a job's documents to the request's. With
     /// [windows](crate::RerankerBuilder::windows), a job has several texts of a document, and in the second pass of a
     /// cascade, it has only some of the documents.
     ///

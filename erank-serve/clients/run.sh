@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every client that fetch.sh has installed against a service with the bundled model, and prints a table.
+# Runs the script of every client against a service with the bundled model, and prints a table. A client that fetch.sh
+# has not installed is a failure.
 #
 #   erank-serve/clients/run.sh http://127.0.0.1:8080
 set -uo pipefail

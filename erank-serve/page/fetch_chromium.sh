@@ -13,7 +13,7 @@ has_browser() {
     [ -n "${CHROMIUM:-}" ] || command -v chromium chromium-browser google-chrome >/dev/null
 }
 
-command -v node npm >/dev/null || fail "install node 18 or later, and npm"
+command -v node >/dev/null && command -v npm >/dev/null || fail "install node 20 or later, and npm"
 if ! has_browser; then
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "install Chromium, or name it in CHROMIUM"
     (apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium) >/dev/null \

@@ -395,8 +395,11 @@ test("a stream that breaks off keeps what is there", async (page) => {
   assert.match(await problem(page), /connection ended/);
   assert.equal(await page.locator("#ranked .scored").count(), 1);
   assert.match(await page.locator("#status").textContent(), /^Failed: 1 of 6/);
-  await invent(page, { events: [["document", scored], ["error", { message: "The engine failed." }]] });
+  // An error of a document has no sample.
+  const empty = { index: 2, error: { code: "empty", message: "The document is empty." } };
+  await invent(page, { events: [["document", scored], ["document", empty], ["error", { message: "The engine failed." }]] });
   await rank(page);
+  assert.deepEqual(await texts(page, "#failed .reason"), ["The document is empty."]);
   assert.equal(await problem(page), "The engine failed.");
   await page.route("**/v1/rerank", (route) => route.abort(), { times: 1 });
   await rank(page);

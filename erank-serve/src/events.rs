@@ -104,11 +104,15 @@ fn document(
         }
     };
     let kind = ScoreKind::default_for(answers);
+    let score = match kind.score(&answer) {
+        Ok(score) => score,
+        Err(error) => return json!({"index": index, "error": DocumentError::from(error)}),
+    };
     let scale = Scale { answers, is_fused: false };
     let mut result = json!({
         "index": index,
         "sample": completion.sample,
-        "relevance_score": kind.score(&answer).ok().map(|score| scale.of(score)),
+        "relevance_score": scale.of(score),
         "relevance": kind.relevance(&answer, answers),
         "truncated": completion.query_truncated || completion.document_truncated,
         "finish_reason": completion.finish_reason,

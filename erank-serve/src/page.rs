@@ -7,7 +7,7 @@ const PAGE: &str = include_str!("../page/index.html");
 
 /// Allows the page its own script and style, by their SHA-256, and requests to this service, and nothing else.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-TICiNfgiXWXFBAfvEvlelk0X5e6eyp1tzdJp7/lWQAA='; \
+    script-src 'sha256-JWylghLzMgu+ni1xty8kWKFJuS+hUlJaXTm3iWpx7wE='; \
     style-src 'sha256-0HXY07KJQnLZJabHnaHjkzhOd7ECUeY+/Xp5y2fqKVQ='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'";

@@ -251,6 +251,10 @@ impl Sink for ReportingSink<'_> {
         self.sink.tokens_processed(tokens);
     }
 
+    fn wants_text(&self) -> bool {
+        true
+    }
+
     fn text_generated(&mut self, index: usize, sample: usize, piece: &str) {
         self.sink.text_generated(index, sample, piece);
         let Some(&of_request) = self.indices.get(index) else { return };

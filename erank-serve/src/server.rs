@@ -66,7 +66,7 @@ pub async fn serve(
                 Ok((stream, _)) => {
                     let (router, stopped) = (router.clone(), stopped.clone());
                     connections.spawn(async move {
-                        // Replies are short, and a stream's events shall leave at once.
+                        // Replies are short, and the events of a stream must be sent at once.
                         let _ = stream.set_nodelay(true);
                         let connection = Arc::new(Connection::new(stream));
                         run(connection, router, settings, stopped).await;

@@ -190,14 +190,16 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
     let (parts, body) = request.into_parts();
     let body = read_json(&parts.headers, body, &service.settings, &service.memory).await?;
     let request = RerankRequest::read(&body.bytes, service.model(), &service.settings)?;
-    service.ranker.check(&request)?;
+    let is_tei = request.reply.form != ReplyForm::Cohere;
+    let in_form = move |problem: Problem| if is_tei { problem.for_tei() } else { problem };
+    service.ranker.check(&request).map_err(in_form)?;
     let request = Arc::new(request);
-    let place = service.ranker.enter()?;
+    let place = service.ranker.enter().map_err(in_form)?;
     let deadline = begin + request.time;
     let memory = body.memory;
     drop(body.bytes);
 
-    if request.is_stream && request.reply.form == ReplyForm::Cohere {
+    if request.is_stream && !is_tei {
         let started = json!({
             "id": id,
             "model": service.model(),
@@ -205,19 +207,16 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
         });
         let answers = service.settings.template.answers().clone();
         let (sender, receiver) = mpsc::unbounded_channel();
-        let work = compute(service, id, request, place, deadline, Some(sender));
         let work = async move {
             let _memory = memory;
-            work.await
+            compute(service, id, request, place, deadline, Some(sender)).await
         };
         return Ok(events::reply(started, answers, receiver, work));
     }
-    let is_tei = request.reply.form != ReplyForm::Cohere;
-    let work = async move {
+    let mut work: Work = Box::pin(async move {
         let _memory = memory;
-        compute(service, id, request, place, deadline, None).await
-    };
-    let mut work: Work = Box::pin(work);
+        compute(service, id, request, place, deadline, None).await.map_err(in_form)
+    });
     let closed = async {
         match &connection {
             Some(connection) => connection.client_closed().await,
@@ -226,12 +225,7 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
     };
     tokio::select! {
         biased;
-        reply = &mut work => {
-            reply.map(|reply| Json(reply).into_response()).map_err(|problem| match is_tei {
-                true => problem.for_tei(),
-                false => problem,
-            })
-        }
+        reply = &mut work => reply.map(|reply| Json(reply).into_response()),
         () = closed => Ok(reply_with_signs_of_life(work)),
     }
 }

@@ -20,9 +20,9 @@ pub struct Settings {
     pub aliases: Vec<String>,
     /// The API keys. Without any, a request needs none.
     pub api_keys: ApiKeys,
-    /// The names that a request's headers `host` and `origin` may have, without port. Empty for any host, and for the
-    /// origin that equals the host. A service that listens on a
-    /// loopback address should name it, because otherwise a web page can reach the service under a name of its own.
+    /// The host names that the headers `host` and `origin` of a request may have, without port. If the list is empty, any
+    /// host is allowed, and the origin must equal the host. A service on a loopback address should list its names;
+    /// otherwise, a web page can reach it by a DNS name of its own.
     pub allowed_hosts: Vec<String>,
     /// How a reply lists documents without a score. A request can choose otherwise.
     pub unscored: Unscored,

@@ -221,7 +221,8 @@ impl Environment {
             return Err(LoadError::Hub {
                 model: name.repository.to_owned(),
                 file: "the list of files".into(),
-                source: format!("its commit is {commit:?}, which is no name of a commit").into(),
+                source: format!("its commit is {commit:?}, which is not a valid name of a commit")
+                    .into(),
             });
         }
         let listed: Vec<String> = listing.siblings.into_iter().map(|file| file.rfilename).collect();
@@ -235,7 +236,7 @@ impl Environment {
             }
         })?;
         if cached.is_none() {
-            // Without the reference, the files are downloaded again, but the model is whole.
+            // An error is ignored: without the reference, the next call asks the hub for the commit again.
             let _ = Cache::new(self.cache.clone()).repo(repo(revision)).create_ref(commit);
         }
         Ok(checkpoint)

@@ -31,6 +31,8 @@ pub(crate) struct JobContext {
     pub(crate) thought_end_id: Option<u32>,
     /// Whether the prompt ends with an open thought.
     pub(crate) prompt_opens_thought: bool,
+    /// Whether the caller wants the text while it is generated.
+    pub(crate) wants_text: bool,
     /// Maximum number of tokens of a sequence.
     pub(crate) max_tokens: usize,
 }
@@ -48,7 +50,7 @@ pub(crate) struct Sequence {
     /// Number of tokens in the KV cache.
     computed: usize,
     completion: Completion,
-    /// Number of bytes of the completion's text that the caller has got as pieces.
+    /// Number of bytes of the completion's text already sent to the caller.
     reported: usize,
     decoder: TokenDecoder,
     /// Number of tokens that may still be generated before the answer is forced.
@@ -164,8 +166,11 @@ impl Sequence {
         self.completion.usage.generated
     }
 
-    /// Returns the text since the last call, if there is any.
+    /// Returns the text since the last call, if there is any and the caller wants it.
     pub(super) fn take_new_text(&mut self) -> Option<TextPiece> {
+        if !self.context.wants_text {
+            return None;
+        }
         let text = self.completion.text.get(self.reported..).filter(|text| !text.is_empty())?;
         let piece =
             TextPiece { index: self.index, sample: self.completion.sample, text: text.to_owned() };

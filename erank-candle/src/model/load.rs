@@ -75,8 +75,7 @@ impl<'a> Source<'a> {
         let format = match settings.device {
             // The CPU kernels keep each matrix in its own format.
             Device::Cpu => {
-                let most = weights.formats().first().copied();
-                settings.weights.or(most).unwrap_or(common)
+                settings.weights.or(weights.formats().first().copied()).unwrap_or(common)
             }
             _ => common,
         };

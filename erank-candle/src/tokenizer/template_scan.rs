@@ -181,7 +181,7 @@ fn read_tag<'a>(source: &'a str, start: usize, end: &str) -> Result<(Tag<'a>, us
     }
 }
 
-/// Refuses calls of `loop.cycle` that may have no arguments. The panic would end a program that is built to abort.
+/// Refuses calls of `loop.cycle` that may have no arguments. The panic would end a program built with `panic = "abort"`.
 fn check_cycle(tag: &Tag<'_>) -> Result<(), String> {
     use Token::{Name, Sign};
     let is_empty =
@@ -234,41 +234,41 @@ fn check_namespaces(tags: &[Tag<'_>]) -> Result<(), String> {
 /// A value grows by a factor where a list, a tuple or a dictionary holds several variables, where a product repeats a
 /// list, or where a sum joins lists. Loops and macros can repeat this:
 /// - A loop keeps nothing but the attributes of namespaces. So a tag that sets variables may have several variables in
-///   a list or a sum, but only one of them from a namespace, and none in a product. An example is
+///   a list or a sum, but only one of them from a namespace. A product may have no variable from a namespace. An example is
 ///   `ns.list + [{'role': message.role, 'content': message.content}]`.
-/// - A macro can set an attribute to its argument. If there are macros, the same holds for all tags.
+/// - A macro can set an attribute to its argument. If there are macros or blocks, the same holds for all tags.
 /// - A macro or a block can call itself. Inside, no list or sum has several variables, and there are no products.
 fn check_copies(tags: &[Tag<'_>]) -> Result<(), String> {
     use Token::{Name, Sign};
-    let mut derived = Derived::of_template(tags);
-    let opens_macro =
+    let mut derived = Derived::of_template(tags)?;
+    let opens_callable =
         |tag: &Tag<'_>| matches!(tag.tokens.first(), Some(Name("macro" | "call" | "block")));
-    let has_macros = tags.iter().any(opens_macro);
-    let (mut copies, mut open_macros) = (1_usize, 0_usize);
+    let has_callables = tags.iter().any(opens_callable);
+    let (mut copies, mut open_callables) = (1_usize, 0_usize);
     for tag in tags {
         derived.visit(tag);
-        if opens_macro(tag) {
-            open_macros += 1;
+        if opens_callable(tag) {
+            open_callables += 1;
         } else if let Some(Name("endmacro" | "endcall" | "endblock")) = tag.tokens.first() {
-            open_macros = open_macros.saturating_sub(1);
+            open_callables = open_callables.saturating_sub(1);
         }
         if tag.tokens.iter().any(|token| matches!(token, Name("varargs" | "kwargs"))) {
             return Err("it uses the arguments of a macro as a list".into());
         }
         let is_set = tag.tokens.first() == Some(&Name("set"));
         let assigns =
-            has_macros || is_set || matches!(tag.tokens.first(), Some(Name("with" | "for")));
+            has_callables || is_set || matches!(tag.tokens.first(), Some(Name("with" | "for")));
         for (_, value) in assignments(&tag.tokens) {
             let has_product = value.contains(&Sign('*'));
             let (variables, summands) = (most_variables(value, is_set), most_summands(value));
             let has_several = variables > 1 || summands > 1;
             let references = names(value).filter(|name| derived.contains(name)).count();
-            let repeats = open_macros > 0 && (has_several || has_product)
+            let repeats = open_callables > 0 && (has_several || has_product)
                 || assigns && references > 1 && has_several
                 || assigns && references > 0 && has_product;
             if repeats {
-                return Err("a list, a tuple, a dictionary, a sum or a product has several variables in the attribute \
-                            of a namespace or in a macro"
+                return Err("a list, a tuple, a dictionary, a sum or a product has several variables from namespaces, \
+                            or is in a macro or a block"
                     .into());
             }
             let product = if has_product { COPIES_OF_PRODUCT } else { 1 };
@@ -296,16 +296,22 @@ struct Derived<'a> {
 
 impl<'a> Derived<'a> {
     /// Returns the names before the first tag.
-    fn of_template(tags: &[Tag<'a>]) -> Self {
+    ///
+    /// # Errors
+    /// Returns an error if the names cannot be found in a few passes over the template.
+    fn of_template(tags: &[Tag<'a>]) -> Result<Self, String> {
+        /// A pass finds all names but those that depend on a later `set`, which has an effect in a loop alone.
+        const MAX_PASSES: usize = 16;
         let mut derived = Self::default();
-        loop {
+        for _ in 0..MAX_PASSES {
             let known = derived.set.len();
             tags.iter().for_each(|tag| derived.visit(tag));
             derived = Self { set: derived.set, ..Self::default() };
             if derived.set.len() == known {
-                return derived;
+                return Ok(derived);
             }
         }
+        Err("its `set` tags depend on later ones too often".into())
     }
 
     fn contains(&self, name: &str) -> bool {
@@ -328,7 +334,9 @@ impl<'a> Derived<'a> {
             if !sets_attribute && !names(value).any(|name| self.contains(name)) {
                 continue;
             }
-            for name in names(&targets) {
+            // A `for` sets `loop`, too, which has the neighbours of an item.
+            let of_loop = (kind == Some(&Name("for"))).then_some("loop");
+            for name in names(targets).chain(of_loop) {
                 if is_set {
                     self.set.insert(name);
                 } else {
@@ -343,21 +351,16 @@ impl<'a> Derived<'a> {
     }
 }
 
-/// Returns the tokens of the variables that a tag sets, with those of their values. A `for` sets `loop`, too, which has
-/// the neighbours of an item. A tag that sets nothing is one value.
-fn assignments<'t, 'a>(tokens: &'t [Token<'a>]) -> Vec<(Vec<Token<'a>>, &'t [Token<'a>])> {
+/// Returns the tokens of the variables that a tag sets, with those of their values. A tag that sets nothing is one value.
+fn assignments<'t, 'a>(tokens: &'t [Token<'a>]) -> Vec<(&'t [Token<'a>], &'t [Token<'a>])> {
     use Token::{Name, Sign};
     let split_at = |tokens: &'t [Token<'a>], separator| {
         let end = tokens.iter().position(|token| *token == separator).unwrap_or(tokens.len());
-        (tokens[..end].to_vec(), &tokens[end..])
+        tokens.split_at(end)
     };
     match tokens {
         [Name("set"), rest @ ..] => vec![split_at(rest, Sign('='))],
-        [Name("for"), rest @ ..] => {
-            let (mut targets, value) = split_at(rest, Name("in"));
-            targets.push(Name("loop"));
-            vec![(targets, value)]
-        }
+        [Name("for"), rest @ ..] => vec![split_at(rest, Name("in"))],
         [Name("with"), rest @ ..] => {
             let mut open_brackets = 0_usize;
             let parts = rest.split(|token| {
@@ -370,7 +373,7 @@ fn assignments<'t, 'a>(tokens: &'t [Token<'a>]) -> Vec<(Vec<Token<'a>>, &'t [Tok
             });
             parts.map(|part| split_at(part, Sign('='))).collect()
         }
-        _ => vec![(Vec::new(), tokens)],
+        _ => vec![(&[], tokens)],
     }
 }
 

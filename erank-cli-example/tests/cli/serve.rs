@@ -139,11 +139,12 @@ fn serve_exits_successfully_on_sigterm() {
 /// Returns the Python interpreter that has Cohere's client. Without it, prints that the test is skipped and returns
 /// `None`, or panics if `ERANK_REQUIRE_COHERE` is set.
 fn python() -> Option<PathBuf> {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/.cache/cohere/bin/python");
+    let python =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/.cache/clients/cohere/bin/python");
     if python.exists() {
         return Some(python);
     }
-    let missing = "Cohere's client is missing; erank-serve/clients/fetch_cohere.sh installs it";
+    let missing = "Cohere's client is missing; `erank-serve/clients/fetch.sh cohere` installs it";
     assert!(std::env::var_os("ERANK_REQUIRE_COHERE").is_none(), "{missing}");
     eprintln!("\n*** SKIPPED: {missing} ***\n");
     None

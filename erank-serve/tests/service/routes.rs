@@ -113,6 +113,8 @@ fn text_embeddings_inference_has_its_own_form() {
     let wrong = server.post("/rerank", json!({"query": 1, "texts": ["a"]}));
     assert_eq!((wrong.status, &wrong.body["error_type"]), (422, &json!("validation")));
     assert!(wrong.body["error"].as_str().expect("text").contains("query"));
+    let option = server.post("/rerank", json!({"query": "q", "texts": ["a"], "max_tokens": 0}));
+    assert_eq!((option.status, &option.body["error_type"]), (422, &json!("validation")));
     let info = server.get("/info").body;
     assert_eq!(
         (&info["model_id"], &info["erank"]["answers"]["largest"]),
@@ -261,6 +263,11 @@ fn errors_name_the_field_and_echo_little() {
         ),
         (json!({"query": "q", "documents": ["a"], "max_tokens": 0}).to_string(), 422, "max_tokens"),
         (
+            json!({"query": "q", "documents": ["a"], "samples": 65, "temperature": 1}).to_string(),
+            422,
+            "samples",
+        ),
+        (
             json!({"query": "q", "documents": ["a"], "model": "x".repeat(3000)}).to_string(),
             404,
             "model",
@@ -273,6 +280,7 @@ fn errors_name_the_field_and_echo_little() {
         assert!(message.contains(field) && message.len() < 400, "{body}: {message}");
         assert_eq!(reply.body["detail"], message);
         assert_eq!(reply.body["error"]["code"], status);
+        assert_eq!(reply.body["field"].as_str().unwrap_or_default(), field, "{body}");
     }
     assert_eq!(server.post("/v1/rerank", json!({"query": "q", "documents": ["1 a"]})).status, 200);
 }
@@ -342,6 +350,8 @@ fn requests_of_other_sites_are_refused() {
         let reply = server.request("POST", "/v1/rerank", &headers, &question);
         assert_eq!(reply.status, status, "{headers:?}: {reply:?}");
     }
+    let probe = server.request("GET", "/health", &[("host", "10.0.0.7")], "");
+    assert_eq!(probe.status, 200);
 }
 
 #[test]

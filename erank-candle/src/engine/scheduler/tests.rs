@@ -140,6 +140,7 @@ fn context(mode: Mode) -> JobContext {
         eos_token_ids: Vec::new(),
         thought_end_id: None,
         prompt_opens_thought: false,
+        wants_text: false,
         max_tokens: 2048,
     }
 }

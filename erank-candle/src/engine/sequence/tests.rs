@@ -21,6 +21,7 @@ fn task(max_tokens: usize) -> JobContext {
         eos_token_ids: vec![END],
         thought_end_id: Some(END_THINK),
         prompt_opens_thought: false,
+        wants_text: true,
         max_tokens: 1000,
     }
 }

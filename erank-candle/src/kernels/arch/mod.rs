@@ -4,8 +4,8 @@
 //! instructions enabled. A set with instructions that the compiler does not select by itself (tile and dot
 //! products) has micro-kernels of its own.
 //!
-//! The enum [`InstructionSet`] and `with_isa!` are generated from the list below. Formats and the cache select sets that
-//! have kernels of their own by their tokens.
+//! The enum [`InstructionSet`] and `with_isa!` are generated from the list below. A format or the cache
+//! that has micro-kernels for one set selects them by the token of that set.
 
 #[macro_use]
 pub(super) mod features;

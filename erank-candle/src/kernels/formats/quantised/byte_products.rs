@@ -75,7 +75,7 @@ pub(super) trait ByteIsa: Isa {
 }
 
 /// Generates the enum of the sets with products of bytes, the best first, and the calls of their micro-kernels. The
-/// first name is the set that every other one is or extends.
+/// name before the colon is the set that all others are or extend. The names after it are in the order of preference.
 macro_rules! byte_sets {
     ($common:ident: $($set:ident),+) => {
         type Common = $common;
