@@ -84,7 +84,7 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     };
     let output = arguments.output.as_path();
     fs::create_dir_all(output).map_err(|error| EvalError::file(output, error.to_string()))?;
-    // Scoring may take hours, so a path that cannot be written is refused before.
+    // Scoring may take hours, so the folder of the path is checked first.
     arguments.calibrate.as_deref().map_or(Ok(()), CalibrationFile::check_path)?;
     let scores = ScoreFile::open(&output.join(SCORES), &settings)?;
 
@@ -110,7 +110,7 @@ pub(crate) fn run(arguments: &EvalArguments, interrupt: &Interrupt) -> Result<Ex
     let (scores, failures) = scored.inspect_err(|_| note_resuming(output))?;
     let elapsed = begin.elapsed();
     let still_open = scoring::open_documents(&collection, &scores);
-    let pace = Pace { documents: open - still_open, elapsed };
+    let pace = Pace { documents: open - still_open, known: all - open, elapsed };
     if cancellation.is_cancelled() && still_open > 0 {
         text::note(&format!("Stopped: {} of {all} documents are scored.", all - still_open));
         note_resuming(output);

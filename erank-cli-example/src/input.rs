@@ -26,7 +26,7 @@ use crate::text;
 use folder::{DocumentFile, Folder};
 use lines::MAX_RECORD_BYTES;
 
-pub(crate) use decode::{decode, open, peek};
+pub(crate) use decode::{decode, open};
 pub(crate) use fields::{Columns, FieldNames, Fields, Value};
 pub(crate) use json::not_json;
 pub(crate) use lines::Lines;

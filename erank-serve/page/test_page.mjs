@@ -105,6 +105,26 @@ async function invent(page, { events, status = 200, ...reply }) {
   await page.route("**/v1/rerank", (route) => route.fulfill({ status, contentType, body, headers: reply.headers }), { times: 1 });
 }
 
+/** Lets the page read the first documents of a reply, and no more until the request is stopped. */
+const hold = (page) => page.evaluate(() => {
+  const { fetch } = window;
+  window.fetch = async (resource, options) => {
+    const reply = await fetch(resource, options);
+    const reader = reply.body.getReader();
+    let wasScored = false;
+    const body = new ReadableStream({
+      async pull(controller) {
+        if (wasScored) await new Promise((_, reject) => options.signal.addEventListener("abort", () => reject(options.signal.reason)));
+        const { value, done } = await reader.read();
+        if (done) return controller.close();
+        controller.enqueue(value);
+        wasScored = new TextDecoder().decode(value).includes("event: document");
+      },
+    });
+    return new Response(body, reply);
+  };
+});
+
 async function fits(page) {
   const tooWide = await page.evaluate(() => {
     const width = document.documentElement.clientWidth;
@@ -197,6 +217,7 @@ test("the slider needs a first-stage score for each document", async (page) => {
 
 test("stop keeps what is there", async (page) => {
   await page.locator("#documents").fill(many(300));
+  await hold(page);
   await press(page);
   await page.waitForSelector("#ranked .scored");
   const [failed] = await Promise.all([page.waitForEvent("requestfailed"), page.locator("#stop").click()]);
@@ -399,7 +420,7 @@ test("a stream that breaks off keeps what is there", async (page) => {
   const empty = { index: 2, error: { code: "empty", message: "The document is empty." } };
   await invent(page, { events: [["document", scored], ["document", empty], ["error", { message: "The engine failed." }]] });
   await rank(page);
-  assert.deepEqual(await texts(page, "#failed .reason"), ["The document is empty."]);
+  assert.deepEqual(await texts(page, "#failed .reason"), ["This document has no score: The document is empty."]);
   assert.equal(await problem(page), "The engine failed.");
   await page.route("**/v1/rerank", (route) => route.abort(), { times: 1 });
   await rank(page);
@@ -450,6 +471,7 @@ test("a focused thought keeps the focus when its card moves", async (page) => {
 
 test("the key of the page stops a run", async (page) => {
   await page.locator("#documents").fill(many(300));
+  await hold(page);
   await page.locator("#rank").focus();
   await page.keyboard.press("Enter");
   await page.waitForSelector("#ranked .scored");
@@ -502,6 +524,7 @@ for (const colorScheme of ["light", "dark"]) {
       await accessible(page, "error");
       await page.locator("#temperature").fill("");
       await page.locator("#documents").fill(many(300));
+      await hold(page);
       await press(page);
       await page.waitForSelector(".thinking");
       await accessible(page, "during");

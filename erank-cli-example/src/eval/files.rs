@@ -18,13 +18,10 @@ const QUERY_ID: &[&str] = &["id", "_id", "qid", "query_id", "query-id"];
 /// The names of a query's text. The topics of ir_datasets have a `title`.
 const QUERY_TEXT: &[&str] = &["text", "query", "query_text", "question", "contents", "title"];
 
-/// Number of bytes by which JSON is recognised.
-const SAMPLE_BYTES: u64 = 64 << 10;
-
 /// Reads a run in TREC's format, or in JSON.
 pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
     let mut run = Run::new();
-    let text = read_json(file, |query, document, score| {
+    let text = read_json(file, &["score"], |query, document, score| {
         let number = score.parse().map_err(|_| EntryError::Score(score))?;
         run.insert(query, document, number)
     })?;
@@ -37,7 +34,8 @@ pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
 /// Reads judgements in the layouts of [`Qrels::read`], or in JSON.
 pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
     let mut qrels = Qrels::new();
-    let text = read_json(file, |query, document, grade| {
+    let [_, _, grades] = Qrels::FIELD_NAMES;
+    let text = read_json(file, grades, |query, document, grade| {
         qrels.insert(query, document, trec::parse_grade(&grade)?)
     })?;
     match text {
@@ -47,24 +45,26 @@ pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
 }
 
 /// Calls `add` with query, document and value of each entry of a file, if it is JSON. Returns the text otherwise.
+/// `values` are the names of the value.
 fn read_json(
     file: &Path,
+    values: &[&str],
     mut add: impl FnMut(String, String, String) -> Result<(), EntryError>,
 ) -> Result<Option<Box<dyn BufRead>>, EvalError> {
     let problem = |problem: String| EvalError::file(file, problem);
-    let reader = input::peek(open(file)?, SAMPLE_BYTES);
-    let reader = reader.map_err(|error| problem(error.to_string()))?;
-    if !input::is_json(reader.get_ref().0.get_ref()) {
-        return Ok(Some(Box::new(reader)));
+    let (is_json, reader) =
+        input::is_json(open(file)?).map_err(|error| problem(error.to_string()))?;
+    if !is_json {
+        return Ok(Some(reader));
     }
     let names = FieldNames::default();
-    let records = Records::new(Box::new(reader), names.columns(), Default::default());
+    let records = Records::new(reader, names.columns(), Default::default());
     let records = records.map_err(|error| problem(error.to_string()))?;
     let unit = records.unit();
     for record in records {
         let record = record.map_err(|error| problem(error.to_string()))?;
         let number = record.number;
-        let added = fields(record).and_then(|fields| add_entries(fields, &mut add));
+        let added = fields(record).and_then(|fields| add_entries(fields, values, &mut add));
         added.map_err(|reason| problem(format!("{unit} {number}: {reason}")))?;
     }
     Ok(None)
@@ -73,19 +73,21 @@ fn read_json(
 /// Adds the entry of `{"query_id": "q1", "doc_id": "d1", "relevance": 1}`, or those of `{"q1": {"d1": 1}}`.
 fn add_entries(
     mut fields: Fields,
+    values: &[&str],
     add: &mut impl FnMut(String, String, String) -> Result<(), EntryError>,
 ) -> Result<(), String> {
-    let [query_names, document_names, value_names] = Qrels::FIELD_NAMES;
+    // A run has the same names for queries and documents.
+    let [query_names, document_names, _] = Qrels::FIELD_NAMES;
     let mut add = |query: String, document: String, value: String| {
         add(query, document, value).map_err(|error| error.to_string())
     };
     if let Some(query) = fields.take_id(query_names)? {
         let document = fields.take_id(document_names)?.ok_or("the document id is missing")?;
-        let value = fields.take_id(value_names)?.ok_or("the grade or score is missing")?;
+        let value = fields.take_id(values)?.ok_or("the grade or score is missing")?;
         return add(query, document, value);
     }
-    for (query, values) in fields.into_entries() {
-        for (document, value) in values.object(&query)?.into_entries() {
+    for (query, of_query) in fields.into_entries() {
+        for (document, value) in of_query.object(&query)?.into_entries() {
             let value = value.id(&document)?.ok_or("a grade or score is null")?;
             add(query.clone(), document, value)?;
         }

@@ -47,6 +47,8 @@ pub(super) struct Page<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Pace {
     pub(super) documents: usize,
+    /// The number of documents that earlier starts had scored.
+    pub(super) known: usize,
     pub(super) elapsed: Duration,
 }
 
@@ -212,9 +214,9 @@ loss: {}.</figcaption>
         )?;
         row(html, "Prompt tokens", each(tokens.prompt))?;
         row(html, "Generated tokens", each(tokens.generated))?;
-        let Pace { documents, elapsed } = self.pace;
+        let Pace { documents, known, elapsed } = self.pace;
         let time = match documents {
-            0 => "not recorded, because all scores were known when the command started".into(),
+            0 => "not recorded, because this start of the command scored no document".into(),
             documents => {
                 let seconds = elapsed.as_secs_f64();
                 let rate = documents as f64 / seconds.max(1e-3);
@@ -222,7 +224,7 @@ loss: {}.</figcaption>
                     "{seconds:.1} s for {} documents, {rate:.1} documents a second",
                     count(documents)
                 );
-                match counts.scored.saturating_sub(documents) {
+                match known {
                     0 => rate,
                     _ => format!(
                         "{rate}, in the last start of the command; times of earlier starts are not recorded"

@@ -111,10 +111,10 @@ fn invalid(message: String) -> io::Error {
 }
 
 /// A reader whose first bytes are known.
-pub(crate) type Peeked<R> = Chain<Cursor<Vec<u8>>, R>;
+pub(super) type Peeked<R> = Chain<Cursor<Vec<u8>>, R>;
 
 /// Reads the first `bytes` of a reader, or all if it has fewer, and returns a reader that begins with them.
-pub(crate) fn peek<R: Read>(mut reader: R, bytes: u64) -> io::Result<Peeked<R>> {
+pub(super) fn peek<R: Read>(mut reader: R, bytes: u64) -> io::Result<Peeked<R>> {
     let mut head = Vec::new();
     reader.by_ref().take(bytes).read_to_end(&mut head)?;
     Ok(Cursor::new(head).chain(reader))

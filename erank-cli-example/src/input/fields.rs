@@ -173,8 +173,12 @@ impl FieldNames {
             Some((_, Value::Text(text))) => Ok(Some(self.title(fields)? + &text)),
             Some((name, Value::Other(object))) if object.starts_with('{') => {
                 let mut inner = json::object(&object)?;
+                let title = match self.title(&mut inner)? {
+                    title if title.is_empty() => self.title(fields)?,
+                    title => title,
+                };
                 let text = self.own_text(&mut inner)?;
-                text.map(Some)
+                text.map(|text| Some(title + &text))
                     .ok_or_else(|| format!("{name:?}: {}", inner.missing(self.wanted_text())))
             }
             _ => Ok(None),
@@ -351,6 +355,8 @@ mod tests {
             ),
             (r#"{"docid": "d", "title": "T", "headings": "", "segment": "S"}"#, "d", "T S"),
             (r#"{"docid": "d", "score": 3, "doc": {"title": "T", "segment": "S"}}"#, "d", "T S"),
+            (r#"{"docid": "d", "title": "O", "doc": {"title": "T", "text": "x"}}"#, "d", "T x"),
+            (r#"{"docid": "d", "title": "O", "doc": {"text": "x"}}"#, "d", "O x"),
             (r#"{"_id": "d", "_score": 3, "_source": {"id": "x", "content": "C"}}"#, "d", "C"),
             (r#"{"doc_id": "d", "document": "D"}"#, "d", "D"),
             (r#"{"doc_id": "d", "title": "T", "document": "D"}"#, "d", "T D"),

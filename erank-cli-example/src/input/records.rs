@@ -193,10 +193,12 @@ fn row_content(header: &[String], cells: Vec<String>) -> Result<Content, String>
     Ok(Content::Fields(Fields(fields.collect())))
 }
 
-/// Returns whether a text that begins with these bytes is JSON.
-pub(crate) fn is_json(beginning: &[u8]) -> bool {
-    let sample = Sample::new(beginning);
-    sample.is_array() || is_object(sample.bytes)
+/// Returns whether a text is JSON, and a reader of the whole text.
+pub(crate) fn is_json(reader: Box<dyn BufRead>) -> io::Result<(bool, Box<dyn BufRead>)> {
+    let reader = peek(reader, SAMPLE_BYTES)?;
+    let sample = Sample::new(reader.get_ref().0.get_ref());
+    let is_json = sample.is_array() || is_object(sample.bytes) || is_text_sequence(sample.bytes);
+    Ok((is_json, Box::new(reader)))
 }
 
 /// The beginning of a file.
@@ -237,8 +239,7 @@ impl<'a> Sample<'a> {
             }
             return Ok(Format::Json);
         }
-        // The record separator of RFC 7464.
-        if self.bytes.strip_prefix(b"\x1e").is_some_and(is_object) {
+        if is_text_sequence(self.bytes) {
             return Ok(Format::Json);
         }
         if is_object(self.bytes) {
@@ -386,6 +387,11 @@ fn trimmed(bytes: &[u8]) -> &[u8] {
         bytes = rest.trim_ascii_start();
     }
     bytes
+}
+
+/// Returns whether the bytes begin as a JSON text sequence of objects does, with the record separator of RFC 7464.
+fn is_text_sequence(bytes: &[u8]) -> bool {
+    bytes.strip_prefix(b"\x1e").is_some_and(is_object)
 }
 
 /// Returns whether the bytes begin as a JSON object does: with a brace, a string and a colon.

@@ -1,7 +1,9 @@
 //! Tests of the scheduler with a model made for the tests. It has no weights and no tensors.
 
-use std::sync::Mutex;
+mod schedules;
+
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{LazyLock, Mutex};
 
 use erank_core::{AnswerFormat, CancellationToken, Completion, Mode, ScoringOptions};
 
@@ -11,6 +13,8 @@ use super::*;
 use crate::model::{Head, ModelShape};
 use crate::tokenizer::tests::tokenizer;
 use crate::tokenizer::{EncodedPrompt, PromptTokenizer};
+
+static TOKENIZER: LazyLock<PromptTokenizer> = LazyLock::new(tokenizer);
 
 /// Ids of the test tokenizer.
 const VOCABULARY: usize = 263;
@@ -84,7 +88,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(mode: Mode, limits: Limits, poison: Option<u32>) -> Self {
-        let alphabet = encode(&tokenizer(), "abcdefg");
+        let alphabet = encode(&TOKENIZER, "abcdefg");
         let model = TokenCacheModel { slots: Mutex::default(), alphabet, poison };
         let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
         let scheduler = Scheduler::new(Arc::new(model), Arc::new(threads), limits, Arc::default());
@@ -126,7 +130,7 @@ impl Fixture {
 }
 
 fn context(mode: Mode) -> JobContext {
-    let tokenizer = tokenizer();
+    let tokenizer = TOKENIZER.clone();
     let format = AnswerFormat::zero_to_ten();
     let labels = format.answers().map(|(label, _)| encode(&tokenizer, label)).collect();
     let mut options = ScoringOptions::default();

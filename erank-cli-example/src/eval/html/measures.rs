@@ -84,7 +84,11 @@ fn write_systems(html: &mut String, report: &Report<'_>, index: usize) -> fmt::R
 fn write_headline(html: &mut String, (before, after): (&Figure, &Figure)) -> fmt::Result {
     let Some(gain) = &after.gain else { return Ok(()) };
     let measure = Escaped(&before.measure);
-    let class = if gain.mean < 0.0 { "down" } else { "up" };
+    let class = match gain.mean {
+        mean if mean < 0.0 => "down",
+        mean if mean > 0.0 => "up",
+        _ => "",
+    };
     let test = match (&gain.confidence_interval, &gain.t_test) {
         (Some(interval), Some(test)) => {
             let equals = if test.p_value < 0.001 { "" } else { "= " };

@@ -204,7 +204,9 @@ fn write_moved(
                 Excerpt { text: reason, max_chars: MAX_REASON }
             )?;
         }
-        let thought = thoughts.get(query).and_then(|thoughts| thoughts.get(&candidate.id));
+        // The file may hold the thought about an earlier text of a document that now has no score.
+        let thoughts = thoughts.get(query).filter(|_| judgement.score.is_ok());
+        let thought = thoughts.and_then(|thoughts| thoughts.get(&candidate.id));
         let thought = thought.map_or("", |thought| thought.trim());
         if !thought.is_empty() {
             writeln!(

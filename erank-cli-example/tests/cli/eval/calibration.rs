@@ -170,11 +170,11 @@ fn eval_writes_the_report_if_the_calibration_fails() {
     collection.edit("candidates.jsonl", |text| text.replace("\"text\":", "\"other\":"));
     let run = collection.eval("jsonl", "out", "--answer-only --calibrate ./calibration.json");
     assert_eq!(run.code, Some(1), "{run:?}");
-    assert!(run.err.contains("error: "), "{}", run.err);
+    assert!(run.err.contains("error: ") && run.err.contains("judged"), "{}", run.err);
     let report = collection.report("out");
     assert_eq!((&report["calibration"], &report["counts"]["unscored"]), (&Value::Null, &48.into()));
     assert!(run.out.starts_with("system "), "{}", run.out);
-    for file in ["first_stage.run", "reranked.run", "hybrid.run", "gains.svg"] {
+    for file in ["first_stage.run", "reranked.run", "hybrid.run", "gains.svg", "report.html"] {
         assert!(!collection.read(&format!("out/{file}")).is_empty(), "{file}");
     }
 }

@@ -39,7 +39,8 @@ type Pairs = [[bf16; 2]; NR];
 /// Four inputs of 16 columns, one step of a panel of weights.
 pub(crate) type Quads = [[bf16; 4]; NR];
 
-/// [`NeonI8mm`] with products of BF16 numbers. Every processor in LLVM 22's list that has products of BF16 also has `smmla`.
+/// [`NeonI8mm`] with products of BF16 numbers. Every processor in LLVM 22's list that has products of BF16 also has
+/// `smmla`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NeonBf16(NeonI8mm);
 

@@ -11,7 +11,8 @@ use super::{HalfBytes, Step};
 
 /// Vector registers. A value is a proof that the machine has them.
 ///
-/// All methods are inlined into [`Isa::run`](super::super::super::arch::Isa::run), which compiles them with the set's instructions.
+/// All methods are inlined into [`Isa::run`](super::super::super::arch::Isa::run), which compiles them with the set's
+/// instructions.
 pub(in super::super) trait Registers: Copy {
     /// Columns of a register.
     const LANES: usize;
