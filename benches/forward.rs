@@ -2,11 +2,13 @@
 //! machine's roofline.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin forward -- [0.6B|4B [weights=FORMAT|file=FILE] [FIGURE…]]
+//! cargo run --release -p erank-benches --bin forward -- \
+//!     [0.6B|4B [weights=FORMAT|file=FILE] [cache=FORMAT] [tokens=NUMBER] [FIGURE…]]
 //! ```
 //!
 //! FIGURE is `prefill` (one prompt of 512 tokens) or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8
-//! or 32 rows after 512 tokens each). By default all four are measured. FORMAT is a format of weights, such as
+//! or 32 rows after 512 tokens each); NUMBER replaces 512. By default all four are measured. The cache is BF16, F32 or
+//! INT8. FORMAT is a format of weights, such as
 //! `q8_0`; the default is that of the checkpoint, BF16. FILE is a GGUF file of this shape, whose tensors may have
 //! several formats; its size counts as the bytes of its weights.
 //!
@@ -25,12 +27,11 @@ use erank_candle::internals::measure::Memory;
 use erank_candle::internals::{
     BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, LoadedModel, Row, load,
 };
-use erank_candle::{CandleSettings, Checkpoint};
+use erank_candle::{CandleSettings, Checkpoint, KvCacheFormat};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-const PROMPT: usize = 512;
 const RUNS: usize = 7;
 
 fn main() -> Result<()> {
@@ -45,8 +46,14 @@ fn measure() -> Result<()> {
     };
     let setting = |name| std::env::args().find_map(|a| a.strip_prefix(name).map(str::to_owned));
     let (format, file) = (setting("weights="), setting("file="));
+    let prompt = setting("tokens=").map_or(Ok(512), |number| number.parse())?;
     let mut settings = CandleSettings::default();
     settings.weights = format.map(|format| format.parse()).transpose()?;
+    if let Some(name) = setting("cache=") {
+        let formats = [KvCacheFormat::F32, KvCacheFormat::Bf16, KvCacheFormat::Int8];
+        let format = formats.into_iter().find(|format| format.name().eq_ignore_ascii_case(&name));
+        settings.kv_cache = Some(format.ok_or("the caches are F32, BF16 and INT8")?);
+    }
     let checkpoint = match &file {
         Some(file) => Checkpoint::open(file)?,
         None => shape.checkpoint(Behaviour::Random, settings.weights)?,
@@ -61,7 +68,9 @@ fn measure() -> Result<()> {
     };
     let file = file.as_deref().and_then(|file| Path::new(file).file_stem()?.to_str());
     let file = file.map(str::to_owned);
-    let bench = Bench { shape, model, file, weight_bytes, memory: Memory::new(1 << 30)? };
+    let memory = Memory::new(1 << 30)?;
+    let kv_cache = settings.kv_cache.map_or("default", KvCacheFormat::name);
+    let bench = Bench { shape, model, prompt, kv_cache, file, weight_bytes, memory };
 
     let names: Vec<String> = std::env::args().skip(2).filter(|name| !name.contains('=')).collect();
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
@@ -79,6 +88,9 @@ fn measure() -> Result<()> {
 struct Bench {
     shape: Shape,
     model: LoadedModel,
+    /// Tokens of a prompt.
+    prompt: usize,
+    kv_cache: &'static str,
     /// The name of the GGUF file, without its ending.
     file: Option<String>,
     weight_bytes: f64,
@@ -89,23 +101,24 @@ impl Bench {
     /// Measures reading one prompt.
     fn prefill(&self) -> Result<()> {
         let (cache, blocks) = self.cache(1)?;
-        let ids: Vec<u32> = (0..PROMPT as u32).map(|i| i * 7 % 1000).collect();
+        let ids: Vec<u32> = (0..self.prompt as u32).map(|i| i * 7 % 1000).collect();
         let row = Row { tokens: &ids, position: 0, blocks: &blocks[0], logits: 1 };
-        self.report(&format!("prefill {PROMPT}"), &cache, &[row])
+        self.report(&format!("prefill {}", self.prompt), &cache, &[row])
     }
 
     /// Measures one decoding step of several sequences.
     fn decode(&self, rows: usize) -> Result<()> {
         let (cache, blocks) = self.cache(rows)?;
         for (i, blocks) in blocks.iter().enumerate() {
-            let ids: Vec<u32> = (0..PROMPT).map(|token| ((token * 7 + i) % 1000) as u32).collect();
+            let ids: Vec<u32> =
+                (0..self.prompt).map(|token| ((token * 7 + i) % 1000) as u32).collect();
             self.model
                 .model
                 .forward(&[Row { tokens: &ids, position: 0, blocks, logits: 0 }], &cache)?;
         }
         let rows: Vec<Row<'_>> = blocks
             .iter()
-            .map(|blocks| Row { tokens: &[11], position: PROMPT, blocks, logits: 1 })
+            .map(|blocks| Row { tokens: &[11], position: self.prompt, blocks, logits: 1 })
             .collect();
         self.report(&format!("decode {}", rows.len()), &cache, &rows)
     }
@@ -114,7 +127,8 @@ impl Bench {
         let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         let context: usize = rows.iter().map(|row| row.position).sum();
         let format = self.model.weights;
-        let bytes = self.weight_bytes as usize + context * self.shape.token_bytes();
+        let bytes = self.weight_bytes as usize
+            + context * (self.model.model.shape().block_bytes / BLOCK_TOKENS);
         let operations = self.shape.operations(tokens, rows.len());
         let work = Work { bytes: bytes as f64, operations };
 
@@ -134,6 +148,8 @@ impl Bench {
                 "name": name,
                 "kernels": self.model.kernels,
                 "weights": format.name(),
+                "cache": self.kv_cache,
+                "context": context / rows.len(),
                 "file": self.file,
                 "value": tokens as f64 / reached.seconds,
                 "unit": "tokens/s",
@@ -149,7 +165,7 @@ impl Bench {
 
     /// Returns a cache for `rows` sequences, and the blocks of each sequence.
     fn cache(&self, rows: usize) -> Result<(KvCache, Vec<Vec<BlockId>>)> {
-        let each = (PROMPT + 1).div_ceil(BLOCK_TOKENS);
+        let each = (self.prompt + 1).div_ceil(BLOCK_TOKENS);
         let cache = self.model.model.new_cache(rows * each)?;
         let mut allocator = BlockAllocator::new(cache.blocks());
         let all: Vec<BlockId> = std::iter::from_fn(|| allocator.allocate()).collect();

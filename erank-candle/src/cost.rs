@@ -103,7 +103,7 @@ fn cost(
     settings: &CandleSettings,
     available: Option<usize>,
 ) -> Result<ModelCost, LoadError> {
-    let shape = qwen3::shape(&source.config, operations, source.kv_cache_type());
+    let shape = qwen3::shape(&source.config, operations, source.kv_cache);
     let mut cost = ModelCost {
         description: description(source.format, operations.name(), settings.device),
         tensors: Vec::new(),

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 
+use candle_core::DType;
+
 use crate::kernels::WeightFormat;
 
 /// How a model is loaded and run.
@@ -79,6 +81,30 @@ pub enum KvCacheFormat {
     F32,
     /// Brain floating point: the upper 16 bits of F32.
     Bf16,
+    /// Integers of 8 bits with a BF16 scale for each token and KV head: half the memory of BF16. Keys and queries are
+    /// multiplied with a Walsh–Hadamard matrix first, so that no channel needs a larger scale than the others. Only the
+    /// CPU kernels have it.
+    Int8,
+}
+
+impl KvCacheFormat {
+    /// Returns the format's name: `"F32"`, `"BF16"` or `"INT8"`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::Bf16 => "BF16",
+            Self::Int8 => "INT8",
+        }
+    }
+
+    /// Returns candle's type of the numbers in memory.
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::Int8 => DType::U8,
+        }
+    }
 }
 
 /// The device that runs a model.

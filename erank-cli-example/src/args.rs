@@ -746,6 +746,8 @@ pub(crate) enum CacheFormat {
     F32,
     /// Brain floating point, 16 bits
     Bf16,
+    /// Integers of 8 bits with a scale for each token: half the memory of bf16
+    Int8,
 }
 
 impl CacheFormat {
@@ -754,6 +756,7 @@ impl CacheFormat {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 }

@@ -203,6 +203,7 @@ pub(crate) fn settings(arguments: &ModelArguments) -> CandleSettings {
     settings.kv_cache = arguments.kv_cache.map(|format| match format {
         CacheFormat::F32 => KvCacheFormat::F32,
         CacheFormat::Bf16 => KvCacheFormat::Bf16,
+        CacheFormat::Int8 => KvCacheFormat::Int8,
     });
     settings.device = match arguments.device {
         Device::Cpu => erank_candle::Device::Cpu,

@@ -3,7 +3,8 @@
 //! A block holds the keys and values of 16 tokens for every KV head, in the panels that a [`CacheKernel`]
 //! multiplies: keys as `[head_dim][16 tokens]`, so that a product with the queries gives 16 scores, and
 //! values as `[head_dim / 16][16 tokens][16]`, so that a product with the attention weights gives 16 sums. In
-//! BF16, pairs of dimensions of the keys and pairs of tokens of the values lie together.
+//! BF16, pairs of dimensions of the keys and pairs of tokens of the values lie together; in 8 bits, fours do, and the
+//! tokens' scales follow the keys, and the values.
 //!
 //! ```text
 //! attend(tokens, start):
@@ -28,7 +29,7 @@
 use std::ops::Range;
 
 use super::arch::Isa;
-use super::cache::CacheKernel;
+use super::cache::{CacheElement, CacheKernel};
 use super::element::Element;
 use super::exp::exp;
 use super::tile::{Mr, NR, TileRows};
@@ -47,52 +48,58 @@ pub(crate) struct BlockLayout {
 }
 
 impl BlockLayout {
-    fn keys_size(self) -> usize {
-        // The number of dimensions is rounded up to an even number, because pairs need it.
-        self.head_dim.next_multiple_of(2) * BLOCK_TOKENS
+    /// Returns the length of 16 tokens' keys of one KV head.
+    fn keys_size<E: CacheElement>(self) -> usize {
+        self.head_dim.next_multiple_of(E::DEPTH) * BLOCK_TOKENS + E::SCALES
     }
 
-    fn values_size(self) -> usize {
-        self.head_dim.next_multiple_of(NR) * BLOCK_TOKENS
+    /// Returns the length of 16 tokens' values of one KV head.
+    fn values_size<E: CacheElement>(self) -> usize {
+        self.head_dim.next_multiple_of(NR) * BLOCK_TOKENS + E::SCALES
     }
 
     /// Returns how many numbers one block of one layer holds.
-    pub(crate) fn block_size(self) -> usize {
-        self.kv_heads * (self.keys_size() + self.values_size())
+    pub(crate) fn block_size<E: CacheElement>(self) -> usize {
+        self.kv_heads * (self.keys_size::<E>() + self.values_size::<E>())
     }
 
     /// Returns the keys and the values of one KV head in one block.
-    fn head<T>(self, cache: &[T], block: u32, kv_head: usize) -> (&[T], &[T]) {
-        let size = self.keys_size() + self.values_size();
-        let start = block as usize * self.block_size() + kv_head * size;
-        cache[start..start + size].split_at(self.keys_size())
+    fn head<E: CacheElement>(self, cache: &[E], block: u32, kv_head: usize) -> (&[E], &[E]) {
+        let size = self.keys_size::<E>() + self.values_size::<E>();
+        let start = block as usize * self.block_size::<E>() + kv_head * size;
+        cache[start..start + size].split_at(self.keys_size::<E>())
     }
 
     /// Writes one token's key and value of one KV head, `head_dim` numbers each, to `slot` of a `block`.
     /// Slots are written in order.
     #[inline(always)]
-    pub(crate) fn write<E: Element>(
+    pub(crate) fn write<E: CacheElement>(
         self,
         block: &mut [E],
         slot: usize,
         kv_head: usize,
         (key, value): (&[f32], &[f32]),
     ) {
-        let size = self.keys_size() + self.values_size();
+        let size = self.keys_size::<E>() + self.values_size::<E>();
         let head = &mut block[kv_head * size..(kv_head + 1) * size];
-        let (keys, values) = head.split_at_mut(self.keys_size());
+        let (keys, values) = head.split_at_mut(self.keys_size::<E>());
+        let (keys, key_scales) = keys.split_at_mut(keys.len() - E::SCALES);
+        let (values, value_scales) = values.split_at_mut(values.len() - E::SCALES);
+        let (key_scale, value_scale) = (E::scale(key), E::scale(value));
+        E::write_scale(key_scales, slot, key_scale);
+        E::write_scale(value_scales, slot, value_scale);
         let (word, index) = (slot / E::DEPTH, slot % E::DEPTH);
         for (keys, key) in keys.chunks_exact_mut(BLOCK_TOKENS * E::DEPTH).zip(key.chunks(E::DEPTH))
         {
             for (to, key) in keys[slot * E::DEPTH..].iter_mut().zip(key) {
-                *to = E::round(*key);
+                *to = E::round(*key / key_scale);
             }
         }
         let panels = values.chunks_exact_mut(BLOCK_TOKENS * NR);
         for (panel, value) in panels.zip(value.chunks(NR)) {
             let panel = &mut panel[word * NR * E::DEPTH..];
             for (to, value) in panel.chunks_exact_mut(E::DEPTH).zip(value) {
-                to[index] = E::round(*value);
+                to[index] = E::round(*value / value_scale);
                 // The rest of the word is not written yet, and is multiplied by 0. A NaN that another
                 // sequence left there would spoil the sum.
                 to[index + 1..].fill(E::round(0.0));
@@ -348,7 +355,7 @@ impl<K: CacheKernel> Tile<K> {
             }
             let total = &mut self.total[row];
             for (slot, score) in scores.iter_mut().enumerate() {
-                let weight = K::Element::round(exp(*score - max)).widen();
+                let weight = K::Element::round_activation(exp(*score - max));
                 *score = if slot as u32 >= visible { 0.0 } else { weight };
                 total[slot] += *score;
             }

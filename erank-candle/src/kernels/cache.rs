@@ -24,7 +24,7 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     /// The instruction set.
     type Isa: Isa;
     /// The type that keys and values are stored in.
-    type Element: Element;
+    type Element: CacheElement;
     /// `DEPTH` numbers of a packed query.
     type Query: Pod + Default + Send + Sync;
 
@@ -35,8 +35,8 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     /// If there are fewer than `mr` queries, the places of the missing queries in `packed` are not written.
     fn pack_queries(queries: &[f32], head_dim: usize, mr: usize, packed: &mut [Self::Query]);
 
-    /// Adds the products of queries and the keys of 16 tokens, `[head_dim / DEPTH][16][DEPTH]`, to
-    /// `scores`, `[mr][16]`.
+    /// Sets `scores`, `[mr][16]`, to the products of queries and the keys of 16 tokens,
+    /// `[head_dim / DEPTH][16][DEPTH]` and their scales.
     fn scores(
         self,
         queries: &[Self::Query],
@@ -46,7 +46,7 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     );
 
     /// Adds the products of attention weights, `[mr][16 tokens]`, rounded to the cache's type, and the
-    /// tokens' values, panels of `[16 / DEPTH][16][DEPTH]`, to `sums`, `[panels][mr][16]`.
+    /// tokens' values, panels of `[16 / DEPTH][16][DEPTH]` and their scales, to `sums`, `[panels][mr][16]`.
     ///
     /// Weights from token `visible` on must be 0. The values of these tokens are not read, except for those
     /// in the same word as a visible token's value.
@@ -61,7 +61,7 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
 }
 
 /// Work for any type of kernel of a cache of type `E`. It is a trait because closures cannot be generic.
-pub(crate) trait CacheVisitor<E: Element> {
+pub(crate) trait CacheVisitor<E: CacheElement> {
     type Output;
 
     /// Does the work with a kernel in its own type.
@@ -69,7 +69,33 @@ pub(crate) trait CacheVisitor<E: Element> {
 }
 
 /// A type that a KV cache can have.
+///
+/// A token's key, or value, of one KV head is stored as numbers of this type and a scale: `number · scale`.
 pub(crate) trait CacheElement: Element {
+    /// Length of the scales of 16 tokens in memory, in numbers of this type. It is 0 if every scale is 1.
+    const SCALES: usize = 0;
+
+    /// Changes a query or a key so that it loses less when it is rounded. The product of a changed query and a changed key
+    /// is that of the query and the key.
+    #[inline(always)]
+    fn spread(_: &mut [f32]) {}
+
+    /// Returns the scale of a key or a value.
+    #[inline(always)]
+    fn scale(_: &[f32]) -> f32 {
+        1.0
+    }
+
+    /// Writes the scale of the token in `slot` of a block.
+    #[inline(always)]
+    fn write_scale(_: &mut [Self], _slot: usize, _scale: f32) {}
+
+    /// Returns the scales of a block's tokens.
+    #[inline(always)]
+    fn scales(_: &[Self]) -> [f32; NR] {
+        [1.0; NR]
+    }
+
     /// Calls the visitor with the best kernel that an instruction set has for a cache of this type.
     fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output;
 
@@ -116,6 +142,77 @@ impl CacheElement for bf16 {
     }
 }
 
+/// 8 bits: the numbers are integers, and each token has a scale in BF16.
+///
+/// Some channels of Qwen3's keys are many times larger than the others, and one scale for all would round the others to
+/// little. The Walsh–Hadamard transform spreads each channel over all (QuaRot, <https://arxiv.org/abs/2404.00456>).
+impl CacheElement for i8 {
+    const SCALES: usize = size_of::<[bf16; NR]>();
+
+    #[inline(always)]
+    fn spread(numbers: &mut [f32]) {
+        walsh_hadamard(numbers);
+    }
+
+    #[inline(always)]
+    fn scale(numbers: &[f32]) -> f32 {
+        // The bits of positive numbers have the order of the numbers, and those of NaN are above all.
+        let magnitude = |number: &f32| number.to_bits() & 0x7fff_ffff;
+        let largest = numbers.iter().map(magnitude).fold(0, u32::max);
+        let scale = f32::from_bits(largest) / 127.0;
+        if scale.is_nan() {
+            return f32::NAN;
+        }
+        // Rounded up to BF16, so that no number exceeds 127.
+        f32::from_bits((scale.to_bits() + 0xffff) & 0xffff_0000)
+    }
+
+    #[inline(always)]
+    fn write_scale(scales: &mut [i8], slot: usize, scale: f32) {
+        let scales: &mut [[u8; 2]] = bytemuck::cast_slice_mut(scales);
+        scales[slot] = <bf16 as Element>::round(scale).to_ne_bytes();
+    }
+
+    #[inline(always)]
+    fn scales(scales: &[i8]) -> [f32; NR] {
+        let scales: &[[u8; 2]] = bytemuck::cast_slice(scales);
+        std::array::from_fn(|slot| Element::widen(bf16::from_ne_bytes(scales[slot])))
+    }
+
+    fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
+        with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))
+    }
+
+    #[cfg(test)]
+    fn with_every_kernel<V: CacheVisitor<Self> + Copy>(
+        set: InstructionSet,
+        visitor: V,
+    ) -> Vec<V::Output> {
+        vec![Self::with_kernel(set, visitor)]
+    }
+}
+
+/// Multiplies with the orthonormal Walsh–Hadamard matrix of the largest power of two that divides the length, part by
+/// part. The matrix is its own inverse.
+#[inline(always)]
+fn walsh_hadamard(numbers: &mut [f32]) {
+    let size = 1 << numbers.len().trailing_zeros();
+    for part in numbers.chunks_exact_mut(size) {
+        let mut half = size / 2;
+        while half > 0 {
+            for pair in part.chunks_exact_mut(2 * half) {
+                let (left, right) = pair.split_at_mut(half);
+                for (left, right) in left.iter_mut().zip(right) {
+                    (*left, *right) = (*left + *right, *left - *right);
+                }
+            }
+            half /= 2;
+        }
+    }
+    let norm = 1.0 / (size as f32).sqrt();
+    numbers.iter_mut().for_each(|number| *number *= norm);
+}
+
 /// A cache of type `E`, multiplied in F32 one number at a time on the instruction set `I`.
 #[derive(Debug, Clone, Copy)]
 struct Widened<I, E> {
@@ -126,13 +223,13 @@ struct Widened<I, E> {
 /// The prefetch of [`Widened`]. It was measured on Zen 3 (see docs/kernels.md).
 const PREFETCH: Prefetch = Prefetch { distance: 4096, stride: 64 };
 
-impl<I: WideningIsa, E: Element> Widened<I, E> {
+impl<I: WideningIsa, E: CacheElement> Widened<I, E> {
     fn new(isa: I) -> Self {
         Self { isa, element: PhantomData }
     }
 }
 
-impl<I: WideningIsa, E: Element> CacheKernel for Widened<I, E> {
+impl<I: WideningIsa, E: CacheElement> CacheKernel for Widened<I, E> {
     type Isa = I;
     type Element = E;
     type Query = E::Lhs;
@@ -149,8 +246,16 @@ impl<I: WideningIsa, E: Element> CacheKernel for Widened<I, E> {
 
     #[inline(always)]
     fn scores(self, queries: &[E::Lhs], keys: &[E], mr: Mr, scores: &mut [[f32; NR]]) {
+        let (keys, scales) = keys.split_at(keys.len() - E::SCALES);
+        scores.fill([0.0; NR]);
         let keys = bytemuck::cast_slice(keys);
         self.isa.multiply_widened::<E>(queries, &[keys], mr, scores, PREFETCH);
+        if E::SCALES > 0 {
+            let scales = E::scales(scales);
+            for row in scores {
+                row.iter_mut().zip(scales).for_each(|(score, scale)| *score *= scale);
+            }
+        }
     }
 
     #[inline(always)]
@@ -162,6 +267,19 @@ impl<I: WideningIsa, E: Element> CacheKernel for Widened<I, E> {
         visible: usize,
         sums: &mut [[f32; NR]],
     ) {
+        let (values, scales) = values.split_at(values.len() - E::SCALES);
+        let mut scaled = [[0.0; NR]; NR];
+        let weights = if E::SCALES == 0 {
+            weights
+        } else {
+            // Scales from `visible` on may be those of other sequences, which may be NaN.
+            let scales = &E::scales(scales)[..visible];
+            for (scaled, weights) in scaled.iter_mut().zip(weights) {
+                let products = weights.iter().zip(scales).map(|(weight, scale)| weight * scale);
+                scaled.iter_mut().zip(products).for_each(|(scaled, product)| *scaled = product);
+            }
+            &scaled[..weights.len()]
+        };
         let mut lhs = [E::Lhs::default(); NR * NR];
         let lhs = &mut lhs[..NR / E::DEPTH * mr.rows()];
         pack_widened::<E>(weights.as_flattened(), NR, mr.rows(), lhs);
@@ -198,6 +316,7 @@ impl CacheKernel for Pairs {
 
     #[inline(always)]
     fn scores(self, queries: &[[bf16; 2]], keys: &[bf16], mr: Mr, scores: &mut [[f32; NR]]) {
+        scores.fill([0.0; NR]);
         self.0.multiply_keys(queries, bytemuck::cast_slice(keys), mr, scores);
     }
 

@@ -140,6 +140,39 @@ impl Element for f16 {
     }
 }
 
+/// Keys and values only. A number is a multiple of the scale of its token
+/// ([`CacheElement::scale`](super::cache::CacheElement::scale)).
+impl Element for i8 {
+    const DEPTH: usize = 4;
+    type Lhs = [f32; 4];
+    type Block = [[i8; 4]; NR];
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
+    }
+
+    /// Rounds to −127 at least and 127 at most, and NaN to 0.
+    #[inline(always)]
+    fn round(value: f32) -> Self {
+        // In 2²³ + 2²², the lowest bit of the mantissa is 1, so the sum is rounded to an integer, and its lowest bits are
+        // that integer. A cast has no vector instruction on some sets.
+        (value.clamp(-127.0, 127.0) + 12_582_912.0).to_bits() as i8
+    }
+
+    #[inline(always)]
+    fn round_activation(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn column(block: &[[i8; 4]; NR], index: usize) -> [f32; NR] {
+        let words: [u32; NR] = bytemuck::cast(*block);
+        let shift = if cfg!(target_endian = "little") { 24 - 8 * index } else { 8 * index };
+        words.map(|word| ((word << shift).cast_signed() >> 24) as f32)
+    }
+}
+
 /// Widens an F16 number, given by its bits in the upper half of a word. There is no branch, so that the compiler
 /// vectorises a loop of calls.
 #[inline(always)]
@@ -172,6 +205,22 @@ mod tests {
             let (actual, expected) = (Element::widen(number), number.to_f32());
             let is_equal = actual.to_bits() == expected.to_bits();
             assert!(is_equal || actual.is_nan() && expected.is_nan(), "{bits:04x}: {actual:e}");
+        }
+    }
+
+    #[test]
+    fn round_to_8_bits_is_to_the_nearest_and_column_gives_it_back() {
+        let halves = (-260..=260).map(|half| half as f32 / 2.0);
+        for number in halves.chain([0.49, -0.51, 1e30, -1e30, f32::INFINITY]) {
+            let expected = number.clamp(-127.0, 127.0).round_ties_even();
+            assert_eq!(f32::from(<i8 as Element>::round(number)), expected, "{number}");
+        }
+        assert_eq!(<i8 as Element>::round(f32::NAN), 0);
+        let block: [[i8; 4]; NR] =
+            bytemuck::cast(std::array::from_fn::<i8, 64, _>(|i| i as i8 - 30));
+        for index in 0..4 {
+            let expected = std::array::from_fn(|column| (4 * column + index) as f32 - 30.0);
+            assert_eq!(i8::column(&block, index), expected);
         }
     }
 

@@ -19,7 +19,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Allocates zeroed blocks of `block_size` numbers of type `dtype` (F32 or BF16) in `layers` layers.
+    /// Allocates zeroed blocks of `block_size` numbers of type `dtype` (F32, BF16 or U8) in `layers` layers.
     ///
     /// On the CPU, the system provides memory when a block is first written.
     ///
@@ -76,8 +76,13 @@ fn zeros(shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor>
             use_large_pages(&mut zeros);
             Tensor::from_vec(zeros, shape, device)
         }
+        (DType::U8, Device::Cpu) => {
+            let mut zeros = vec![0u8; count];
+            use_large_pages(&mut zeros);
+            Tensor::from_vec(zeros, shape, device)
+        }
         (DType::F32 | DType::BF16, _) => Tensor::zeros(shape, dtype, device),
-        (other, _) => bail!("the KV cache cannot have the type {other:?}; use F32 or BF16"),
+        (other, _) => bail!("the KV cache cannot have the type {other:?}; use F32, BF16 or U8"),
     }
 }
 

@@ -106,29 +106,26 @@ impl<'a> Source<'a> {
                          instruction_set out"
                     )));
                 }
+                if self.kv_cache == KvCacheFormat::Int8 {
+                    return Err(LoadError::Setting(format!(
+                        "kv_cache is Int8, but candle's operations, which {device:?} runs, have no such cache; use Bf16 or \
+                         F32, or the CPU kernels"
+                    )));
+                }
                 let operations = CandleOperations::new(open(device)?, candle_type(self.format)?);
                 Ok(DeviceOperations::Candle(operations))
             }
         }
     }
 
-    /// Returns candle's type of the KV cache.
-    pub(crate) fn kv_cache_type(&self) -> DType {
-        match self.kv_cache {
-            KvCacheFormat::F32 => DType::F32,
-            KvCacheFormat::Bf16 => DType::BF16,
-        }
-    }
-
     fn load<O: Operations + 'static>(self, operations: O) -> Result<LoadedModel, LoadError> {
-        let kv_cache_type = self.kv_cache_type();
-        let Self { config, weights, format, .. } = self;
+        let Self { config, weights, format, kv_cache } = self;
         let kernels = operations.name();
         // The list of models.
         let model: Arc<dyn Model> = match config.architecture {
             Architecture::Qwen3ForCausalLM
             | Architecture::Qwen3ForSequenceClassification { .. } => {
-                Arc::new(Qwen3::load(config.clone(), &weights, operations, kv_cache_type)?)
+                Arc::new(Qwen3::load(config.clone(), &weights, operations, kv_cache)?)
             }
         };
         Ok(LoadedModel { model, config, weights: format, kernels })

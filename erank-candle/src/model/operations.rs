@@ -14,6 +14,7 @@ use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
 use crate::kernels::WeightFormat;
 use crate::kernels::stored::StoredRow;
+use crate::settings::KvCacheFormat;
 
 /// The sizes of an attention layer.
 #[derive(Debug, Clone, Copy)]
@@ -72,8 +73,9 @@ pub(crate) trait Operations: Send + Sync + Sized {
     /// Returns the name of the kernels, for logs.
     fn name(&self) -> &'static str;
 
-    /// Returns the numbers in one layer's block of the KV cache.
-    fn block_size(&self, shape: AttentionShape) -> usize;
+    /// Returns the length of one layer's block of the KV cache, in numbers of the format's
+    /// [`dtype`](KvCacheFormat::dtype).
+    fn block_size(&self, shape: AttentionShape, format: KvCacheFormat) -> usize;
 
     /// Returns the format that [`load_matrix`](Self::load_matrix) keeps a stored matrix in, and its bytes there.
     ///

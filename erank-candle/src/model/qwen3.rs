@@ -1,6 +1,6 @@
 //! Qwen3: its tensor names, the order of its layers, and its forward pass.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use erank_core::Cause;
 
 use super::kv_cache::KvCache;
@@ -11,13 +11,13 @@ use super::{Head, Model, ModelShape};
 use crate::checkpoint::config::{Architecture, Config};
 use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
+use crate::settings::KvCacheFormat;
 
 /// A Qwen3 model whose weights are laid out for the operations `O`.
 pub(crate) struct Qwen3<O: Operations> {
     config: Config,
     operations: O,
-    /// Type of the KV cache.
-    kv_cache_type: DType,
+    kv_cache: KvCacheFormat,
     rotary: RotaryEmbedding,
     /// `[vocab_size, hidden]`.
     embedding: O::Matrix,
@@ -52,7 +52,7 @@ impl<O: Operations> Qwen3<O> {
         config: Config,
         weights: &Weights<'_>,
         operations: O,
-        kv_cache_type: DType,
+        kv_cache: KvCacheFormat,
     ) -> std::result::Result<Self, LoadError> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let matrix = |name, outputs| operations.load_matrix(weights, &[(name, outputs)], hidden);
@@ -78,17 +78,7 @@ impl<O: Operations> Qwen3<O> {
             .map(|index| Layer::load(index, &config, weights, &operations))
             .collect::<std::result::Result<_, _>>()?;
         let rotary = RotaryEmbedding::new(&config);
-        Ok(Self {
-            config,
-            operations,
-            kv_cache_type,
-            rotary,
-            embedding,
-            layers,
-            norm,
-            output,
-            bias,
-        })
+        Ok(Self { config, operations, kv_cache, rotary, embedding, layers, norm, output, bias })
     }
 
     fn forward(&self, rows: &[Row<'_>], cache: &KvCache) -> Result<Vec<f32>> {
@@ -140,13 +130,13 @@ impl<O: Operations> Qwen3<O> {
 
 impl<O: Operations> Model for Qwen3<O> {
     fn shape(&self) -> ModelShape {
-        shape(&self.config, &self.operations, self.kv_cache_type)
+        shape(&self.config, &self.operations, self.kv_cache)
     }
 
     fn new_cache(&self, blocks: usize) -> std::result::Result<KvCache, Cause> {
-        let block_size = self.operations.block_size(attention_shape(&self.config));
+        let block_size = self.operations.block_size(attention_shape(&self.config), self.kv_cache);
         let (layers, device) = (self.layers.len(), self.operations.device());
-        Ok(KvCache::new(layers, block_size, self.kv_cache_type, blocks, device)?)
+        Ok(KvCache::new(layers, block_size, self.kv_cache.dtype(), blocks, device)?)
     }
 
     fn forward(&self, rows: &[Row<'_>], cache: &KvCache) -> std::result::Result<Vec<f32>, Cause> {
@@ -197,18 +187,18 @@ impl<O: Operations> Layer<O> {
 pub(crate) fn shape(
     config: &Config,
     operations: &impl Operations,
-    kv_cache_type: DType,
+    kv_cache: KvCacheFormat,
 ) -> ModelShape {
     let (head, logits) = match config.architecture {
         Architecture::Qwen3ForCausalLM => (Head::LanguageModel, config.vocab_size),
         Architecture::Qwen3ForSequenceClassification { rows } => (Head::Classifier, rows.max(2)),
     };
-    let block_size = operations.block_size(attention_shape(config));
+    let block_size = operations.block_size(attention_shape(config), kv_cache);
     ModelShape {
         head,
         logits,
         max_tokens: config.max_position_embeddings,
-        block_bytes: block_size * config.num_hidden_layers * kv_cache_type.size_in_bytes(),
+        block_bytes: block_size * config.num_hidden_layers * kv_cache.dtype().size_in_bytes(),
     }
 }
 

@@ -93,6 +93,21 @@ fn kv_cache_format_is_independent_of_the_weights() {
     let (bf16, bytes) = logits(Weights::Bf16, None);
     assert_eq!(bytes, bf16_bytes);
     assert!(largest_difference(&mixed, &bf16) > 0.0);
+    let (int8, int8_bytes) = logits(Weights::F32, Some(Cache::Int8));
+    assert!(int8_bytes < bf16_bytes, "{int8_bytes} bytes, {bf16_bytes} in BF16");
+    let difference = largest_difference(&exact, &int8);
+    assert!(difference > 0.0 && difference < 0.05 * scale, "{difference} of {scale}");
+}
+
+#[test]
+fn load_refuses_8_bit_cache_for_candle_operations() {
+    let settings = CandleSettings {
+        device: Device::CpuCandle,
+        kv_cache: Some(KvCacheFormat::Int8),
+        ..CandleSettings::default()
+    };
+    let error = load(&Checkpoint::tiny(), &settings).err().expect("no such cache").to_string();
+    assert!(error.contains("kv_cache is Int8"), "{error}");
 }
 
 #[test]

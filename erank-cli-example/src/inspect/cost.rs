@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use erank_candle::{Checkpoint, KvCacheFormat, ModelCost};
+use erank_candle::{Checkpoint, ModelCost};
 use indicatif::{DecimalBytes, HumanCount};
 use serde::Serialize;
 
@@ -95,11 +95,7 @@ impl Cost {
             tensors: tensors.collect(),
             weight_bytes: cost.weight_bytes(),
             kv_cache: KvCache {
-                format: match cost.kv_cache {
-                    KvCacheFormat::F32 => "F32",
-                    KvCacheFormat::Bf16 => "BF16",
-                    _ => "another format",
-                },
+                format: cost.kv_cache.name(),
                 bytes_per_token: cost.kv_cache_bytes_per_token,
                 max_tokens: cost.max_tokens,
                 bytes_of_max_tokens: cost.kv_cache_bytes_per_token.saturating_mul(cost.max_tokens),

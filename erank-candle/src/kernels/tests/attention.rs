@@ -25,7 +25,15 @@ fn attend_agrees_with_the_oracle_for_odd_shapes() {
     for set in InstructionSet::available() {
         f32::with_every_kernel(set, Check(set));
         bf16::with_every_kernel(set, Check(set));
+        i8::with_every_kernel(set, Check(set));
     }
+}
+
+/// Returns the numbers as a cache of type `E` holds them.
+fn stored<E: CacheElement>(numbers: &[f32]) -> Vec<f64> {
+    let scale = E::scale(numbers);
+    let number = |number| f64::from(E::round(number / scale).widen()) * f64::from(scale);
+    numbers.iter().map(|n| number(*n)).collect()
 }
 
 fn check<K: CacheKernel>(
@@ -39,14 +47,14 @@ fn check<K: CacheKernel>(
     let kv_head = 1;
     // The blocks are in reverse order, between numbers of other sequences and heads.
     let blocks: Vec<u32> = (0..tokens.div_ceil(BLOCK_TOKENS) as u32).map(|b| 5 - b).collect();
-    let mut cache = vec![K::Element::round(f32::NAN); 6 * layout.block_size()];
+    let mut cache = vec![K::Element::round(f32::NAN); 6 * layout.block_size::<K::Element>()];
     let rows = |seed| -> Vec<Vec<f32>> {
         let numbers: Vec<f32> = oracle::numbers(tokens * head_dim, seed).collect();
         numbers.chunks(head_dim).map(<[f32]>::to_vec).collect()
     };
     let (keys, values) = (rows(7), rows(8));
     for token in 0..tokens {
-        let size = layout.block_size();
+        let size = layout.block_size::<K::Element>();
         let block = &mut cache[blocks[token / BLOCK_TOKENS] as usize * size..][..size];
         let pair: (&[f32], &[f32]) = (&keys[token], &values[token]);
         layout.write(block, token % BLOCK_TOKENS, kv_head, pair);
@@ -56,17 +64,19 @@ fn check<K: CacheKernel>(
     let visible = Visible { blocks: &blocks, position: tokens - 1 };
     attend(kernel, layout, &cache, &[visible], kv_head..kv_head + 1, &queries, &mut out);
 
-    let widen = |x: &f32| f64::from(K::Element::round(*x).widen());
+    let widen = |x: &f32| f64::from(K::Element::round_activation(*x));
+    let keys: Vec<Vec<f64>> = keys.iter().map(|key| stored::<K::Element>(key)).collect();
+    let values: Vec<Vec<f64>> = values.iter().map(|value| stored::<K::Element>(value)).collect();
     for (query, out) in queries.chunks(head_dim).zip(out.chunks(head_dim)) {
-        let score = |key: &Vec<f32>| {
-            let dot: f64 = query.iter().zip(key).map(|(q, k)| widen(q) * widen(k)).sum();
+        let score = |key: &Vec<f64>| {
+            let dot: f64 = query.iter().zip(key).map(|(q, k)| widen(q) * k).sum();
             dot / (head_dim as f64).sqrt()
         };
         let weights: Vec<f64> = keys.iter().map(|key| score(key).exp()).collect();
         let total: f64 = weights.iter().sum();
         for (i, out) in out.iter().enumerate() {
             let sum = |f: &dyn Fn(f64) -> f64| -> f64 {
-                weights.iter().zip(&values).map(|(w, v)| w * f(widen(&v[i]))).sum()
+                weights.iter().zip(&values).map(|(w, v)| w * f(v[i])).sum()
             };
             let exact = sum(&|v| v) / total;
             // The error of a score is the relative error of its weight: head_dim roundings of
@@ -127,14 +137,22 @@ fn attend_gives_a_token_the_same_bits_in_any_batch() {
     for set in InstructionSet::available() {
         f32::with_every_kernel(set, Check(set, &tokens));
         bf16::with_every_kernel(set, Check(set, &tokens));
+        i8::with_every_kernel(set, Check(set, &tokens));
     }
 }
 
 fn check_batch<K: CacheKernel>(set: InstructionSet, kernel: K, tokens: &[Visible<'_>]) {
     let (head_dim, heads) = (20, 3);
     let layout = BlockLayout { kv_heads: 2, head_dim };
-    let numbers = oracle::numbers(13 * layout.block_size(), 3);
-    let cache: Vec<K::Element> = numbers.map(K::Element::round).collect();
+    let mut cache = vec![K::Element::round(0.0); 13 * layout.block_size::<K::Element>()];
+    let mut numbers = oracle::numbers(13 * BLOCK_TOKENS * 2 * 2 * head_dim, 3);
+    for block in cache.chunks_exact_mut(layout.block_size::<K::Element>()) {
+        for (slot, kv_head) in (0..BLOCK_TOKENS).flat_map(|slot| [(slot, 0), (slot, 1)]) {
+            let key: Vec<f32> = numbers.by_ref().take(head_dim).collect();
+            let value: Vec<f32> = numbers.by_ref().take(head_dim).collect();
+            layout.write(block, slot, kv_head, (&key, &value));
+        }
+    }
     let width = heads * head_dim;
     let queries: Vec<f32> = oracle::numbers(tokens.len() * width, 4).collect();
     let run = |tokens: &[Visible<'_>], queries: &[f32]| {

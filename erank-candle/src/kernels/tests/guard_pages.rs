@@ -229,6 +229,7 @@ mod tests {
                     let visitor = Weigh(place, visible, panels);
                     let mut sums = f32::with_every_kernel(set, visitor);
                     sums.extend(bf16::with_every_kernel(set, visitor));
+                    sums.extend(i8::with_every_kernel(set, visitor));
                     sums.concat()
                 });
             }
@@ -241,8 +242,12 @@ mod tests {
         visible: usize,
         panels: usize,
     ) -> Vec<f32> {
-        let values = oracle::numbers(panels * NR * NR, 4).map(K::Element::round);
-        let values = Guarded::new(place, &values.collect::<Vec<_>>());
+        let values = oracle::numbers(panels * NR * NR, 4).map(|n| K::Element::round(50.0 * n));
+        let mut values: Vec<K::Element> = values.collect();
+        values.resize(values.len() + K::Element::SCALES, K::Element::round(0.0));
+        let scales = values.len() - K::Element::SCALES;
+        (0..NR).for_each(|slot| K::Element::write_scale(&mut values[scales..], slot, 0.25));
+        let values = Guarded::new(place, &values);
         let mut all = Vec::new();
         for mr in Mr::ALL.iter().filter(|mr| mr.rows() <= K::Isa::MAX_MR.rows()) {
             let mut weights = vec![[0.0; NR]; mr.rows()];
@@ -343,6 +348,7 @@ mod tests {
                     let visitor = Attend(place, head_dim, heads, tokens);
                     let mut out = f32::with_every_kernel(set, visitor);
                     out.extend(bf16::with_every_kernel(set, visitor));
+                    out.extend(i8::with_every_kernel(set, visitor));
                     out.concat()
                 });
             }
@@ -361,10 +367,10 @@ mod tests {
         // The blocks are in reverse, so that the sequence starts at the end of the cache.
         let blocks: Vec<u32> = (0..tokens.div_ceil(BLOCK_TOKENS) as u32).rev().collect();
         let blocks = Guarded::new(place, &blocks);
-        let cache = vec![K::Element::round(f32::NAN); blocks.len() * layout.block_size()];
+        let size = layout.block_size::<K::Element>();
+        let cache = vec![K::Element::round(f32::NAN); blocks.len() * size];
         let mut cache = Guarded::new(place, &cache);
         let mut all = Vec::new();
-        let size = layout.block_size();
         for token in 0..tokens {
             let block = &mut cache[blocks[token / BLOCK_TOKENS] as usize * size..][..size];
             for kv_head in 0..layout.kv_heads {

@@ -16,6 +16,7 @@ use crate::checkpoint::weights::Weights;
 use crate::error::LoadError;
 use crate::kernels::WeightFormat;
 use crate::kernels::stored::StoredRow;
+use crate::settings::KvCacheFormat;
 use attention::RowGroup;
 
 /// The name of candle's own operations where kernels have that of their instruction set.
@@ -75,7 +76,7 @@ impl Operations for CandleOperations {
     }
 
     /// Returns the size of a block, `[2][16 tokens][kv heads][head_dim]`, with the keys first.
-    fn block_size(&self, shape: AttentionShape) -> usize {
+    fn block_size(&self, shape: AttentionShape, _: KvCacheFormat) -> usize {
         2 * BLOCK_TOKENS * shape.kv_width()
     }
 

@@ -4,6 +4,7 @@ pub(crate) mod ops;
 pub(crate) mod ordered_step;
 
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use half::bf16;
 
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::Step;
@@ -14,6 +15,7 @@ use crate::kernels::formats::packed_bytes;
 use crate::kernels::norm::Norm;
 use crate::kernels::stored::{StoredMatrix, StoredRow};
 use crate::kernels::{InstructionSet, Projection, WeightFormat};
+use crate::settings::KvCacheFormat;
 use ops::{Attention, Embed, Heads, LinearAdd, NormGateUp, NormLinear, WriteKv};
 use ordered_step::OrderedStep;
 
@@ -55,8 +57,13 @@ impl Operations for CpuOperations {
         self.set.name()
     }
 
-    fn block_size(&self, shape: AttentionShape) -> usize {
-        block_layout(shape).block_size()
+    fn block_size(&self, shape: AttentionShape, format: KvCacheFormat) -> usize {
+        let layout = block_layout(shape);
+        match format {
+            KvCacheFormat::F32 => layout.block_size::<f32>(),
+            KvCacheFormat::Bf16 => layout.block_size::<bf16>(),
+            KvCacheFormat::Int8 => layout.block_size::<i8>(),
+        }
     }
 
     fn matrix_size(

@@ -169,13 +169,14 @@ impl WriteKv<'_> {
         let Heads { layout, key_norm, .. } = self.heads;
         self.heads.check(qkv, self.step)?;
         let (width, head_dim) = (self.heads.width(), layout.head_dim);
+        let block_size = layout.block_size::<K::Element>();
         let (mut rest, mut rest_start) = (cache, 0);
         let mut blocks: Vec<(&mut [K::Element], &[usize])> = Vec::new();
         for tokens in self.step.by_block() {
-            let start = self.step.cache_slot(tokens[0]).0 * layout.block_size();
+            let start = self.step.cache_slot(tokens[0]).0 * block_size;
             let (_, from_block) = rest.split_at_mut(start - rest_start);
-            let (block, after) = from_block.split_at_mut(layout.block_size());
-            (rest, rest_start) = (after, start + layout.block_size());
+            let (block, after) = from_block.split_at_mut(block_size);
+            (rest, rest_start) = (after, start + block_size);
             blocks.push((block, tokens));
         }
         blocks.into_par_iter().for_each(|(block, tokens)| {
@@ -191,6 +192,7 @@ impl WriteKv<'_> {
                         || {
                             key_norm.apply(key, &mut rotated);
                             rotate(&mut rotated, cos, sin);
+                            K::Element::spread(&mut rotated);
                             layout.write(block, slot, kv_head, (&rotated, value));
                         },
                     );
@@ -237,7 +239,11 @@ impl InplaceOp2 for WriteKv<'_> {
             CpuStorage::BF16(cache) => {
                 bf16::with_kernel(set, Write { op: self, cache: &mut cache[range], qkv })
             }
-            _ => bail!("write-kv: the cache is neither F32 nor BF16"),
+            CpuStorage::U8(cache) => {
+                let cache = bytemuck::cast_slice_mut(&mut cache[range]);
+                i8::with_kernel(set, Write { op: self, cache, qkv })
+            }
+            _ => bail!("write-kv: the cache is neither F32, BF16 nor 8 bits"),
         }
     }
 }
@@ -301,6 +307,7 @@ impl Attention<'_> {
                             for (rotated, query) in rotated.chunks_exact_mut(head_dim).zip(own) {
                                 query_norm.apply(query, rotated);
                                 rotate(rotated, cos, sin);
+                                K::Element::spread(rotated);
                             }
                         },
                     );
@@ -369,7 +376,11 @@ impl InplaceOp3 for Attention<'_> {
             CpuStorage::BF16(cache) => {
                 bf16::with_kernel(set, Attend { op: self, qkv, cache: &cache[range], out })
             }
-            _ => bail!("attention: the cache is neither F32 nor BF16"),
+            CpuStorage::U8(cache) => {
+                let cache = bytemuck::cast_slice(&cache[range]);
+                i8::with_kernel(set, Attend { op: self, qkv, cache, out })
+            }
+            _ => bail!("attention: the cache is neither F32, BF16 nor 8 bits"),
         }
     }
 }

@@ -5,6 +5,7 @@ use candle_core::DType;
 use super::*;
 use crate::model::candle::CandleOperations;
 use crate::model::qwen3::Qwen3;
+use crate::settings::KvCacheFormat;
 use crate::tokenizer::PromptTokenizer;
 
 /// The number of files, unless the environment variable `ERANK_MUTATIONS` gives another one.
@@ -74,7 +75,7 @@ fn load(bytes: &[u8], outcomes: &mut Outcomes) {
         Ok((config, weights)) => {
             weights.common_format();
             let operations = CandleOperations::new(Device::Cpu, DType::F32);
-            match Qwen3::load(config, &weights, operations, DType::F32) {
+            match Qwen3::load(config, &weights, operations, KvCacheFormat::F32) {
                 Err(_) => outcomes.without_tensors += 1,
                 Ok(_) => outcomes.loaded += 1,
             }

@@ -288,6 +288,9 @@ impl Fixture {
     fn step(&mut self) -> bool {
         self.scheduler.drop_cancelled();
         self.scheduler.admit();
+        // If a sequence waits for a prefix, and the sequence that computes the prefix is then preempted, the former is
+        // admitted one step later.
+        self.scheduler.admit();
         self.assert_fair();
         let (steps, has_work) = (self.scheduler.counters.steps, !self.scheduler.running.is_empty());
         let result = catch_unwind(AssertUnwindSafe(|| self.scheduler.step()));
