@@ -184,6 +184,14 @@ fn logits_of_quantised_files_are_close_to_those_of_their_dequantised_weights() {
             let of_last = relative_error(&actual[actual.len() - last.len()..], last);
             let of_candle = relative_error(&logits_of_candle(&file, vocab_size), last);
             println!("{format:5} {outliers:5}: {error:.1e} (last {of_last:.1e}), {of_candle:.1e}");
+            if format == WeightFormat::Q8_0 {
+                // A cache in 8 bits loses less than these weights do.
+                let mut cached = settings(Device::Cpu, Some(WeightFormat::F32));
+                cached.kv_cache = Some(KvCacheFormat::Int8);
+                let of_cache = relative_error(&logits(&file, &cached, vocab_size), &exact);
+                println!("8-bit cache {outliers:5}: {of_cache:.1e}");
+                assert!(of_cache < error, "{outliers}: {of_cache:e}, Q8_0 weights {error:e}");
+            }
             assert!(error < QUANTISED_RMS_BOUND, "{format} {outliers}: {error:e}");
             assert!(of_last < 2.0 * of_candle, "{format} {outliers}: {of_last:e} {of_candle:e}");
         }

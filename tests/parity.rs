@@ -14,7 +14,7 @@ use candle_transformers::models::qwen3 as theirs;
 use erank_candle::internals::{
     BLOCK_TOKENS, BlockAllocator, BlockId, KvCache, Model, Row, instruction_sets, load,
 };
-use erank_candle::{CandleSettings, Checkpoint, Device, WeightFormat};
+use erank_candle::{CandleSettings, Checkpoint, Device, KvCacheFormat, WeightFormat};
 use erank_tests::random_model::{Layout, RandomModel, checksum};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -107,6 +107,15 @@ impl Golden {
         let mut settings = CandleSettings::default();
         settings.weights = Some(weights);
         settings.instruction_set = instruction_set.map(str::to_owned);
+        load(&self.checkpoint(), &settings).expect("a whole checkpoint").model
+    }
+
+    /// Loads the model with a KV cache in 8 bits.
+    fn load_with_8_bit_cache(&self, weights: WeightFormat, set: &str) -> Arc<dyn Model> {
+        let mut settings = CandleSettings::default();
+        settings.weights = Some(weights);
+        settings.kv_cache = Some(KvCacheFormat::Int8);
+        settings.instruction_set = Some(set.to_owned());
         load(&self.checkpoint(), &settings).expect("a whole checkpoint").model
     }
 
@@ -372,17 +381,38 @@ fn table_of_errors_of_q8_0_stays_within_the_bound() {
     for set in instruction_sets() {
         println!("kernels: {set}");
         for golden in GOLDENS.iter() {
-            let model = golden.load_for(WeightFormat::Q8_0, Some(set));
-            let prompts = golden.prompts();
-            let logits = run(&*model, &prompts, &one_by_one(&prompts));
-            let cases = golden.cases.iter().zip(&logits).map(|(case, logits)| {
-                (Errors::of(&at_positions(logits, case), &case.logits), case.positions.len())
-            });
-            let errors = Errors::together(&cases.collect::<Vec<_>>());
+            let errors = errors(golden, &*golden.load_for(WeightFormat::Q8_0, Some(set)));
             println!("{:18} {:.1e} / {:.1e}", golden.name, errors.largest, errors.rms);
             assert!(errors.rms <= Q8_0_RMS_BOUND, "{set}, {}: {:e}", golden.name, errors.rms);
         }
     }
+}
+
+/// The cache in 8 bits loses less than Q8_0 weights do.
+#[test]
+fn table_of_errors_of_8_bit_cache_stays_within_those_of_q8_0() {
+    println!("{:18} F32 and BF16 weights with an 8-bit cache; Q8_0 weights", "model");
+    for set in instruction_sets() {
+        println!("kernels: {set}");
+        for golden in GOLDENS.iter() {
+            let with_cache = |weights| errors(golden, &*golden.load_with_8_bit_cache(weights, set));
+            let q8_0 = errors(golden, &*golden.load_for(WeightFormat::Q8_0, Some(set)));
+            let [f32, bf16] = [WeightFormat::F32, WeightFormat::Bf16].map(with_cache);
+            let pair = |errors: Errors| format!("{:.1e} / {:.1e}", errors.largest, errors.rms);
+            println!("{:18} {}   {}   {}", golden.name, pair(f32), pair(bf16), pair(q8_0));
+            assert!(f32.rms <= q8_0.rms && bf16.rms <= q8_0.rms, "{set}, {}", golden.name);
+        }
+    }
+}
+
+/// Returns the errors of all stored positions together.
+fn errors(golden: &Golden, model: &dyn Model) -> Errors {
+    let prompts = golden.prompts();
+    let logits = run(model, &prompts, &one_by_one(&prompts));
+    let cases = golden.cases.iter().zip(&logits).map(|(case, logits)| {
+        (Errors::of(&at_positions(logits, case), &case.logits), case.positions.len())
+    });
+    Errors::together(&cases.collect::<Vec<_>>())
 }
 
 fn check_errors(
@@ -421,8 +451,12 @@ fn logits_have_the_same_bits_with_any_plan() {
     for golden in GOLDENS.iter() {
         let of_every_set = |format| sets.iter().map(move |set| (format, *set));
         let formats = of_every_set(WeightFormat::Bf16).chain(of_every_set(WeightFormat::Q8_0));
-        for (dtype, set) in formats.chain([(WeightFormat::F32, sets[0])]) {
-            let model = golden.load_for(dtype, Some(set));
+        let loaded = formats
+            .chain([(WeightFormat::F32, sets[0])])
+            .map(|(dtype, set)| (golden.load_for(dtype, Some(set)), format!("{dtype:?}, {set}")));
+        let with_8_bit_cache = golden.load_with_8_bit_cache(WeightFormat::Bf16, sets[0]);
+        let with_8_bit_cache = (with_8_bit_cache, "BF16 with an 8-bit cache".to_owned());
+        for (model, what) in loaded.chain([with_8_bit_cache]) {
             let prompts = golden.prompts();
             let whole = run(&*model, &prompts, &one_by_one(&prompts));
             for (plan_name, plan) in [
@@ -431,7 +465,7 @@ fn logits_have_the_same_bits_with_any_plan() {
                 ("all in one step", ragged(&prompts)),
                 ("continuous batching", continuous(&prompts)),
             ] {
-                let what = format!("{} in {dtype:?}, {set}, {plan_name}", golden.name);
+                let what = format!("{} in {what}, {plan_name}", golden.name);
                 assert_same_bits(&run(&*model, &prompts, &plan), &whole, &what);
             }
         }

@@ -71,11 +71,6 @@ impl Shape {
         ]
     }
 
-    /// Returns the bytes of one token's keys and values in BF16, over all layers.
-    pub fn token_bytes(&self) -> usize {
-        self.layers * 2 * self.kv_heads * HEAD_DIM * 2
-    }
-
     /// Writes a checkpoint to `folder`, unless it exists. Its tokenizer is the demonstration model's, which
     /// uses a part of the vocabulary.
     ///

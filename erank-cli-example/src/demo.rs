@@ -103,20 +103,32 @@ fn input(candidates: &[Candidate]) -> Input {
 
 #[cfg(test)]
 mod tests {
-    use erank_candle::{CandleSettings, Checkpoint, Device, WeightFormat};
+    use erank_candle::{CandleSettings, Checkpoint, Device, KvCacheFormat, WeightFormat};
     use erank_core::metrics::kendall_tau;
     use erank_core::prompt::PromptTemplate;
     use erank_core::{Document, Mode, Request, ScoreKind, ScoringOptions};
 
     use super::*;
 
-    /// Runs all queries at once. Returns the integer and the reasoning of each candidate, by query.
-    fn answers(device: Device, weights: WeightFormat) -> Vec<Vec<(u32, String)>> {
+    fn settings(weights: WeightFormat) -> CandleSettings {
         let mut settings = CandleSettings::default();
         settings.weights = Some(weights);
-        settings.device = device;
-        let backend = CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled");
-        let reranker = Reranker::builder(backend).build().expect("valid");
+        settings
+    }
+
+    fn with_8_bit_cache() -> CandleSettings {
+        let mut settings = settings(WeightFormat::F32);
+        settings.kv_cache = Some(KvCacheFormat::Int8);
+        settings
+    }
+
+    fn load(settings: &CandleSettings) -> CandleBackend {
+        CandleBackend::load(&Checkpoint::tiny(), settings).expect("bundled")
+    }
+
+    /// Runs all queries at once. Returns the integer and the reasoning of each candidate, by query.
+    fn answers(settings: &CandleSettings) -> Vec<Vec<(u32, String)>> {
+        let reranker = Reranker::builder(load(settings)).build().expect("valid");
         let of_query = |query: &str, candidates: &[Candidate]| {
             let documents = candidates.iter().map(|(_, text)| Document::new(*text));
             let ranking = reranker.rerank(&Request::new(query, documents)).expect("a ranking");
@@ -141,32 +153,42 @@ mod tests {
     /// where two tokens are nearly equally probable.
     #[test]
     fn candle_operations_give_the_answers_of_the_kernels() {
-        let f32 = WeightFormat::F32;
-        assert_eq!(answers(Device::CpuCandle, f32), answers(Device::Cpu, f32));
+        let mut on_candle = settings(WeightFormat::F32);
+        on_candle.device = Device::CpuCandle;
+        assert_eq!(answers(&on_candle), answers(&settings(WeightFormat::F32)));
     }
 
     #[test]
-    fn q8_0_weights_change_at_most_one_integer() {
-        let integers = |weights| -> Vec<u32> {
-            let answers = answers(Device::Cpu, weights);
-            answers.into_iter().flatten().map(|(integer, _)| integer).collect()
+    fn q8_0_weights_and_8_bit_cache_change_at_most_one_integer() {
+        let integers = |settings: &CandleSettings| -> Vec<u32> {
+            answers(settings).into_iter().flatten().map(|(integer, _)| integer).collect()
         };
-        let (f32, q8_0) = (integers(WeightFormat::F32), integers(WeightFormat::Q8_0));
-        let changed = f32.iter().zip(&q8_0).filter(|(a, b)| a != b).count();
-        println!("Q8_0 changes {changed} of {} integers", f32.len());
-        assert!(changed <= 1, "{f32:?}\n{q8_0:?}");
+        let f32 = integers(&settings(WeightFormat::F32));
+        for (name, settings) in
+            [("Q8_0 weights", settings(WeightFormat::Q8_0)), ("8-bit cache", with_8_bit_cache())]
+        {
+            let integers = integers(&settings);
+            let changed = f32.iter().zip(&integers).filter(|(a, b)| a != b).count();
+            println!("{name}: {changed} of {} integers changed", f32.len());
+            assert!(changed <= 1, "{name}: {f32:?}\n{integers:?}");
+        }
     }
 
-    /// The mean Kullback–Leibler divergence of the next token's distribution, over all positions of the prompt of
-    /// each query's first candidate.
     #[test]
-    fn q8_0_weights_hardly_change_the_distributions_of_tokens() {
-        let load = |weights| {
-            let mut settings = CandleSettings::default();
-            settings.weights = Some(weights);
-            CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled")
-        };
-        let (f32, q8_0) = (load(WeightFormat::F32), load(WeightFormat::Q8_0));
+    fn q8_0_weights_and_8_bit_cache_hardly_change_the_distributions_of_tokens() {
+        for (name, settings) in
+            [("Q8_0 weights", settings(WeightFormat::Q8_0)), ("8-bit cache", with_8_bit_cache())]
+        {
+            let (mean, positions) = divergence(&load(&settings));
+            println!("{name}: the mean divergence over {positions} positions is {mean:.1e}");
+            assert!((0.0..2e-3).contains(&mean), "{name}: {mean:e}");
+        }
+    }
+
+    /// Returns the mean Kullback–Leibler divergence of the next token's distribution from that of F32 weights, over all
+    /// positions of the prompt of each query's first candidate, and the number of these positions.
+    fn divergence(backend: &CandleBackend) -> (f64, u32) {
+        let f32 = load(&settings(WeightFormat::F32));
         let vocab_size = f32.config().vocab_size;
         let (mut sum, mut positions) = (0.0, 0);
         for (query, candidates) in QUERIES {
@@ -180,7 +202,7 @@ mod tests {
                 all.iter_mut().for_each(|tokens| tokens.sort_by_key(|token| token.id));
                 all
             };
-            for (exact, quantised) in distributions(&f32).iter().zip(&distributions(&q8_0)) {
+            for (exact, quantised) in distributions(&f32).iter().zip(&distributions(backend)) {
                 let terms = exact.iter().zip(quantised).map(|(exact, quantised)| {
                     assert_eq!(exact.id, quantised.id);
                     let log_prob = f64::from(exact.log_prob);
@@ -190,20 +212,16 @@ mod tests {
                 positions += 1;
             }
         }
-        let mean = sum / f64::from(positions);
-        println!("the mean divergence over {positions} positions is {mean:.1e}");
-        assert!((0.0..2e-3).contains(&mean), "{mean:e}");
+        (sum / f64::from(positions), positions)
     }
 
     /// Kendall's tau over the candidates of all queries together, because one exchanged pair of a query's seven
     /// candidates changes the query's tau by 0.1. The scores are expected values without reasoning, which have no
     /// ties.
     #[test]
-    fn q8_0_weights_hardly_change_the_rankings() {
-        let scores = |weights| -> Vec<f64> {
-            let mut settings = CandleSettings::default();
-            settings.weights = Some(weights);
-            let backend = CandleBackend::load(&Checkpoint::tiny(), &settings).expect("bundled");
+    fn q8_0_weights_and_8_bit_cache_hardly_change_the_rankings() {
+        let scores = |settings: &CandleSettings| -> Vec<f64> {
+            let backend = load(settings);
             let mut options = ScoringOptions::default();
             options.mode = Mode::AnswerOnly;
             let reranker = Reranker::builder(backend)
@@ -220,12 +238,17 @@ mod tests {
             };
             QUERIES.iter().flat_map(of_query).collect()
         };
-        let exact = scores(WeightFormat::F32);
+        let exact = scores(&settings(WeightFormat::F32));
         assert_eq!(exact.len(), 41);
-        let tau = |weights| kendall_tau(&exact, &scores(weights)).expect("different scores");
-        let (bf16, q8_0) = (tau(WeightFormat::Bf16), tau(WeightFormat::Q8_0));
-        println!("tau with F32 weights: BF16 {bf16:.4}, Q8_0 {q8_0:.4}");
-        assert!(q8_0 > 0.98, "{q8_0}");
+        for (name, settings) in [
+            ("BF16 weights", settings(WeightFormat::Bf16)),
+            ("Q8_0 weights", settings(WeightFormat::Q8_0)),
+            ("8-bit cache", with_8_bit_cache()),
+        ] {
+            let tau = kendall_tau(&exact, &scores(&settings)).expect("different scores");
+            println!("{name}: tau with F32 weights is {tau:.4}");
+            assert!(tau > 0.98, "{name}: {tau}");
+        }
     }
 
     #[test]

@@ -45,8 +45,8 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
         scores: &mut [[f32; NR]],
     );
 
-    /// Adds the products of attention weights, `[mr][16 tokens]`, rounded to the cache's type, and the
-    /// tokens' values, panels of `[16 / DEPTH][16][DEPTH]` and their scales, to `sums`, `[panels][mr][16]`.
+    /// Adds the products of attention weights, `[mr][16 tokens]`, rounded as activations
+    /// ([`Element::round_activation`]), and the tokens' values, panels of `[16 / DEPTH][16][DEPTH]` and their scales, to `sums`, `[panels][mr][16]`.
     ///
     /// Weights from token `visible` on must be 0. The values of these tokens are not read, except for those
     /// in the same word as a visible token's value.
@@ -220,6 +220,11 @@ struct Widened<I, E> {
     element: PhantomData<E>,
 }
 
+/// Rows of the highest tile.
+const MAX_ROWS: usize = 8;
+/// Panels of values that are multiplied at once.
+const MAX_PANELS: usize = 4;
+
 /// The prefetch of [`Widened`]. It was measured on Zen 3 (see docs/kernels.md).
 const PREFETCH: Prefetch = Prefetch { distance: 4096, stride: 64 };
 
@@ -268,7 +273,7 @@ impl<I: WideningIsa, E: CacheElement> CacheKernel for Widened<I, E> {
         sums: &mut [[f32; NR]],
     ) {
         let (values, scales) = values.split_at(values.len() - E::SCALES);
-        let mut scaled = [[0.0; NR]; NR];
+        let mut scaled = [[0.0; NR]; MAX_ROWS];
         let weights = if E::SCALES == 0 {
             weights
         } else {
@@ -280,15 +285,23 @@ impl<I: WideningIsa, E: CacheElement> CacheKernel for Widened<I, E> {
             }
             &scaled[..weights.len()]
         };
-        let mut lhs = [E::Lhs::default(); NR * NR];
-        let lhs = &mut lhs[..NR / E::DEPTH * mr.rows()];
+        let mut lhs = [[0.0; NR]; MAX_ROWS];
+        let lhs: &mut [E::Lhs] = bytemuck::cast_slice_mut(&mut lhs[..mr.rows()]);
         pack_widened::<E>(weights.as_flattened(), NR, mr.rows(), lhs);
         let lhs = &lhs[..visible.div_ceil(E::DEPTH) * mr.rows()];
         let values: &[E::Block] = bytemuck::cast_slice(values);
-        // One panel is multiplied at a time, so that memory is read in order.
-        let panels = values.chunks_exact(NR / E::DEPTH);
-        for (panel, sums) in panels.zip(sums.chunks_exact_mut(mr.rows())) {
-            self.isa.multiply_widened::<E>(lhs, &[panel], mr, sums, PREFETCH);
+        // A cache in BF16 or F32 is limited by memory, which is read in order if one panel is multiplied at a time. In 8
+        // bits, arithmetic is the limit, and with several panels at once an addition need not wait for the last.
+        let at_once = if E::SCALES == 0 { 1 } else { MAX_PANELS };
+        let panel_size = NR / E::DEPTH;
+        let groups = values.chunks(at_once * panel_size);
+        for (values, sums) in groups.zip(sums.chunks_mut(at_once * mr.rows())) {
+            let mut panels: [&[E::Block]; MAX_PANELS] = Default::default();
+            let count = values.len() / panel_size;
+            for (panel, values) in panels.iter_mut().zip(values.chunks_exact(panel_size)) {
+                *panel = values;
+            }
+            self.isa.multiply_widened::<E>(lhs, &panels[..count], mr, sums, PREFETCH);
         }
     }
 }
@@ -337,5 +350,53 @@ impl CacheKernel for Pairs {
             }
         }
         self.0.weigh_values(rounded, bytemuck::cast_slice(values), mr, visible, sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::oracle;
+    use super::*;
+
+    #[test]
+    fn walsh_hadamard_keeps_products_and_is_its_own_inverse() {
+        for length in [1, 2, 24, 30, 64, 80, 128] {
+            let [a, b] = [1, 2].map(|seed| oracle::numbers(length, seed).collect::<Vec<f32>>());
+            let (mut changed_a, mut changed_b) = (a.clone(), b.clone());
+            walsh_hadamard(&mut changed_a);
+            walsh_hadamard(&mut changed_b);
+            let product =
+                |a: &[f32], b: &[f32]| -> f32 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+            let difference = product(&a, &b) - product(&changed_a, &changed_b);
+            assert!(difference.abs() < 1e-5 * length as f32, "{length}: {difference}");
+            walsh_hadamard(&mut changed_a);
+            let back = a.iter().zip(&changed_a).all(|(a, back)| (a - back).abs() < 1e-5);
+            assert!(back, "{length}: {a:?} {changed_a:?}");
+        }
+    }
+
+    /// One channel that is 20 times larger leaves the others 6 bits less without the transform.
+    #[test]
+    fn walsh_hadamard_spreads_large_channels() {
+        let mut key: Vec<f32> = oracle::numbers(128, 1).collect();
+        key[5] = 20.0;
+        let before = <i8 as CacheElement>::scale(&key);
+        i8::spread(&mut key);
+        assert!(<i8 as CacheElement>::scale(&key) < before / 4.0);
+    }
+
+    #[test]
+    fn scale_lets_no_number_exceed_127_and_is_nan_with_nan() {
+        for largest in [1e-30_f32, 0.1, 1.0, 127.0, 1e30, f32::MAX] {
+            let scale = <i8 as CacheElement>::scale(&[0.0, -largest, largest / 3.0]);
+            assert!(scale >= largest / 127.0 && scale <= largest / 127.0 * 1.01, "{largest:e}");
+            let rounded = <i8 as Element>::round(-largest / scale);
+            assert!(rounded == -126 || rounded == -127, "{largest:e}: {rounded}");
+        }
+        assert_eq!(<i8 as CacheElement>::scale(&[0.0, -0.0]), 0.0);
+        assert_eq!(<i8 as CacheElement>::scale(&[1.0, f32::NEG_INFINITY]), f32::INFINITY);
+        for nan in [f32::NAN, f32::from_bits(0x7fff_ffff), f32::from_bits(0xff80_0001)] {
+            assert!(<i8 as CacheElement>::scale(&[1.0, nan]).is_nan());
+        }
     }
 }
