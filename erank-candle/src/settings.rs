@@ -28,8 +28,8 @@ pub struct CandleSettings {
     /// accumulated in F32 in any case.
     pub weights: Option<WeightFormat>,
     /// The type of keys and values in the cache; `None` takes F32 for F32 weights, and for files with matrices of
-    /// several types, unless most are quantised. Otherwise, it takes BF16. An F32 cache holds half as many tokens in the
-    /// same bytes as a BF16 cache.
+    /// several types, unless most are quantised. Otherwise, it takes BF16. In the same bytes, an F32 cache holds half as
+    /// many tokens as a BF16 cache, and an INT8 cache twice as many.
     pub kv_cache: Option<KvCacheFormat>,
     /// The device that runs the model.
     pub device: Device,
