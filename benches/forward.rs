@@ -3,13 +3,12 @@
 //!
 //! ```sh
 //! cargo run --release -p erank-benches --bin forward -- \
-//!     [0.6B|4B [weights=FORMAT|file=FILE] [cache=FORMAT] [tokens=NUMBER] [FIGURE…]]
+//!     [0.6B|4B [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [FIGURE…]]
 //! ```
 //!
 //! FIGURE is `prefill` (one prompt of 512 tokens) or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8
-//! or 32 rows after 512 tokens each); NUMBER replaces 512. By default all four are measured. The cache is BF16, F32 or
-//! INT8. FORMAT is a format of weights, such as
-//! `q8_0`; the default is that of the checkpoint, BF16. FILE is a GGUF file of this shape, whose tensors may have
+//! or 32 rows after 512 tokens each); NUMBER replaces 512. By default all four are measured. CACHE is BF16, F32 or INT8;
+//! the default is BF16, or F32 for weights in F32. FORMAT is a format of weights, such as `q8_0`; the default is that of the checkpoint, BF16. FILE is a GGUF file of this shape, whose tensors may have
 //! several formats; its size counts as the bytes of its weights.
 //!
 //! Prints a line of JSON per figure: shape, name, value in tokens per second, `limit` and `fraction`. The

@@ -447,10 +447,8 @@ fn print_row(name: &str, length: &str, f32: Errors, bf16: Errors, theirs: Errors
 
 #[test]
 fn logits_have_the_same_bits_with_any_plan() {
-    let all_sets = instruction_sets();
-    for (index, golden) in GOLDENS.iter().enumerate() {
-        // The best set runs every model; the others, which are slower, run three.
-        let sets = if index < 3 { &all_sets[..] } else { &all_sets[..1] };
+    let sets = instruction_sets();
+    for golden in GOLDENS.iter() {
         let of_every_set = |format| sets.iter().map(move |set| (format, *set));
         let formats = of_every_set(WeightFormat::Bf16).chain(of_every_set(WeightFormat::Q8_0));
         let loaded = formats

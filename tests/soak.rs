@@ -39,7 +39,7 @@ fn backend() -> CandleBackend {
     CandleBackend::load(&Checkpoint::tiny(), &settings).expect("the bundled model")
 }
 
-/// What the workers share.
+/// The state that all workers share.
 struct Soak {
     reranker: Reranker<CandleBackend>,
     service: SocketAddr,

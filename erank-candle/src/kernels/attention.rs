@@ -32,12 +32,10 @@ use super::arch::Isa;
 use super::cache::{CacheElement, CacheKernel};
 use super::element::Element;
 use super::exp::exp;
-use super::tile::{Mr, NR, TileRows};
+use super::tile::{MAX_ROWS, Mr, NR, TileRows};
 
 /// Tokens in a block.
 pub(crate) const BLOCK_TOKENS: usize = NR;
-/// Queries of the highest tile of any set.
-const MAX_QUERIES: usize = 8;
 
 /// The layout of a layer's cache, `[blocks][KV heads]`. Each entry holds the keys and then the values of 16
 /// tokens.
@@ -262,10 +260,10 @@ impl<K: CacheKernel> Group<'_, K> {
             scale: 1.0 / (head_dim as f32).sqrt(),
             rows: rows.len(),
             mr,
-            visible: [0; MAX_QUERIES],
+            visible: [0; MAX_ROWS],
             queries: vec![K::Query::default(); head_dim.div_ceil(K::Element::DEPTH) * height],
-            max: [f32::NEG_INFINITY; MAX_QUERIES],
-            total: [[0.0; NR]; MAX_QUERIES],
+            max: [f32::NEG_INFINITY; MAX_ROWS],
+            total: [[0.0; NR]; MAX_ROWS],
             sums: vec![[0.0; NR]; head_dim.div_ceil(NR) * height],
         };
         let numbers = &self.queries[query * head_dim..][..rows.len() * head_dim];
@@ -297,11 +295,11 @@ struct Tile<K: CacheKernel> {
     rows: usize,
     mr: Mr,
     /// Tokens of its sequence that each query sees.
-    visible: [usize; MAX_QUERIES],
+    visible: [usize; MAX_ROWS],
     /// `[head_dim / DEPTH][mr]`.
     queries: Vec<K::Query>,
-    max: [f32; MAX_QUERIES],
-    total: [[f32; NR]; MAX_QUERIES],
+    max: [f32; MAX_ROWS],
+    total: [[f32; NR]; MAX_ROWS],
     /// `[panels of head_dim][mr][16]`.
     sums: Vec<[f32; NR]>,
 }
@@ -325,7 +323,7 @@ impl<K: CacheKernel> Tile<K> {
     #[inline(always)]
     fn add_block(&mut self, kernel: K, keys: &[K::Element], values: &[K::Element], first: usize) {
         let height = self.mr.rows();
-        let mut scores = [[0.0; NR]; MAX_QUERIES];
+        let mut scores = [[0.0; NR]; MAX_ROWS];
         let scores = &mut scores[..height];
         kernel.scores(&self.queries, keys, self.mr, scores);
 

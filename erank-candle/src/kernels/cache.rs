@@ -15,7 +15,7 @@ use super::element::Element;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::pack::pack_groups;
 use super::pack::pack_widened;
-use super::tile::{Mr, NR, Prefetch, TileRows};
+use super::tile::{MAX_ROWS, Mr, NR, Prefetch, TileRows};
 
 /// Multiplies queries with a block's keys, and attention weights with its values.
 ///
@@ -46,7 +46,8 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     );
 
     /// Adds the products of attention weights, `[mr][16 tokens]`, rounded as activations
-    /// ([`Element::round_activation`]), and the tokens' values, panels of `[16 / DEPTH][16][DEPTH]` and their scales, to `sums`, `[panels][mr][16]`.
+    /// ([`Element::round_activation`]), and the tokens' values, panels of `[16 / DEPTH][16][DEPTH]` and their
+    /// scales, to `sums`, `[panels][mr][16]`.
     ///
     /// Weights from token `visible` on must be 0. The values of these tokens are not read, except for those
     /// in the same word as a visible token's value.
@@ -96,22 +97,13 @@ pub(crate) trait CacheElement: Element {
         [1.0; NR]
     }
 
-    /// Calls the visitor with the best kernel that an instruction set has for a cache of this type.
-    fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output;
-
-    /// Calls the visitor with every kernel that an instruction set has for a cache of this type.
-    #[cfg(test)]
-    fn with_every_kernel<V: CacheVisitor<Self> + Copy>(
-        set: InstructionSet,
-        visitor: V,
-    ) -> Vec<V::Output>;
-}
-
-impl CacheElement for f32 {
+    /// Calls the visitor with the best kernel that an instruction set has for a cache of this type. Every set has
+    /// [`Widened`].
     fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
         with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))
     }
 
+    /// Calls the visitor with every kernel that an instruction set has for a cache of this type.
     #[cfg(test)]
     fn with_every_kernel<V: CacheVisitor<Self> + Copy>(
         set: InstructionSet,
@@ -120,6 +112,8 @@ impl CacheElement for f32 {
         vec![Self::with_kernel(set, visitor)]
     }
 }
+
+impl CacheElement for f32 {}
 
 impl CacheElement for bf16 {
     fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
@@ -178,18 +172,6 @@ impl CacheElement for i8 {
         let scales: &[[u8; 2]] = bytemuck::cast_slice(scales);
         std::array::from_fn(|slot| Element::widen(bf16::from_ne_bytes(scales[slot])))
     }
-
-    fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
-        with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))
-    }
-
-    #[cfg(test)]
-    fn with_every_kernel<V: CacheVisitor<Self> + Copy>(
-        set: InstructionSet,
-        visitor: V,
-    ) -> Vec<V::Output> {
-        vec![Self::with_kernel(set, visitor)]
-    }
 }
 
 /// Multiplies with the orthonormal Walsh–Hadamard matrix of the largest power of two that divides the length, part by
@@ -220,8 +202,6 @@ struct Widened<I, E> {
     element: PhantomData<E>,
 }
 
-/// Rows of the highest tile.
-const MAX_ROWS: usize = 8;
 /// Panels of values that are multiplied at once.
 const MAX_PANELS: usize = 4;
 
@@ -375,7 +355,7 @@ mod tests {
         }
     }
 
-    /// One channel that is 20 times larger leaves the others 6 bits less without the transform.
+    /// Without the transform, a channel that is 20 times larger takes four of eight bits from the others.
     #[test]
     fn walsh_hadamard_spreads_large_channels() {
         let mut key: Vec<f32> = oracle::numbers(128, 1).collect();

@@ -155,8 +155,8 @@ impl Element for i8 {
     /// Rounds to −127 at least and 127 at most, and NaN to 0.
     #[inline(always)]
     fn round(value: f32) -> Self {
-        // In 2²³ + 2²², the lowest bit of the mantissa is 1, so the sum is rounded to an integer, and its lowest bits are
-        // that integer. A cast has no vector instruction on some sets.
+        // Next to 2²³ + 2²², neighbouring F32 numbers differ by 1, so the sum is rounded to an integer, whose lowest byte
+        // is that of the sum's bits.
         (value.clamp(-127.0, 127.0) + 12_582_912.0).to_bits() as i8
     }
 

@@ -6,6 +6,9 @@ use std::fmt::Debug;
 /// Columns of a tile and of a panel: the outputs that are multiplied side by side.
 pub(crate) const NR: usize = 16;
 
+/// Rows of the highest tile in vector registers, of any set.
+pub(crate) const MAX_ROWS: usize = 8;
+
 /// The heights of tile that a micro-kernel has.
 pub(crate) trait TileRows: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Every height, the lowest first.
