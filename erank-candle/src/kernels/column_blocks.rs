@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::tile::NR;
+use super::tile::SumRow;
 
 /// Neighbouring columns of a row-major matrix: the output of a projection.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl ColumnBlock<'_> {
 }
 
 /// Memory for the sums of a block of columns.
-pub(super) type Sums = Vec<[f32; NR]>;
+pub(super) type Sums = Vec<SumRow>;
 
 /// Calls `work(sums, index, block)` for every `width` columns, on rayon's current threads. The last block may be
 /// narrower. Several blocks use the same memory for sums, one after another.

@@ -19,13 +19,15 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
 
+use bytemuck::Zeroable;
+
 use super::arch::Isa;
 use super::column_blocks::{ColumnBlock, Columns, par_column_blocks};
 use super::micro_kernel::MicroKernel;
 use super::norm::{Norm, silu};
 use super::packed_matrix::PackedMatrix;
 use super::parallel::par_chunks_mut;
-use super::tile::{NR, Prefetch, TileRows};
+use super::tile::{NR, Prefetch, SumRow, TileRows};
 
 /// From this number of rows on, `MicroKernel::panels` are multiplied at once.
 const MANY_ROWS: usize = 8;
@@ -145,7 +147,8 @@ pub(super) fn multiply<K: MicroKernel>(
             // `[tiles][matrices][columns][mr]`.
             let sums_size = panels.len() * mr;
             sums.clear();
-            sums.resize(tiles.len() * sums_size, [0.0; NR]);
+            sums.resize(tiles.len() * sums_size, SumRow::zeroed());
+            let sums: &mut [[f32; NR]] = bytemuck::cast_slice_mut(sums);
             for (index, panels) in panels.chunks(at_once).enumerate() {
                 let first_panel = index * at_once;
                 for start in (0..blocks).step_by(K::KC / K::BLOCK_K) {
@@ -155,6 +158,11 @@ pub(super) fn multiply<K: MicroKernel>(
                         *part = &panel[start..end];
                     }
                     let parts = &parts[..panels.len()];
+                    // Bytes to the next part of the same panels, or to the panels of the next block of columns.
+                    let next = match end == blocks {
+                        false => size_of_val(parts[0]),
+                        true => (panels_of_each * blocks - start) * size_of::<K::Block>(),
+                    };
                     for (tile, (lhs, sums)) in
                         tiles.clone().zip(sums.chunks_exact_mut(sums_size)).enumerate()
                     {
@@ -166,8 +174,10 @@ pub(super) fn multiply<K: MicroKernel>(
                             1 => K::PREFETCH,
                             count => {
                                 let part = size_of_val(parts[0]);
-                                let distance = part + tile * part / count;
-                                Prefetch { distance, stride: 64 / count }
+                                Prefetch {
+                                    distance: next + tile * part / count,
+                                    stride: 64 / count,
+                                }
                             }
                         };
                         kernel.multiply(lhs, parts, mr, sums, prefetch);

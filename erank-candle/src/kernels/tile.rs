@@ -3,11 +3,18 @@
 
 use std::fmt::Debug;
 
+use bytemuck::{Pod, Zeroable};
+
 /// Columns of a tile and of a panel: the outputs that are multiplied side by side.
 pub(crate) const NR: usize = 16;
 
 /// Rows of the highest tile in vector registers, of any set.
 pub(crate) const MAX_ROWS: usize = 8;
+
+/// The sums of one row of a tile. They fill a line of the cache, so that no load and no store touches two.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct SumRow(pub(crate) [f32; NR]);
 
 /// The heights of tile that a micro-kernel has.
 pub(crate) trait TileRows: Copy + Debug + PartialEq + Send + Sync + 'static {

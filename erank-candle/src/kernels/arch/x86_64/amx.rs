@@ -9,7 +9,7 @@
 //!
 //! So each tile that is loaded is used twice. The code differs from that in these points:
 //!
-//! 1. During each product, the data of a later product is prefetched.
+//! 1. In each step, data of a later step is prefetched.
 //! 2. A panel without a neighbour is multiplied twice, and the second result is discarded.
 //!
 //! One instruction adds the products of the even inputs, those of the odd ones, then both sums, and only
@@ -21,9 +21,10 @@ use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
 
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
-use super::super::super::tile::{Mr, NR, Prefetch, TileRows};
+use super::super::super::tile::{Mr, NR, Prefetch, SumRow, TileRows};
 use super::super::isa::Isa;
 use super::avx512::Avx512;
 use super::avx512_bf16::Avx512Bf16;
@@ -34,8 +35,13 @@ pub(crate) const PAIRS: usize = 16;
 const TILE_ROWS: usize = 16;
 
 /// 32 inputs of one row of the lhs.
-pub(crate) type LhsRow = [[bf16; 2]; PAIRS];
-/// 32 inputs of 16 columns, one step of a panel.
+///
+/// It fills a line of the cache. Tiles whose rows lie across two lines take three times as long to multiply.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct LhsRow(pub(crate) [[bf16; 2]; PAIRS]);
+
+/// 32 inputs of 16 columns, one step of a panel. Panels should start at a line of the cache, too.
 pub(crate) type Block = [[[bf16; 2]; NR]; PAIRS];
 
 /// The heights of a block of accumulators: one tile of up to 16 rows, or two tiles.
@@ -111,7 +117,8 @@ impl Amx {
         // SAFETY: the machine must have tiles, and the system must have granted them. `self` exists,
         // and `detect`, the only way to make it, checked both.
         unsafe { configure(&config) };
-        let mut discarded = [[0.0; NR]; 2 * TILE_ROWS];
+        let mut discarded = [SumRow::zeroed(); 2 * TILE_ROWS];
+        let discarded = bytemuck::cast_slice_mut(&mut discarded);
         for (panels, sums) in panels.chunks(2).zip(sums.chunks_mut(2 * height)) {
             let (first, second) = sums.split_at_mut(height);
             let second = if panels.len() == 2 { second } else { &mut discarded[..height] };
@@ -142,13 +149,14 @@ impl Amx {
     /// Multiplies two by two tiles `count` times, all from the nearest cache. Returns the number of
     /// floating-point operations.
     pub(crate) fn exercise(self, count: usize) -> f64 {
-        let lhs: [LhsRow; 2 * TILE_ROWS] = [[[bf16::ZERO; 2]; PAIRS]; 2 * TILE_ROWS];
-        let panel: Block = [[[bf16::ZERO; 2]; NR]; PAIRS];
-        let mut sums = [[[0.0; NR]; 2 * TILE_ROWS]; 2];
-        let [first, second] = &mut sums;
+        let lhs = [LhsRow::zeroed(); 2 * TILE_ROWS];
+        let panel = [LhsRow::zeroed(); PAIRS];
+        let panel: &[Block] = bytemuck::cast_slice(&panel);
+        let mut sums = [[SumRow::zeroed(); 2 * TILE_ROWS]; 2];
+        let [first, second] = sums.each_mut().map(|sums| bytemuck::cast_slice_mut(sums));
         let work = Work {
             lhs: lhs.as_ptr(),
-            panels: [&raw const panel; 2],
+            panels: [panel.as_ptr(); 2],
             sums: [first.as_mut_ptr(), second.as_mut_ptr()],
             lhs_step: 0,
             panel_step: 0,
@@ -234,10 +242,10 @@ struct Work {
     prefetch: Prefetch,
 }
 
-/// Defines a function that multiplies the tiles of a [`Work`] by the given instructions. Each step
-/// prefetches its part of the data that follows, up to a tile of each panel.
+/// Defines a function that multiplies the tiles of a [`Work`] by the given instructions. Each step also executes the
+/// prefetches, of the data that the panels `p` and `q` prefetch from.
 macro_rules! multiply {
-    ($(#[$doc:meta])* $name:ident, [$($load:literal),*], [$($step:literal),*], [$($store:literal),*]) => {
+    ($(#[$doc:meta])* $name:ident, [$($load:literal),*], [$($step:literal),*], [$($prefetch:expr),*], [$($store:literal),*]) => {
         $(#[$doc])*
         ///
         /// # Safety
@@ -255,22 +263,7 @@ macro_rules! multiply {
                     $($load,)*
                     "2:",
                     $($step,)*
-                    "prefetcht0 [{p}]", "prefetcht0 [{q}]",
-                    "prefetcht0 [{p} + 64]", "prefetcht0 [{q} + 64]",
-                    "prefetcht0 [{p} + 128]", "prefetcht0 [{q} + 128]",
-                    "prefetcht0 [{p} + 192]", "prefetcht0 [{q} + 192]",
-                    "prefetcht0 [{p} + 256]", "prefetcht0 [{q} + 256]",
-                    "prefetcht0 [{p} + 320]", "prefetcht0 [{q} + 320]",
-                    "prefetcht0 [{p} + 384]", "prefetcht0 [{q} + 384]",
-                    "prefetcht0 [{p} + 448]", "prefetcht0 [{q} + 448]",
-                    "prefetcht0 [{p} + 512]", "prefetcht0 [{q} + 512]",
-                    "prefetcht0 [{p} + 576]", "prefetcht0 [{q} + 576]",
-                    "prefetcht0 [{p} + 640]", "prefetcht0 [{q} + 640]",
-                    "prefetcht0 [{p} + 704]", "prefetcht0 [{q} + 704]",
-                    "prefetcht0 [{p} + 768]", "prefetcht0 [{q} + 768]",
-                    "prefetcht0 [{p} + 832]", "prefetcht0 [{q} + 832]",
-                    "prefetcht0 [{p} + 896]", "prefetcht0 [{q} + 896]",
-                    "prefetcht0 [{p} + 960]", "prefetcht0 [{q} + 960]",
+                    $($prefetch,)*
                     "add {a}, {a_step}",
                     "add {b}, {b_step}",
                     "add {c}, {b_step}",
@@ -300,8 +293,18 @@ macro_rules! multiply {
     };
 }
 
+/// The prefetches of a line of each panel, into the nearest cache.
+macro_rules! prefetch_line {
+    ($offset:literal) => {
+        concat!("prefetcht0 [{p} + ", $offset, "]\nprefetcht0 [{q} + ", $offset, "]")
+    };
+}
+
 multiply!(
     /// Multiplies two tiles of sixteen rows by two panels.
+    ///
+    /// The lhs is loaded past the nearest cache, which is just large enough for the panels' part. The part is multiplied
+    /// with several tiles of rows. The next part is prefetched into the second cache, two lines of each panel in a step.
     multiply_two_by_two,
     [
         "tileloadd tmm0, [{y} + {s}]",
@@ -310,14 +313,20 @@ multiply!(
         "tileloadd tmm3, [{z} + {s} + 1024]"
     ],
     [
-        "tileloadd tmm4, [{a} + {s}]",
+        "tileloaddt1 tmm4, [{a} + {s}]",
         "tileloadd tmm6, [{b} + {s}]",
         "tdpbf16ps tmm0, tmm4, tmm6",
         "tileloadd tmm7, [{c} + {s}]",
         "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm5, [{a} + {s} + 1024]",
+        "tileloaddt1 tmm5, [{a} + {s} + 1024]",
         "tdpbf16ps tmm2, tmm5, tmm6",
         "tdpbf16ps tmm3, tmm5, tmm7"
+    ],
+    [
+        "prefetcht1 [{p}]",
+        "prefetcht1 [{q}]",
+        "prefetcht1 [{p} + 64]",
+        "prefetcht1 [{q} + 64]"
     ],
     [
         "tilestored [{y} + {s}], tmm0",
@@ -327,7 +336,7 @@ multiply!(
     ]
 );
 multiply!(
-    /// Multiplies one tile of up to sixteen rows by two panels.
+    /// Multiplies one tile of up to sixteen rows by two panels, and prefetches as much as it multiplies.
     multiply_one_by_two,
     ["tileloadd tmm0, [{y} + {s}]", "tileloadd tmm1, [{z} + {s}]"],
     [
@@ -336,6 +345,24 @@ multiply!(
         "tdpbf16ps tmm0, tmm4, tmm6",
         "tileloadd tmm7, [{c} + {s}]",
         "tdpbf16ps tmm1, tmm4, tmm7"
+    ],
+    [
+        prefetch_line!(0),
+        prefetch_line!(64),
+        prefetch_line!(128),
+        prefetch_line!(192),
+        prefetch_line!(256),
+        prefetch_line!(320),
+        prefetch_line!(384),
+        prefetch_line!(448),
+        prefetch_line!(512),
+        prefetch_line!(576),
+        prefetch_line!(640),
+        prefetch_line!(704),
+        prefetch_line!(768),
+        prefetch_line!(832),
+        prefetch_line!(896),
+        prefetch_line!(960)
     ],
     ["tilestored [{y} + {s}], tmm0", "tilestored [{z} + {s}], tmm1"]
 );
@@ -367,19 +394,20 @@ mod tests {
             oracle::numbers(count, seed).map(bf16::from_f32).collect()
         };
         let pairs = steps * PAIRS;
-        let lhs: Vec<[bf16; 2]> = numbers(2 * pairs * height, 1).as_chunks().0.to_vec();
+        let mut lhs = vec![LhsRow::zeroed(); steps * height];
+        bytemuck::cast_slice_mut(&mut lhs).copy_from_slice(&numbers(2 * pairs * height, 1));
         let panels: Vec<Vec<bf16>> =
             (0..panel_count).map(|p| numbers(2 * pairs * NR, 2 + p as u64)).collect();
         let as_blocks: Vec<&[Block]> =
             panels.iter().map(|panel| bytemuck::cast_slice(panel)).collect();
         let mut sums = vec![[0.5; NR]; panel_count * height];
         let prefetch = Prefetch { distance: 4096, stride: 64 };
-        isa.multiply_tiles(lhs.as_chunks().0, &as_blocks, mr, &mut sums, prefetch);
+        isa.multiply_tiles(&lhs, &as_blocks, mr, &mut sums, prefetch);
         for (panel, sums) in panels.iter().zip(sums.chunks_exact(height)) {
             for (row, sums) in sums.iter().enumerate() {
                 for (column, sum) in sums.iter().enumerate() {
                     let terms = (0..pairs).flat_map(|pair| {
-                        let x = lhs[(pair / PAIRS * height + row) * PAIRS + pair % PAIRS];
+                        let x = lhs[pair / PAIRS * height + row].0[pair % PAIRS];
                         let weights = &panel[(pair * NR + column) * 2..][..2];
                         [0, 1].map(|i| (x[i].to_f32(), weights[i].to_f32()))
                     });

@@ -95,7 +95,8 @@ impl MicroKernel for Tiles {
         for (index, block) in lhs.chunks_exact_mut(mr).enumerate() {
             for (out, row) in block.iter_mut().zip(rows.chunks_exact(k)) {
                 let numbers = &row[k.min(index * Self::BLOCK_K)..];
-                out.as_flattened_mut()
+                out.0
+                    .as_flattened_mut()
                     .iter_mut()
                     .zip(numbers)
                     .for_each(|(out, number)| *out = Element::round(*number));
