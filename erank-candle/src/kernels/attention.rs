@@ -62,7 +62,12 @@ impl BlockLayout {
     }
 
     /// Returns the keys and the values of one KV head in one block.
-    fn head<E: CacheElement>(self, cache: &[E], block: u32, kv_head: usize) -> (&[E], &[E]) {
+    pub(super) fn head<E: CacheElement>(
+        self,
+        cache: &[E],
+        block: u32,
+        kv_head: usize,
+    ) -> (&[E], &[E]) {
         let size = self.keys_size::<E>() + self.values_size::<E>();
         let start = block as usize * self.block_size::<E>() + kv_head * size;
         cache[start..start + size].split_at(self.keys_size::<E>())
@@ -115,7 +120,7 @@ pub(crate) struct Visible<'a> {
 
 impl Visible<'_> {
     /// Returns block number `number` of the sequence.
-    fn block(&self, number: usize) -> Option<u32> {
+    pub(super) fn block(&self, number: usize) -> Option<u32> {
         self.blocks.get(number).copied()
     }
 
@@ -170,12 +175,48 @@ struct Group<'a, K: CacheKernel> {
 }
 
 /// The running state of the online softmax, by query.
-struct Softmax<'a> {
-    max: &'a mut [f32],
+pub(crate) struct Softmax<'a> {
+    /// The largest score so far, or the kernel's own measure of it.
+    pub(super) max: &'a mut [f32],
     /// Sums of weights, by slot of a block.
-    total: &'a mut [[f32; NR]],
+    pub(super) total: &'a mut [[f32; NR]],
     /// `[queries][head_dim]`.
-    sums: &'a mut [f32],
+    pub(super) sums: &'a mut [f32],
+}
+
+/// Neighbouring tokens with blocks that they have in common, and the queries of some KV heads.
+pub(crate) struct Run<'a, E> {
+    pub(super) layout: BlockLayout,
+    pub(super) cache: &'a [E],
+    pub(super) tokens: &'a [Visible<'a>],
+    /// The number of the first of these tokens among all tokens.
+    first: usize,
+    /// The numbers of the blocks.
+    pub(super) numbers: Range<usize>,
+    pub(super) kv_heads: Range<usize>,
+    /// `[KV heads][all tokens][heads][head_dim]`.
+    pub(super) queries: &'a [f32],
+    /// Queries per KV head.
+    of_kv_head: usize,
+    /// Query heads per token and KV head.
+    heads: usize,
+}
+
+impl<E> Run<'_, E> {
+    /// Returns the number of queries of a KV head.
+    pub(super) fn rows(&self) -> usize {
+        self.tokens.len() * self.heads
+    }
+
+    /// Returns the number of a KV head's first query among all queries.
+    pub(super) fn first_query(&self, kv_head: usize) -> usize {
+        (kv_head - self.kv_heads.start) * self.of_kv_head + self.first * self.heads
+    }
+
+    /// Returns the token of a KV head's query `row`.
+    pub(super) fn token(&self, row: usize) -> Visible<'_> {
+        self.tokens[row / self.heads]
+    }
 }
 
 impl<K: CacheKernel> Group<'_, K> {
@@ -188,102 +229,62 @@ impl<K: CacheKernel> Group<'_, K> {
         number: usize,
         state: &mut Softmax<'_>,
     ) {
+        const { assert!(K::BLOCKS_TOGETHER > 0) }
+        let is_common = |tokens: &[Visible<'_>], number: usize| {
+            (number..number + K::BLOCKS_TOGETHER)
+                .all(|number| tokens.iter().all(|t| t.block(number) == tokens[0].block(number)))
+        };
         let mut end = number;
-        while tokens.iter().any(|token| token.sees(end))
-            && tokens.iter().all(|token| token.block(end) == tokens[0].block(end))
-        {
-            end += 1;
+        while tokens.iter().any(|token| token.sees(end)) && is_common(tokens, end) {
+            end += K::BLOCKS_TOGETHER;
         }
         if end > number {
-            self.add_blocks(tokens, first, number..end, state);
+            let Self { layout, cache, queries, of_kv_head, heads, .. } = *self;
+            let (kv_heads, numbers) = (self.kv_heads.clone(), number..end);
+            let run =
+                Run { layout, cache, tokens, first, numbers, kv_heads, queries, of_kv_head, heads };
+            self.kernel.add_blocks(&run, state);
         }
         let mut first = first;
-        for run in tokens.chunk_by(|a, b| a.block(end) == b.block(end)) {
+        for run in tokens.chunk_by(|a, b| is_common(&[*a, *b], end)) {
             if run.iter().any(|token| token.sees(end)) {
                 self.descend(run, first, end, state);
             }
             first += run.len();
         }
     }
+}
 
-    /// Adds the blocks of these numbers, which `tokens` have in common.
-    fn add_blocks(
-        &self,
-        tokens: &[Visible<'_>],
-        first: usize,
-        numbers: Range<usize>,
-        state: &mut Softmax<'_>,
-    ) {
-        let max_mr = K::Isa::MAX_MR.rows();
-        let rows = tokens.len() * self.heads;
-        // The tiles are in the order of KV heads, then of queries.
-        let mut tiles = Vec::with_capacity(self.kv_heads.len() * rows.div_ceil(max_mr));
-        for kv_head in 0..self.kv_heads.len() {
-            for row in (0..rows).step_by(max_mr) {
-                let query = kv_head * self.of_kv_head + first * self.heads + row;
-                let rows = row..rows.min(row + max_mr);
-                tiles.push(self.tile(tokens, query, rows, state));
-            }
-        }
-        for number in numbers {
-            let Some(block) = tokens[0].block(number) else { break };
-            let of_kv_heads = tiles.chunks_exact_mut(rows.div_ceil(max_mr));
-            for (kv_head, tiles) in self.kv_heads.clone().zip(of_kv_heads) {
-                let (keys, values) = self.layout.head(self.cache, block, kv_head);
-                for tile in tiles {
-                    self.kernel.isa().run(
-                        #[inline(always)]
-                        || tile.add_block(self.kernel, keys, values, number * BLOCK_TOKENS),
-                    );
-                }
-            }
-        }
-        for tile in tiles {
-            tile.store(state, self.layout.head_dim);
+/// Adds the blocks of a run, one after another.
+pub(super) fn add_blocks<K: CacheKernel>(
+    kernel: K,
+    run: &Run<'_, K::Element>,
+    state: &mut Softmax<'_>,
+) {
+    let max_mr = K::Isa::MAX_MR.rows();
+    let rows = run.rows();
+    // The tiles are in the order of KV heads, then of queries.
+    let mut tiles = Vec::with_capacity(run.kv_heads.len() * rows.div_ceil(max_mr));
+    for kv_head in run.kv_heads.clone() {
+        for row in (0..rows).step_by(max_mr) {
+            tiles.push(Tile::new(kernel, run, kv_head, row..rows.min(row + max_mr), state));
         }
     }
-
-    /// Makes the tile of some `rows` of the queries of `tokens`. `query` is the number of the first of them
-    /// among all queries.
-    fn tile(
-        &self,
-        tokens: &[Visible<'_>],
-        query: usize,
-        rows: Range<usize>,
-        state: &Softmax<'_>,
-    ) -> Tile<K> {
-        let head_dim = self.layout.head_dim;
-        let mr = Mr::holding(rows.len());
-        let height = mr.rows();
-        let mut tile = Tile {
-            query,
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            rows: rows.len(),
-            mr,
-            visible: [0; MAX_ROWS],
-            queries: vec![K::Query::default(); head_dim.div_ceil(K::Element::DEPTH) * height],
-            max: [f32::NEG_INFINITY; MAX_ROWS],
-            total: [[0.0; NR]; MAX_ROWS],
-            sums: vec![[0.0; NR]; head_dim.div_ceil(NR) * height],
-        };
-        let numbers = &self.queries[query * head_dim..][..rows.len() * head_dim];
-        self.kernel.isa().run(
-            #[inline(always)]
-            || K::pack_queries(numbers, head_dim, height, &mut tile.queries),
-        );
-        for (visible, row) in tile.visible.iter_mut().zip(rows.clone()) {
-            *visible = tokens[row / self.heads].position + 1;
-        }
-        let all = query..query + rows.len();
-        tile.max[..rows.len()].copy_from_slice(&state.max[all.clone()]);
-        tile.total[..rows.len()].copy_from_slice(&state.total[all]);
-        let from = state.sums[query * head_dim..].chunks(head_dim).take(rows.len());
-        for (row, from) in from.enumerate() {
-            for (to, from) in tile.sums[row..].iter_mut().step_by(height).zip(from.chunks(NR)) {
-                to[..from.len()].copy_from_slice(from);
+    for number in run.numbers.clone() {
+        let Some(block) = run.tokens[0].block(number) else { break };
+        let of_kv_heads = tiles.chunks_exact_mut(rows.div_ceil(max_mr));
+        for (kv_head, tiles) in run.kv_heads.clone().zip(of_kv_heads) {
+            let (keys, values) = run.layout.head(run.cache, block, kv_head);
+            for tile in tiles {
+                kernel.isa().run(
+                    #[inline(always)]
+                    || tile.add_block(kernel, keys, values, number * BLOCK_TOKENS),
+                );
             }
         }
-        tile
+    }
+    for tile in tiles {
+        tile.store(state, run.layout.head_dim);
     }
 }
 
@@ -305,6 +306,49 @@ struct Tile<K: CacheKernel> {
 }
 
 impl<K: CacheKernel> Tile<K> {
+    /// Makes the tile of some `rows` of the queries of a KV head.
+    fn new(
+        kernel: K,
+        run: &Run<'_, K::Element>,
+        kv_head: usize,
+        rows: Range<usize>,
+        state: &Softmax<'_>,
+    ) -> Self {
+        let head_dim = run.layout.head_dim;
+        let query = run.first_query(kv_head) + rows.start;
+        let mr = Mr::holding(rows.len());
+        let height = mr.rows();
+        let mut tile = Self {
+            query,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            rows: rows.len(),
+            mr,
+            visible: [0; MAX_ROWS],
+            queries: vec![K::Query::default(); head_dim.div_ceil(K::Element::DEPTH) * height],
+            max: [f32::NEG_INFINITY; MAX_ROWS],
+            total: [[0.0; NR]; MAX_ROWS],
+            sums: vec![[0.0; NR]; head_dim.div_ceil(NR) * height],
+        };
+        let numbers = &run.queries[query * head_dim..][..rows.len() * head_dim];
+        kernel.isa().run(
+            #[inline(always)]
+            || K::pack_queries(numbers, head_dim, height, &mut tile.queries),
+        );
+        for (visible, row) in tile.visible.iter_mut().zip(rows.clone()) {
+            *visible = run.token(row).position + 1;
+        }
+        let all = query..query + rows.len();
+        tile.max[..rows.len()].copy_from_slice(&state.max[all.clone()]);
+        tile.total[..rows.len()].copy_from_slice(&state.total[all]);
+        let from = state.sums[query * head_dim..].chunks(head_dim).take(rows.len());
+        for (row, from) in from.enumerate() {
+            for (to, from) in tile.sums[row..].iter_mut().step_by(height).zip(from.chunks(NR)) {
+                to[..from.len()].copy_from_slice(from);
+            }
+        }
+        tile
+    }
+
     /// Writes the running sums back.
     fn store(&self, state: &mut Softmax<'_>, head_dim: usize) {
         let all = self.query..self.query + self.rows;

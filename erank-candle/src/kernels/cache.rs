@@ -9,13 +9,16 @@ use half::bf16;
 #[cfg(target_arch = "aarch64")]
 use super::arch::aarch64::neon_bf16::NeonBf16 as PairsIsa;
 #[cfg(target_arch = "x86_64")]
-use super::arch::x86_64::avx512_bf16::Avx512Bf16 as PairsIsa;
+use super::arch::x86_64::{amx::Amx, avx512_bf16::Avx512Bf16 as PairsIsa};
 use super::arch::{InstructionSet, Isa, WideningIsa, with_isa};
+use super::attention::{self, Run, Softmax};
 use super::element::Element;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::pack::pack_groups;
 use super::pack::pack_widened;
 use super::tile::{MAX_ROWS, Mr, NR, Prefetch, TileRows};
+#[cfg(target_arch = "x86_64")]
+use super::tile_attention;
 
 /// Multiplies queries with a block's keys, and attention weights with its values.
 ///
@@ -27,6 +30,10 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     type Element: CacheElement;
     /// `DEPTH` numbers of a packed query.
     type Query: Pod + Default + Send + Sync;
+    /// Blocks of a sequence that are always multiplied together, from a multiple of this number on.
+    const BLOCKS_TOGETHER: usize = 1;
+    /// Tokens whose queries are computed by one thread, if there are enough.
+    const TOKENS_OF_A_THREAD: usize = 64;
 
     /// Returns the token of the instruction set.
     fn isa(self) -> Self::Isa;
@@ -59,6 +66,11 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
         visible: usize,
         sums: &mut [[f32; NR]],
     );
+
+    /// Adds the blocks of a run to the softmax of its queries.
+    fn add_blocks(self, run: &Run<'_, Self::Element>, state: &mut Softmax<'_>) {
+        attention::add_blocks(self, run, state);
+    }
 }
 
 /// Work for any type of kernel of a cache of type `E`. It is a trait because closures cannot be generic.
@@ -117,6 +129,10 @@ impl CacheElement for f32 {}
 
 impl CacheElement for bf16 {
     fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(isa) = set.token::<Amx>() {
+            return visitor.visit(Tiles(isa));
+        }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(isa) = set.token::<PairsIsa>() {
             return visitor.visit(Pairs(isa));
@@ -132,6 +148,8 @@ impl CacheElement for bf16 {
         let mut outputs = vec![with_isa!(set, isa => visitor.visit(Widened::new(isa.widening())))];
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         outputs.extend(set.token::<PairsIsa>().map(|isa| visitor.visit(Pairs(isa))));
+        #[cfg(target_arch = "x86_64")]
+        outputs.extend(set.token::<Amx>().map(|isa| visitor.visit(Tiles(isa))));
         outputs
     }
 }
@@ -330,6 +348,61 @@ impl CacheKernel for Pairs {
             }
         }
         self.0.weigh_values(rounded, bytemuck::cast_slice(values), mr, visible, sums);
+    }
+}
+
+/// A BF16 cache, multiplied in AMX's tiles. Heads that do not divide into tiles are multiplied as by [`Pairs`].
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+struct Tiles(Amx);
+
+#[cfg(target_arch = "x86_64")]
+impl Tiles {
+    fn pairs(self) -> Pairs {
+        Pairs(self.0.vectors())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl CacheKernel for Tiles {
+    type Isa = PairsIsa;
+    type Element = bf16;
+    type Query = [bf16; 2];
+    const BLOCKS_TOGETHER: usize = tile_attention::BLOCKS_TOGETHER;
+    const TOKENS_OF_A_THREAD: usize = 256;
+
+    #[inline(always)]
+    fn isa(self) -> PairsIsa {
+        self.0.vectors()
+    }
+
+    #[inline(always)]
+    fn pack_queries(queries: &[f32], head_dim: usize, mr: usize, packed: &mut [[bf16; 2]]) {
+        Pairs::pack_queries(queries, head_dim, mr, packed);
+    }
+
+    #[inline(always)]
+    fn scores(self, queries: &[[bf16; 2]], keys: &[bf16], mr: Mr, scores: &mut [[f32; NR]]) {
+        self.pairs().scores(queries, keys, mr, scores);
+    }
+
+    #[inline(always)]
+    fn weigh_values(
+        self,
+        weights: &[[f32; NR]],
+        values: &[bf16],
+        mr: Mr,
+        visible: usize,
+        sums: &mut [[f32; NR]],
+    ) {
+        self.pairs().weigh_values(weights, values, mr, visible, sums);
+    }
+
+    fn add_blocks(self, run: &Run<'_, bf16>, state: &mut Softmax<'_>) {
+        match tile_attention::divides(run.layout.head_dim) {
+            true => tile_attention::add_blocks(self.0, run, state),
+            false => attention::add_blocks(self.pairs(), run, state),
+        }
     }
 }
 

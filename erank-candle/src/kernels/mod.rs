@@ -19,7 +19,7 @@
 //! | [`formats`] | weight formats: a block's layout, packing, dequantising, the micro-kernels |
 //! | [`micro_kernel`] | the trait of a micro-kernel, one format on one instruction set |
 //! | [`gemm`], [`projection`] | products of any number of rows, with their epilogues |
-//! | [`cache`], [`attention`] | the KV cache's types, and attention over it |
+//! | [`cache`], [`attention`], [`tile_attention`] | the KV cache's types, and attention over it |
 //!
 //! Different sets may give results with different last bits, because they round differently (fused or
 //! separate multiply-add, pairs, tiles of pairs). Within one set, the order of summation is always the same.
@@ -45,6 +45,8 @@ pub(crate) mod stored;
 #[cfg(test)]
 mod tests;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tile_attention;
 
 pub(crate) use arch::InstructionSet;
 pub use formats::{UnknownWeightFormat, WeightFormat};

@@ -1,6 +1,6 @@
 //! Keys and values of every layer, in blocks of 16 tokens.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
 
@@ -65,25 +65,29 @@ fn zeros(shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor>
         )
     };
     match (dtype, device) {
-        (DType::F32, Device::Cpu) => {
-            let mut zeros = vec![0f32; count];
-            use_large_pages(&mut zeros);
-            Tensor::from_vec(zeros, shape, device)
-        }
+        (DType::F32, Device::Cpu) => aligned(vec![0f32; count + LINE], shape),
+        // The system hands out zeroed integers without writing them. Zeroed BF16 would be written.
         (DType::BF16, Device::Cpu) => {
-            // The system hands out zeroed integers without writing them. Zeroed BF16 would be written.
-            let mut zeros: Vec<bf16> = vec![0u16; count].reinterpret_into();
-            use_large_pages(&mut zeros);
-            Tensor::from_vec(zeros, shape, device)
+            aligned::<bf16>(vec![0u16; count + LINE].reinterpret_into(), shape)
         }
-        (DType::U8, Device::Cpu) => {
-            let mut zeros = vec![0u8; count];
-            use_large_pages(&mut zeros);
-            Tensor::from_vec(zeros, shape, device)
-        }
+        (DType::U8, Device::Cpu) => aligned(vec![0u8; count + LINE], shape),
         (DType::F32 | DType::BF16, _) => Tensor::zeros(shape, dtype, device),
         (other, _) => bail!("the KV cache cannot have the type {other:?}; use F32, BF16 or U8"),
     }
+}
+
+/// Bytes of a line of the processor's caches.
+const LINE: usize = 64;
+
+/// Makes a tensor of numbers, in large pages. It starts at a line of the processor's caches, because AMX multiplies tiles
+/// that cross lines three times as slowly. There must be [`LINE`] numbers too many.
+fn aligned<T: WithDType>(mut numbers: Vec<T>, shape: (usize, usize)) -> Result<Tensor> {
+    use_large_pages(&mut numbers);
+    let start = numbers.as_ptr().align_offset(LINE).min(LINE);
+    let length = numbers.len();
+    Tensor::from_vec(numbers, length, &Device::Cpu)?
+        .narrow(0, start, length - LINE)?
+        .reshape(shape)
 }
 
 #[cfg(test)]

@@ -256,8 +256,6 @@ pub(crate) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Maximum number of tokens in a chunk.
-    const MAX_CHUNK_TOKENS: usize = 64;
     /// Tokens of a row, up to this number, stay in one chunk.
     const MAX_ROW_TOKENS: usize = 16;
 
@@ -280,7 +278,8 @@ impl Attention<'_> {
         // other. Results do not depend on the division.
         let threads = rayon::current_num_threads();
         let together = self.step.longest_row().min(Self::MAX_ROW_TOKENS);
-        let tokens = (self.step.len() / (8 * threads)).clamp(together, Self::MAX_CHUNK_TOKENS);
+        let pieces = 512 / K::TOKENS_OF_A_THREAD;
+        let tokens = (self.step.len() / (pieces * threads)).clamp(together, K::TOKENS_OF_A_THREAD);
         let chunks: Vec<&[usize]> = self.step.attention_order().chunks(tokens).collect();
         let heads = (layout.kv_heads * chunks.len() / (2 * threads)).clamp(1, layout.kv_heads);
         let pieces: Vec<(&[usize], Range<usize>)> = chunks

@@ -31,6 +31,8 @@ use super::avx512_bf16::Avx512Bf16;
 
 /// Pairs of inputs in a row of a tile.
 pub(crate) const PAIRS: usize = 16;
+/// Inputs in a row of a tile.
+pub(crate) const TILE_INPUTS: usize = 2 * PAIRS;
 /// Rows of a tile.
 const TILE_ROWS: usize = 16;
 
@@ -95,9 +97,23 @@ impl Isa for Amx {
     }
 }
 
+/// What a product does with its sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sums {
+    /// The product is added to them.
+    Add,
+    /// The product replaces them.
+    Replace,
+}
+
 impl Amx {
+    /// Returns the set of vector instructions beside the tiles.
+    pub(crate) fn vectors(self) -> Avx512Bf16 {
+        self.0
+    }
+
     /// Adds the product of the lhs, `[blocks][mr]` rows of 32 inputs, and each panel, `[blocks]`, to
-    /// `sums`, `[panels][mr][16]`.
+    /// `sums`, `[panels][mr][16]`, or replaces them.
     ///
     /// # Panics
     /// Panics if a panel has fewer blocks than the lhs, or the sums are too short.
@@ -107,12 +123,19 @@ impl Amx {
         panels: &[&[Block]],
         mr: AmxRows,
         sums: &mut [[f32; NR]],
+        then: Sums,
         prefetch: Prefetch,
     ) {
         let height = mr.rows();
         let steps = lhs.len() / height;
         assert!(panels.iter().all(|panel| panel.len() >= steps));
         assert!(sums.len() >= panels.len() * height);
+        if steps == 0 {
+            if then == Sums::Replace {
+                sums[..panels.len() * height].fill([0.0; NR]);
+            }
+            return;
+        }
         let config = TileConfig::of(height.min(TILE_ROWS));
         // SAFETY: the machine must have tiles, and the system must have granted them. `self` exists,
         // and `detect`, the only way to make it, checked both.
@@ -136,9 +159,11 @@ impl Amx {
             // 64 bytes, of 16 rows by 64 bytes, and `height` rows of 64 bytes. The assertions above
             // checked the lengths, and `configure` set the shape.
             unsafe {
-                match height > TILE_ROWS {
-                    true => multiply_two_by_two(work),
-                    false => multiply_one_by_two(work),
+                match (height > TILE_ROWS, then) {
+                    (true, Sums::Add) => multiply_two_by_two(work),
+                    (true, Sums::Replace) => replace_two_by_two(work),
+                    (false, Sums::Add) => multiply_one_by_two(work),
+                    (false, Sums::Replace) => replace_one_by_two(work),
                 }
             }
         }
@@ -252,9 +277,6 @@ macro_rules! multiply {
         /// Tiles must be configured for rows of this height. All tiles of the work must lie in memory that
         /// may be read, and the sums in memory that may be written.
         unsafe fn $name(work: Work) {
-            if work.steps == 0 {
-                return;
-            }
             let ahead = |panel: *const Block| panel.wrapping_byte_add(work.prefetch.distance);
             // SAFETY: the caller guarantees the tiles that are loaded and stored, and the steps lead
             // from each tile to the next. An address that is only prefetched may lie anywhere.
@@ -300,18 +322,28 @@ macro_rules! prefetch_line {
     };
 }
 
-multiply!(
+/// Defines two functions that multiply: one adds the products to the sums, the other replaces the sums.
+macro_rules! multiply_and_replace {
+    ($(#[$doc:meta])* $multiply:ident, $replace:ident, [$($load:literal),*], [$($zero:literal),*], $step:tt, $prefetch:tt, $store:tt) => {
+        multiply!($(#[$doc])* $multiply, [$($load),*], $step, $prefetch, $store);
+        multiply!($(#[$doc])* $replace, [$($zero),*], $step, $prefetch, $store);
+    };
+}
+
+multiply_and_replace!(
     /// Multiplies two tiles of sixteen rows by two panels.
     ///
     /// The lhs is loaded past the nearest cache, which is just large enough for the panels' part. The part is multiplied
     /// with several tiles of rows. The next part is prefetched into the second cache, two lines of each panel in a step.
     multiply_two_by_two,
+    replace_two_by_two,
     [
         "tileloadd tmm0, [{y} + {s}]",
         "tileloadd tmm1, [{z} + {s}]",
         "tileloadd tmm2, [{y} + {s} + 1024]",
         "tileloadd tmm3, [{z} + {s} + 1024]"
     ],
+    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
     [
         "tileloaddt1 tmm4, [{a} + {s}]",
         "tileloadd tmm6, [{b} + {s}]",
@@ -335,10 +367,12 @@ multiply!(
         "tilestored [{z} + {s} + 1024], tmm3"
     ]
 );
-multiply!(
+multiply_and_replace!(
     /// Multiplies one tile of up to sixteen rows by two panels, and prefetches as much as it multiplies.
     multiply_one_by_two,
+    replace_one_by_two,
     ["tileloadd tmm0, [{y} + {s}]", "tileloadd tmm1, [{z} + {s}]"],
+    ["tilezero tmm0", "tilezero tmm1"],
     [
         "tileloadd tmm4, [{a} + {s}]",
         "tileloadd tmm6, [{b} + {s}]",
@@ -402,7 +436,7 @@ mod tests {
             panels.iter().map(|panel| bytemuck::cast_slice(panel)).collect();
         let mut sums = vec![[0.5; NR]; panel_count * height];
         let prefetch = Prefetch { distance: 4096, stride: 64 };
-        isa.multiply_tiles(&lhs, &as_blocks, mr, &mut sums, prefetch);
+        isa.multiply_tiles(&lhs, &as_blocks, mr, &mut sums, Sums::Add, prefetch);
         for (panel, sums) in panels.iter().zip(sums.chunks_exact(height)) {
             for (row, sums) in sums.iter().enumerate() {
                 for (column, sum) in sums.iter().enumerate() {

@@ -6,3 +6,4 @@ pub(crate) mod avx512;
 pub(crate) mod avx512_bf16;
 pub(crate) mod avx512_vnni;
 pub(crate) mod avx_vnni;
+pub(crate) mod softmax;

@@ -122,7 +122,7 @@ impl MicroKernel for Tiles {
         sums: &mut [[f32; NR]],
         prefetch: Prefetch,
     ) {
-        self.0.multiply_tiles(lhs, panels, mr, sums, prefetch);
+        self.0.multiply_tiles(lhs, panels, mr, sums, amx::Sums::Add, prefetch);
     }
 
     fn exercise(self, count: usize) -> f64 {
