@@ -21,9 +21,9 @@ use std::ops::Range;
 
 use bytemuck::Zeroable;
 
-use super::arch::Isa;
+use super::arch::{Isa, features};
 use super::column_blocks::{ColumnBlock, Columns, par_column_blocks};
-use super::micro_kernel::MicroKernel;
+use super::micro_kernel::{MicroKernel, TilePart};
 use super::norm::{Norm, silu};
 use super::packed_matrix::PackedMatrix;
 use super::parallel::par_chunks_mut;
@@ -35,6 +35,8 @@ const MANY_ROWS: usize = 8;
 const PANELS_OF_FEW_ROWS: usize = 4;
 /// Tiles of rows that are multiplied with a part of the panels while it is in a near cache.
 const TILES_AT_ONCE: usize = 8;
+/// Outputs of more bytes are written past the caches, which do not hold them until they are read.
+const UNCACHED_BYTES: usize = 1 << 22;
 
 /// A packed matrix of any format. The code above the formats uses matrices only through this trait.
 ///
@@ -127,6 +129,7 @@ pub(super) fn multiply<K: MicroKernel>(
         pack_lhs(kernel, &x[first..x.len().min(first + mr * inputs)], inputs, norm, lhs);
     });
 
+    let all_tiles = rows.div_ceil(mr);
     let at_once = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { kernel.panels() };
     let panels_of_each = at_once.div_ceil(matrices.len());
     par_column_blocks(y, panels_of_each * NR, &|sums, index, mut y| {
@@ -146,7 +149,6 @@ pub(super) fn multiply<K: MicroKernel>(
             let tiles = tiles.chunks_exact(lhs_size);
             // `[tiles][matrices][columns][mr]`.
             let sums_size = panels.len() * mr;
-            sums.clear();
             sums.resize(tiles.len() * sums_size, SumRow::zeroed());
             let sums: &mut [[f32; NR]] = bytemuck::cast_slice_mut(sums);
             for (index, panels) in panels.chunks(at_once).enumerate() {
@@ -158,33 +160,40 @@ pub(super) fn multiply<K: MicroKernel>(
                         *part = &panel[start..end];
                     }
                     let parts = &parts[..panels.len()];
-                    // Bytes to the next part of the same panels, or to the panels of the next block of columns.
-                    let next = match end == blocks {
-                        false => size_of_val(parts[0]),
-                        true => (panels_of_each * blocks - start) * size_of::<K::Block>(),
+                    // Bytes to the panels of the next block of columns, and to the next part of any panels.
+                    let next_block = (panels_of_each * blocks - start) * size_of::<K::Block>();
+                    let next = if end == blocks { next_block } else { size_of_val(parts[0]) };
+                    let panel_size = blocks * size_of::<K::Block>();
+                    let count = tiles.len();
+                    let prefetch = |tile: usize| match count {
+                        _ if all_tiles == 1 => K::PREFETCH,
+                        _ if all_tiles <= K::MAX_TILES_OF_A_PREFETCH => Prefetch {
+                            distance: next_block
+                                + (first_row / mr + tile) * panel_size / all_tiles
+                                + start * size_of::<K::Block>() / all_tiles,
+                            stride: 64 / all_tiles,
+                        },
+                        _ => Prefetch {
+                            distance: next + tile * size_of_val(parts[0]) / count,
+                            stride: 64 / count,
+                        },
                     };
-                    for (tile, (lhs, sums)) in
-                        tiles.clone().zip(sums.chunks_exact_mut(sums_size)).enumerate()
-                    {
+                    let all_sums = sums.chunks_exact_mut(sums_size);
+                    let tiles = tiles.clone().zip(all_sums).enumerate().map(|(tile, (lhs, sums))| {
                         let mr = K::Rows::holding(rows_of(tile));
                         let height = mr.rows();
-                        let lhs = &lhs[start * height..end * height];
-                        let sums = &mut sums[first_panel * height..][..parts.len() * height];
-                        let prefetch = match tiles.len() {
-                            1 => K::PREFETCH,
-                            count => {
-                                let part = size_of_val(parts[0]);
-                                Prefetch {
-                                    distance: next + tile * part / count,
-                                    stride: 64 / count,
-                                }
-                            }
-                        };
-                        kernel.multiply(lhs, parts, mr, sums, prefetch);
-                    }
+                        TilePart {
+                            lhs: &lhs[start * height..end * height],
+                            mr,
+                            sums: &mut sums[first_panel * height..][..parts.len() * height],
+                            is_first: start == 0,
+                            prefetch: prefetch(tile),
+                        }
+                    });
+                    kernel.multiply_tiles(tiles, parts);
                 }
             }
-            for (tile, sums) in sums.chunks_exact(sums_size).enumerate() {
+            for (tile, sums) in sums.chunks_exact_mut(sums_size).enumerate() {
                 let rows = first_row + tile * mr..first_row + tile * mr + rows_of(tile);
                 let height = K::Rows::holding(rows.len()).rows();
                 kernel.isa().run(
@@ -192,6 +201,7 @@ pub(super) fn multiply<K: MicroKernel>(
                     || finish(&mut y, rows, height, sums, epilogue),
                 );
             }
+            features::finish_uncached();
         }
     });
 }
@@ -228,40 +238,46 @@ fn finish(
     y: &mut ColumnBlock<'_>,
     rows: Range<usize>,
     mr: usize,
-    sums: &[[f32; NR]],
+    sums: &mut [[f32; NR]],
     epilogue: Epilogue,
 ) {
     let columns = y.columns().div_ceil(NR);
+    if let Epilogue::SwiGlu = epilogue {
+        // For all rows in one loop, because the compiler does not vectorise a loop over 16 numbers with a division.
+        let (gate, up) = sums.split_at_mut(columns * mr);
+        for (gate, up) in gate.as_flattened_mut().iter_mut().zip(up.as_flattened()) {
+            *gate = silu(*gate) * up;
+        }
+    }
+    let is_small = y.matrix_bytes() <= UNCACHED_BYTES;
     for (index, row) in rows.enumerate() {
-        let sums = |matrix: usize, column: usize| sums[(matrix * columns + column) * mr + index];
+        let sums = |column: usize| &sums[column * mr + index];
         let (whole, rest) = y.row(row).as_chunks_mut::<NR>();
         let count = whole.len();
         for (column, y) in whole.iter_mut().enumerate() {
-            finish_columns(y, |matrix| sums(matrix, column), epilogue);
+            match epilogue {
+                Epilogue::Add => finish_columns(y, sums(column), epilogue),
+                _ if is_small => *y = *sums(column),
+                _ => features::write_uncached(y, sums(column)),
+            }
         }
         if !rest.is_empty() {
             // A copy of all columns. With their number in a variable, each copy would be a call, which took a tenth of
             // the time of a prompt.
             let mut all = [0.0; NR];
             all[..rest.len()].copy_from_slice(rest);
-            finish_columns(&mut all, |matrix| sums(matrix, count), epilogue);
+            finish_columns(&mut all, sums(count), epilogue);
             rest.copy_from_slice(&all[..rest.len()]);
         }
     }
 }
 
-/// Applies the epilogue to the columns of a panel. `sums` returns their sums by matrix.
+/// Assigns or adds the sums of the columns of a panel.
 #[inline(always)]
-fn finish_columns(y: &mut [f32; NR], sums: impl Fn(usize) -> [f32; NR], epilogue: Epilogue) {
+fn finish_columns(y: &mut [f32; NR], sums: &[f32; NR], epilogue: Epilogue) {
     match epilogue {
-        Epilogue::Assign => *y = sums(0),
-        Epilogue::Add => y.iter_mut().zip(sums(0)).for_each(|(y, sum)| *y += sum),
-        Epilogue::SwiGlu => {
-            let (gate, up) = (sums(0), sums(1));
-            for (y, (gate, up)) in y.iter_mut().zip(gate.into_iter().zip(up)) {
-                *y = silu(gate) * up;
-            }
-        }
+        Epilogue::Assign | Epilogue::SwiGlu => *y = *sums,
+        Epilogue::Add => y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum),
     }
 }
 

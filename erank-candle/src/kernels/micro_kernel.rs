@@ -34,6 +34,9 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     const KC: usize;
     /// The prefetch of a projection that multiplies each weight once.
     const PREFETCH: Prefetch;
+    /// With up to this number of tiles, each block of columns prefetches all of the next one. With more, and by default,
+    /// each part of the inputs prefetches the next part.
+    const MAX_TILES_OF_A_PREFETCH: usize = 0;
 
     /// Returns the token of the instruction set.
     fn isa(self) -> Self::Isa;
@@ -68,6 +71,21 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
         prefetch: Prefetch,
     );
 
+    /// Multiplies parts of several tiles' rows with the same part of the panels, one after another. A tile's first part
+    /// replaces its sums, and the others are added to them.
+    fn multiply_tiles<'a>(
+        self,
+        tiles: impl Iterator<Item = TilePart<'a, Self>>,
+        panels: &[&[Self::Block]],
+    ) {
+        for TilePart { lhs, mr, sums, is_first, prefetch } in tiles {
+            if is_first {
+                sums.fill([0.0; NR]);
+            }
+            self.multiply(lhs, panels, mr, sums, prefetch);
+        }
+    }
+
     /// Returns a row of activations as [`pack_lhs`](Self::pack_lhs) rounds it, for the oracle. Most kernels round to
     /// BF16.
     #[cfg(test)]
@@ -91,6 +109,18 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
         black_box(sums);
         (count * 2 * self.panels() * mr.rows() * NR * K) as f64
     }
+}
+
+/// A part of the inputs of one tile of rows.
+pub(crate) struct TilePart<'a, K: MicroKernel> {
+    /// `[blocks][mr]`.
+    pub(crate) lhs: &'a [K::Lhs],
+    pub(crate) mr: K::Rows,
+    /// `[panels][mr][16]`.
+    pub(crate) sums: &'a mut [[f32; NR]],
+    /// Whether this is the first part of the inputs.
+    pub(crate) is_first: bool,
+    pub(crate) prefetch: Prefetch,
 }
 
 /// Work for any type of micro-kernel. It is a trait because closures cannot be generic.

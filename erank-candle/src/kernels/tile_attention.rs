@@ -22,7 +22,7 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 use half::bf16;
 
-use super::arch::x86_64::amx::{Amx, AmxRows, Block, LhsRow, PAIRS, Sums, TILE_INPUTS};
+use super::arch::x86_64::amx::{Amx, AmxRows, Block, LhsRow, PAIRS, Product, Sums, TILE_INPUTS};
 use super::arch::x86_64::softmax::SoftmaxRow;
 use super::arch::Isa;
 use super::attention::{BLOCK_TOKENS, Run, Softmax};
@@ -216,10 +216,12 @@ impl Tile {
         let count = most_visible.div_ceil(BLOCK_TOKENS);
         let all_pairs = keys.len().div_ceil(BLOCKS_TOGETHER);
         let pairs = count.div_ceil(BLOCKS_TOGETHER);
-        let scores: &mut [[f32; NR]] =
-            bytemuck::cast_slice_mut(&mut scratch.scores[..count * height]);
-        let keys = &keys[..count];
-        amx.multiply_tiles(&self.queries, keys, self.height, scores, Sums::Replace, Prefetch::NONE);
+        let scores = &mut scratch.scores[..count * height];
+        let scores: &mut [[f32; NR]] = bytemuck::cast_slice_mut(scores);
+        let (mr, prefetch) = (self.height, Prefetch::NONE);
+        let (lhs, then) = (self.queries.as_slice(), Sums::Replace);
+        let product = Product { lhs, mr, sums: scores, then, prefetch };
+        amx.multiply_tiles([product].into_iter(), &keys[..count]);
 
         let weights = &mut scratch.weights[..pairs * height];
         let vectors = amx.vectors();
@@ -246,8 +248,8 @@ impl Tile {
             for (panel, values) in panels.iter_mut().zip(values.chunks(all_pairs)) {
                 *panel = &values[..pairs];
             }
-            let panels = &panels[..count];
-            amx.multiply_tiles(weights, panels, self.height, sums, Sums::Add, Prefetch::NONE);
+            let product = Product { lhs: weights, mr, sums, then: Sums::Add, prefetch };
+            amx.multiply_tiles([product].into_iter(), &panels[..count]);
         }
     }
 

@@ -1,10 +1,10 @@
 //! Keys and values of every layer, in blocks of 16 tokens.
 
-use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
 
-use crate::kernels::buffer::use_large_pages;
+use super::aligned::{LINE, aligned, aligned_zeros};
 
 /// The storage of the KV cache: a fixed number of blocks in every layer.
 ///
@@ -65,7 +65,7 @@ fn zeros(shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor>
         )
     };
     match (dtype, device) {
-        (DType::F32, Device::Cpu) => aligned(vec![0f32; count + LINE], shape),
+        (DType::F32, Device::Cpu) => aligned_zeros(shape),
         // The system hands out zeroed integers without writing them. Zeroed BF16 would be written.
         (DType::BF16, Device::Cpu) => {
             aligned::<bf16>(vec![0u16; count + LINE].reinterpret_into(), shape)
@@ -74,20 +74,6 @@ fn zeros(shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor>
         (DType::F32 | DType::BF16, _) => Tensor::zeros(shape, dtype, device),
         (other, _) => bail!("the KV cache cannot have the type {other:?}; use F32, BF16 or U8"),
     }
-}
-
-/// Bytes of a line of the processor's caches.
-const LINE: usize = 64;
-
-/// Makes a tensor of numbers, in large pages. It starts at a line of the processor's caches, because AMX multiplies tiles
-/// that cross lines three times as slowly. There must be [`LINE`] numbers too many.
-fn aligned<T: WithDType>(mut numbers: Vec<T>, shape: (usize, usize)) -> Result<Tensor> {
-    use_large_pages(&mut numbers);
-    let start = numbers.as_ptr().align_offset(LINE).min(LINE);
-    let length = numbers.len();
-    Tensor::from_vec(numbers, length, &Device::Cpu)?
-        .narrow(0, start, length - LINE)?
-        .reshape(shape)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! | [`candle`] | the operations on candle's own, for any device |
 //! | [`load`] | the list of models and devices: from a checkpoint to a [`Model`] |
 
+pub(crate) mod aligned;
 pub(crate) mod candle;
 pub(crate) mod cpu;
 pub(crate) mod kv_cache;

@@ -1,5 +1,7 @@
 //! Code that an instruction set compiles with its own features enabled.
-#![expect(unsafe_code, reason = "an instruction that is no part of Rust")]
+#![expect(unsafe_code, reason = "instructions that are no part of Rust")]
+
+use super::super::tile::NR;
 
 /// Implements [`Isa::run`](Isa::run) with these features enabled. The token's `detect` must check
 /// every one of them.
@@ -88,4 +90,33 @@ pub(in super::super) fn prefetch(address: *const u8) {
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
+}
+
+/// Writes a line without reading it into the caches first, if it is aligned as the caches' lines are. After the last such
+/// write, [`finish_uncached`] must be called before another thread reads.
+#[inline(always)]
+pub(in super::super) fn write_uncached(to: &mut [f32; NR], from: &[f32; NR]) {
+    #[cfg(target_arch = "x86_64")]
+    if to.as_ptr().addr().is_multiple_of(64) {
+        for (to, from) in to.as_chunks_mut::<4>().0.iter_mut().zip(from.as_chunks::<4>().0) {
+            // SAFETY: the store writes 16 bytes, which the array has, at an address that is a multiple of 16: the
+            // address of the line is a multiple of 64, as checked above. Every x86-64 processor has the instructions.
+            unsafe {
+                let numbers = std::arch::x86_64::_mm_loadu_ps(from.as_ptr());
+                std::arch::x86_64::_mm_stream_ps(to.as_mut_ptr(), numbers);
+            }
+        }
+        return;
+    }
+    *to = *from;
+}
+
+/// Orders all earlier writes of [`write_uncached`] before later writes.
+#[inline(always)]
+pub(in super::super) fn finish_uncached() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction touches no memory, and every x86-64 processor has it.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
 }

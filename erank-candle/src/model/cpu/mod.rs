@@ -3,9 +3,10 @@
 pub(crate) mod ops;
 pub(crate) mod ordered_step;
 
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Device, Result, Storage, Tensor, bail};
 use half::bf16;
 
+use super::aligned::aligned_zeros;
 use super::operations::{ActivationShape, AttentionShape, HeadNorms, Operations};
 use super::step::Step;
 use crate::checkpoint::weights::{Weights, format_of};
@@ -108,7 +109,7 @@ impl Operations for CpuOperations {
 
     fn begin<'a>(&self, step: &'a Step, shape: ActivationShape) -> Result<CpuPass<'a>> {
         let ActivationShape { attention, intermediate } = shape;
-        let zeros = |width| Tensor::zeros((step.len(), width), DType::F32, &Device::Cpu);
+        let zeros = |width| aligned_zeros((step.len(), width));
         Ok(CpuPass {
             step: OrderedStep::new(step),
             attention,

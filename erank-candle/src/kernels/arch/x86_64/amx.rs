@@ -106,69 +106,82 @@ pub(crate) enum Sums {
     Replace,
 }
 
+/// The operands of a product beside its panels.
+pub(crate) struct Product<'a> {
+    /// `[blocks][mr]` rows of 32 inputs.
+    pub(crate) lhs: &'a [LhsRow],
+    pub(crate) mr: AmxRows,
+    /// `[panels][mr][16]`.
+    pub(crate) sums: &'a mut [[f32; NR]],
+    pub(crate) then: Sums,
+    pub(crate) prefetch: Prefetch,
+}
+
 impl Amx {
     /// Returns the set of vector instructions beside the tiles.
     pub(crate) fn vectors(self) -> Avx512Bf16 {
         self.0
     }
 
-    /// Adds the product of the lhs, `[blocks][mr]` rows of 32 inputs, and each panel, `[blocks]`, to
-    /// `sums`, `[panels][mr][16]`, or replaces them.
+    /// Multiplies the lhs of each product, `[blocks][mr]` rows of 32 inputs, with each panel, `[blocks]`.
     ///
     /// # Panics
-    /// Panics if a panel has fewer blocks than the lhs, or the sums are too short.
-    pub(crate) fn multiply_tiles(
+    /// Panics if a panel has fewer blocks than an lhs, or the sums are too short.
+    pub(crate) fn multiply_tiles<'a>(
         self,
-        lhs: &[LhsRow],
+        products: impl Iterator<Item = Product<'a>>,
         panels: &[&[Block]],
-        mr: AmxRows,
-        sums: &mut [[f32; NR]],
-        then: Sums,
-        prefetch: Prefetch,
     ) {
-        let height = mr.rows();
-        let steps = lhs.len() / height;
-        assert!(panels.iter().all(|panel| panel.len() >= steps));
-        assert!(sums.len() >= panels.len() * height);
-        if steps == 0 {
-            if then == Sums::Replace {
-                sums[..panels.len() * height].fill([0.0; NR]);
-            }
-            return;
-        }
-        let config = TileConfig::of(height.min(TILE_ROWS));
-        // SAFETY: the machine must have tiles, and the system must have granted them. `self` exists,
-        // and `detect`, the only way to make it, checked both.
-        unsafe { configure(&config) };
+        let mut configured = None;
         let mut discarded = [SumRow::zeroed(); 2 * TILE_ROWS];
         let discarded = bytemuck::cast_slice_mut(&mut discarded);
-        for (panels, sums) in panels.chunks(2).zip(sums.chunks_mut(2 * height)) {
-            let (first, second) = sums.split_at_mut(height);
-            let second = if panels.len() == 2 { second } else { &mut discarded[..height] };
-            let work = Work {
-                lhs: lhs.as_ptr(),
-                panels: [panels[0].as_ptr(), panels[panels.len() - 1].as_ptr()],
-                sums: [first.as_mut_ptr(), second.as_mut_ptr()],
-                lhs_step: height * size_of::<LhsRow>(),
-                panel_step: size_of::<Block>(),
-                steps,
-                prefetch,
-            };
-            // SAFETY: tiles must be configured for rows of this height, and every tile that is read
-            // or written must lie in the lhs, the panels and the sums: `steps` tiles of `height` rows by
-            // 64 bytes, of 16 rows by 64 bytes, and `height` rows of 64 bytes. The assertions above
-            // checked the lengths, and `configure` set the shape.
-            unsafe {
-                match (height > TILE_ROWS, then) {
-                    (true, Sums::Add) => multiply_two_by_two(work),
-                    (true, Sums::Replace) => replace_two_by_two(work),
-                    (false, Sums::Add) => multiply_one_by_two(work),
-                    (false, Sums::Replace) => replace_one_by_two(work),
+        for Product { lhs, mr, sums, then, prefetch } in products {
+            let height = mr.rows();
+            let steps = lhs.len() / height;
+            assert!(panels.iter().all(|panel| panel.len() >= steps));
+            assert!(sums.len() >= panels.len() * height);
+            if steps == 0 {
+                if then == Sums::Replace {
+                    sums[..panels.len() * height].fill([0.0; NR]);
+                }
+                continue;
+            }
+            if configured != Some(mr) {
+                // SAFETY: the machine must have tiles, and the system must have granted them. `self` exists,
+                // and `detect`, the only way to make it, checked both.
+                unsafe { configure(&TileConfig::of(height.min(TILE_ROWS))) };
+                configured = Some(mr);
+            }
+            for (panels, sums) in panels.chunks(2).zip(sums.chunks_mut(2 * height)) {
+                let (first, second) = sums.split_at_mut(height);
+                let second = if panels.len() == 2 { second } else { &mut discarded[..height] };
+                let work = Work {
+                    lhs: lhs.as_ptr(),
+                    panels: [panels[0].as_ptr(), panels[panels.len() - 1].as_ptr()],
+                    sums: [first.as_mut_ptr(), second.as_mut_ptr()],
+                    lhs_step: height * size_of::<LhsRow>(),
+                    panel_step: size_of::<Block>(),
+                    steps,
+                    prefetch,
+                };
+                // SAFETY: tiles must be configured for rows of this height, and every tile that is read
+                // or written must lie in the lhs, the panels and the sums: `steps` tiles of `height` rows by
+                // 64 bytes, of 16 rows by 64 bytes, and `height` rows of 64 bytes. The assertions above
+                // checked the lengths, and `configure` set the shape.
+                unsafe {
+                    match (height > TILE_ROWS, then) {
+                        (true, Sums::Add) => multiply_two_by_two(work),
+                        (true, Sums::Replace) => replace_two_by_two(work),
+                        (false, Sums::Add) => multiply_one_by_two(work),
+                        (false, Sums::Replace) => replace_one_by_two(work),
+                    }
                 }
             }
         }
-        // SAFETY: as for `configure`. The tiles hold nothing that is needed later.
-        unsafe { asm!("tilerelease", options(nostack)) };
+        if configured.is_some() {
+            // SAFETY: as for `configure`. The tiles hold nothing that is needed later.
+            unsafe { asm!("tilerelease", options(nostack)) };
+        }
     }
 
     /// Multiplies two by two tiles `count` times, all from the nearest cache. Returns the number of
@@ -318,7 +331,7 @@ macro_rules! multiply {
 /// The prefetches of a line of each panel, into the nearest cache.
 macro_rules! prefetch_line {
     ($offset:literal) => {
-        concat!("prefetcht0 [{p} + ", $offset, "]\nprefetcht0 [{q} + ", $offset, "]")
+        concat!("prefetcht1 [{p} + ", $offset, "]\nprefetcht1 [{q} + ", $offset, "]")
     };
 }
 
@@ -436,7 +449,9 @@ mod tests {
             panels.iter().map(|panel| bytemuck::cast_slice(panel)).collect();
         let mut sums = vec![[0.5; NR]; panel_count * height];
         let prefetch = Prefetch { distance: 4096, stride: 64 };
-        isa.multiply_tiles(&lhs, &as_blocks, mr, &mut sums, Sums::Add, prefetch);
+        let then = Sums::Add;
+        let product = Product { lhs: &lhs, mr, sums: &mut sums, then, prefetch };
+        isa.multiply_tiles([product].into_iter(), &as_blocks);
         for (panel, sums) in panels.iter().zip(sums.chunks_exact(height)) {
             for (row, sums) in sums.iter().enumerate() {
                 for (column, sum) in sums.iter().enumerate() {

@@ -6,7 +6,7 @@ use crate::kernels::arch::Isa;
 use crate::kernels::arch::x86_64::amx::{self, Amx, AmxRows};
 use crate::kernels::arch::x86_64::avx512_bf16::Avx512Bf16;
 use crate::kernels::element::Element;
-use crate::kernels::micro_kernel::MicroKernel;
+use crate::kernels::micro_kernel::{MicroKernel, TilePart};
 use crate::kernels::pack::{pack_groups, pack_panel, unpack_row};
 use crate::kernels::stored::StoredRow;
 use crate::kernels::tile::{Mr, NR, Prefetch};
@@ -75,7 +75,8 @@ impl MicroKernel for Tiles {
     type Block = amx::Block;
     const BLOCK_K: usize = 2 * amx::PAIRS;
     const KC: usize = 512;
-    const PREFETCH: Prefetch = Prefetch { distance: 2048, stride: 64 };
+    const PREFETCH: Prefetch = Prefetch { distance: 4096, stride: 64 };
+    const MAX_TILES_OF_A_PREFETCH: usize = 16;
 
     #[inline(always)]
     fn isa(self) -> Amx {
@@ -122,7 +123,20 @@ impl MicroKernel for Tiles {
         sums: &mut [[f32; NR]],
         prefetch: Prefetch,
     ) {
-        self.0.multiply_tiles(lhs, panels, mr, sums, amx::Sums::Add, prefetch);
+        let product = amx::Product { lhs, mr, sums, then: amx::Sums::Add, prefetch };
+        self.0.multiply_tiles([product].into_iter(), panels);
+    }
+
+    fn multiply_tiles<'a>(
+        self,
+        tiles: impl Iterator<Item = TilePart<'a, Self>>,
+        panels: &[&[Self::Block]],
+    ) {
+        let products = tiles.map(|TilePart { lhs, mr, sums, is_first, prefetch }| {
+            let then = if is_first { amx::Sums::Replace } else { amx::Sums::Add };
+            amx::Product { lhs, mr, sums, then, prefetch }
+        });
+        self.0.multiply_tiles(products, panels);
     }
 
     fn exercise(self, count: usize) -> f64 {
