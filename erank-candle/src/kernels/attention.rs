@@ -91,24 +91,60 @@ impl BlockLayout {
         let (key_scale, value_scale) = (E::scale(key), E::scale(value));
         E::write_scale(key_scales, slot, key_scale);
         E::write_scale(value_scales, slot, value_scale);
-        let (word, index) = (slot / E::DEPTH, slot % E::DEPTH);
-        for (keys, key) in keys.chunks_exact_mut(BLOCK_TOKENS * E::DEPTH).zip(key.chunks(E::DEPTH))
-        {
-            for (to, key) in keys[slot * E::DEPTH..].iter_mut().zip(key) {
-                *to = E::round(*key / key_scale);
-            }
+        let slots = (keys, values, slot);
+        match E::DEPTH {
+            1 => write_words::<E, 1>(slots, (key, key_scale), (value, value_scale)),
+            2 => write_words::<E, 2>(slots, (key, key_scale), (value, value_scale)),
+            _ => write_words::<E, 4>(slots, (key, key_scale), (value, value_scale)),
         }
-        let panels = values.chunks_exact_mut(BLOCK_TOKENS * NR);
-        for (panel, value) in panels.zip(value.chunks(NR)) {
-            let panel = &mut panel[word * NR * E::DEPTH..];
-            for (to, value) in panel.chunks_exact_mut(E::DEPTH).zip(value) {
-                to[index] = E::round(*value / value_scale);
-                // The rest of the word is not written yet, and is multiplied by 0. A NaN that another
-                // sequence left there would spoil the sum.
-                to[index + 1..].fill(E::round(0.0));
+    }
+}
+
+/// Numbers of a key or a value that are rounded together, in one loop that the compiler vectorises.
+const PART: usize = 64;
+
+/// Writes a key and a value, with their scales, to a slot of a KV head's keys and values in words of `DEPTH` numbers.
+#[inline(always)]
+fn write_words<E: CacheElement, const DEPTH: usize>(
+    (keys, values, slot): (&mut [E], &mut [E], usize),
+    (key, key_scale): (&[f32], f32),
+    (value, value_scale): (&[f32], f32),
+) {
+    let (keys, values) = (keys.as_chunks_mut::<DEPTH>().0, values.as_chunks_mut::<DEPTH>().0);
+    for (keys, key) in keys.chunks_mut(PART / DEPTH * BLOCK_TOKENS).zip(key.chunks(PART)) {
+        let rounded: [E; PART] = round_part(key, key_scale);
+        let words = rounded.as_chunks::<DEPTH>().0;
+        for (keys, word) in keys.as_chunks_mut::<BLOCK_TOKENS>().0.iter_mut().zip(words) {
+            keys[slot] = *word;
+        }
+    }
+    let (word, index) = (slot / DEPTH, slot % DEPTH);
+    let words_of_panel = NR * BLOCK_TOKENS / DEPTH;
+    for (values, value) in values.chunks_mut(PART / NR * words_of_panel).zip(value.chunks(PART)) {
+        let rounded: [E; PART] = round_part(value, value_scale);
+        let panels = values.chunks_exact_mut(words_of_panel);
+        for (panel, value) in panels.zip(rounded.as_chunks::<NR>().0) {
+            for (to, value) in panel.as_chunks_mut::<NR>().0[word].iter_mut().zip(value) {
+                for (number, to) in to.iter_mut().enumerate() {
+                    // The rest of the word is not written yet, and is multiplied by 0. A NaN that another
+                    // sequence left there would spoil the sum.
+                    if number >= index {
+                        *to = if number == index { *value } else { E::round(0.0) };
+                    }
+                }
             }
         }
     }
+}
+
+/// Rounds up to [`PART`] numbers, divided by their scale. The others are 0.
+#[inline(always)]
+fn round_part<E: CacheElement>(numbers: &[f32], scale: f32) -> [E; PART] {
+    let mut rounded = [E::round(0.0); PART];
+    for (rounded, number) in rounded.iter_mut().zip(numbers) {
+        *rounded = E::round(*number / scale);
+    }
+    rounded
 }
 
 /// The view of a token whose queries attend: the blocks of its sequence, and its own position.

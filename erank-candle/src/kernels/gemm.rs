@@ -31,8 +31,8 @@ use super::tile::{NR, Prefetch, SumRow, TileRows};
 
 /// From this number of rows on, `MicroKernel::panels` are multiplied at once.
 const MANY_ROWS: usize = 8;
-/// Panels that are multiplied at once with fewer rows.
-const PANELS_OF_FEW_ROWS: usize = 4;
+/// Panels that are multiplied at once with fewer rows, and panels of the widest block of columns.
+const MAX_PANELS: usize = 4;
 /// Tiles of rows that are multiplied with a part of the panels while it is in a near cache.
 const TILES_AT_ONCE: usize = 8;
 /// Outputs of more bytes are written past the caches, which do not hold them until they are read.
@@ -119,6 +119,17 @@ pub(super) fn multiply<K: MicroKernel>(
     let (kernel, outputs, inputs) = (first.kernel(), first.outputs(), first.inputs());
     assert_eq!(y.range.len(), outputs, "columns and outputs");
     let rows = x.len() / inputs;
+    let group = TILES_AT_ONCE * kernel.max_mr().rows();
+    let most_rows = (K::MAX_LHS_NUMBERS / inputs / group * group).max(group);
+    if rows > most_rows {
+        let Columns { matrix, stride, range } = y;
+        let parts = x.chunks(most_rows * inputs).zip(matrix.chunks_mut(most_rows * stride));
+        for (x, matrix) in parts {
+            let y = Columns { matrix, stride, range: range.clone() };
+            multiply(x, norm, matrices, y, epilogue);
+        }
+        return;
+    }
     let mr = K::Rows::holding(rows.min(kernel.max_mr().rows())).rows();
     let blocks = inputs.div_ceil(K::BLOCK_K);
     // `[tiles][blocks][mr]`.
@@ -130,13 +141,16 @@ pub(super) fn multiply<K: MicroKernel>(
     });
 
     let all_tiles = rows.div_ceil(mr);
-    let at_once = if rows < MANY_ROWS { PANELS_OF_FEW_ROWS } else { kernel.panels() };
-    let panels_of_each = at_once.div_ceil(matrices.len());
+    let (at_once, of_block) = match rows < MANY_ROWS {
+        true => (MAX_PANELS, MAX_PANELS),
+        false => (kernel.panels(), kernel.panels_of_block()),
+    };
+    let panels_of_each = of_block.div_ceil(matrices.len());
     par_column_blocks(y, panels_of_each * NR, &|sums, index, mut y| {
         let first = index * panels_of_each;
         let count = y.columns().div_ceil(NR);
         // By matrix, then by column.
-        let mut panels: [&[K::Block]; PANELS_OF_FEW_ROWS] = Default::default();
+        let mut panels: [&[K::Block]; MAX_PANELS] = Default::default();
         for (n, matrix) in matrices.iter().enumerate() {
             for (i, panel) in panels[n * count..][..count].iter_mut().enumerate() {
                 *panel = matrix.panel(first + i);
@@ -153,9 +167,10 @@ pub(super) fn multiply<K: MicroKernel>(
             let sums: &mut [[f32; NR]] = bytemuck::cast_slice_mut(sums);
             for (index, panels) in panels.chunks(at_once).enumerate() {
                 let first_panel = index * at_once;
-                for start in (0..blocks).step_by(K::KC / K::BLOCK_K) {
-                    let end = blocks.min(start + K::KC / K::BLOCK_K);
-                    let mut parts: [&[K::Block]; PANELS_OF_FEW_ROWS] = Default::default();
+                let part = (if all_tiles == 1 { K::KC_OF_ONE_TILE } else { K::KC }) / K::BLOCK_K;
+                for start in (0..blocks).step_by(part) {
+                    let end = blocks.min(start + part);
+                    let mut parts: [&[K::Block]; MAX_PANELS] = Default::default();
                     for (part, panel) in parts.iter_mut().zip(panels) {
                         *part = &panel[start..end];
                     }

@@ -32,8 +32,13 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     /// Number of inputs to multiply at a time, a multiple of `BLOCK_K`. The panels' part of these inputs
     /// stays in a near cache while several tiles of rows are multiplied with it.
     const KC: usize;
+    /// Number of inputs to multiply at a time if there is only one tile.
+    const KC_OF_ONE_TILE: usize = Self::KC;
     /// The prefetch of a projection that multiplies each weight once.
     const PREFETCH: Prefetch;
+    /// Numbers of the largest lhs that is multiplied at once. A larger one would be read from memory again for each
+    /// block of columns.
+    const MAX_LHS_NUMBERS: usize = usize::MAX;
     /// With up to this number of tiles, each block of columns prefetches all of the next one. With more, and by default,
     /// each part of the inputs prefetches the next part.
     const MAX_TILES_OF_A_PREFETCH: usize = 0;
@@ -47,6 +52,11 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     /// Returns the number of panels to multiply at once with many rows. The accumulators of all of them stay in
     /// registers.
     fn panels(self) -> usize;
+
+    /// Returns the number of panels of a block of columns with many rows, a multiple of [`panels`](Self::panels) up to 4.
+    fn panels_of_block(self) -> usize {
+        self.panels()
+    }
 
     /// Packs rows of `k` numbers, rounded as the weights are, as `[blocks][mr]`. `lhs` must be all zeros. The
     /// places of numbers past `k` stay 0. If there are fewer than `mr` rows, the places of the missing rows

@@ -23,7 +23,14 @@ impl Norm {
             squares.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
         }
         squares.iter_mut().zip(rest).for_each(|(sum, x)| *sum += x * x);
-        let mean = squares.iter().sum::<f32>() / x.len() as f32;
+        // By halves, so that an addition need not wait for all others.
+        let mut half = SUMS / 2;
+        while half > 0 {
+            let (left, right) = squares.split_at_mut(half);
+            left.iter_mut().zip(right).for_each(|(left, right)| *left += *right);
+            half /= 2;
+        }
+        let mean = squares[0] / x.len() as f32;
         let scale = 1.0 / (mean + self.epsilon).sqrt();
         for ((out, x), weight) in out.iter_mut().zip(x).zip(&self.weight) {
             *out = x * scale * weight;

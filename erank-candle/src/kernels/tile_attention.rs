@@ -32,7 +32,7 @@ use super::tile::{NR, Prefetch, SumRow, TileRows};
 /// Queries of the highest tile.
 const MAX_ROWS: usize = 32;
 /// Blocks of a span, if there are several tiles of queries for each KV head.
-const LONG_SPAN: usize = 8;
+const LONG_SPAN: usize = 4;
 /// Blocks that are multiplied together.
 pub(super) const BLOCKS_TOGETHER: usize = 2;
 
@@ -220,7 +220,8 @@ impl Tile {
         let scores: &mut [[f32; NR]] = bytemuck::cast_slice_mut(scores);
         let (mr, prefetch) = (self.height, Prefetch::NONE);
         let (lhs, then) = (self.queries.as_slice(), Sums::Replace);
-        let product = Product { lhs, mr, sums: scores, then, prefetch };
+        let is_streamed = false;
+        let product = Product { lhs, mr, sums: scores, then, is_streamed, prefetch };
         amx.multiply_tiles([product].into_iter(), &keys[..count]);
 
         let weights = &mut scratch.weights[..pairs * height];
@@ -248,7 +249,8 @@ impl Tile {
             for (panel, values) in panels.iter_mut().zip(values.chunks(all_pairs)) {
                 *panel = &values[..pairs];
             }
-            let product = Product { lhs: weights, mr, sums, then: Sums::Add, prefetch };
+            let then = Sums::Add;
+            let product = Product { lhs: weights, mr, sums, then, is_streamed, prefetch };
             amx.multiply_tiles([product].into_iter(), &panels[..count]);
         }
     }

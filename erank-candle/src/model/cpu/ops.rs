@@ -181,12 +181,14 @@ impl WriteKv<'_> {
         }
         blocks.into_par_iter().for_each(|(block, tokens)| {
             let mut rotated = vec![0.0; head_dim];
-            for token in tokens {
-                let (_, keys, values) = self.heads.split(&qkv[token * width..][..width]);
-                let (cos, sin) = self.step.rotation(*token);
-                let (_, slot) = self.step.cache_slot(*token);
-                let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
-                for (kv_head, (key, value)) in heads.enumerate() {
+            // The part of one KV head fits into the nearest cache, and every token writes to all of its lines.
+            for kv_head in 0..layout.kv_heads {
+                for token in tokens {
+                    let (_, keys, values) = self.heads.split(&qkv[token * width..][..width]);
+                    let numbers = kv_head * head_dim..(kv_head + 1) * head_dim;
+                    let (key, value) = (&keys[numbers.clone()], &values[numbers]);
+                    let (cos, sin) = self.step.rotation(*token);
+                    let (_, slot) = self.step.cache_slot(*token);
                     kernel.isa().run(
                         #[inline(always)]
                         || {
@@ -281,7 +283,8 @@ impl Attention<'_> {
         let pieces = 512 / K::TOKENS_OF_A_THREAD;
         let tokens = (self.step.len() / (pieces * threads)).clamp(together, K::TOKENS_OF_A_THREAD);
         let chunks: Vec<&[usize]> = self.step.attention_order().chunks(tokens).collect();
-        let heads = (layout.kv_heads * chunks.len() / (2 * threads)).clamp(1, layout.kv_heads);
+        let pieces = threads * if tokens > Self::MAX_ROW_TOKENS { 16 } else { 2 };
+        let heads = (layout.kv_heads * chunks.len() / pieces).clamp(1, layout.kv_heads);
         let pieces: Vec<(&[usize], Range<usize>)> = chunks
             .into_iter()
             .flat_map(|chunk| {

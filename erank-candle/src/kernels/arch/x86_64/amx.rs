@@ -114,6 +114,8 @@ pub(crate) struct Product<'a> {
     /// `[panels][mr][16]`.
     pub(crate) sums: &'a mut [[f32; NR]],
     pub(crate) then: Sums,
+    /// Whether the lhs is loaded past the nearest cache, so that the panels stay there.
+    pub(crate) is_streamed: bool,
     pub(crate) prefetch: Prefetch,
 }
 
@@ -135,7 +137,7 @@ impl Amx {
         let mut configured = None;
         let mut discarded = [SumRow::zeroed(); 2 * TILE_ROWS];
         let discarded = bytemuck::cast_slice_mut(&mut discarded);
-        for Product { lhs, mr, sums, then, prefetch } in products {
+        for Product { lhs, mr, sums, then, is_streamed, prefetch } in products {
             let height = mr.rows();
             let steps = lhs.len() / height;
             assert!(panels.iter().all(|panel| panel.len() >= steps));
@@ -169,11 +171,13 @@ impl Amx {
                 // 64 bytes, of 16 rows by 64 bytes, and `height` rows of 64 bytes. The assertions above
                 // checked the lengths, and `configure` set the shape.
                 unsafe {
-                    match (height > TILE_ROWS, then) {
-                        (true, Sums::Add) => multiply_two_by_two(work),
-                        (true, Sums::Replace) => replace_two_by_two(work),
-                        (false, Sums::Add) => multiply_one_by_two(work),
-                        (false, Sums::Replace) => replace_one_by_two(work),
+                    match (height > TILE_ROWS, then, is_streamed) {
+                        (true, Sums::Add, true) => multiply_two_streamed(work),
+                        (true, Sums::Replace, true) => replace_two_streamed(work),
+                        (true, Sums::Add, false) => multiply_two_by_two(work),
+                        (true, Sums::Replace, false) => replace_two_by_two(work),
+                        (false, Sums::Add, _) => multiply_one_by_two(work),
+                        (false, Sums::Replace, _) => replace_one_by_two(work),
                     }
                 }
             }
@@ -283,7 +287,7 @@ struct Work {
 /// Defines a function that multiplies the tiles of a [`Work`] by the given instructions. Each step also executes the
 /// prefetches, of the data that the panels `p` and `q` prefetch from.
 macro_rules! multiply {
-    ($(#[$doc:meta])* $name:ident, [$($load:literal),*], [$($step:literal),*], [$($prefetch:expr),*], [$($store:literal),*]) => {
+    ($(#[$doc:meta])* $name:ident, [$($load:literal),*], [$($step:expr),*], [$($prefetch:expr),*], [$($store:literal),*]) => {
         $(#[$doc])*
         ///
         /// # Safety
@@ -328,7 +332,7 @@ macro_rules! multiply {
     };
 }
 
-/// The prefetches of a line of each panel, into the nearest cache.
+/// The prefetches of a line of each panel, into the second cache.
 macro_rules! prefetch_line {
     ($offset:literal) => {
         concat!("prefetcht1 [{p} + ", $offset, "]\nprefetcht1 [{q} + ", $offset, "]")
@@ -337,48 +341,77 @@ macro_rules! prefetch_line {
 
 /// Defines two functions that multiply: one adds the products to the sums, the other replaces the sums.
 macro_rules! multiply_and_replace {
-    ($(#[$doc:meta])* $multiply:ident, $replace:ident, [$($load:literal),*], [$($zero:literal),*], $step:tt, $prefetch:tt, $store:tt) => {
+    (
+        $(#[$doc:meta])* $multiply:ident, $replace:ident, [$($load:literal),*], [$($zero:literal),*], $step:tt,
+        $prefetch:tt, $store:tt
+    ) => {
         multiply!($(#[$doc])* $multiply, [$($load),*], $step, $prefetch, $store);
         multiply!($(#[$doc])* $replace, [$($zero),*], $step, $prefetch, $store);
     };
 }
 
-multiply_and_replace!(
-    /// Multiplies two tiles of sixteen rows by two panels.
-    ///
-    /// The lhs is loaded past the nearest cache, which is just large enough for the panels' part. The part is multiplied
-    /// with several tiles of rows. The next part is prefetched into the second cache, two lines of each panel in a step.
-    multiply_two_by_two,
-    replace_two_by_two,
+/// Defines functions that multiply two tiles of sixteen rows by two panels, with an instruction that loads the lhs.
+macro_rules! multiply_two {
+    ($(#[$doc:meta])* $multiply:ident, $replace:ident, $load:literal, $prefetch:tt) => {
+        multiply_and_replace!(
+            $(#[$doc])*
+            $multiply,
+            $replace,
+            [
+                "tileloadd tmm0, [{y} + {s}]",
+                "tileloadd tmm1, [{z} + {s}]",
+                "tileloadd tmm2, [{y} + {s} + 1024]",
+                "tileloadd tmm3, [{z} + {s} + 1024]"
+            ],
+            ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+            [
+                concat!($load, " tmm4, [{a} + {s}]"),
+                "tileloadd tmm6, [{b} + {s}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{c} + {s}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                concat!($load, " tmm5, [{a} + {s} + 1024]"),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7"
+            ],
+            $prefetch,
+            [
+                "tilestored [{y} + {s}], tmm0",
+                "tilestored [{z} + {s}], tmm1",
+                "tilestored [{y} + {s} + 1024], tmm2",
+                "tilestored [{z} + {s} + 1024], tmm3"
+            ]
+        );
+    };
+}
+
+multiply_two!(
+    /// Multiplies two tiles of sixteen rows by two panels, and prefetches as much as it multiplies.
+    multiply_two_by_two, replace_two_by_two, "tileloadd",
     [
-        "tileloadd tmm0, [{y} + {s}]",
-        "tileloadd tmm1, [{z} + {s}]",
-        "tileloadd tmm2, [{y} + {s} + 1024]",
-        "tileloadd tmm3, [{z} + {s} + 1024]"
-    ],
-    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-    [
-        "tileloaddt1 tmm4, [{a} + {s}]",
-        "tileloadd tmm6, [{b} + {s}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{c} + {s}]",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloaddt1 tmm5, [{a} + {s} + 1024]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    [
-        "prefetcht1 [{p}]",
-        "prefetcht1 [{q}]",
-        "prefetcht1 [{p} + 64]",
-        "prefetcht1 [{q} + 64]"
-    ],
-    [
-        "tilestored [{y} + {s}], tmm0",
-        "tilestored [{z} + {s}], tmm1",
-        "tilestored [{y} + {s} + 1024], tmm2",
-        "tilestored [{z} + {s} + 1024], tmm3"
+        prefetch_line!(0),
+        prefetch_line!(64),
+        prefetch_line!(128),
+        prefetch_line!(192),
+        prefetch_line!(256),
+        prefetch_line!(320),
+        prefetch_line!(384),
+        prefetch_line!(448),
+        prefetch_line!(512),
+        prefetch_line!(576),
+        prefetch_line!(640),
+        prefetch_line!(704),
+        prefetch_line!(768),
+        prefetch_line!(832),
+        prefetch_line!(896),
+        prefetch_line!(960)
     ]
+);
+multiply_two!(
+    /// Multiplies two tiles of sixteen rows by two panels, which several other tiles use. So the lhs is loaded past the
+    /// nearest cache, where the panels stay, and each step prefetches two lines of each panel.
+    multiply_two_streamed, replace_two_streamed, "tileloaddt1",
+    [prefetch_line!(0), prefetch_line!(64)]
 );
 multiply_and_replace!(
     /// Multiplies one tile of up to sixteen rows by two panels, and prefetches as much as it multiplies.
@@ -450,7 +483,8 @@ mod tests {
         let mut sums = vec![[0.5; NR]; panel_count * height];
         let prefetch = Prefetch { distance: 4096, stride: 64 };
         let then = Sums::Add;
-        let product = Product { lhs: &lhs, mr, sums: &mut sums, then, prefetch };
+        let is_streamed = steps > 2;
+        let product = Product { lhs: &lhs, mr, sums: &mut sums, then, is_streamed, prefetch };
         isa.multiply_tiles([product].into_iter(), &as_blocks);
         for (panel, sums) in panels.iter().zip(sums.chunks_exact(height)) {
             for (row, sums) in sums.iter().enumerate() {

@@ -75,7 +75,11 @@ impl MicroKernel for Tiles {
     type Block = amx::Block;
     const BLOCK_K: usize = 2 * amx::PAIRS;
     const KC: usize = 512;
-    const PREFETCH: Prefetch = Prefetch { distance: 4096, stride: 64 };
+    // All inputs of any model, so that each panel is read from memory in one go.
+    const KC_OF_ONE_TILE: usize = 1 << 20;
+    const PREFETCH: Prefetch = Prefetch { distance: 8192, stride: 64 };
+    // 1.5 MB, of a second cache of 2 MB.
+    const MAX_LHS_NUMBERS: usize = 3 << 18;
     const MAX_TILES_OF_A_PREFETCH: usize = 16;
 
     #[inline(always)]
@@ -89,6 +93,10 @@ impl MicroKernel for Tiles {
 
     fn panels(self) -> usize {
         2
+    }
+
+    fn panels_of_block(self) -> usize {
+        4
     }
 
     #[inline(always)]
@@ -123,7 +131,8 @@ impl MicroKernel for Tiles {
         sums: &mut [[f32; NR]],
         prefetch: Prefetch,
     ) {
-        let product = amx::Product { lhs, mr, sums, then: amx::Sums::Add, prefetch };
+        let (then, is_streamed) = (amx::Sums::Add, false);
+        let product = amx::Product { lhs, mr, sums, then, is_streamed, prefetch };
         self.0.multiply_tiles([product].into_iter(), panels);
     }
 
@@ -134,7 +143,10 @@ impl MicroKernel for Tiles {
     ) {
         let products = tiles.map(|TilePart { lhs, mr, sums, is_first, prefetch }| {
             let then = if is_first { amx::Sums::Replace } else { amx::Sums::Add };
-            amx::Product { lhs, mr, sums, then, prefetch }
+            // Several tiles use the same part of the panels if it is prefetched more slowly than it is multiplied. The
+            // nearest cache is just large enough for the part.
+            let is_streamed = prefetch.stride < Self::PREFETCH.stride;
+            amx::Product { lhs, mr, sums, then, is_streamed, prefetch }
         });
         self.0.multiply_tiles(products, panels);
     }
