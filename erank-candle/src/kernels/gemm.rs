@@ -14,6 +14,8 @@
 //! 3. Several panels are multiplied at once, and share each load of the lhs. With few rows, more panels are
 //!    multiplied at once, because each has fewer accumulators.
 //! 4. The panels of two matrices can be multiplied side by side, and the epilogue gets both sums.
+//! 5. Rows that are too many for a near cache are multiplied in several passes.
+//! 6. Large outputs are written past the caches.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -119,6 +121,7 @@ pub(super) fn multiply<K: MicroKernel>(
     let (kernel, outputs, inputs) = (first.kernel(), first.outputs(), first.inputs());
     assert_eq!(y.range.len(), outputs, "columns and outputs");
     let rows = x.len() / inputs;
+    // An lhs that exceeds a near cache would be read from memory again for each block of columns.
     let group = TILES_AT_ONCE * kernel.max_mr().rows();
     let most_rows = (K::MAX_LHS_NUMBERS / inputs / group * group).max(group);
     if rows > most_rows {
@@ -167,44 +170,29 @@ pub(super) fn multiply<K: MicroKernel>(
             let sums: &mut [[f32; NR]] = bytemuck::cast_slice_mut(sums);
             for (index, panels) in panels.chunks(at_once).enumerate() {
                 let first_panel = index * at_once;
-                let part = (if all_tiles == 1 { K::KC_OF_ONE_TILE } else { K::KC }) / K::BLOCK_K;
-                for start in (0..blocks).step_by(part) {
-                    let end = blocks.min(start + part);
+                let kc = if all_tiles == 1 { K::KC_OF_ONE_TILE } else { K::KC };
+                for start in (0..blocks).step_by(kc / K::BLOCK_K) {
+                    let end = blocks.min(start + kc / K::BLOCK_K);
                     let mut parts: [&[K::Block]; MAX_PANELS] = Default::default();
                     for (part, panel) in parts.iter_mut().zip(panels) {
                         *part = &panel[start..end];
                     }
                     let parts = &parts[..panels.len()];
-                    // Bytes to the panels of the next block of columns, and to the next part of any panels.
-                    let next_block = (panels_of_each * blocks - start) * size_of::<K::Block>();
-                    let next = if end == blocks { next_block } else { size_of_val(parts[0]) };
-                    let panel_size = blocks * size_of::<K::Block>();
-                    let count = tiles.len();
-                    let prefetch = |tile: usize| match count {
-                        _ if all_tiles == 1 => K::PREFETCH,
-                        _ if all_tiles <= K::MAX_TILES_OF_A_PREFETCH => Prefetch {
-                            distance: next_block
-                                + (first_row / mr + tile) * panel_size / all_tiles
-                                + start * size_of::<K::Block>() / all_tiles,
-                            stride: 64 / all_tiles,
-                        },
-                        _ => Prefetch {
-                            distance: next + tile * size_of_val(parts[0]) / count,
-                            stride: 64 / count,
-                        },
-                    };
+                    let part = Part { panels: panels_of_each, blocks, start, end };
+                    let (first_tile, count) = (first_row / mr, tiles.len());
                     let all_sums = sums.chunks_exact_mut(sums_size);
-                    let tiles = tiles.clone().zip(all_sums).enumerate().map(|(tile, (lhs, sums))| {
-                        let mr = K::Rows::holding(rows_of(tile));
-                        let height = mr.rows();
-                        TilePart {
-                            lhs: &lhs[start * height..end * height],
-                            mr,
-                            sums: &mut sums[first_panel * height..][..parts.len() * height],
-                            is_first: start == 0,
-                            prefetch: prefetch(tile),
-                        }
-                    });
+                    let tiles =
+                        tiles.clone().zip(all_sums).enumerate().map(|(tile, (lhs, sums))| {
+                            let mr = K::Rows::holding(rows_of(tile));
+                            let height = mr.rows();
+                            TilePart {
+                                lhs: &lhs[start * height..end * height],
+                                mr,
+                                sums: &mut sums[first_panel * height..][..parts.len() * height],
+                                is_first: start == 0,
+                                prefetch: part.prefetch::<K>(tile, first_tile, count, all_tiles),
+                            }
+                        });
                     kernel.multiply_tiles(tiles, parts);
                 }
             }
@@ -219,6 +207,47 @@ pub(super) fn multiply<K: MicroKernel>(
             features::finish_uncached();
         }
     });
+}
+
+/// A part of the inputs of a block of columns.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Panels of each matrix in a block of columns.
+    panels: usize,
+    /// Blocks of a panel.
+    blocks: usize,
+    /// The first block of the part.
+    start: usize,
+    /// The block after the last one of the part.
+    end: usize,
+}
+
+impl Part {
+    /// Returns the prefetch while a tile is multiplied. The tile is number `tile` of a group of `count`, which begins
+    /// with tile `first_tile` of `all_tiles`.
+    fn prefetch<K: MicroKernel>(
+        self,
+        tile: usize,
+        first_tile: usize,
+        count: usize,
+        all_tiles: usize,
+    ) -> Prefetch {
+        if all_tiles == 1 {
+            return K::PREFETCH;
+        }
+        let bytes = |blocks: usize| blocks * size_of::<K::Block>();
+        let to_next_columns = bytes(self.panels * self.blocks - self.start);
+        if all_tiles <= K::MAX_TILES_OF_A_PREFETCH {
+            // The next block of columns, spread over all tiles of this one.
+            let before = (first_tile + tile) * bytes(self.blocks) + bytes(self.start);
+            let distance = to_next_columns + before / all_tiles;
+            return Prefetch { distance, stride: 64 / all_tiles };
+        }
+        // The next part, spread over this group of tiles.
+        let size = bytes(self.end - self.start);
+        let to_next = if self.end == self.blocks { to_next_columns } else { size };
+        Prefetch { distance: to_next + tile * size / count, stride: 64 / count }
+    }
 }
 
 /// Packs rows as the lhs of a tile, normalised if there is a norm.
@@ -271,9 +300,10 @@ fn finish(
         let count = whole.len();
         for (column, y) in whole.iter_mut().enumerate() {
             match epilogue {
-                Epilogue::Add => finish_columns(y, sums(column), epilogue),
-                _ if is_small => *y = *sums(column),
-                _ => features::write_uncached(y, sums(column)),
+                Epilogue::Assign | Epilogue::SwiGlu if !is_small => {
+                    features::write_uncached(y, sums(column));
+                }
+                _ => finish_columns(y, sums(column), epilogue),
             }
         }
         if !rest.is_empty() {

@@ -22,9 +22,9 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 use half::bf16;
 
+use super::arch::Isa;
 use super::arch::x86_64::amx::{Amx, AmxRows, Block, LhsRow, PAIRS, Product, Sums, TILE_INPUTS};
 use super::arch::x86_64::softmax::SoftmaxRow;
-use super::arch::Isa;
 use super::attention::{BLOCK_TOKENS, Run, Softmax};
 use super::element::Element;
 use super::tile::{NR, Prefetch, SumRow, TileRows};
@@ -33,6 +33,8 @@ use super::tile::{NR, Prefetch, SumRow, TileRows};
 const MAX_ROWS: usize = 32;
 /// Blocks of a span, if there are several tiles of queries for each KV head.
 const LONG_SPAN: usize = 4;
+/// Panels of values that one call multiplies.
+const PANELS_AT_ONCE: usize = 8;
 /// Blocks that are multiplied together.
 pub(super) const BLOCKS_TOGETHER: usize = 2;
 
@@ -133,7 +135,8 @@ fn copy_values(values: &[&[bf16]], visible: usize, copy: &mut [LhsRow]) {
     for index in 0..pairs * BLOCKS_TOGETHER {
         let (pair, half) = (index / BLOCKS_TOGETHER, index % BLOCKS_TOGETHER);
         let seen = visible.saturating_sub(index * BLOCK_TOKENS).min(BLOCK_TOKENS).div_ceil(2);
-        let values: &[[[bf16; 2]; NR]] = bytemuck::cast_slice(values.get(index).unwrap_or(&[].as_slice()));
+        let values: &[[[bf16; 2]; NR]] =
+            bytemuck::cast_slice(values.get(index).unwrap_or(&[].as_slice()));
         let panels = copy.chunks_exact_mut(pairs * PAIRS);
         for (panel, copy) in panels.enumerate() {
             let copy = &mut copy[pair * PAIRS + half * HALF..][..HALF];
@@ -269,6 +272,3 @@ impl Tile {
         }
     }
 }
-
-/// Panels of values that one call multiplies.
-const PANELS_AT_ONCE: usize = 8;

@@ -15,14 +15,9 @@ pub(crate) fn aligned_zeros((rows, columns): (usize, usize)) -> Result<Tensor> {
 }
 
 /// Makes a tensor of numbers, of which there must be [`LINE`] too many.
-pub(crate) fn aligned<T: WithDType>(
-    mut numbers: Vec<T>,
-    shape: (usize, usize),
-) -> Result<Tensor> {
+pub(crate) fn aligned<T: WithDType>(mut numbers: Vec<T>, shape: (usize, usize)) -> Result<Tensor> {
     use_large_pages(&mut numbers);
     let start = numbers.as_ptr().align_offset(LINE).min(LINE);
     let length = numbers.len();
-    Tensor::from_vec(numbers, length, &Device::Cpu)?
-        .narrow(0, start, length - LINE)?
-        .reshape(shape)
+    Tensor::from_vec(numbers, length, &Device::Cpu)?.narrow(0, start, length - LINE)?.reshape(shape)
 }

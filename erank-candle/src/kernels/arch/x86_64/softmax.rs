@@ -15,8 +15,8 @@
 use std::arch::x86_64::{
     __mmask16, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_add_ps, _mm512_cvtne2ps_pbh,
     _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_max_ps, _mm512_maskz_scalef_ps, _mm512_mul_ps,
-    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-    _mm512_sub_ps,
+    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use super::super::super::tile::{NR, SumRow};
@@ -116,8 +116,7 @@ fn weigh_row(
             for coefficient in [5.592_197_6e-2, 2.402_235e-1, 6.931_21e-1, 1.0] {
                 result = _mm512_fmadd_ps(result, rest, _mm512_set1_ps(coefficient));
             }
-            *weight =
-                _mm512_maskz_scalef_ps(visible, result, _mm512_sub_ps(integer, power));
+            *weight = _mm512_maskz_scalef_ps(visible, result, _mm512_sub_ps(integer, power));
             total = _mm512_add_ps(total, *weight);
         }
         let rounded = _mm512_cvtne2ps_pbh(halves[1], halves[0]);
