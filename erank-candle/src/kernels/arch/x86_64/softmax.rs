@@ -13,14 +13,16 @@
 #![expect(unsafe_code, reason = "vector loads and stores")]
 
 use std::arch::x86_64::{
-    __mmask16, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_add_ps, _mm512_cvtne2ps_pbh,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_max_ps, _mm512_maskz_scalef_ps, _mm512_mul_ps,
-    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_storeu_ps, _mm512_sub_ps,
+    __m512bh, __mmask16, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_add_ps,
+    _mm512_cvtne2ps_pbh, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_max_ps,
+    _mm512_maskz_scalef_ps, _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
+use half::bf16;
+
 use super::super::super::tile::{NR, SumRow};
-use super::amx::LhsRow;
+use super::amx::{LhsRow, PAIRS};
 use super::avx512_bf16::Avx512Bf16;
 
 /// The state of a row's softmax.
@@ -121,7 +123,7 @@ fn weigh_row(
         }
         let rounded = _mm512_cvtne2ps_pbh(halves[1], halves[0]);
         // SAFETY: both types are 64 bytes, and every bit pattern is valid for both.
-        weights.0 = unsafe { std::mem::transmute(rounded) };
+        weights.0 = unsafe { std::mem::transmute::<__m512bh, [[bf16; 2]; PAIRS]>(rounded) };
     }
     // SAFETY: the store writes 64 bytes, and an array of 16 F32 numbers has them.
     unsafe { _mm512_storeu_ps(row.total.0.as_mut_ptr(), total) };
