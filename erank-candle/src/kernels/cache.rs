@@ -9,7 +9,9 @@ use half::bf16;
 #[cfg(target_arch = "aarch64")]
 use super::arch::aarch64::neon_bf16::NeonBf16 as PairsIsa;
 #[cfg(target_arch = "x86_64")]
-use super::arch::x86_64::{amx::Amx, avx512_bf16::Avx512Bf16 as PairsIsa};
+use super::arch::x86_64::amx::{Amx, AmxAttention};
+#[cfg(target_arch = "x86_64")]
+use super::arch::x86_64::avx512_bf16::Avx512Bf16 as PairsIsa;
 use super::arch::{InstructionSet, Isa, WideningIsa, with_isa};
 use super::attention::{self, Run, Softmax};
 use super::element::Element;
@@ -130,8 +132,8 @@ impl CacheElement for f32 {}
 impl CacheElement for bf16 {
     fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
         #[cfg(target_arch = "x86_64")]
-        if let Some(isa) = set.token::<Amx>() {
-            return visitor.visit(Tiles(isa));
+        if let Some(isa) = set.token::<AmxAttention>() {
+            return visitor.visit(Tiles(isa.tiles()));
         }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(isa) = set.token::<PairsIsa>() {
@@ -149,7 +151,7 @@ impl CacheElement for bf16 {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         outputs.extend(set.token::<PairsIsa>().map(|isa| visitor.visit(Pairs(isa))));
         #[cfg(target_arch = "x86_64")]
-        outputs.extend(set.token::<Amx>().map(|isa| visitor.visit(Tiles(isa))));
+        outputs.extend(set.token::<AmxAttention>().map(|isa| visitor.visit(Tiles(isa.tiles()))));
         outputs
     }
 }

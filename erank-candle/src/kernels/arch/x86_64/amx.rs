@@ -97,6 +97,41 @@ impl Isa for Amx {
     }
 }
 
+/// [`Amx`], with attention in tiles, too. It reads prompts faster and decodes more slowly, so it is not the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AmxAttention(Amx);
+
+impl AmxAttention {
+    /// Returns the set of tiles.
+    pub(crate) fn tiles(self) -> Amx {
+        self.0
+    }
+}
+
+impl Isa for AmxAttention {
+    const NAME: &'static str = "amxattention";
+    const MAX_MR: Mr = Mr::Eight;
+    type Base = Amx;
+    type Widening = Avx512;
+
+    fn detect() -> Option<Self> {
+        Amx::detect().map(Self)
+    }
+
+    fn base(self) -> Option<Amx> {
+        Some(self.0)
+    }
+
+    fn widening(self) -> Avx512 {
+        self.0.widening()
+    }
+
+    #[inline]
+    fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        self.0.run(work)
+    }
+}
+
 /// What a product does with its sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sums {
