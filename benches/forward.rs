@@ -132,14 +132,6 @@ impl Bench {
         let work = Work { bytes: bytes as f64, operations };
 
         let expected = self.model.model.forward(rows, cache)?;
-        if let Ok(n) = std::env::var("PROF") {
-            for _ in 0..n.parse::<usize>()? {
-                let b = Instant::now();
-                self.model.model.forward(rows, cache)?;
-                eprintln!("{:.1} ms", b.elapsed().as_secs_f64() * 1e3);
-            }
-            return Ok(());
-        }
         let reached = compare(RUNS, &self.memory, format, &work, || {
             let begin = Instant::now();
             let logits = self.model.model.forward(rows, cache)?;

@@ -280,8 +280,10 @@ impl Attention<'_> {
         // other. Results do not depend on the division.
         let threads = rayon::current_num_threads();
         let together = self.step.longest_row().min(Self::MAX_ROW_TOKENS);
-        let pieces = 512 / K::TOKENS_OF_A_THREAD;
-        let tokens = (self.step.len() / (pieces * threads)).clamp(together, K::TOKENS_OF_A_THREAD);
+        // The larger a kernel's chunks are, the fewer are made of a prompt of 512 tokens.
+        let chunks_of_thread = 512 / K::TOKENS_OF_A_THREAD;
+        let tokens = self.step.len() / (chunks_of_thread * threads);
+        let tokens = tokens.clamp(together, K::TOKENS_OF_A_THREAD);
         let chunks: Vec<&[usize]> = self.step.attention_order().chunks(tokens).collect();
         let pieces = threads * if tokens > Self::MAX_ROW_TOKENS { 16 } else { 2 };
         let heads = (layout.kv_heads * chunks.len() / pieces).clamp(1, layout.kv_heads);

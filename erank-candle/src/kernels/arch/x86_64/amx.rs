@@ -204,7 +204,8 @@ impl Amx {
                 // SAFETY: tiles must be configured for rows of this height, and every tile that is read
                 // or written must lie in the lhs, the panels and the sums: `steps` tiles of `height` rows by
                 // 64 bytes, of 16 rows by 64 bytes, and `height` rows of 64 bytes. The assertions above
-                // checked the lengths, and `configure` set the shape.
+                // checked the lengths, and `configure` set the shape. There must be a step: a product without one was
+                // left out above.
                 unsafe {
                     match (height > TILE_ROWS, then, is_streamed) {
                         (true, Sums::Add, true) => multiply_two_streamed(work),
@@ -319,15 +320,15 @@ struct Work {
     prefetch: Prefetch,
 }
 
-/// Defines a function that multiplies the tiles of a [`Work`] by the given instructions. Each step also executes the
-/// prefetches, of the data that the panels `p` and `q` prefetch from.
+/// Defines a function that multiplies the tiles of a [`Work`] by the given instructions. Each step also prefetches at the
+/// addresses `p` and `q`, one for each panel.
 macro_rules! multiply {
     ($(#[$doc:meta])* $name:ident, [$($load:literal),*], [$($step:expr),*], [$($prefetch:expr),*], [$($store:literal),*]) => {
         $(#[$doc])*
         ///
         /// # Safety
         /// Tiles must be configured for rows of this height. All tiles of the work must lie in memory that
-        /// may be read, and the sums in memory that may be written.
+        /// may be read, and the sums in memory that may be written. There must be at least one step.
         unsafe fn $name(work: Work) {
             let ahead = |panel: *const Block| panel.wrapping_byte_add(work.prefetch.distance);
             // SAFETY: the caller guarantees the tiles that are loaded and stored, and the steps lead
