@@ -31,11 +31,14 @@ use std::ops::Range;
 use super::arch::Isa;
 use super::cache::{CacheElement, CacheKernel};
 use super::element::Element;
-use super::exp::exp;
+use super::exp::{exp, exp_of};
 use super::tile::{MAX_ROWS, Mr, NR, TileRows};
 
 /// Tokens in a block.
 pub(crate) const BLOCK_TOKENS: usize = NR;
+
+/// Blocks whose scores are computed together. Their products do not wait for each other, nor for the softmax.
+pub(super) const MAX_BLOCKS: usize = 4;
 
 /// The layout of a layer's cache, `[blocks][KV heads]`. Each entry holds the keys and then the values of 16
 /// tokens.
@@ -306,15 +309,22 @@ pub(super) fn add_blocks<K: CacheKernel>(
             tiles.push(Tile::new(kernel, run, kv_head, row..rows.min(row + max_mr), state));
         }
     }
-    for number in run.numbers.clone() {
-        let Some(block) = run.tokens[0].block(number) else { break };
+    let numbers: Vec<usize> = run.numbers.clone().collect();
+    for numbers in numbers.chunks(MAX_BLOCKS) {
         let of_kv_heads = tiles.chunks_exact_mut(rows.div_ceil(max_mr));
         for (kv_head, tiles) in run.kv_heads.clone().zip(of_kv_heads) {
-            let (keys, values) = run.layout.head(run.cache, block, kv_head);
+            let mut keys: [&[K::Element]; MAX_BLOCKS] = Default::default();
+            let mut values: [&[K::Element]; MAX_BLOCKS] = Default::default();
+            let mut count = 0;
+            for block in numbers.iter().map_while(|number| run.tokens[0].block(*number)) {
+                (keys[count], values[count]) = run.layout.head(run.cache, block, kv_head);
+                count += 1;
+            }
             for tile in tiles {
+                let (keys, values) = (&keys[..count], &values[..count]);
                 kernel.isa().run(
                     #[inline(always)]
-                    || tile.add_block(kernel, keys, values, number * BLOCK_TOKENS),
+                    || tile.add_blocks(kernel, keys, values, numbers[0] * BLOCK_TOKENS),
                 );
             }
         }
@@ -399,27 +409,91 @@ impl<K: CacheKernel> Tile<K> {
         }
     }
 
-    /// Adds a block whose first token is number `first` of the sequence.
+    /// Adds up to [`MAX_BLOCKS`] neighbouring blocks, of which the first token is number `first` of the sequence.
     #[inline(always)]
-    fn add_block(&mut self, kernel: K, keys: &[K::Element], values: &[K::Element], first: usize) {
+    fn add_blocks(
+        &mut self,
+        kernel: K,
+        keys: &[&[K::Element]],
+        values: &[&[K::Element]],
+        first: usize,
+    ) {
         let height = self.mr.rows();
-        let mut scores = [[0.0; NR]; MAX_ROWS];
-        let scores = &mut scores[..height];
+        // The number of tokens of each block that a query of the tile sees.
+        let last = self.visible.into_iter().max().unwrap_or(0);
+        let seen = |block: usize| last.saturating_sub(first + block * BLOCK_TOKENS);
+        let visible: [usize; MAX_BLOCKS] =
+            std::array::from_fn(|block| seen(block).min(BLOCK_TOKENS));
+        let count = keys.len().min(last.saturating_sub(first).div_ceil(BLOCK_TOKENS));
+        let (keys, values, visible) = (&keys[..count], &values[..count], &visible[..count]);
+
+        let mut scores = [[0.0; NR]; MAX_BLOCKS * MAX_ROWS];
+        let scores = &mut scores[..count * height];
         kernel.scores(&self.queries, keys, self.mr, scores);
 
-        let scale = self.scale;
-        let mut most_visible = 0;
+        // The values of the blocks before this number are weighed.
+        let mut weighed = 0;
+        for block in 0..count {
+            let first = first + block * BLOCK_TOKENS;
+            let (before, scores) = scores.split_at_mut(block * height);
+            let scores = &mut scores[..height];
+            // Only the last blocks of a sequence need a mask.
+            let is_whole = self.visible[..self.rows].iter().all(|end| *end >= first + BLOCK_TOKENS);
+            let raises = match is_whole {
+                true => self.scale_and_mask::<false>(scores, first),
+                false => self.scale_and_mask::<true>(scores, first),
+            };
+            if raises {
+                // The sums shrink after the values of earlier blocks are added.
+                let weights = &before[weighed * height..];
+                let range = weighed..block;
+                let (values, visible) = (&values[range.clone()], &visible[range]);
+                kernel.weigh_values(weights, values, self.mr, visible, &mut self.sums);
+                weighed = block;
+                self.raise_max(scores);
+            }
+            match is_whole {
+                true => self.weigh::<false>(scores, first),
+                false => self.weigh::<true>(scores, first),
+            }
+        }
+        let weights = &scores[weighed * height..];
+        let (values, visible) = (&values[weighed..], &visible[weighed..]);
+        kernel.weigh_values(weights, values, self.mr, visible, &mut self.sums);
+    }
+
+    /// Returns how many tokens each query sees of the block that begins with token `first`.
+    #[inline(always)]
+    fn visible_of_block(&self, row: usize, first: usize) -> u32 {
+        self.visible[row].saturating_sub(first).min(BLOCK_TOKENS) as u32
+    }
+
+    /// Scales the scores of a block, and sets those that a query does not see to −∞. Returns whether a score exceeds the
+    /// largest one of its query, or is NaN.
+    #[inline(always)]
+    fn scale_and_mask<const MASK: bool>(&self, scores: &mut [[f32; NR]], first: usize) -> bool {
+        let mut raises = false;
         for (row, scores) in scores.iter_mut().enumerate() {
             // Slots after a query's own position belong to other tokens or are unused.
-            let visible = self.visible[row].saturating_sub(first).min(BLOCK_TOKENS) as u32;
-            most_visible = most_visible.max(visible);
+            let visible = self.visible_of_block(row, first);
+            let max = self.max[row];
+            for (slot, score) in scores.iter_mut().enumerate() {
+                let scaled = *score * self.scale;
+                let is_hidden = MASK && slot as u32 >= visible;
+                *score = if is_hidden { f32::NEG_INFINITY } else { scaled };
+            }
+            raises |= scores.iter().fold(false, |raises, score| raises | !(*score <= max));
+        }
+        raises
+    }
+
+    /// Raises the largest scores to those of a block, and shrinks the sums accordingly.
+    #[inline(always)]
+    fn raise_max(&mut self, scores: &[[f32; NR]]) {
+        for (row, scores) in scores.iter().enumerate() {
             let before = self.max[row];
             let mut max = order(before.to_bits().cast_signed());
-            for (slot, score) in scores.iter_mut().enumerate() {
-                let scaled = *score * scale;
-                *score = if slot as u32 >= visible { f32::NEG_INFINITY } else { scaled };
-            }
-            for score in scores.iter() {
+            for score in scores {
                 max = max.max(order(score.to_bits().cast_signed()));
             }
             let max = f32::from_bits(order(max).cast_unsigned());
@@ -427,18 +501,25 @@ impl<K: CacheKernel> Tile<K> {
                 let shrink = exp(before - max);
                 self.max[row] = max;
                 self.total[row].iter_mut().for_each(|total| *total *= shrink);
-                for sums in self.sums[row..].iter_mut().step_by(height) {
+                for sums in self.sums[row..].iter_mut().step_by(self.mr.rows()) {
                     sums.iter_mut().for_each(|sum| *sum *= shrink);
                 }
             }
-            let total = &mut self.total[row];
+        }
+    }
+
+    /// Replaces the scores of a block by their weights, and adds these to the totals.
+    #[inline(always)]
+    fn weigh<const MASK: bool>(&mut self, scores: &mut [[f32; NR]], first: usize) {
+        for (row, scores) in scores.iter_mut().enumerate() {
+            let visible = self.visible_of_block(row, first);
+            let (max, total) = (self.max[row], &mut self.total[row]);
             for (slot, score) in scores.iter_mut().enumerate() {
-                let weight = K::Element::round_activation(exp(*score - max));
-                *score = if slot as u32 >= visible { 0.0 } else { weight };
+                let weight = K::Element::round_activation(exp_of::<K::Isa>(*score - max));
+                *score = if MASK && slot as u32 >= visible { 0.0 } else { weight };
                 total[slot] += *score;
             }
         }
-        kernel.weigh_values(scores, values, self.mr, most_visible as usize, &mut self.sums);
     }
 }
 

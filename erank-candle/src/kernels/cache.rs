@@ -13,7 +13,7 @@ use super::arch::x86_64::amx::{Amx, AmxAttention};
 #[cfg(target_arch = "x86_64")]
 use super::arch::x86_64::avx512_bf16::Avx512Bf16 as PairsIsa;
 use super::arch::{InstructionSet, Isa, WideningIsa, with_isa};
-use super::attention::{self, Run, Softmax};
+use super::attention::{self, MAX_BLOCKS, Run, Softmax};
 use super::element::Element;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::pack::pack_groups;
@@ -44,28 +44,28 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     /// If there are fewer than `mr` queries, the places of the missing queries in `packed` are not written.
     fn pack_queries(queries: &[f32], head_dim: usize, mr: usize, packed: &mut [Self::Query]);
 
-    /// Sets `scores`, `[mr][16]`, to the products of queries and the keys of 16 tokens,
-    /// `[head_dim / DEPTH][16][DEPTH]` and their scales.
+    /// Sets `scores`, `[blocks][mr][16]`, to the products of queries and the keys of several blocks of 16 tokens. The
+    /// keys of a block are `[head_dim / DEPTH][16][DEPTH]` and their scales.
     fn scores(
         self,
         queries: &[Self::Query],
-        keys: &[Self::Element],
+        keys: &[&[Self::Element]],
         mr: Mr,
         scores: &mut [[f32; NR]],
     );
 
-    /// Adds the products of attention weights, `[mr][16 tokens]`, rounded as activations
-    /// ([`Element::round_activation`]), and the tokens' values, panels of `[16 / DEPTH][16][DEPTH]` and their
-    /// scales, to `sums`, `[panels][mr][16]`.
+    /// Adds the products of attention weights, `[blocks][mr][16 tokens]`, rounded as activations
+    /// ([`Element::round_activation`]), and the tokens' values to `sums`, `[panels][mr][16]`. The values of a block are
+    /// panels of `[16 / DEPTH][16][DEPTH]` and their scales. `visible` has a number of tokens for each block.
     ///
-    /// Weights from token `visible` on must be 0. The values of these tokens are not read, except for those
+    /// Weights of a block from token `visible` on must be 0. The values of these tokens are not read, except for those
     /// in the same word as a visible token's value.
     fn weigh_values(
         self,
         weights: &[[f32; NR]],
-        values: &[Self::Element],
+        values: &[&[Self::Element]],
         mr: Mr,
-        visible: usize,
+        visible: &[usize],
         sums: &mut [[f32; NR]],
     );
 
@@ -250,21 +250,41 @@ impl<I: WideningIsa, E: CacheElement> CacheKernel for Widened<I, E> {
     }
 
     #[inline(always)]
-    fn scores(self, queries: &[E::Lhs], keys: &[E], mr: Mr, scores: &mut [[f32; NR]]) {
-        let (keys, scales) = keys.split_at(keys.len() - E::SCALES);
-        scores.fill([0.0; NR]);
-        let keys = bytemuck::cast_slice(keys);
-        self.isa.multiply_widened::<E>(queries, &[keys], mr, scores, PREFETCH);
-        if E::SCALES > 0 {
-            let scales = E::scales(scales);
-            for row in scores {
-                row.iter_mut().zip(scales).for_each(|(score, scale)| *score *= scale);
+    fn scores(self, queries: &[E::Lhs], keys: &[&[E]], mr: Mr, scores: &mut [[f32; NR]]) {
+        for (keys, scores) in keys.iter().zip(scores.chunks_exact_mut(mr.rows())) {
+            let (keys, scales) = keys.split_at(keys.len() - E::SCALES);
+            scores.fill([0.0; NR]);
+            let keys = bytemuck::cast_slice(keys);
+            self.isa.multiply_widened::<E>(queries, &[keys], mr, scores, PREFETCH);
+            if E::SCALES > 0 {
+                let scales = E::scales(scales);
+                for row in scores {
+                    row.iter_mut().zip(scales).for_each(|(score, scale)| *score *= scale);
+                }
             }
         }
     }
 
     #[inline(always)]
     fn weigh_values(
+        self,
+        weights: &[[f32; NR]],
+        values: &[&[E]],
+        mr: Mr,
+        visible: &[usize],
+        sums: &mut [[f32; NR]],
+    ) {
+        let of_blocks = weights.chunks_exact(mr.rows()).zip(values).zip(visible);
+        for ((weights, values), visible) in of_blocks {
+            self.weigh_block(weights, values, mr, *visible, sums);
+        }
+    }
+}
+
+impl<I: WideningIsa, E: CacheElement> Widened<I, E> {
+    /// Adds the products of the weights and values of one block to the sums.
+    #[inline(always)]
+    fn weigh_block(
         self,
         weights: &[[f32; NR]],
         values: &[E],
@@ -328,28 +348,37 @@ impl CacheKernel for Pairs {
     }
 
     #[inline(always)]
-    fn scores(self, queries: &[[bf16; 2]], keys: &[bf16], mr: Mr, scores: &mut [[f32; NR]]) {
+    fn scores(self, queries: &[[bf16; 2]], keys: &[&[bf16]], mr: Mr, scores: &mut [[f32; NR]]) {
+        let mut blocks: [&[[[bf16; 2]; NR]]; MAX_BLOCKS] = Default::default();
+        for (block, keys) in blocks.iter_mut().zip(keys) {
+            *block = bytemuck::cast_slice(keys);
+        }
         scores.fill([0.0; NR]);
-        self.0.multiply_keys(queries, bytemuck::cast_slice(keys), mr, scores);
+        self.0.multiply_keys(queries, &blocks[..keys.len()], mr, scores);
     }
 
     #[inline(always)]
     fn weigh_values(
         self,
         weights: &[[f32; NR]],
-        values: &[bf16],
+        values: &[&[bf16]],
         mr: Mr,
-        visible: usize,
+        visible: &[usize],
         sums: &mut [[f32; NR]],
     ) {
-        let mut rounded = [[bf16::ZERO; NR]; NR];
-        let rounded = &mut rounded[..weights.len()];
-        for (rounded, weights) in rounded.iter_mut().zip(weights) {
-            for (rounded, weight) in rounded.iter_mut().zip(weights) {
-                *rounded = Element::round(*weight);
+        let mut narrow = [[bf16::ZERO; NR]; MAX_BLOCKS * MAX_ROWS];
+        let narrow = &mut narrow[..weights.len()];
+        for (narrow, weights) in narrow.iter_mut().zip(weights) {
+            for (narrow, weight) in narrow.iter_mut().zip(weights) {
+                // The weights are rounded, so the lower half of their bits is 0.
+                *narrow = bf16::from_bits((weight.to_bits() >> 16) as u16);
             }
         }
-        self.0.weigh_values(rounded, bytemuck::cast_slice(values), mr, visible, sums);
+        let mut blocks: [&[[[bf16; 2]; NR]]; MAX_BLOCKS] = Default::default();
+        for (block, values) in blocks.iter_mut().zip(values) {
+            *block = bytemuck::cast_slice(values);
+        }
+        self.0.weigh_values(narrow, &blocks[..values.len()], mr, visible, sums);
     }
 }
 
@@ -384,7 +413,7 @@ impl CacheKernel for Tiles {
     }
 
     #[inline(always)]
-    fn scores(self, queries: &[[bf16; 2]], keys: &[bf16], mr: Mr, scores: &mut [[f32; NR]]) {
+    fn scores(self, queries: &[[bf16; 2]], keys: &[&[bf16]], mr: Mr, scores: &mut [[f32; NR]]) {
         self.pairs().scores(queries, keys, mr, scores);
     }
 
@@ -392,9 +421,9 @@ impl CacheKernel for Tiles {
     fn weigh_values(
         self,
         weights: &[[f32; NR]],
-        values: &[bf16],
+        values: &[&[bf16]],
         mr: Mr,
-        visible: usize,
+        visible: &[usize],
         sums: &mut [[f32; NR]],
     ) {
         self.pairs().weigh_values(weights, values, mr, visible, sums);

@@ -1,5 +1,7 @@
 //! The exponential function, written so that the compiler vectorises it.
 
+use super::arch::Isa;
+
 /// Computes `e^x` within two units in the last place. Below −87 the result is `e^−87` (about 10⁻³⁸), and
 /// above 88 it is `e^88`, so it is never 0 and never infinite. NaN stays NaN.
 ///
@@ -7,21 +9,32 @@
 /// Waite 1980), and `e^r` as Cephes' polynomial for `|r| ≤ ln 2 / 2`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
+    compute(x, |a, b, c| a * b + c)
+}
+
+/// Computes [`exp`] with the fused products and sums of an instruction set, if it has them.
+#[inline(always)]
+pub(crate) fn exp_of<I: Isa>(x: f32) -> f32 {
+    if I::FUSED { compute(x, f32::mul_add) } else { exp(x) }
+}
+
+#[inline(always)]
+fn compute(x: f32, multiply_add: impl Fn(f32, f32, f32) -> f32) -> f32 {
     // These comparisons are false for NaN.
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
     // After adding 1.5 · 2²³, no bits are left for a fraction. So the sum is rounded, and its last bits are
     // n.
     const ROUNDER: f32 = 12_582_912.0;
-    let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
+    let shifted = multiply_add(x, std::f32::consts::LOG2_E, ROUNDER);
     let n = shifted - ROUNDER;
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let p = 1.987_569_1e-4 * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let p = p * (r * r) + r + 1.0;
+    let r = multiply_add(n, 2.121_944_4e-4, multiply_add(n, -0.693_359_4, x));
+    let p = multiply_add(1.987_569_1e-4, r, 1.398_199_9e-3);
+    let p = multiply_add(p, r, 8.333_452e-3);
+    let p = multiply_add(p, r, 4.166_579_6e-2);
+    let p = multiply_add(p, r, 1.666_666_5e-1);
+    let p = multiply_add(p, r, 0.5);
+    let p = multiply_add(p, r * r, r) + 1.0;
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
 }
 

@@ -44,17 +44,23 @@ pub(super) fn pack_groups<const N: usize>(
     mr: usize,
     lhs: &mut [[bf16; N]],
 ) {
+    // Numbers that are rounded together, in one loop that the compiler vectorises.
+    const PART: usize = 64;
     for (r, row) in rows.chunks_exact(k).enumerate() {
-        let (groups, last) = row.as_chunks::<N>();
-        for (slots, group) in lhs.chunks_exact_mut(mr).zip(groups) {
-            slots[r] = group.map(Element::round);
-        }
-        if !last.is_empty()
-            && let Some(slots) = lhs.chunks_exact_mut(mr).nth(groups.len())
-        {
-            let mut group = [0.0; N];
-            group[..last.len()].copy_from_slice(last);
-            slots[r] = group.map(Element::round);
+        for (slots, numbers) in lhs.chunks_mut(mr * PART / N).zip(row.chunks(PART)) {
+            for line in 0..PART / 16 {
+                super::arch::features::prefetch(
+                    numbers.as_ptr().wrapping_add(1024 + 16 * line).cast(),
+                );
+            }
+            let mut rounded = [bf16::ZERO; PART];
+            for (rounded, number) in rounded.iter_mut().zip(numbers) {
+                *rounded = Element::round(*number);
+            }
+            let groups = &rounded.as_chunks::<N>().0[..numbers.len().div_ceil(N)];
+            for (slots, group) in slots.chunks_exact_mut(mr).zip(groups) {
+                slots[r] = *group;
+            }
         }
     }
 }

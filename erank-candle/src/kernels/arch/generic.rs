@@ -25,6 +25,7 @@ pub(crate) struct Portable;
 impl Isa for Portable {
     const NAME: &'static str = "portable";
     const MAX_MR: Mr = Mr::Two;
+    const FUSED: bool = false;
     type Base = Self;
     type Widening = Self;
 

@@ -285,8 +285,12 @@ impl Attention<'_> {
         let tokens = self.step.len() / (chunks_of_thread * threads);
         let tokens = tokens.clamp(together, K::TOKENS_OF_A_THREAD);
         let chunks: Vec<&[usize]> = self.step.attention_order().chunks(tokens).collect();
-        let pieces = threads * if tokens > Self::MAX_ROW_TOKENS { 16 } else { 2 };
-        let heads = (layout.kv_heads * chunks.len() / pieces).clamp(1, layout.kv_heads);
+        // The sums of many tokens would leave the nearest cache between two blocks, so each KV head is a piece.
+        let heads = match together {
+            0..Self::MAX_ROW_TOKENS => layout.kv_heads * chunks.len() / (2 * threads),
+            _ => 1,
+        };
+        let heads = heads.clamp(1, layout.kv_heads);
         let pieces: Vec<(&[usize], Range<usize>)> = chunks
             .into_iter()
             .flat_map(|chunk| {

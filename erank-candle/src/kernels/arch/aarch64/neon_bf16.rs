@@ -93,54 +93,63 @@ impl NeonBf16 {
         }
     }
 
-    /// Adds the products of queries, `[blocks][mr][2]`, and the keys of 16 tokens, `[blocks][16][2]`, to
-    /// `scores`, `[mr][16]`.
+    /// Adds the products of queries, `[head_dim / 2][mr][2]`, and the keys of several blocks of 16 tokens, each
+    /// `[head_dim / 2][16][2]`, to `scores`, `[blocks][mr][16]`.
     ///
     /// If the operands differ in length, the shortest one decides.
     #[inline]
     pub(crate) fn multiply_keys(
         self,
         queries: &[[bf16; 2]],
-        keys: &[Pairs],
+        keys: &[&[Pairs]],
         mr: Mr,
         scores: &mut [[f32; NR]],
     ) {
-        // SAFETY: as in `multiply_quads`.
-        unsafe {
-            match mr {
-                Mr::One => multiply_pairs::<1, 1>(queries, keys, scores),
-                Mr::Two => multiply_pairs::<2, 1>(queries, keys, scores),
-                Mr::Four => multiply_pairs::<4, 1>(queries, keys, scores),
-                Mr::Eight => multiply_pairs::<8, 2>(queries, keys, scores),
-            }
+        for (keys, scores) in keys.iter().zip(scores.chunks_exact_mut(mr.rows())) {
+            self.multiply_panel(queries, keys, mr, scores);
         }
     }
 
-    /// Adds the product of rows of 16 attention weights and consecutive panels of values, 8 blocks
-    /// each, to `sums`, `[panels][mr][16]`. Only the blocks of the first `visible` tokens are read.
+    /// Adds the products of attention weights, `[blocks][mr][16]`, and the values of several blocks, each panels of 8
+    /// pairs of tokens, to `sums`, `[panels][mr][16]`. Only the pairs of a block's first `visible` tokens are read.
     ///
-    /// # Panics
-    /// Panics if there are not `mr` rows of weights.
+    /// If the operands differ in length, the shortest one decides.
     #[inline]
     pub(crate) fn weigh_values(
         self,
         weights: &[[bf16; NR]],
-        values: &[Pairs],
+        values: &[&[Pairs]],
         mr: Mr,
-        visible: usize,
+        visible: &[usize],
         sums: &mut [[f32; NR]],
     ) {
-        assert_eq!(weights.len(), mr.rows(), "rows of weights");
-        let mut lhs = [[bf16::ZERO; 2]; NR / 2 * NR];
-        let lhs = &mut lhs[..visible.min(NR).div_ceil(2) * mr.rows()];
-        for (index, pairs) in lhs.chunks_exact_mut(mr.rows()).enumerate() {
-            for (pair, weights) in pairs.iter_mut().zip(weights) {
-                *pair = weights.as_chunks().0[index];
+        let of_blocks = weights.chunks_exact(mr.rows()).zip(values).zip(visible);
+        for ((weights, values), visible) in of_blocks {
+            let mut lhs = [[bf16::ZERO; 2]; NR / 2 * NR];
+            let lhs = &mut lhs[..(*visible).min(NR).div_ceil(2) * mr.rows()];
+            for (index, pairs) in lhs.chunks_exact_mut(mr.rows()).enumerate() {
+                for (pair, weights) in pairs.iter_mut().zip(weights) {
+                    *pair = weights.as_chunks().0[index];
+                }
+            }
+            let panels = values.chunks_exact(NR / 2);
+            for (panel, sums) in panels.zip(sums.chunks_exact_mut(mr.rows())) {
+                self.multiply_panel(lhs, panel, mr, sums);
             }
         }
-        let panels = values.chunks_exact(NR / 2);
-        for (panel, sums) in panels.zip(sums.chunks_exact_mut(mr.rows())) {
-            self.multiply_keys(lhs, panel, mr, sums);
+    }
+
+    /// Adds the products of pairs, `[blocks][mr][2]`, and one panel, `[blocks][16][2]`, to `sums`, `[mr][16]`.
+    #[inline]
+    fn multiply_panel(self, lhs: &[[bf16; 2]], panel: &[Pairs], mr: Mr, sums: &mut [[f32; NR]]) {
+        // SAFETY: as in `multiply_quads`.
+        unsafe {
+            match mr {
+                Mr::One => multiply_pairs::<1, 1>(lhs, panel, sums),
+                Mr::Two => multiply_pairs::<2, 1>(lhs, panel, sums),
+                Mr::Four => multiply_pairs::<4, 1>(lhs, panel, sums),
+                Mr::Eight => multiply_pairs::<8, 2>(lhs, panel, sums),
+            }
         }
     }
 }
@@ -408,7 +417,7 @@ mod tests {
                 })
                 .collect();
             let mut scores = vec![[0.5; NR]; rows];
-            isa.multiply_keys(&pairs, &keys, mr, &mut scores);
+            isa.multiply_keys(&pairs, &[&keys[..]], mr, &mut scores);
             assert_eq!(scores, sums, "{rows} rows, {panel_count} panels of {blocks} blocks");
             for (row, sums) in sums.iter().enumerate() {
                 for (column, sum) in sums.iter().enumerate() {

@@ -85,42 +85,43 @@ impl Avx512Bf16 {
         }
     }
 
-    /// Adds the products of queries, `[blocks][mr][2]`, and the keys of 16 tokens, `[blocks][16][2]`, to
-    /// `scores`, `[mr][16]`.
+    /// Adds the products of queries, `[head_dim / 2][mr][2]`, and the keys of several blocks of 16 tokens, each
+    /// `[head_dim / 2][16][2]`, to `scores`, `[blocks][mr][16]`.
     ///
     /// If the operands differ in length, the shortest one decides.
     #[inline]
     pub(crate) fn multiply_keys(
         self,
         queries: &[[bf16; 2]],
-        keys: &[Block],
+        keys: &[&[Block]],
         mr: Mr,
         scores: &mut [[f32; NR]],
     ) {
-        self.multiply_pairs(queries, &[keys], mr, scores, Prefetch::NONE);
+        // A block's values follow its keys.
+        let distance = keys.first().map_or(0, |keys| size_of_val(*keys));
+        self.multiply_pairs(queries, keys, mr, scores, Prefetch { distance, stride: 64 });
     }
 
-    /// Adds the product of rows of 16 attention weights and consecutive panels of values, 8 blocks
-    /// each, to `sums`, `[panels][mr][16]`. Only the blocks of the first `visible` tokens are read.
+    /// Adds the products of attention weights, `[blocks][mr][16]`, and the values of several blocks, each panels of 8
+    /// pairs of tokens, to `sums`, `[panels][mr][16]`. Only the pairs of a block's first `visible` tokens are read.
     ///
-    /// # Panics
-    /// Panics if there are not `mr` rows of weights.
+    /// If the operands differ in length, the shortest one decides.
     #[inline]
     pub(crate) fn weigh_values(
         self,
         weights: &[[bf16; NR]],
-        values: &[Block],
+        values: &[&[Block]],
         mr: Mr,
-        visible: usize,
+        visible: &[usize],
         sums: &mut [[f32; NR]],
     ) {
         // SAFETY: as in `multiply_pairs`.
         unsafe {
             match mr {
-                Mr::One => weigh::<1>(weights, values, visible, sums),
-                Mr::Two => weigh::<2>(weights, values, visible, sums),
-                Mr::Four => weigh::<4>(weights, values, visible, sums),
-                Mr::Eight => weigh::<8>(weights, values, visible, sums),
+                Mr::One => weigh::<1, 8>(weights, values, visible, sums),
+                Mr::Two => weigh::<2, 8>(weights, values, visible, sums),
+                Mr::Four => weigh::<4, 4>(weights, values, visible, sums),
+                Mr::Eight => weigh::<8, 2>(weights, values, visible, sums),
             }
         }
     }
@@ -196,31 +197,64 @@ fn multiply_tile<const MR: usize, const PANELS: usize>(
     }
 }
 
-/// Multiplies panel by panel, in the order of memory.
+/// Weighs all panels of the values, `PANELS` at once and the rest one by one.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn weigh<const MR: usize>(
+fn weigh<const MR: usize, const PANELS: usize>(
     weights: &[[bf16; NR]],
-    values: &[Block],
-    visible: usize,
+    values: &[&[Block]],
+    visible: &[usize],
     sums: &mut [[f32; NR]],
 ) {
-    let weights: &[[bf16; NR]; MR] = weights.as_array().expect("a row of weights for each row");
-    let steps = visible.min(NR).div_ceil(2);
-    let panels = values.as_chunks::<{ NR / 2 }>().0;
-    for (panel, sums) in panels.iter().zip(sums.as_chunks_mut::<MR>().0) {
-        let mut accumulators = [_mm512_setzero_ps(); MR];
-        for (accumulator, sum) in accumulators.iter_mut().zip(&*sums) {
+    let weights = weights.as_chunks::<MR>().0;
+    let (groups, rest) = sums.as_chunks_mut::<MR>().0.as_chunks_mut::<PANELS>();
+    let count = groups.len();
+    for (index, sums) in groups.iter_mut().enumerate() {
+        weigh_panels::<MR, PANELS>(weights, values, visible, index * PANELS, sums);
+    }
+    for (index, sums) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
+        weigh_panels::<MR, 1>(weights, values, visible, count * PANELS + index, sums);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn weigh_panels<const MR: usize, const PANELS: usize>(
+    weights: &[[[bf16; NR]; MR]],
+    values: &[&[Block]],
+    visible: &[usize],
+    first_panel: usize,
+    sums: &mut [[[f32; NR]; MR]; PANELS],
+) {
+    let mut accumulators = [[_mm512_setzero_ps(); MR]; PANELS];
+    for (accumulators, sums) in accumulators.iter_mut().zip(&*sums) {
+        for (accumulator, sum) in accumulators.iter_mut().zip(sums) {
             // SAFETY: the load reads 64 bytes, and an array of 16 F32 numbers has them.
             *accumulator = unsafe { _mm512_loadu_ps(sum.as_ptr()) };
         }
-        for (i, values) in panel[..steps].iter().enumerate() {
-            // SAFETY: the load reads 64 bytes, and a block of 32 BF16 numbers has them.
-            let values = pairs(unsafe { _mm512_loadu_si512(values.as_ptr().cast()) });
-            for (accumulator, weights) in accumulators.iter_mut().zip(weights) {
-                let pair = weights.as_chunks::<2>().0[i];
-                *accumulator = _mm512_dpbf16_ps(*accumulator, broadcast(pair), values);
+    }
+    for ((weights, values), visible) in weights.iter().zip(values).zip(visible) {
+        let next_head = values.as_ptr().wrapping_add(values.len());
+        let panels = &values.as_chunks::<{ NR / 2 }>().0[first_panel..];
+        let Some(panels) = panels.first_chunk::<PANELS>() else { break };
+        let steps = (*visible).min(NR).div_ceil(2);
+        for step in 0..steps {
+            let mut columns = [pairs(_mm512_set1_epi32(0)); PANELS];
+            for (index, (columns, panel)) in columns.iter_mut().zip(panels).enumerate() {
+                // The keys of the next KV head follow these values.
+                let place = (first_panel + index) * (NR / 2) + step;
+                _mm_prefetch::<_MM_HINT_T0>(next_head.wrapping_add(place).cast());
+                // SAFETY: the load reads 64 bytes, and a block of 32 BF16 numbers has them.
+                *columns = pairs(unsafe { _mm512_loadu_si512(panel[step].as_ptr().cast()) });
+            }
+            for (row, weights) in weights.iter().enumerate() {
+                let pair = broadcast(weights.as_chunks::<2>().0[step]);
+                for (accumulators, columns) in accumulators.iter_mut().zip(columns) {
+                    accumulators[row] = _mm512_dpbf16_ps(accumulators[row], pair, columns);
+                }
             }
         }
+    }
+    for (accumulators, sums) in accumulators.iter().zip(sums) {
         for (accumulator, sum) in accumulators.iter().zip(sums) {
             // SAFETY: the store writes 64 bytes, and an array of 16 F32 numbers has them.
             unsafe { _mm512_storeu_ps(sum.as_mut_ptr(), *accumulator) };

@@ -171,7 +171,7 @@ impl ByteIsa for Neon {
     }
 
     #[inline(always)]
-    fn zero(self) -> NeonTotals {
+    fn start<F: GroupFormat>(self, _: &i32) -> NeonTotals {
         // SAFETY: the machine must have the set, of which `self` is a proof.
         unsafe { NeonTotals { narrow: [vdupq_n_s16(0); 2], wide: [vdupq_n_s32(0); 2] } }
     }
@@ -200,10 +200,10 @@ impl ByteIsa for Neon {
     }
 
     #[inline(always)]
-    fn finish<F: GroupFormat>(self, totals: NeonTotals, sum: i32) -> float32x4_t {
+    fn finish<F: GroupFormat>(self, totals: NeonTotals, offset: i32) -> float32x4_t {
         let [low, high] = totals.wide;
         // SAFETY: the machine must have the set, of which `self` is a proof.
-        unsafe { without_offset::<F>(vpaddq_s32(low, high), sum) }
+        unsafe { with_offset::<F>(vpaddq_s32(low, high), offset) }
     }
 }
 
@@ -222,11 +222,11 @@ fn keep(mut register: int16x8_t) -> int16x8_t {
     register
 }
 
-/// Subtracts what the offset of the weights adds to totals, for a row whose numbers have this sum.
+/// Adds the offset to totals. Signed weights are multiplied as they are, so they need none.
 #[inline]
 #[target_feature(enable = "neon")]
-fn without_offset<F: GroupFormat>(totals: int32x4_t, sum: i32) -> float32x4_t {
-    vcvtq_f32_s32(vsubq_s32(totals, vdupq_n_s32(F::OFFSET * sum)))
+fn with_offset<F: GroupFormat>(totals: int32x4_t, offset: i32) -> float32x4_t {
+    vcvtq_f32_s32(vaddq_s32(totals, vdupq_n_s32(if F::SIGNED { 0 } else { offset })))
 }
 
 /// Implements what the sets with `sdot` have in common.
@@ -242,7 +242,7 @@ macro_rules! dot_products {
         }
 
         #[inline(always)]
-        fn zero(self) -> int32x4_t {
+        fn start<F: GroupFormat>(self, _: &i32) -> int32x4_t {
             // SAFETY: the machine must have the set, of which `self` is a proof.
             unsafe { vdupq_n_s32(0) }
         }
@@ -254,14 +254,14 @@ macro_rules! dot_products {
             weights: int8x16_t,
             numbers: &[i8; GROUP],
         ) -> int32x4_t {
-            // SAFETY: as in `zero`.
+            // SAFETY: as in `start`.
             unsafe { dot::<INDEX>(totals, weights, load_half(numbers, INDEX / 4)) }
         }
 
         #[inline(always)]
-        fn finish<F: GroupFormat>(self, totals: int32x4_t, sum: i32) -> float32x4_t {
-            // SAFETY: as in `zero`.
-            unsafe { without_offset::<F>(totals, sum) }
+        fn finish<F: GroupFormat>(self, totals: int32x4_t, offset: i32) -> float32x4_t {
+            // SAFETY: as in `start`.
+            unsafe { with_offset::<F>(totals, offset) }
         }
     };
 }

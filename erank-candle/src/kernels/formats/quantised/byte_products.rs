@@ -38,8 +38,8 @@ pub(super) trait ByteIsa: Isa {
 
     fn registers(self) -> Self::Registers;
 
-    /// Returns totals of no products.
-    fn zero(self) -> Self::Totals;
+    /// Returns totals of no products, or with the offset.
+    fn start<F: GroupFormat>(self, offset: &i32) -> Self::Totals;
 
     /// Adds the products of step `INDEX`, four weights of each column and four of the numbers of a row. The weights
     /// are as they are stored.
@@ -65,12 +65,12 @@ pub(super) trait ByteIsa: Isa {
         product.multiply_steps::<HALF>(tile);
     }
 
-    /// Returns the totals of the weights without the number that was added before they were stored. `sum` is the
-    /// sum of the row's numbers.
+    /// Returns the totals of the weights without the number that was added before they were stored: with the offset,
+    /// unless [`start`](Self::start) has added it.
     fn finish<F: GroupFormat>(
         self,
         totals: Self::Totals,
-        sum: i32,
+        offset: i32,
     ) -> <Self::Registers as Registers>::Floats;
 }
 
@@ -334,18 +334,21 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
     /// Adds the products to the sums of all rows.
     #[inline(always)]
     fn add_to(&self, sums: &mut [[[f32; NR]; MR]; PANELS]) {
-        let zero = [[[self.isa.zero(); MR]; SIDES]; PANELS];
-        let mut tile = zero;
+        let mut tile = self.start(0);
         I::multiply_half::<F, MR, PANELS, SIDES, 0>(self, &mut tile);
         if const { F::PARTS == 2 } {
             self.add_scaled(0, tile, sums);
-            tile = zero;
+            tile = self.start(1);
         }
         I::multiply_half::<F, MR, PANELS, SIDES, 1>(self, &mut tile);
         self.add_scaled(F::PARTS - 1, tile, sums);
-        if const { F::MINS } {
-            self.subtract_mins(sums);
-        }
+    }
+
+    /// Returns the totals of a part before any product is added.
+    #[inline(always)]
+    fn start(&self, part: usize) -> Tile<I, MR, PANELS, SIDES> {
+        let rows = std::array::from_fn(|r| self.isa.start::<F>(&self.rows[r].offsets[part]));
+        [[rows; SIDES]; PANELS]
     }
 
     /// Adds the products of half of the group, steps 0 to 3 or 4 to 7, to the tile.
@@ -397,7 +400,8 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
         F::load_step::<_, INDEX>(self.isa.registers(), self.blocks[panel], self.group, side)
     }
 
-    /// Scales the totals of a part, and adds them to the sums.
+    /// Scales the totals of a part, and adds them to the sums. After the last part, also subtracts the products of the
+    /// mins.
     #[inline(always)]
     fn add_scaled(
         &self,
@@ -410,36 +414,20 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
             for side in 0..SIDES {
                 let totals = tile[panel][side];
                 let side = self.first_side + side;
-                let scales = F::load_scales(registers, self.blocks[panel], self.group, part, side);
+                let block = self.blocks[panel];
+                let scales = F::load_scales(registers, block, self.group, part, side);
+                let mins = F::load_mins(registers, block, self.group, side);
                 for r in 0..MR {
                     let row = self.rows[r];
-                    let sum = match F::PARTS {
-                        2 => row.sums[part],
-                        _ => row.sums[0] + row.sums[1],
-                    };
-                    let totals = self.isa.finish::<F>(totals[r], sum);
+                    let totals = self.isa.finish::<F>(totals[r], row.offsets[part]);
                     let scales = registers.multiply(scales, registers.splat(row.scale));
                     let products = registers.multiply(totals, scales);
                     let sums = &mut sums[panel][r];
-                    let sum = registers.add(registers.load_f32(sums, side), products);
-                    registers.store_f32(sums, side, sum);
-                }
-            }
-        }
-    }
-
-    /// Subtracts the products of the mins from the sums.
-    #[inline(always)]
-    fn subtract_mins(&self, sums: &mut [[[f32; NR]; MR]; PANELS]) {
-        let registers = self.isa.registers();
-        for panel in 0..PANELS {
-            for side in self.first_side..self.first_side + SIDES {
-                let mins = F::load_mins(registers, self.blocks[panel], self.group, side);
-                for r in 0..MR {
-                    let products =
-                        registers.multiply(mins, registers.splat(self.rows[r].scaled_sum));
-                    let sums = &mut sums[panel][r];
-                    let sum = registers.subtract(registers.load_f32(sums, side), products);
+                    let mut sum = registers.add(registers.load_f32(sums, side), products);
+                    if F::MINS && part + 1 == F::PARTS {
+                        let products = registers.multiply(mins, registers.splat(row.scaled_sum));
+                        sum = registers.subtract(sum, products);
+                    }
                     registers.store_f32(sums, side, sum);
                 }
             }

@@ -44,6 +44,8 @@ pub(super) const GROUP: usize = 32;
 pub(super) const STEP: usize = 4;
 /// Largest integer that a number is rounded to.
 const LARGEST: f32 = 127.0;
+/// The number that makes a signed byte unsigned.
+const UNSIGNED: i32 = 128;
 
 /// Four inputs of 16 outputs.
 pub(super) type Step<T> = [[T; STEP]; NR];
@@ -55,8 +57,9 @@ pub(super) struct Group {
     scale: f32,
     /// The scale times the sum of the numbers.
     scaled_sum: f32,
-    /// The sums of the first and the last 16 numbers.
-    sums: [i32; 2],
+    /// What the offset of the weights adds to the products of each part, with the opposite sign. The second is 0 if the
+    /// group has one part.
+    offsets: [i32; 2],
     /// Integers from −127 to 127.
     numbers: [i8; GROUP],
 }
@@ -290,29 +293,41 @@ fn multiply_group<'a, F: GroupFormat>(
 fn pack_lhs<F: GroupFormat>(rows: &[f32], k: usize, mr: usize, lhs: &mut [F::Lhs]) {
     let groups: &mut [Group] = bytemuck::cast_slice_mut(lhs);
     for (r, row) in rows.chunks_exact(k).enumerate() {
-        for (index, numbers) in row.chunks(GROUP).enumerate() {
-            let (block, group) = (index / F::GROUPS, index % F::GROUPS);
+        let mut set = |index: usize, group| {
+            let (block, group_of_block) = (index / F::GROUPS, index % F::GROUPS);
+            groups[(block * mr + r) * F::GROUPS + group_of_block] = group;
+        };
+        let (whole, rest) = row.as_chunks();
+        for (index, numbers) in whole.iter().enumerate() {
+            set(index, quantise_activations::<F>(numbers));
+        }
+        if !rest.is_empty() {
             let mut padded = [0.0; GROUP];
-            padded[..numbers.len()].copy_from_slice(numbers);
-            groups[(block * mr + r) * F::GROUPS + group] = quantise_activations(&padded);
+            padded[..rest.len()].copy_from_slice(rest);
+            set(whole.len(), quantise_activations::<F>(&padded));
         }
     }
 }
 
 #[inline(always)]
-fn quantise_activations(numbers: &[f32; GROUP]) -> Group {
+fn quantise_activations<F: GroupFormat>(numbers: &[f32; GROUP]) -> Group {
     let (scale, inverse) = scale(numbers);
-    let mut rounded = [0i8; GROUP];
-    let mut sums = [[0i32; GROUP / 2]; 2];
-    for (i, (rounded, number)) in rounded.iter_mut().zip(numbers).enumerate() {
+    let mut integers = [0i32; GROUP];
+    for (integer, number) in integers.iter_mut().zip(numbers) {
         // Adding 1.5 · 2²³ rounds to an integer, ties to even, in the lowest bits.
         let bits = (number * inverse + 12_582_912.0).to_bits();
-        let integer = bits as i32 - 12_582_912f32.to_bits() as i32;
-        *rounded = integer as i8;
-        sums[i / (GROUP / 2)][i % (GROUP / 2)] = i32::from(*rounded);
+        *integer = bits as i32 - 12_582_912f32.to_bits() as i32;
     }
-    let sums = sums.map(|numbers| numbers.iter().sum());
-    Group { scale, scaled_sum: scale * (sums[0] + sums[1]) as f32, sums, numbers: rounded }
+    let mut numbers = [0i8; GROUP];
+    for (number, integer) in numbers.iter_mut().zip(&integers) {
+        *number = *integer as i8;
+    }
+    let halves = integers.as_chunks::<{ GROUP / 2 }>().0;
+    let sums: [i32; 2] = std::array::from_fn(|half| halves[half].iter().sum());
+    let sum = sums[0] + sums[1];
+    let offset = if F::SIGNED { UNSIGNED } else { F::OFFSET };
+    let offsets = if F::PARTS == 2 { sums } else { [sum, 0] }.map(|sum| -offset * sum);
+    Group { scale, scaled_sum: scale * sum as f32, offsets, numbers }
 }
 
 /// Packs up to 16 rows of the same length into a panel. If there are fewer than 16 rows, the places of the
@@ -360,16 +375,15 @@ fn unpack_row<F: GroupFormat>(panel: &[F::Block], column: usize, out: &mut [f32]
 /// scale is NaN, so that every product with the group is NaN.
 #[inline(always)]
 pub(super) fn scale(numbers: &[f32; GROUP]) -> (f32, f32) {
-    let mut largest = [0f32; 8];
-    let mut finite = [0f32; 8];
-    for numbers in numbers.as_chunks::<8>().0 {
-        for ((largest, finite), number) in largest.iter_mut().zip(&mut finite).zip(numbers) {
-            *largest = largest.max(number.abs());
-            *finite += number * 0.0;
+    // The bits of positive numbers have the order of the numbers, and those of infinity and NaN are above all.
+    let mut largest = [0u32; 16];
+    for numbers in numbers.as_chunks::<16>().0 {
+        for (largest, number) in largest.iter_mut().zip(numbers) {
+            *largest = (*largest).max(number.to_bits() & 0x7fff_ffff);
         }
     }
-    let largest = largest.into_iter().fold(0.0, f32::max);
-    let scale = largest / LARGEST + finite.into_iter().sum::<f32>();
+    let largest = f32::from_bits(largest.into_iter().fold(0, u32::max));
+    let scale = if largest.is_finite() { largest / LARGEST } else { f32::NAN };
     (scale, if scale > 0.0 { 1.0 / scale } else { 0.0 })
 }
 

@@ -15,18 +15,18 @@ use std::arch::x86_64::{
     _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
     _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
     _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_ps,
-    _mm256_sub_epi32, _mm256_sub_ps, _mm256_xor_si256, _mm512_add_ps, _mm512_and_si512,
-    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps,
-    _mm512_dpbusd_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi16,
-    _mm512_srli_epi16, _mm512_storeu_ps, _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512,
+    _mm256_sub_ps, _mm256_xor_si256, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi8_epi32,
+    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_sub_ps, _mm512_xor_si512,
 };
 
 use half::f16;
 
 use super::byte_products::ByteIsa;
 use super::registers::Registers;
-use super::{GROUP, GroupFormat, LARGEST, STEP, Step};
+use super::{GROUP, GroupFormat, LARGEST, STEP, Step, UNSIGNED};
 use crate::kernels::arch::Isa;
 use crate::kernels::arch::x86_64::avx_vnni::AvxVnni;
 use crate::kernels::arch::x86_64::avx2::Avx2;
@@ -39,9 +39,6 @@ use crate::kernels::tile::NR;
 fn step<const INDEX: usize>(numbers: &[i8; GROUP]) -> i32 {
     bytemuck::cast(numbers.as_chunks::<STEP>().0[INDEX])
 }
-
-/// The number that makes a signed byte unsigned.
-const UNSIGNED: u8 = 128;
 
 /// Implements [`Registers`] with the intrinsics of a width.
 macro_rules! registers {
@@ -236,10 +233,11 @@ impl ByteIsa for Avx2 {
     }
 
     #[inline(always)]
-    fn zero(self) -> Avx2Totals {
+    fn start<F: GroupFormat>(self, offset: &i32) -> Avx2Totals {
+        // Signed weights are multiplied as they are.
+        let offset = if F::SIGNED { 0 } else { *offset };
         // SAFETY: the machine must have the set, of which `self` is a proof.
-        let zero = unsafe { _mm256_setzero_si256() };
-        Avx2Totals { narrow: zero, wide: zero }
+        unsafe { Avx2Totals { narrow: _mm256_setzero_si256(), wide: _mm256_set1_epi32(offset) } }
     }
 
     #[inline(always)]
@@ -271,19 +269,16 @@ impl ByteIsa for Avx2 {
     }
 
     #[inline(always)]
-    fn finish<F: GroupFormat>(self, totals: Avx2Totals, sum: i32) -> __m256 {
+    fn finish<F: GroupFormat>(self, totals: Avx2Totals, _: i32) -> __m256 {
         // SAFETY: the machine must have the set, of which `self` is a proof.
-        unsafe {
-            let offset = _mm256_set1_epi32(F::OFFSET * sum);
-            _mm256_cvtepi32_ps(_mm256_sub_epi32(totals.wide, offset))
-        }
+        unsafe { _mm256_cvtepi32_ps(totals.wide) }
     }
 }
 
 /// Implements [`ByteIsa`] with the intrinsics of `vpdpbusd` of a width.
 macro_rules! vnni {
-    ($isa:ty, $registers:ty, $integers:ty, $floats:ty, totals: $totals:literal, zero: $zero:ident, xor: $xor:ident,
-     set: $set_bytes:ident $set:ident, subtract: $sub:ident, convert: $convert:ident, dot: $dot:ident, keep: $keep:ident) => {
+    ($isa:ty, $registers:ty, $integers:ty, $floats:ty, totals: $totals:literal, xor: $xor:ident,
+     set: $set_bytes:ident $set:ident, convert: $convert:ident, dot: $dot:ident, keep: $keep:ident) => {
         impl ByteIsa for $isa {
             type Registers = $registers;
             type Totals = $integers;
@@ -295,9 +290,10 @@ macro_rules! vnni {
             }
 
             #[inline(always)]
-            fn zero(self) -> $integers {
+            fn start<F: GroupFormat>(self, offset: &i32) -> $integers {
+                let offset = if F::SIGNED || F::OFFSET != 0 { *offset } else { 0 };
                 // SAFETY: the machine must have the set, of which `self` is a proof.
-                unsafe { $zero() }
+                unsafe { $set(offset) }
             }
 
             #[inline(always)]
@@ -307,10 +303,10 @@ macro_rules! vnni {
                 weights: $integers,
                 numbers: &[i8; GROUP],
             ) -> $integers {
-                // SAFETY: as in `zero`.
+                // SAFETY: as in `start`.
                 unsafe {
                     let weights = match F::SIGNED {
-                        true => $xor(weights, $set_bytes(UNSIGNED.cast_signed())),
+                        true => $xor(weights, $set_bytes(UNSIGNED as i8)),
                         false => weights,
                     };
                     $keep($dot(totals, weights, $set(step::<INDEX>(numbers))))
@@ -318,10 +314,9 @@ macro_rules! vnni {
             }
 
             #[inline(always)]
-            fn finish<F: GroupFormat>(self, totals: $integers, sum: i32) -> $floats {
-                let offset = F::OFFSET + if F::SIGNED { i32::from(UNSIGNED) } else { 0 };
-                // SAFETY: as in `zero`.
-                unsafe { $convert($sub(totals, $set(offset * sum))) }
+            fn finish<F: GroupFormat>(self, totals: $integers, _: i32) -> $floats {
+                // SAFETY: as in `start`.
+                unsafe { $convert(totals) }
             }
         }
     };
@@ -329,14 +324,14 @@ macro_rules! vnni {
 
 vnni! {
     AvxVnni, Avx2, __m256i, __m256, totals: 8,
-    zero: _mm256_setzero_si256, xor: _mm256_xor_si256, set: _mm256_set1_epi8 _mm256_set1_epi32,
-    subtract: _mm256_sub_epi32, convert: _mm256_cvtepi32_ps, dot: _mm256_dpbusd_avx_epi32,
+    xor: _mm256_xor_si256, set: _mm256_set1_epi8 _mm256_set1_epi32,
+    convert: _mm256_cvtepi32_ps, dot: _mm256_dpbusd_avx_epi32,
     keep: keep_256
 }
 
 vnni! {
     Avx512Vnni, Avx512, __m512i, __m512, totals: 16,
-    zero: _mm512_setzero_si512, xor: _mm512_xor_si512, set: _mm512_set1_epi8 _mm512_set1_epi32,
-    subtract: _mm512_sub_epi32, convert: _mm512_cvtepi32_ps, dot: _mm512_dpbusd_epi32,
+    xor: _mm512_xor_si512, set: _mm512_set1_epi8 _mm512_set1_epi32,
+    convert: _mm512_cvtepi32_ps, dot: _mm512_dpbusd_epi32,
     keep: keep_512
 }
