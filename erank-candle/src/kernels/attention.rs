@@ -37,7 +37,7 @@ use super::tile::{MAX_ROWS, Mr, NR, TileRows};
 /// Tokens in a block.
 pub(crate) const BLOCK_TOKENS: usize = NR;
 
-/// Blocks whose scores are computed together. Their products do not wait for each other, nor for the softmax.
+/// The largest number of blocks whose scores are computed before their weights.
 pub(super) const MAX_BLOCKS: usize = 4;
 
 /// The layout of a layer's cache, `[blocks][KV heads]`. Each entry holds the keys and then the values of 16
@@ -310,7 +310,8 @@ pub(super) fn add_blocks<K: CacheKernel>(
         }
     }
     let numbers: Vec<usize> = run.numbers.clone().collect();
-    for numbers in numbers.chunks(MAX_BLOCKS) {
+    const { assert!(K::BLOCKS_AT_ONCE > 0 && K::BLOCKS_AT_ONCE <= MAX_BLOCKS) }
+    for numbers in numbers.chunks(K::BLOCKS_AT_ONCE) {
         let of_kv_heads = tiles.chunks_exact_mut(rows.div_ceil(max_mr));
         for (kv_head, tiles) in run.kv_heads.clone().zip(of_kv_heads) {
             let mut keys: [&[K::Element]; MAX_BLOCKS] = Default::default();

@@ -34,6 +34,9 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     type Query: Pod + Default + Send + Sync;
     /// Blocks of a sequence that are always multiplied together, from a multiple of this number on.
     const BLOCKS_TOGETHER: usize = 1;
+    /// Blocks whose scores are computed before their weights, up to [`MAX_BLOCKS`]. With several, products do not wait
+    /// for each other, nor for the softmax; with one, the cache is read strictly in order.
+    const BLOCKS_AT_ONCE: usize = 1;
     /// Tokens whose queries are computed by one thread, if there are enough.
     const TOKENS_OF_A_THREAD: usize = 64;
 
@@ -336,6 +339,7 @@ impl CacheKernel for Pairs {
     type Isa = PairsIsa;
     type Element = bf16;
     type Query = [bf16; 2];
+    const BLOCKS_AT_ONCE: usize = MAX_BLOCKS;
 
     #[inline(always)]
     fn isa(self) -> PairsIsa {

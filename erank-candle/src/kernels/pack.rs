@@ -15,6 +15,7 @@
 
 use half::bf16;
 
+use super::arch::features;
 use super::element::Element;
 use super::stored::StoredRow;
 use super::tile::NR;
@@ -48,11 +49,7 @@ pub(super) fn pack_groups<const N: usize>(
     const PART: usize = 64;
     for (r, row) in rows.chunks_exact(k).enumerate() {
         for (slots, numbers) in lhs.chunks_mut(mr * PART / N).zip(row.chunks(PART)) {
-            for line in 0..PART / 16 {
-                super::arch::features::prefetch(
-                    numbers.as_ptr().wrapping_add(1024 + 16 * line).cast(),
-                );
-            }
+            prefetch_later(numbers);
             let mut rounded = [bf16::ZERO; PART];
             for (rounded, number) in rounded.iter_mut().zip(numbers) {
                 *rounded = Element::round(*number);
@@ -62,6 +59,16 @@ pub(super) fn pack_groups<const N: usize>(
                 slots[r] = *group;
             }
         }
+    }
+}
+
+/// Prefetches numbers of the rows of activations that follow `numbers`. Rows are packed once after they are written, often
+/// by another thread, so most come from memory.
+#[inline(always)]
+fn prefetch_later(numbers: &[f32]) {
+    const BYTES_AHEAD: usize = 4096;
+    for line in numbers.chunks(NR) {
+        features::prefetch(line.as_ptr().wrapping_byte_add(BYTES_AHEAD).cast());
     }
 }
 

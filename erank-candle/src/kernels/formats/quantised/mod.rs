@@ -316,7 +316,8 @@ fn quantise_activations<F: GroupFormat>(numbers: &[f32; GROUP]) -> Group {
     for (integer, number) in integers.iter_mut().zip(numbers) {
         // Adding 1.5 · 2²³ rounds to an integer, ties to even, in the lowest bits.
         let bits = (number * inverse + 12_582_912.0).to_bits();
-        *integer = bits as i32 - 12_582_912f32.to_bits() as i32;
+        let rounded = bits as i32 - 12_582_912f32.to_bits() as i32;
+        *integer = i32::from(rounded as i8);
     }
     let mut numbers = [0i8; GROUP];
     for (number, integer) in numbers.iter_mut().zip(&integers) {
