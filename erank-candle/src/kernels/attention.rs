@@ -23,8 +23,10 @@
 //! product for all of them. Each query is multiplied with its blocks in the order of its sequence, and its
 //! sums do not depend on other queries.
 //!
-//! A block is read from its first byte to its last, then the next block is read. With few queries, attention
-//! is limited by memory, and processors prefetch by themselves only memory that is read in order.
+//! With few queries, attention is limited by memory. A block is then read from its first byte to its last before the next
+//! one, because processors prefetch by themselves only memory that is read in order. With many queries, arithmetic is the
+//! limit. The scores of several blocks are then computed first, so that products do not wait for each other or for the
+//! softmax. Each query's sums are the same in both orders.
 
 use std::ops::Range;
 
@@ -36,6 +38,9 @@ use super::tile::{MAX_ROWS, Mr, NR, TileRows};
 
 /// Tokens in a block.
 pub(crate) const BLOCK_TOKENS: usize = NR;
+
+/// With up to this number of queries of a KV head, attention is limited by memory, and the cache is read strictly in order.
+const FEW_QUERIES: usize = 4;
 
 /// The largest number of blocks whose scores are computed before their weights.
 pub(super) const MAX_BLOCKS: usize = 4;
@@ -311,7 +316,8 @@ pub(super) fn add_blocks<K: CacheKernel>(
     }
     let numbers: Vec<usize> = run.numbers.clone().collect();
     const { assert!(K::BLOCKS_AT_ONCE > 0 && K::BLOCKS_AT_ONCE <= MAX_BLOCKS) }
-    for numbers in numbers.chunks(K::BLOCKS_AT_ONCE) {
+    let at_once = if rows <= FEW_QUERIES { 1 } else { K::BLOCKS_AT_ONCE };
+    for numbers in numbers.chunks(at_once) {
         let of_kv_heads = tiles.chunks_exact_mut(rows.div_ceil(max_mr));
         for (kv_head, tiles) in run.kv_heads.clone().zip(of_kv_heads) {
             let mut keys: [&[K::Element]; MAX_BLOCKS] = Default::default();
@@ -471,6 +477,7 @@ impl<K: CacheKernel> Tile<K> {
 
     /// Scales the scores of a block, and sets those that a query does not see to −∞. Returns whether a score exceeds the
     /// largest one of its query, or is NaN.
+    #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "the comparison is true for NaN, too")]
     #[inline(always)]
     fn scale_and_mask<const MASK: bool>(&self, scores: &mut [[f32; NR]], first: usize) -> bool {
         let mut raises = false;

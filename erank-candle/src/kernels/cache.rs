@@ -34,8 +34,7 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     type Query: Pod + Default + Send + Sync;
     /// Blocks of a sequence that are always multiplied together, from a multiple of this number on.
     const BLOCKS_TOGETHER: usize = 1;
-    /// Blocks whose scores are computed before their weights, up to [`MAX_BLOCKS`]. With several, products do not wait
-    /// for each other, nor for the softmax; with one, the cache is read strictly in order.
+    /// Blocks whose scores are computed before their weights if there are many queries, up to [`MAX_BLOCKS`].
     const BLOCKS_AT_ONCE: usize = 1;
     /// Tokens whose queries are computed by one thread, if there are enough.
     const TOKENS_OF_A_THREAD: usize = 64;

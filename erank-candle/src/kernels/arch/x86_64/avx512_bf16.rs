@@ -10,7 +10,7 @@
 //!
 //! 1. The sums of all rows of `PANELS` panels are in registers. So each pair of the lhs is used for several
 //!    panels, and each block of a panel is used for all rows.
-//! 2. Each step prefetches a part of the data that follows, if several panels are multiplied at once.
+//! 2. Each step prefetches a part of the data that follows.
 #![expect(unsafe_code, reason = "vector loads, and calls of functions that need the instruction")]
 
 use std::arch::x86_64::{
@@ -173,11 +173,8 @@ fn multiply_tile<const MR: usize, const PANELS: usize>(
     for (i, lhs) in lhs[..steps].iter().enumerate() {
         let mut weights = [pairs(_mm512_set1_epi32(0)); PANELS];
         for (weights, panel) in weights.iter_mut().zip(panels) {
-            // The processor prefetches a single panel by itself, because it is read in order.
-            if PANELS > 1 {
-                let later = prefetch.distance.wrapping_add(i * prefetch.stride);
-                _mm_prefetch::<_MM_HINT_T0>(panel.as_ptr().wrapping_byte_add(later).cast());
-            }
+            let later = prefetch.distance.wrapping_add(i * prefetch.stride);
+            _mm_prefetch::<_MM_HINT_T0>(panel.as_ptr().wrapping_byte_add(later).cast());
             // SAFETY: the load reads the 64 bytes of block `i`. A panel has at least `steps` blocks, as
             // computed above, and `i` is below `steps`.
             *weights = pairs(unsafe { _mm512_loadu_si512(panel.as_ptr().add(i).cast()) });
