@@ -3,17 +3,18 @@
 //!
 //! ```sh
 //! cargo run --release -p erank-benches --bin forward -- \
-//!     [0.6B|4B [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [FIGURE…]]
+//!     [0.6B|4B [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [runs=NUMBER] [FIGURE…]]
 //! ```
 //!
 //! FIGURE is `prefill` (one prompt of 512 tokens) or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8
-//! or 32 rows after 512 tokens each); NUMBER replaces 512. By default all four are measured. CACHE is BF16, F32 or INT8;
+//! or 32 rows after 512 tokens each); the NUMBER of `tokens` replaces 512, and that of `runs` the seven runs, before which one
+//! run warms up. By default all four are measured. CACHE is BF16, F32 or INT8;
 //! the default is BF16, or F32 for weights in F32. FORMAT is a format of weights, such as `q8_0`; the default is that of the checkpoint, BF16. FILE is a GGUF file of this shape, whose tensors may have
 //! several formats; its size counts as the bytes of its weights.
 //!
 //! Prints a line of JSON per figure: shape, name, value in tokens per second, `limit` and `fraction`. The
 //! limit is the throughput at the longer of two times: reading the weights and the cache once at the memory
-//! bandwidth, or doing all multiplications at the arithmetic peak; `bound` says which of them it is. Bandwidth
+//! bandwidth, or doing all multiplications, attention's included, at the arithmetic peak; `bound` says which of them it is. Bandwidth
 //! and peak are measured between the runs. `ERANK_INSTRUCTION_SET` forces other kernels.
 
 use std::error::Error;
@@ -31,8 +32,6 @@ use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-const RUNS: usize = 7;
-
 fn main() -> Result<()> {
     // The whole measurement runs in the thread pool, as a step of the engine does.
     rayon::ThreadPoolBuilder::new().build()?.install(measure)
@@ -46,6 +45,7 @@ fn measure() -> Result<()> {
     let setting = |name| std::env::args().find_map(|a| a.strip_prefix(name).map(str::to_owned));
     let (format, file) = (setting("weights="), setting("file="));
     let prompt = setting("tokens=").map_or(Ok(512), |number| number.parse())?;
+    let runs = setting("runs=").map_or(Ok(7), |number| number.parse())?;
     let mut settings = CandleSettings::default();
     settings.weights = format.map(|format| format.parse()).transpose()?;
     if let Some(name) = setting("cache=") {
@@ -69,7 +69,7 @@ fn measure() -> Result<()> {
     let file = file.map(str::to_owned);
     let memory = Memory::new(1 << 30)?;
     let kv_cache = settings.kv_cache.map_or("default", KvCacheFormat::name);
-    let bench = Bench { shape, model, prompt, kv_cache, file, weight_bytes, memory };
+    let bench = Bench { shape, model, prompt, runs, kv_cache, file, weight_bytes, memory };
 
     let names: Vec<String> = std::env::args().skip(2).filter(|name| !name.contains('=')).collect();
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
@@ -89,6 +89,8 @@ struct Bench {
     model: LoadedModel,
     /// Tokens of a prompt.
     prompt: usize,
+    /// Measured runs of each figure.
+    runs: usize,
     kv_cache: &'static str,
     /// The name of the GGUF file, without its ending.
     file: Option<String>,
@@ -128,11 +130,16 @@ impl Bench {
         let format = self.model.weights;
         let bytes = self.weight_bytes as usize
             + context * (self.model.model.shape().block_bytes / BLOCK_TOKENS);
-        let operations = self.shape.operations(tokens, rows.len());
+        let positions: usize = rows
+            .iter()
+            .flat_map(|row| (1..=row.tokens.len()).map(|token| row.position + token))
+            .sum();
+        let operations =
+            self.shape.operations(tokens, rows.len()) + self.shape.attention_operations(positions);
         let work = Work { bytes: bytes as f64, operations };
 
         let expected = self.model.model.forward(rows, cache)?;
-        let reached = compare(RUNS, &self.memory, format, &work, || {
+        let reached = compare(self.runs, &self.memory, format, &work, || {
             let begin = Instant::now();
             let logits = self.model.model.forward(rows, cache)?;
             let time = begin.elapsed();

@@ -60,6 +60,12 @@ impl Shape {
         2.0 * (layers * tokens + embedding * logits) as f64
     }
 
+    /// Returns the number of multiplications and additions of attention, for tokens that see this number of positions in
+    /// all.
+    pub fn attention_operations(&self, positions: usize) -> f64 {
+        4.0 * (self.layers * self.heads * HEAD_DIM * positions) as f64
+    }
+
     /// Returns a layer's projections: name, inputs and outputs.
     pub fn projections(&self) -> [(&'static str, usize, usize); 4] {
         let (queries, keys) = (self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM);

@@ -252,6 +252,24 @@ impl<E> Run<'_, E> {
         self.tokens.len() * self.heads
     }
 
+    /// Returns the keys and the values of a KV head in up to [`MAX_BLOCKS`] blocks of the sequence. Missing ones are empty.
+    fn heads_of_blocks(
+        &self,
+        numbers: &[usize],
+        kv_head: usize,
+    ) -> ([&[E]; MAX_BLOCKS], [&[E]; MAX_BLOCKS])
+    where
+        E: CacheElement,
+    {
+        let (mut keys, mut values): ([&[E]; MAX_BLOCKS], [&[E]; MAX_BLOCKS]) = Default::default();
+        for (number, (keys, values)) in numbers.iter().zip(keys.iter_mut().zip(&mut values)) {
+            if let Some(block) = self.tokens[0].block(*number) {
+                (*keys, *values) = self.layout.head(self.cache, block, kv_head);
+            }
+        }
+        (keys, values)
+    }
+
     /// Returns the number of a KV head's first query among all queries.
     pub(super) fn first_query(&self, kv_head: usize) -> usize {
         (kv_head - self.kv_heads.start) * self.of_kv_head + self.first * self.heads
@@ -314,24 +332,30 @@ pub(super) fn add_blocks<K: CacheKernel>(
             tiles.push(Tile::new(kernel, run, kv_head, row..rows.min(row + max_mr), state));
         }
     }
-    let numbers: Vec<usize> = run.numbers.clone().collect();
+    let has_block = |number: &usize| run.tokens[0].block(*number).is_some();
+    let numbers: Vec<usize> = run.numbers.clone().take_while(has_block).collect();
     const { assert!(K::BLOCKS_AT_ONCE > 0 && K::BLOCKS_AT_ONCE <= MAX_BLOCKS) }
     let at_once = if rows <= FEW_QUERIES { 1 } else { K::BLOCKS_AT_ONCE };
-    for numbers in numbers.chunks(at_once) {
+    let groups: Vec<&[usize]> = numbers.chunks(at_once).collect();
+    for (index, numbers) in groups.iter().enumerate() {
         let of_kv_heads = tiles.chunks_exact_mut(rows.div_ceil(max_mr));
         for (kv_head, tiles) in run.kv_heads.clone().zip(of_kv_heads) {
-            let mut keys: [&[K::Element]; MAX_BLOCKS] = Default::default();
-            let mut values: [&[K::Element]; MAX_BLOCKS] = Default::default();
-            let mut count = 0;
-            for block in numbers.iter().map_while(|number| run.tokens[0].block(*number)) {
-                (keys[count], values[count]) = run.layout.head(run.cache, block, kv_head);
-                count += 1;
-            }
+            let (keys, values) = run.heads_of_blocks(numbers, kv_head);
+            let (next_keys, _) = match kv_head + 1 < run.kv_heads.end {
+                true => run.heads_of_blocks(numbers, kv_head + 1),
+                false => {
+                    let next = groups.get(index + 1).copied().unwrap_or_default();
+                    run.heads_of_blocks(next, run.kv_heads.start)
+                }
+            };
+            let (keys, values) = (&keys[..numbers.len()], &values[..numbers.len()]);
             for tile in tiles {
-                let (keys, values) = (&keys[..count], &values[..count]);
                 kernel.isa().run(
                     #[inline(always)]
-                    || tile.add_blocks(kernel, keys, values, numbers[0] * BLOCK_TOKENS),
+                    || {
+                        let first = numbers[0] * BLOCK_TOKENS;
+                        tile.add_blocks(kernel, keys, values, &next_keys, first);
+                    },
                 );
             }
         }
@@ -417,12 +441,14 @@ impl<K: CacheKernel> Tile<K> {
     }
 
     /// Adds up to [`MAX_BLOCKS`] neighbouring blocks, of which the first token is number `first` of the sequence.
+    /// `next_keys` are read next.
     #[inline(always)]
     fn add_blocks(
         &mut self,
         kernel: K,
         keys: &[&[K::Element]],
         values: &[&[K::Element]],
+        next_keys: &[&[K::Element]],
         first: usize,
     ) {
         let height = self.mr.rows();
@@ -455,7 +481,7 @@ impl<K: CacheKernel> Tile<K> {
                 let weights = &before[weighed * height..];
                 let range = weighed..block;
                 let (values, visible) = (&values[range.clone()], &visible[range]);
-                kernel.weigh_values(weights, values, self.mr, visible, &mut self.sums);
+                kernel.weigh_values(weights, values, self.mr, visible, &[], &mut self.sums);
                 weighed = block;
                 self.raise_max(scores);
             }
@@ -466,7 +492,7 @@ impl<K: CacheKernel> Tile<K> {
         }
         let weights = &scores[weighed * height..];
         let (values, visible) = (&values[weighed..], &visible[weighed..]);
-        kernel.weigh_values(weights, values, self.mr, visible, &mut self.sums);
+        kernel.weigh_values(weights, values, self.mr, visible, next_keys, &mut self.sums);
     }
 
     /// Returns how many tokens each query sees of the block that begins with token `first`.

@@ -61,13 +61,14 @@ pub(crate) trait CacheKernel: Copy + Send + Sync {
     /// panels of `[16 / DEPTH][16][DEPTH]` and their scales. `visible` has a number of tokens for each block.
     ///
     /// Weights of a block from token `visible` on must be 0. The values of these tokens are not read, except for those
-    /// in the same word as a visible token's value.
+    /// in the same word as a visible token's value. `next_keys` may be prefetched meanwhile.
     fn weigh_values(
         self,
         weights: &[[f32; NR]],
         values: &[&[Self::Element]],
         mr: Mr,
         visible: &[usize],
+        next_keys: &[&[Self::Element]],
         sums: &mut [[f32; NR]],
     );
 
@@ -274,6 +275,7 @@ impl<I: WideningIsa, E: CacheElement> CacheKernel for Widened<I, E> {
         values: &[&[E]],
         mr: Mr,
         visible: &[usize],
+        _: &[&[E]],
         sums: &mut [[f32; NR]],
     ) {
         let of_blocks = weights.chunks_exact(mr.rows()).zip(values).zip(visible);
@@ -352,12 +354,8 @@ impl CacheKernel for Pairs {
 
     #[inline(always)]
     fn scores(self, queries: &[[bf16; 2]], keys: &[&[bf16]], mr: Mr, scores: &mut [[f32; NR]]) {
-        let mut blocks: [&[[[bf16; 2]; NR]]; MAX_BLOCKS] = Default::default();
-        for (block, keys) in blocks.iter_mut().zip(keys) {
-            *block = bytemuck::cast_slice(keys);
-        }
         scores.fill([0.0; NR]);
-        self.0.multiply_keys(queries, &blocks[..keys.len()], mr, scores);
+        self.0.multiply_keys(queries, &as_pairs(keys)[..keys.len()], mr, scores);
     }
 
     #[inline(always)]
@@ -367,6 +365,7 @@ impl CacheKernel for Pairs {
         values: &[&[bf16]],
         mr: Mr,
         visible: &[usize],
+        next_keys: &[&[bf16]],
         sums: &mut [[f32; NR]],
     ) {
         let mut narrow = [[bf16::ZERO; NR]; MAX_BLOCKS * MAX_ROWS];
@@ -377,12 +376,20 @@ impl CacheKernel for Pairs {
                 *narrow = bf16::from_bits((weight.to_bits() >> 16) as u16);
             }
         }
-        let mut blocks: [&[[[bf16; 2]; NR]]; MAX_BLOCKS] = Default::default();
-        for (block, values) in blocks.iter_mut().zip(values) {
-            *block = bytemuck::cast_slice(values);
-        }
-        self.0.weigh_values(narrow, &blocks[..values.len()], mr, visible, sums);
+        let values = &as_pairs(values)[..values.len()];
+        self.0.weigh_values(narrow, values, mr, visible, &as_pairs(next_keys), sums);
     }
+}
+
+/// Returns the keys or values of up to [`MAX_BLOCKS`] blocks as pairs of numbers. Missing blocks are empty.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn as_pairs<'a>(blocks: &[&'a [bf16]]) -> [&'a [[[bf16; 2]; NR]]; MAX_BLOCKS] {
+    let mut pairs: [&[[[bf16; 2]; NR]]; MAX_BLOCKS] = Default::default();
+    for (pairs, block) in pairs.iter_mut().zip(blocks) {
+        *pairs = bytemuck::cast_slice(block);
+    }
+    pairs
 }
 
 /// A BF16 cache, multiplied in AMX's tiles. Heads that do not divide into tiles are multiplied as by [`Pairs`].
@@ -427,9 +434,10 @@ impl CacheKernel for Tiles {
         values: &[&[bf16]],
         mr: Mr,
         visible: &[usize],
+        next_keys: &[&[bf16]],
         sums: &mut [[f32; NR]],
     ) {
-        self.pairs().weigh_values(weights, values, mr, visible, sums);
+        self.pairs().weigh_values(weights, values, mr, visible, next_keys, sums);
     }
 
     fn add_blocks(self, run: &Run<'_, bf16>, state: &mut Softmax<'_>) {

@@ -254,7 +254,7 @@ mod tests {
             weights.iter_mut().for_each(|weights| weights[..visible].fill(0.75));
             let weights = Guarded::new(place, &weights);
             let mut sums = Guarded::new(place, &vec![[0.5; NR]; panels * mr.rows()]);
-            kernel.weigh_values(&weights, &[&values[..]], *mr, &[visible], &mut sums);
+            kernel.weigh_values(&weights, &[&values[..]], *mr, &[visible], &[], &mut sums);
             all.extend_from_slice(sums.as_flattened());
         }
         all

@@ -121,6 +121,7 @@ impl NeonBf16 {
         values: &[&[Pairs]],
         mr: Mr,
         visible: &[usize],
+        _: &[&[Pairs]],
         sums: &mut [[f32; NR]],
     ) {
         let of_blocks = weights.chunks_exact(mr.rows()).zip(values).zip(visible);

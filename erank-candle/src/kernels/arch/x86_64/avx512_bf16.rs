@@ -104,6 +104,7 @@ impl Avx512Bf16 {
 
     /// Adds the products of attention weights, `[blocks][mr][16]`, and the values of several blocks, each panels of 8
     /// pairs of tokens, to `sums`, `[panels][mr][16]`. Only the pairs of a block's first `visible` tokens are read.
+    /// Meanwhile prefetches `next_keys`, one for each block.
     ///
     /// If the operands differ in length, the shortest one decides.
     #[inline]
@@ -113,15 +114,17 @@ impl Avx512Bf16 {
         values: &[&[Block]],
         mr: Mr,
         visible: &[usize],
+        next_keys: &[&[Block]],
         sums: &mut [[f32; NR]],
     ) {
+        let blocks = Blocks { weights, values, visible, next_keys };
         // SAFETY: as in `multiply_pairs`.
         unsafe {
             match mr {
-                Mr::One => weigh::<1, 8>(weights, values, visible, sums),
-                Mr::Two => weigh::<2, 8>(weights, values, visible, sums),
-                Mr::Four => weigh::<4, 4>(weights, values, visible, sums),
-                Mr::Eight => weigh::<8, 2>(weights, values, visible, sums),
+                Mr::One => weigh::<1, 8>(&blocks, sums),
+                Mr::Two => weigh::<2, 8>(&blocks, sums),
+                Mr::Four => weigh::<4, 4>(&blocks, sums),
+                Mr::Eight => weigh::<8, 2>(&blocks, sums),
             }
         }
     }
@@ -194,34 +197,39 @@ fn multiply_tile<const MR: usize, const PANELS: usize>(
     }
 }
 
+/// Blocks of the cache whose values are weighed.
+struct Blocks<'a> {
+    /// `[blocks][mr]`.
+    weights: &'a [[bf16; NR]],
+    values: &'a [&'a [Block]],
+    /// The first tokens of each block, of which the values are read.
+    visible: &'a [usize],
+    /// What is read next.
+    next_keys: &'a [&'a [Block]],
+}
+
 /// Weighs all panels of the values, `PANELS` at once and the rest one by one.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn weigh<const MR: usize, const PANELS: usize>(
-    weights: &[[bf16; NR]],
-    values: &[&[Block]],
-    visible: &[usize],
-    sums: &mut [[f32; NR]],
-) {
-    let weights = weights.as_chunks::<MR>().0;
+fn weigh<const MR: usize, const PANELS: usize>(blocks: &Blocks<'_>, sums: &mut [[f32; NR]]) {
     let (groups, rest) = sums.as_chunks_mut::<MR>().0.as_chunks_mut::<PANELS>();
     let count = groups.len();
     for (index, sums) in groups.iter_mut().enumerate() {
-        weigh_panels::<MR, PANELS>(weights, values, visible, index * PANELS, sums);
+        weigh_panels::<MR, PANELS>(blocks, index * PANELS, sums);
     }
     for (index, sums) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-        weigh_panels::<MR, 1>(weights, values, visible, count * PANELS + index, sums);
+        weigh_panels::<MR, 1>(blocks, count * PANELS + index, sums);
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn weigh_panels<const MR: usize, const PANELS: usize>(
-    weights: &[[[bf16; NR]; MR]],
-    values: &[&[Block]],
-    visible: &[usize],
+    blocks: &Blocks<'_>,
     first_panel: usize,
     sums: &mut [[[f32; NR]; MR]; PANELS],
 ) {
+    let Blocks { values, visible, next_keys, .. } = *blocks;
+    let weights = blocks.weights.as_chunks::<MR>().0;
     let mut accumulators = [[_mm512_setzero_ps(); MR]; PANELS];
     for (accumulators, sums) in accumulators.iter_mut().zip(&*sums) {
         for (accumulator, sum) in accumulators.iter_mut().zip(sums) {
@@ -229,17 +237,18 @@ fn weigh_panels<const MR: usize, const PANELS: usize>(
             *accumulator = unsafe { _mm512_loadu_ps(sum.as_ptr()) };
         }
     }
-    for ((weights, values), visible) in weights.iter().zip(values).zip(visible) {
-        let next_head = values.as_ptr().wrapping_add(values.len());
+    for (block, ((weights, values), visible)) in weights.iter().zip(values).zip(visible).enumerate()
+    {
+        let next_keys = next_keys.get(block).filter(|keys| !keys.is_empty());
+        let next_keys = next_keys.unwrap_or(values).as_ptr();
         let panels = &values.as_chunks::<{ NR / 2 }>().0[first_panel..];
         let Some(panels) = panels.first_chunk::<PANELS>() else { break };
         let steps = (*visible).min(NR).div_ceil(2);
         for step in 0..steps {
             let mut columns = [pairs(_mm512_set1_epi32(0)); PANELS];
             for (index, (columns, panel)) in columns.iter_mut().zip(panels).enumerate() {
-                // The keys of the next KV head follow these values.
                 let place = (first_panel + index) * (NR / 2) + step;
-                _mm_prefetch::<_MM_HINT_T0>(next_head.wrapping_add(place).cast());
+                _mm_prefetch::<_MM_HINT_T0>(next_keys.wrapping_add(place).cast());
                 // SAFETY: the load reads 64 bytes, and a block of 32 BF16 numbers has them.
                 *columns = pairs(unsafe { _mm512_loadu_si512(panel[step].as_ptr().cast()) });
             }

@@ -10,15 +10,15 @@
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use std::arch::aarch64::{
-    float32x4_t, int8x16_t, int16x8_t, int32x4_t, int64x2_t, vaddq_f32, vandq_u8, vcvt_f32_f16,
-    vcvtq_f32_s32, vcvtq_f32_u32, vdup_n_s32, vdup_n_u32, vdupq_n_f32, vdupq_n_s8, vdupq_n_s16,
-    vdupq_n_s32, vdupq_n_u8, vget_low_s8, vget_low_s16, vget_low_u16, vld1_u16, vld1q_f32,
-    vld1q_s8, vmlal_high_s8, vmlal_s8, vmovl_s8, vmovl_s16, vmovl_u8, vmovl_u16, vmulq_f32,
-    vorrq_s8, vpadalq_s16, vpaddq_s32, vreinterpret_f16_u16, vreinterpret_s8_s32,
+    float32x4_t, int8x16_t, int16x8_t, int32x4_t, int64x2_t, vaddq_f32, vaddq_s32, vandq_u8,
+    vcvt_f32_f16, vcvtq_f32_s32, vcvtq_f32_u32, vdup_n_s32, vdup_n_u32, vdupq_n_f32, vdupq_n_s8,
+    vdupq_n_s16, vdupq_n_s32, vdupq_n_u8, vget_low_s8, vget_low_s16, vget_low_u16, vld1_u16,
+    vld1q_f32, vld1q_s8, vmlal_high_s8, vmlal_s8, vmovl_s8, vmovl_s16, vmovl_u8, vmovl_u16,
+    vmulq_f32, vorrq_s8, vpadalq_s16, vpaddq_s32, vreinterpret_f16_u16, vreinterpret_s8_s32,
     vreinterpret_u8_u32, vreinterpretq_s8_s32, vreinterpretq_s8_s64, vreinterpretq_s8_u8,
     vreinterpretq_s32_s8, vreinterpretq_s32_s64, vreinterpretq_s64_s8, vreinterpretq_s64_s32,
-    vreinterpretq_u8_s8, vshlq_n_u8, vshrq_n_u8, vst1q_f32, vsubq_f32, vsubq_s32, vzip1q_s32,
-    vzip1q_s64, vzip2q_s32, vzip2q_s64,
+    vreinterpretq_u8_s8, vshlq_n_u8, vshrq_n_u8, vst1q_f32, vsubq_f32, vzip1q_s32, vzip1q_s64,
+    vzip2q_s32, vzip2q_s64,
 };
 use std::arch::asm;
 
