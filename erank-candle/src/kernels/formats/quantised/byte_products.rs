@@ -38,7 +38,7 @@ pub(super) trait ByteIsa: Isa {
 
     fn registers(self) -> Self::Registers;
 
-    /// Returns totals of no products, or with the offset.
+    /// Returns totals before any product: the offset if the set adds it here, or 0.
     fn start<F: GroupFormat>(self, offset: &i32) -> Self::Totals;
 
     /// Adds the products of step `INDEX`, four weights of each column and four of the numbers of a row. The weights
@@ -65,8 +65,8 @@ pub(super) trait ByteIsa: Isa {
         product.multiply_steps::<HALF>(tile);
     }
 
-    /// Returns the totals of the weights without the number that was added before they were stored: with the offset,
-    /// unless [`start`](Self::start) has added it.
+    /// Returns the totals as numbers, with the offset unless [`start`](Self::start) has added it. The offset takes away what
+    /// the number that was added to each weight adds to the totals.
     fn finish<F: GroupFormat>(
         self,
         totals: Self::Totals,
