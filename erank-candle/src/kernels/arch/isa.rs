@@ -13,7 +13,8 @@ pub(crate) trait Isa: Copy + Debug + PartialEq + Send + Sync + 'static {
     const NAME: &'static str;
     /// The highest tile whose accumulators stay in this set's vector registers.
     const MAX_MR: Mr;
-    /// Whether the set multiplies and adds with one rounding in one instruction. Without the instruction, it is a slow call.
+    /// Whether the set has fused multiply-add: a product and a sum in one instruction, rounded once. Without the
+    /// instruction, `f32::mul_add` calls a slow function.
     const FUSED: bool = true;
     /// Largest error of a rounding, in units of 2⁻²⁴ of the number: 1 to the nearest number, 2 in other modes.
     #[cfg(test)]

@@ -204,7 +204,7 @@ struct Blocks<'a> {
     values: &'a [&'a [Block]],
     /// The first tokens of each block, of which the values are read.
     visible: &'a [usize],
-    /// What is read next.
+    /// The keys that attention reads after these values, to be prefetched.
     next_keys: &'a [&'a [Block]],
 }
 

@@ -171,7 +171,7 @@ impl ByteIsa for Neon {
     }
 
     #[inline(always)]
-    fn start<F: GroupFormat>(self, _: &i32) -> NeonTotals {
+    fn start<F: GroupFormat>(self, _: i32) -> NeonTotals {
         // SAFETY: the machine must have the set, of which `self` is a proof.
         unsafe { NeonTotals { narrow: [vdupq_n_s16(0); 2], wide: [vdupq_n_s32(0); 2] } }
     }
@@ -242,7 +242,7 @@ macro_rules! dot_products {
         }
 
         #[inline(always)]
-        fn start<F: GroupFormat>(self, _: &i32) -> int32x4_t {
+        fn start<F: GroupFormat>(self, _: i32) -> int32x4_t {
             // SAFETY: the machine must have the set, of which `self` is a proof.
             unsafe { vdupq_n_s32(0) }
         }

@@ -39,7 +39,7 @@ pub(super) trait ByteIsa: Isa {
     fn registers(self) -> Self::Registers;
 
     /// Returns totals before any product: the offset if the set adds it here, or 0.
-    fn start<F: GroupFormat>(self, offset: &i32) -> Self::Totals;
+    fn start<F: GroupFormat>(self, offset: i32) -> Self::Totals;
 
     /// Adds the products of step `INDEX`, four weights of each column and four of the numbers of a row. The weights
     /// are as they are stored.
@@ -65,8 +65,8 @@ pub(super) trait ByteIsa: Isa {
         product.multiply_steps::<HALF>(tile);
     }
 
-    /// Returns the totals as numbers, with the offset unless [`start`](Self::start) has added it. The offset takes away what
-    /// the number that was added to each weight adds to the totals.
+    /// Returns the totals as numbers, with the offset unless [`start`](Self::start) has added it. Stored weights
+    /// are larger than the weights by a constant, and the offset corrects the totals for that.
     fn finish<F: GroupFormat>(
         self,
         totals: Self::Totals,
@@ -347,7 +347,7 @@ impl<F: GroupFormat, I: ByteIsa, const MR: usize, const PANELS: usize, const SID
     /// Returns the totals of a part before any product is added.
     #[inline(always)]
     fn start(&self, part: usize) -> Tile<I, MR, PANELS, SIDES> {
-        let rows = std::array::from_fn(|r| self.isa.start::<F>(&self.rows[r].offsets[part]));
+        let rows = std::array::from_fn(|r| self.isa.start::<F>(self.rows[r].offsets[part]));
         [[rows; SIDES]; PANELS]
     }
 

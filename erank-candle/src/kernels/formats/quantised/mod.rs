@@ -57,8 +57,8 @@ pub(super) struct Group {
     scale: f32,
     /// The scale times the sum of the numbers.
     scaled_sum: f32,
-    /// What the offset of the weights adds to the products of each part, with the opposite sign. The second is 0 if the
-    /// group has one part.
+    /// For each part of the group, `−(the weights' offset) · (the sum of the part's numbers)`. Added to the products with
+    /// the stored weights, it gives the products with the weights themselves. The second is 0 if the group has one part.
     offsets: [i32; 2],
     /// Integers from −127 to 127.
     numbers: [i8; GROUP],

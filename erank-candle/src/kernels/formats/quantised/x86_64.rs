@@ -233,9 +233,9 @@ impl ByteIsa for Avx2 {
     }
 
     #[inline(always)]
-    fn start<F: GroupFormat>(self, offset: &i32) -> Avx2Totals {
+    fn start<F: GroupFormat>(self, offset: i32) -> Avx2Totals {
         // Signed weights are multiplied as they are.
-        let offset = if F::SIGNED { 0 } else { *offset };
+        let offset = if F::SIGNED { 0 } else { offset };
         // SAFETY: the machine must have the set, of which `self` is a proof.
         unsafe { Avx2Totals { narrow: _mm256_setzero_si256(), wide: _mm256_set1_epi32(offset) } }
     }
@@ -290,8 +290,8 @@ macro_rules! vnni {
             }
 
             #[inline(always)]
-            fn start<F: GroupFormat>(self, offset: &i32) -> $integers {
-                let offset = if F::SIGNED || F::OFFSET != 0 { *offset } else { 0 };
+            fn start<F: GroupFormat>(self, offset: i32) -> $integers {
+                let offset = if F::SIGNED || F::OFFSET != 0 { offset } else { 0 };
                 // SAFETY: the machine must have the set, of which `self` is a proof.
                 unsafe { $set(offset) }
             }
