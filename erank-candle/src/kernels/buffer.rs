@@ -1,18 +1,30 @@
 //! Memory for weights and for the KV cache, in large pages where the system has them. With small pages,
 //! reading gigabytes in order spends much of its time on address translation.
-#![expect(unsafe_code, reason = "advice to the system about memory that a vector owns")]
+//!
+//! A large page has 2 MB, about as much as one matrix of a small model. So buffers share maps of 64 MB, which consist of
+//! large pages except for at most their ends.
+#![expect(unsafe_code, reason = "buffers that share a map, and advice to the system about memory")]
 
 use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytemuck::Pod;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 
 #[cfg(all(test, target_os = "linux"))]
 use super::tests::guard_pages::{Guarded, Place};
 
-/// A fixed number of elements, zero at first. The system provides a page when it is first written.
+/// Bytes of a map that buffers share.
+const MAP_SIZE: usize = 1 << 26;
+/// The size of large pages on most systems.
+const LARGE_PAGE: usize = 1 << 21;
+/// Buffers start at multiples of this number of bytes, which is no smaller than a cache line of any processor.
+const ALIGNMENT: usize = 256;
+
+/// A fixed number of elements, zero at first. The system provides a page when it is first written, and takes a map back
+/// when all of its buffers are dropped.
 #[derive(Debug)]
 pub(super) struct Buffer<E> {
     bytes: Bytes,
@@ -27,12 +39,8 @@ impl<E: Pod> Buffer<E> {
     /// Returns an error if the system cannot provide the memory.
     pub(super) fn zeroed(length: usize) -> io::Result<Self> {
         let size = length.checked_mul(size_of::<E>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // A mapping of 0 bytes is an error.
-        let bytes = MmapMut::map_anon(size.max(1))?;
-        #[cfg(target_os = "linux")]
-        // An error means that the system has small pages only.
-        let _ = bytes.advise(memmap2::Advice::HugePage);
-        Ok(Self { bytes: Bytes::Mapped(bytes), length, elements: PhantomData })
+        let bytes = Bytes::Mapped(MapPart::reserve(size)?);
+        Ok(Self { bytes, length, elements: PhantomData })
     }
 
     /// Copies the elements to memory between guard pages.
@@ -45,7 +53,7 @@ impl<E: Pod> Buffer<E> {
 
 #[derive(Debug)]
 enum Bytes {
-    Mapped(MmapMut),
+    Mapped(MapPart),
     #[cfg(all(test, target_os = "linux"))]
     Guarded(Guarded<u8>),
 }
@@ -69,6 +77,65 @@ impl DerefMut for Bytes {
             #[cfg(all(test, target_os = "linux"))]
             Self::Guarded(bytes) => bytes,
         }
+    }
+}
+
+/// Bytes of a map. No other part of the map contains them.
+#[derive(Debug)]
+struct MapPart {
+    map: Arc<MmapRaw>,
+    start: usize,
+    size: usize,
+}
+
+impl MapPart {
+    /// Returns `size` bytes that no part has used before, which are zero.
+    fn reserve(size: usize) -> io::Result<Self> {
+        /// The map that has space, and the number of its bytes that are in use.
+        static LAST: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
+
+        let end = size.checked_next_multiple_of(ALIGNMENT).ok_or(io::ErrorKind::OutOfMemory)?;
+        if end > MAP_SIZE {
+            return Ok(Self { map: Arc::new(map(end)?), start: 0, size });
+        }
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(map) = last.0.upgrade()
+            && map.len() - last.1 >= end
+        {
+            let start = last.1;
+            last.1 += end;
+            return Ok(Self { map, start, size });
+        }
+        let map = Arc::new(map(MAP_SIZE)?);
+        *last = (Arc::downgrade(&map), end);
+        Ok(Self { map, start: 0, size })
+    }
+}
+
+/// Returns a map of at least `size` bytes, for which large pages are asked.
+fn map(size: usize) -> io::Result<MmapRaw> {
+    let size = size.checked_next_multiple_of(LARGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+    let map = MmapMut::map_anon(size)?;
+    #[cfg(target_os = "linux")]
+    // An error means that the system has small pages only.
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map.into())
+}
+
+impl Deref for MapPart {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the bytes must lie in the map, be initialised, and not be mutably borrowed. `reserve` chose a range of
+        // the map, which the system filled with zeros. No other part contains it, and the slice borrows this part.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.start), self.size) }
+    }
+}
+
+impl DerefMut for MapPart {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; the slice borrows this part mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(self.start), self.size) }
     }
 }
 
@@ -126,5 +193,27 @@ mod tests {
             }
         }
         assert!(Buffer::<f32>::zeroed(usize::MAX).is_err());
+        assert!(Buffer::<u8>::zeroed(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn buffers_that_share_a_map_keep_their_own_elements() {
+        // One is larger than a map that buffers share.
+        let lengths = (0..100).map(|index| 1 + index * 10_000).chain([20_000_000, 3]);
+        let mut buffers = Vec::new();
+        for length in lengths {
+            let mut buffer = Buffer::<usize>::zeroed(length).expect("memory");
+            assert!(buffer.as_ptr().addr().is_multiple_of(ALIGNMENT));
+            assert!(buffer.iter().all(|number| *number == 0));
+            buffer.fill(length);
+            // Some earlier buffers are dropped meanwhile.
+            if buffer.len() % 3 == 0 {
+                buffers.pop();
+            }
+            buffers.push(buffer);
+        }
+        for buffer in &buffers {
+            assert!(buffer.iter().all(|number| *number == buffer.len()));
+        }
     }
 }
