@@ -81,6 +81,16 @@ impl BlockLayout {
         cache[start..start + size].split_at(self.keys_size::<E>())
     }
 
+    /// Prefetches the part of one KV head of a block, if there is such a head. [`write`](Self::write) touches a word of most
+    /// of its lines, which processors do not foresee.
+    #[inline(always)]
+    pub(crate) fn prefetch<E: CacheElement>(self, block: &[E], kv_head: usize) {
+        let size = self.keys_size::<E>() + self.values_size::<E>();
+        for line in block[(kv_head * size).min(block.len())..].chunks(64 / size_of::<E>()).take(size * size_of::<E>() / 64) {
+            features::prefetch(line.as_ptr().cast());
+        }
+    }
+
     /// Writes one token's key and value of one KV head, `head_dim` numbers each, to `slot` of a `block`.
     /// Slots are written in order.
     #[inline(always)]

@@ -122,11 +122,13 @@ pub(super) fn multiply<K: MicroKernel>(
     assert_eq!(y.range.len(), outputs, "columns and outputs");
     let rows = x.len() / inputs;
     // An lhs that exceeds a near cache would be read from memory again for each block of columns.
-    let group = TILES_AT_ONCE * kernel.max_mr().rows();
-    let most_rows = (K::MAX_LHS_NUMBERS / inputs / group * group).max(group);
+    let tile = kernel.max_mr().rows();
+    let most_rows = (K::MAX_LHS_NUMBERS / inputs / tile * tile).max(tile);
     if rows > most_rows {
+        let passes = rows.div_ceil(most_rows);
+        let height = rows.div_ceil(passes).next_multiple_of(tile);
         let Columns { matrix, stride, range } = y;
-        let parts = x.chunks(most_rows * inputs).zip(matrix.chunks_mut(most_rows * stride));
+        let parts = x.chunks(height * inputs).zip(matrix.chunks_mut(height * stride));
         for (x, matrix) in parts {
             let y = Columns { matrix, stride, range: range.clone() };
             multiply(x, norm, matrices, y, epilogue);

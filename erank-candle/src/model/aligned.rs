@@ -1,8 +1,10 @@
-//! Tensors on the CPU that start at a line of the processor's caches.
+//! Tensors on the CPU that start at a line of the processor's caches, in large pages where the system has them.
 //!
 //! AMX multiplies tiles that cross lines three times as slowly, and only whole lines can be written past the caches.
 
 use candle_core::{Device, Result, Tensor, WithDType};
+
+use crate::kernels::buffer::use_large_pages;
 
 /// Bytes of a line of the processor's caches.
 pub(crate) const LINE: usize = 64;
@@ -12,8 +14,9 @@ pub(crate) fn aligned_zeros((rows, columns): (usize, usize)) -> Result<Tensor> {
     aligned(vec![0f32; rows * columns + LINE], (rows, columns))
 }
 
-/// Makes a tensor of numbers, of which there must be [`LINE`] too many.
-pub(crate) fn aligned<T: WithDType>(numbers: Vec<T>, shape: (usize, usize)) -> Result<Tensor> {
+/// Makes a tensor of numbers, of which there must be [`LINE`] too many. Numbers that are not written yet get large pages.
+pub(crate) fn aligned<T: WithDType>(mut numbers: Vec<T>, shape: (usize, usize)) -> Result<Tensor> {
+    use_large_pages(&mut numbers);
     let start = numbers.as_ptr().align_offset(LINE).min(LINE);
     let length = numbers.len();
     Tensor::from_vec(numbers, length, &Device::Cpu)?.narrow(0, start, length - LINE)?.reshape(shape)

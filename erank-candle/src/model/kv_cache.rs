@@ -5,7 +5,6 @@ use half::bf16;
 use half::vec::HalfBitsVecExt;
 
 use super::aligned::{LINE, aligned};
-use crate::kernels::buffer::use_large_pages;
 
 /// The storage of the KV cache: a fixed number of blocks in every layer.
 ///
@@ -66,21 +65,15 @@ fn zeros(shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor>
         )
     };
     match (dtype, device) {
-        (DType::F32, Device::Cpu) => in_large_pages(vec![0f32; count + LINE], shape),
+        (DType::F32, Device::Cpu) => aligned(vec![0f32; count + LINE], shape),
         // The system hands out zeroed integers without writing them. Zeroed BF16 would be written.
         (DType::BF16, Device::Cpu) => {
-            in_large_pages::<bf16>(vec![0u16; count + LINE].reinterpret_into(), shape)
+            aligned::<bf16>(vec![0u16; count + LINE].reinterpret_into(), shape)
         }
-        (DType::U8, Device::Cpu) => in_large_pages(vec![0u8; count + LINE], shape),
+        (DType::U8, Device::Cpu) => aligned(vec![0u8; count + LINE], shape),
         (DType::F32 | DType::BF16, _) => Tensor::zeros(shape, dtype, device),
         (other, _) => bail!("the KV cache cannot have the type {other:?}; use F32, BF16 or U8"),
     }
-}
-
-/// Makes an [`aligned`] tensor of numbers that are not written yet, in large pages.
-fn in_large_pages<T: WithDType>(mut numbers: Vec<T>, shape: (usize, usize)) -> Result<Tensor> {
-    use_large_pages(&mut numbers);
-    aligned(numbers, shape)
 }
 
 #[cfg(test)]

@@ -182,7 +182,9 @@ impl WriteKv<'_> {
         blocks.into_par_iter().for_each(|(block, tokens)| {
             let mut rotated = vec![0.0; head_dim];
             // The part of one KV head fits into the nearest cache, and every token writes to all of its lines.
+            layout.prefetch(block, 0);
             for kv_head in 0..layout.kv_heads {
+                layout.prefetch(block, kv_head + 1);
                 for token in tokens {
                     let (_, keys, values) = self.heads.split(&qkv[token * width..][..width]);
                     let numbers = kv_head * head_dim..(kv_head + 1) * head_dim;

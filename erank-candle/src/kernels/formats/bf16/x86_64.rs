@@ -78,8 +78,8 @@ impl MicroKernel for Tiles {
     // All inputs of any model, so that each panel is read from memory in one go.
     const KC_OF_ONE_TILE: usize = 1 << 20;
     const PREFETCH: Prefetch = Prefetch { distance: 8192, stride: 64 };
-    // 1.5 MB, of a second cache of 2 MB.
-    const MAX_LHS_NUMBERS: usize = 3 << 18;
+    // 768 KB, of a second cache of 2 MB.
+    const MAX_LHS_NUMBERS: usize = 3 << 17;
     const MAX_TILES_OF_A_PREFETCH: usize = 16;
 
     #[inline(always)]
