@@ -30,7 +30,7 @@
 
 use std::ops::Range;
 
-use super::arch::Isa;
+use super::arch::{Isa, features};
 use super::cache::{CacheElement, CacheKernel};
 use super::element::Element;
 use super::exp::{exp, exp_of};
@@ -86,7 +86,10 @@ impl BlockLayout {
     #[inline(always)]
     pub(crate) fn prefetch<E: CacheElement>(self, block: &[E], kv_head: usize) {
         let size = self.keys_size::<E>() + self.values_size::<E>();
-        for line in block[(kv_head * size).min(block.len())..].chunks(64 / size_of::<E>()).take(size * size_of::<E>() / 64) {
+        for line in block[(kv_head * size).min(block.len())..]
+            .chunks(64 / size_of::<E>())
+            .take(size * size_of::<E>() / 64)
+        {
             features::prefetch(line.as_ptr().cast());
         }
     }
