@@ -30,6 +30,9 @@ use erank_candle::internals::{
 use erank_candle::{CandleSettings, Checkpoint, KvCacheFormat};
 use serde_json::json;
 
+/// The names of the figures on the command line.
+const FIGURES: [&str; 4] = ["prefill", "decode-1", "decode-8", "decode-32"];
+
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> Result<()> {
@@ -72,6 +75,11 @@ fn measure() -> Result<()> {
     let bench = Bench { shape, model, prompt, runs, kv_cache, file, weight_bytes, memory };
 
     let names: Vec<String> = std::env::args().skip(2).filter(|name| !name.contains('=')).collect();
+    if let Some(name) = names.iter().find(|name| !FIGURES.contains(&name.as_str())) {
+        return Err(
+            format!("there is no figure {name:?}; the figures are {}", FIGURES.join(", ")).into()
+        );
+    }
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if is_wanted("prefill") {
         bench.prefill()?;

@@ -33,7 +33,7 @@ pub struct CandleSettings {
     pub kv_cache: Option<KvCacheFormat>,
     /// The device that runs the model.
     pub device: Device,
-    /// The instruction set of the CPU kernels: `"amx"`, `"amxattention"`, `"avx512bf16"`, `"avx512vnni"`, `"avx512"`,
+    /// The instruction set of the CPU kernels: `"amx"`, `"amxprefill"`, `"avx512bf16"`, `"avx512vnni"`, `"avx512"`,
     /// `"avxvnni"`, `"avx2"`, `"neonbf16"`, `"neoni8mm"`, `"neondotprod"`, `"neon"` or `"portable"`, if the machine has
     /// it. `None` takes the environment variable `ERANK_INSTRUCTION_SET`, or else the best.
     pub instruction_set: Option<String>,

@@ -9,7 +9,7 @@ use half::bf16;
 #[cfg(target_arch = "aarch64")]
 use super::arch::aarch64::neon_bf16::NeonBf16 as PairsIsa;
 #[cfg(target_arch = "x86_64")]
-use super::arch::x86_64::amx::{Amx, AmxAttention};
+use super::arch::x86_64::amx::{Amx, AmxPrefill};
 #[cfg(target_arch = "x86_64")]
 use super::arch::x86_64::avx512_bf16::Avx512Bf16 as PairsIsa;
 use super::arch::{InstructionSet, Isa, WideningIsa, with_isa};
@@ -135,7 +135,7 @@ impl CacheElement for f32 {}
 impl CacheElement for bf16 {
     fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
         #[cfg(target_arch = "x86_64")]
-        if let Some(isa) = set.token::<AmxAttention>() {
+        if let Some(isa) = set.token::<AmxPrefill>() {
             return visitor.visit(Tiles(isa.tiles()));
         }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -154,7 +154,7 @@ impl CacheElement for bf16 {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         outputs.extend(set.token::<PairsIsa>().map(|isa| visitor.visit(Pairs(isa))));
         #[cfg(target_arch = "x86_64")]
-        outputs.extend(set.token::<AmxAttention>().map(|isa| visitor.visit(Tiles(isa.tiles()))));
+        outputs.extend(set.token::<AmxPrefill>().map(|isa| visitor.visit(Tiles(isa.tiles()))));
         outputs
     }
 }

@@ -208,6 +208,7 @@ pub(super) fn multiply<K: MicroKernel>(
             }
             features::finish_uncached();
         }
+        kernel.release();
     });
 }
 
@@ -234,7 +235,7 @@ impl Part {
         count: usize,
         all_tiles: usize,
     ) -> Prefetch {
-        if all_tiles == 1 {
+        if all_tiles == 1 && !K::PREFETCHES_PARTS {
             return K::PREFETCH;
         }
         let bytes = |blocks: usize| blocks * size_of::<K::Block>();

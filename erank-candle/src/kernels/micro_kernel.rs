@@ -36,6 +36,8 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     const KC_OF_ONE_TILE: usize = Self::KC;
     /// The prefetch of a projection that multiplies each weight once.
     const PREFETCH: Prefetch;
+    /// Whether such a projection prefetches the next part of the inputs instead, as others do.
+    const PREFETCHES_PARTS: bool = false;
     /// Numbers of the largest lhs that is multiplied at once. A larger one would be read from memory again for each
     /// block of columns.
     const MAX_LHS_NUMBERS: usize = usize::MAX;
@@ -96,12 +98,23 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
         }
     }
 
+    /// Gives up registers that the micro-kernel keeps between products. It is called after each block of columns.
+    #[inline(always)]
+    fn release(self) {}
+
     /// Returns a row of activations as [`pack_lhs`](Self::pack_lhs) rounds it, for the oracle. Most kernels round to
     /// BF16.
     #[cfg(test)]
     fn round_activations(row: &[f32]) -> Vec<f32> {
         use super::element::Element;
         row.iter().map(|number| <half::bf16 as Element>::round(*number).widen()).collect()
+    }
+
+    /// Returns a row of weights as the kernel rounds it, for the oracle, or `None` if it multiplies the numbers as they are
+    /// stored.
+    #[cfg(test)]
+    fn round_weights(_: &[f32]) -> Option<Vec<f32>> {
+        None
     }
 
     /// Multiplies the highest tile `count` times with operands from the nearest cache. Returns the number of

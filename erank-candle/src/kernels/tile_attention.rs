@@ -73,6 +73,7 @@ pub(super) fn add_blocks(amx: Amx, run: &Run<'_, bf16>, state: &mut Softmax<'_>)
             tile.store(state, run.layout.head_dim);
         }
     }
+    amx.release();
 }
 
 /// Memory that is used for one span after another.
@@ -223,7 +224,7 @@ impl Tile {
         let scores: &mut [[f32; NR]] = bytemuck::cast_slice_mut(scores);
         let (mr, prefetch) = (self.height, Prefetch::NONE);
         let (lhs, then) = (self.queries.as_slice(), Sums::Replace);
-        let is_streamed = false;
+        let is_streamed = true;
         let product = Product { lhs, mr, sums: scores, then, is_streamed, prefetch };
         amx.multiply_tiles([product].into_iter(), &keys[..count]);
 

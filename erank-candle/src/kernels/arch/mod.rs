@@ -59,7 +59,7 @@ instruction_sets! { $
     #[cfg(target_arch = "x86_64")]
     Amx(x86_64::amx::Amx),
     #[cfg(target_arch = "x86_64")]
-    AmxAttention(x86_64::amx::AmxAttention),
+    AmxPrefill(x86_64::amx::AmxPrefill),
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(x86_64::avx512_bf16::Avx512Bf16),
     #[cfg(target_arch = "x86_64")]
@@ -177,8 +177,7 @@ mod tests {
             {
                 let is_portable = matches!(set, InstructionSet::Portable(_));
                 assert_eq!(set.token::<x86_64::avx2::Avx2>().is_some(), !is_portable);
-                let is_amx =
-                    matches!(set, InstructionSet::Amx(_) | InstructionSet::AmxAttention(_));
+                let is_amx = matches!(set, InstructionSet::Amx(_) | InstructionSet::AmxPrefill(_));
                 assert_eq!(set.token::<x86_64::amx::Amx>().is_some(), is_amx);
             }
             #[cfg(target_arch = "aarch64")]

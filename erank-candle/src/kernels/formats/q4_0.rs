@@ -5,7 +5,7 @@ use half::f16;
 
 use super::super::ggml::{self, BlockType};
 use super::super::tile::NR;
-use super::quantised::{self, GROUP, Group, GroupFormat, HalfBytes, Registers};
+use super::quantised::{self, GROUP, GroupFormat, HalfBytes, Registers};
 
 quantised_format!(Q4_0);
 
@@ -20,7 +20,7 @@ pub(super) struct Block {
 impl GroupFormat for Q4_0 {
     const BLOCK_TYPE: BlockType = BlockType::Q4_0;
     type Block = Block;
-    type Lhs = Group;
+    type PerGroup<T: Pod + Send + Sync> = T;
     const GROUPS: usize = 1;
     const PARTS: usize = 1;
     const BITS: u32 = 4;

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::super::ggml::{self, BlockType};
 use super::super::tile::NR;
-use super::quantised::{self, GROUP, Group, GroupFormat, HalfBytes, Registers};
+use super::quantised::{self, GROUP, GroupFormat, HalfBytes, Registers};
 
 quantised_format!(Q4K);
 
@@ -87,7 +87,7 @@ impl BlockGroup {
 impl GroupFormat for Q4K {
     const BLOCK_TYPE: BlockType = BlockType::Q4K;
     type Block = Block;
-    type Lhs = [Group; 8];
+    type PerGroup<T: Pod + Send + Sync> = [T; 8];
     const GROUPS: usize = 8;
     const PARTS: usize = 1;
     const BITS: u32 = 4;

@@ -6,7 +6,7 @@ use half::f16;
 use super::super::ggml::{self, BlockType};
 use super::super::tile::NR;
 use super::q4_k;
-use super::quantised::{self, GROUP, Group, GroupFormat, Registers, STEP, Step};
+use super::quantised::{self, GROUP, GroupFormat, Registers, STEP, Step};
 
 quantised_format!(Q5K);
 
@@ -30,7 +30,7 @@ struct BlockGroup {
 impl GroupFormat for Q5K {
     const BLOCK_TYPE: BlockType = BlockType::Q5K;
     type Block = Block;
-    type Lhs = [Group; 8];
+    type PerGroup<T: Pod + Send + Sync> = [T; 8];
     const GROUPS: usize = 8;
     const PARTS: usize = 1;
     const BITS: u32 = 5;

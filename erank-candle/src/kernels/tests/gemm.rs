@@ -154,11 +154,14 @@ fn check<K: MicroKernel>(kernel: K, set: InstructionSet, rows: usize, stored: &[
             assert_eq!(added[index], b + a);
             assert_eq!(gated[index], silu(a) * b);
             for (product, weights, stored) in [(a, first, &stored[0]), (b, second, &stored[1])] {
-                let terms = stored.terms(output, &x).unwrap_or_else(|| {
-                    let mut weights_row = vec![0.0; inputs];
-                    weights.unpack_row(output, &mut weights_row);
-                    x.iter().copied().zip(weights_row).collect()
-                });
+                let mut weights_row = vec![0.0; inputs];
+                weights.unpack_row(output, &mut weights_row);
+                let terms = match K::round_weights(&weights_row) {
+                    Some(rounded) => x.iter().copied().zip(rounded).collect(),
+                    None => stored
+                        .terms(output, &x)
+                        .unwrap_or_else(|| x.iter().copied().zip(weights_row).collect()),
+                };
                 let exact = oracle::dot(0.0, terms.into_iter());
                 exact.assert_close(product, K::Isa::UNITS_OF_ROUNDING * (inputs + 1), set.name());
             }

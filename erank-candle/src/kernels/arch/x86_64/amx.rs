@@ -24,6 +24,7 @@ use std::sync::OnceLock;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
+use super::super::super::element::Element;
 use super::super::super::tile::{Mr, NR, Prefetch, SumRow, TileRows};
 use super::super::isa::Isa;
 use super::avx512::Avx512;
@@ -45,6 +46,22 @@ pub(crate) struct LhsRow(pub(crate) [[bf16; 2]; PAIRS]);
 
 /// 32 inputs of 16 columns, one step of a panel. Panels should start at a line of the cache, too.
 pub(crate) type Block = [[[bf16; 2]; NR]; PAIRS];
+
+/// Numbers of the largest lhs, 768 KB of a second cache of 2 MB.
+pub(crate) const MAX_LHS_NUMBERS: usize = 3 << 17;
+
+/// Packs rows of `k` numbers, rounded to BF16, as `[blocks of 32 inputs][mr]`. Numbers past `k`, and the places of missing
+/// rows, are not written.
+#[inline(always)]
+pub(crate) fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [LhsRow]) {
+    for (index, block) in lhs.chunks_exact_mut(mr).enumerate() {
+        for (out, row) in block.iter_mut().zip(rows.chunks_exact(k)) {
+            let numbers = &row[k.min(index * TILE_INPUTS)..];
+            let out = out.0.as_flattened_mut();
+            out.iter_mut().zip(numbers).for_each(|(out, number)| *out = Element::round(*number));
+        }
+    }
+}
 
 /// The heights of a block of accumulators: one tile of up to 16 rows, or two tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,19 +114,20 @@ impl Isa for Amx {
     }
 }
 
-/// [`Amx`], with attention in tiles, too. It reads prompts faster and decodes more slowly, so it is not the default.
+/// [`Amx`], with attention and weights of 4 to 8 bits in tiles, too. It reads prompts faster and decodes more slowly, so
+/// it is not the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct AmxAttention(Amx);
+pub(crate) struct AmxPrefill(Amx);
 
-impl AmxAttention {
+impl AmxPrefill {
     /// Returns the set of tiles.
     pub(crate) fn tiles(self) -> Amx {
         self.0
     }
 }
 
-impl Isa for AmxAttention {
-    const NAME: &'static str = "amxattention";
+impl Isa for AmxPrefill {
+    const NAME: &'static str = "amxprefill";
     const MAX_MR: Mr = Mr::Eight;
     type Base = Amx;
     type Widening = Avx512;
@@ -212,16 +230,21 @@ impl Amx {
                         (true, Sums::Replace, true) => replace_two_streamed(work),
                         (true, Sums::Add, false) => multiply_two_by_two(work),
                         (true, Sums::Replace, false) => replace_two_by_two(work),
-                        (false, Sums::Add, _) => multiply_one_by_two(work),
-                        (false, Sums::Replace, _) => replace_one_by_two(work),
+                        (false, Sums::Add, true) => multiply_one_streamed(work),
+                        (false, Sums::Replace, true) => replace_one_streamed(work),
+                        (false, Sums::Add, false) => multiply_one_by_two(work),
+                        (false, Sums::Replace, false) => replace_one_by_two(work),
                     }
                 }
             }
         }
-        if configured.is_some() {
-            // SAFETY: as for `configure`. The tiles hold nothing that is needed later.
-            unsafe { asm!("tilerelease", options(nostack)) };
-        }
+    }
+
+    /// Tells the processor that the tiles of this thread hold nothing that is needed later. Otherwise the system would save
+    /// them when it switches between threads.
+    pub(crate) fn release(self) {
+        // SAFETY: as for `configure`.
+        unsafe { asm!("tilerelease", options(nostack)) };
     }
 
     /// Multiplies two by two tiles `count` times, all from the nearest cache. Returns the number of
@@ -245,8 +268,8 @@ impl Amx {
         unsafe {
             configure(&TileConfig::of(TILE_ROWS));
             multiply_two_by_two(work);
-            asm!("tilerelease", options(nostack));
         }
+        self.release();
         (count * 4 * 2 * TILE_ROWS * NR * 2 * PAIRS) as f64
     }
 }
@@ -275,6 +298,7 @@ fn request_tiles() -> bool {
 }
 
 /// The operand of `ldtilecfg`. It holds the bytes of a row and the number of rows of each tile.
+#[derive(PartialEq)]
 #[repr(C, align(64))]
 struct TileConfig {
     palette: u8,
@@ -302,8 +326,16 @@ impl TileConfig {
 /// # Safety
 /// The machine must have AMX tiles, and the operating system must have granted them to the process.
 unsafe fn configure(config: &TileConfig) {
-    // SAFETY: the instruction reads 64 bytes, which `TileConfig` has; the caller guarantees the rest.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly)) };
+    let mut current = TileConfig::of(0);
+    // SAFETY: the first instruction writes and the second one reads 64 bytes, which `TileConfig` has; the caller guarantees
+    // the rest.
+    unsafe {
+        // Ten times as fast as a new configuration, which waits for all tiles.
+        asm!("sttilecfg [{}]", in(reg) &raw mut current, options(nostack));
+        if current != *config {
+            asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly));
+        }
+    }
 }
 
 /// The addresses of a product's tiles, and the distances in bytes from each to the next.
@@ -449,19 +481,31 @@ multiply_two!(
     multiply_two_streamed, replace_two_streamed, "tileloaddt1",
     [prefetch_line!(0), prefetch_line!(64)]
 );
-multiply_and_replace!(
+/// Defines functions that multiply one tile of up to sixteen rows by two panels.
+macro_rules! multiply_one {
+    ($(#[$doc:meta])* $multiply:ident, $replace:ident, $prefetch:tt) => {
+        multiply_and_replace!(
+            $(#[$doc])*
+            $multiply,
+            $replace,
+            ["tileloadd tmm0, [{y} + {s}]", "tileloadd tmm1, [{z} + {s}]"],
+            ["tilezero tmm0", "tilezero tmm1"],
+            [
+                "tileloadd tmm4, [{a} + {s}]",
+                "tileloadd tmm6, [{b} + {s}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{c} + {s}]",
+                "tdpbf16ps tmm1, tmm4, tmm7"
+            ],
+            $prefetch,
+            ["tilestored [{y} + {s}], tmm0", "tilestored [{z} + {s}], tmm1"]
+        );
+    };
+}
+
+multiply_one!(
     /// Multiplies one tile of up to sixteen rows by two panels, and prefetches as much as it multiplies.
-    multiply_one_by_two,
-    replace_one_by_two,
-    ["tileloadd tmm0, [{y} + {s}]", "tileloadd tmm1, [{z} + {s}]"],
-    ["tilezero tmm0", "tilezero tmm1"],
-    [
-        "tileloadd tmm4, [{a} + {s}]",
-        "tileloadd tmm6, [{b} + {s}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{c} + {s}]",
-        "tdpbf16ps tmm1, tmm4, tmm7"
-    ],
+    multiply_one_by_two, replace_one_by_two,
     [
         prefetch_line!(0),
         prefetch_line!(64),
@@ -479,8 +523,11 @@ multiply_and_replace!(
         prefetch_line!(832),
         prefetch_line!(896),
         prefetch_line!(960)
-    ],
-    ["tilestored [{y} + {s}], tmm0", "tilestored [{z} + {s}], tmm1"]
+    ]
+);
+multiply_one!(
+    /// Multiplies one tile of up to sixteen rows by two panels, and prefetches two lines of each panel.
+    multiply_one_streamed, replace_one_streamed, [prefetch_line!(0), prefetch_line!(64)]
 );
 
 #[cfg(test)]

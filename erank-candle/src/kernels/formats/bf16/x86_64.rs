@@ -5,7 +5,6 @@ use half::bf16;
 use crate::kernels::arch::Isa;
 use crate::kernels::arch::x86_64::amx::{self, Amx, AmxRows};
 use crate::kernels::arch::x86_64::avx512_bf16::Avx512Bf16;
-use crate::kernels::element::Element;
 use crate::kernels::micro_kernel::{MicroKernel, TilePart};
 use crate::kernels::pack::{pack_groups, pack_panel, unpack_row};
 use crate::kernels::stored::StoredRow;
@@ -78,8 +77,7 @@ impl MicroKernel for Tiles {
     // All inputs of any model, so that each panel is read from memory in one go.
     const KC_OF_ONE_TILE: usize = 1 << 20;
     const PREFETCH: Prefetch = Prefetch { distance: 8192, stride: 64 };
-    // 768 KB, of a second cache of 2 MB.
-    const MAX_LHS_NUMBERS: usize = 3 << 17;
+    const MAX_LHS_NUMBERS: usize = amx::MAX_LHS_NUMBERS;
     const MAX_TILES_OF_A_PREFETCH: usize = 16;
 
     #[inline(always)]
@@ -101,16 +99,7 @@ impl MicroKernel for Tiles {
 
     #[inline(always)]
     fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [amx::LhsRow]) {
-        for (index, block) in lhs.chunks_exact_mut(mr).enumerate() {
-            for (out, row) in block.iter_mut().zip(rows.chunks_exact(k)) {
-                let numbers = &row[k.min(index * Self::BLOCK_K)..];
-                out.0
-                    .as_flattened_mut()
-                    .iter_mut()
-                    .zip(numbers)
-                    .for_each(|(out, number)| *out = Element::round(*number));
-            }
-        }
+        amx::pack_lhs(rows, k, mr, lhs);
     }
 
     #[inline(always)]
@@ -149,6 +138,10 @@ impl MicroKernel for Tiles {
             amx::Product { lhs, mr, sums, then, is_streamed, prefetch }
         });
         self.0.multiply_tiles(products, panels);
+    }
+
+    fn release(self) {
+        self.0.release();
     }
 
     fn exercise(self, count: usize) -> f64 {

@@ -153,7 +153,7 @@ impl<F> ByteProducts<F> {
 impl<F: GroupFormat> MicroKernel for ByteProducts<F> {
     type Isa = Common;
     type Rows = Mr;
-    type Lhs = F::Lhs;
+    type Lhs = F::PerGroup<Group>;
     type Block = F::Block;
     const BLOCK_K: usize = F::GROUPS * GROUP;
     const BLOCK_TYPE: Option<BlockType> = Some(F::BLOCK_TYPE);
@@ -175,7 +175,7 @@ impl<F: GroupFormat> MicroKernel for ByteProducts<F> {
     }
 
     #[inline(always)]
-    fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [F::Lhs]) {
+    fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [F::PerGroup<Group>]) {
         super::pack_lhs::<F>(rows, k, mr, lhs);
     }
 
@@ -189,7 +189,7 @@ impl<F: GroupFormat> MicroKernel for ByteProducts<F> {
 
     fn multiply(
         self,
-        lhs: &[F::Lhs],
+        lhs: &[F::PerGroup<Group>],
         panels: &[&[F::Block]],
         mr: Mr,
         sums: &mut [[f32; NR]],

@@ -17,6 +17,8 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod byte_products;
 mod registers;
@@ -29,11 +31,15 @@ use std::marker::PhantomData;
 use bytemuck::{Pod, Zeroable};
 
 use super::super::arch::generic::Portable;
+#[cfg(target_arch = "x86_64")]
+use super::super::arch::x86_64::amx::AmxPrefill;
 use super::super::arch::{InstructionSet, Isa};
 use super::super::ggml::{self, BlockType};
 use super::super::micro_kernel::{KernelVisitor, MicroKernel};
 use super::super::stored::StoredRow;
 use super::super::tile::{Mr, NR, Prefetch, TileRows};
+#[cfg(target_arch = "x86_64")]
+use amx::DequantisedTiles;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use byte_products::ByteProducts;
 pub(super) use registers::{Registers, add_upper_bits, load_half_bytes};
@@ -70,8 +76,8 @@ pub(super) trait GroupFormat: Copy + Debug + Send + Sync + 'static {
     const BLOCK_TYPE: BlockType;
     /// One step of a panel: [`GROUPS`](Self::GROUPS) groups of 16 outputs.
     type Block: Pod + Debug + Send + Sync;
-    /// The groups of activations that are multiplied with a block.
-    type Lhs: Pod + Send + Sync;
+    /// A value for each group of a block.
+    type PerGroup<T: Pod + Send + Sync>: Pod + Send + Sync;
     /// Groups of a block.
     const GROUPS: usize;
     /// Parts of a group that have scales of their own, 1 or 2.
@@ -138,6 +144,10 @@ pub(super) fn with_kernel<F: GroupFormat, V: KernelVisitor>(
     set: InstructionSet,
     visitor: V,
 ) -> V::Output {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(isa) = set.token::<AmxPrefill>() {
+        return visitor.visit(DequantisedTiles::<F>::new(isa.tiles()));
+    }
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if let Some(kernel) = ByteProducts::<F>::all(set).next() {
         return visitor.visit(kernel);
@@ -149,6 +159,21 @@ pub(super) fn with_kernel<F: GroupFormat, V: KernelVisitor>(
 /// Calls the visitor with every micro-kernel of an instruction set.
 #[cfg(test)]
 pub(super) fn with_every_kernel<F: GroupFormat, V: KernelVisitor + Copy>(
+    set: InstructionSet,
+    visitor: V,
+) -> Vec<V::Output> {
+    let mut outputs = with_exact_kernels::<F, V>(set, visitor);
+    #[cfg(target_arch = "x86_64")]
+    {
+        let isa: Option<AmxPrefill> = set.token();
+        outputs.extend(isa.map(|isa| visitor.visit(DequantisedTiles::<F>::new(isa.tiles()))));
+    }
+    outputs
+}
+
+/// Calls the visitor with the micro-kernels of an instruction set that multiply integers.
+#[cfg(test)]
+fn with_exact_kernels<F: GroupFormat, V: KernelVisitor + Copy>(
     set: InstructionSet,
     visitor: V,
 ) -> Vec<V::Output> {
@@ -191,7 +216,7 @@ struct Products<F>(PhantomData<F>);
 impl<F: GroupFormat> MicroKernel for Products<F> {
     type Isa = Portable;
     type Rows = Mr;
-    type Lhs = F::Lhs;
+    type Lhs = F::PerGroup<Group>;
     type Block = F::Block;
     const BLOCK_K: usize = F::GROUPS * GROUP;
     const BLOCK_TYPE: Option<BlockType> = Some(F::BLOCK_TYPE);
@@ -213,7 +238,7 @@ impl<F: GroupFormat> MicroKernel for Products<F> {
     }
 
     #[inline(always)]
-    fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [F::Lhs]) {
+    fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [F::PerGroup<Group>]) {
         pack_lhs::<F>(rows, k, mr, lhs);
     }
 
@@ -227,7 +252,7 @@ impl<F: GroupFormat> MicroKernel for Products<F> {
 
     fn multiply(
         self,
-        lhs: &[F::Lhs],
+        lhs: &[F::PerGroup<Group>],
         panels: &[&[F::Block]],
         mr: Mr,
         sums: &mut [[f32; NR]],
@@ -290,7 +315,7 @@ fn multiply_group<'a, F: GroupFormat>(
 /// Quantises rows of `k` activations as `[blocks][mr]`. Numbers past `k` are 0. If there are fewer than `mr`
 /// rows, the places of the missing rows in `lhs` are not written.
 #[inline(always)]
-fn pack_lhs<F: GroupFormat>(rows: &[f32], k: usize, mr: usize, lhs: &mut [F::Lhs]) {
+fn pack_lhs<F: GroupFormat>(rows: &[f32], k: usize, mr: usize, lhs: &mut [F::PerGroup<Group>]) {
     let groups: &mut [Group] = bytemuck::cast_slice_mut(lhs);
     for (r, row) in rows.chunks_exact(k).enumerate() {
         let mut set = |index: usize, group| {
