@@ -1,6 +1,6 @@
 //! Keys and values of every layer, in blocks of 16 tokens.
 
-use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
 
