@@ -207,7 +207,7 @@ mod tests {
             assert!(buffer.iter().all(|number| *number == 0));
             buffer.fill(length);
             // Some earlier buffers are dropped meanwhile.
-            if buffer.len() % 3 == 0 {
+            if buffer.len().is_multiple_of(3) {
                 buffers.pop();
             }
             buffers.push(buffer);
