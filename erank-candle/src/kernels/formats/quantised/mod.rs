@@ -13,7 +13,7 @@
 //! ```
 //!
 //! The groups are added in order, with products and sums rounded apart. So all instruction sets give the same
-//! bits.
+//! bits, except for `amxprefill`, which dequantises weights.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -162,12 +162,13 @@ pub(super) fn with_every_kernel<F: GroupFormat, V: KernelVisitor + Copy>(
     set: InstructionSet,
     visitor: V,
 ) -> Vec<V::Output> {
-    let mut outputs = with_exact_kernels::<F, V>(set, visitor);
+    let outputs = with_exact_kernels::<F, V>(set, visitor);
     #[cfg(target_arch = "x86_64")]
-    {
+    let outputs = {
         let isa: Option<AmxPrefill> = set.token();
-        outputs.extend(isa.map(|isa| visitor.visit(DequantisedTiles::<F>::new(isa.tiles()))));
-    }
+        let in_tiles = isa.map(|isa| visitor.visit(DequantisedTiles::<F>::new(isa.tiles())));
+        outputs.into_iter().chain(in_tiles).collect()
+    };
     outputs
 }
 
