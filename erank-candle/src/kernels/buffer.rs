@@ -126,8 +126,9 @@ impl Deref for MapPart {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the bytes must lie in the map, be initialised, and not be mutably borrowed. `reserve` chose a range of
-        // the map, which the system filled with zeros. No other part contains it, and the slice borrows this part.
+        // SAFETY: the bytes must lie in the map, be initialised, and not be mutably borrowed. They lie in the map, because
+        // `reserve` checked its length. The system filled the map with zeros. No other part contains these bytes, and
+        // the slice borrows this part.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.start), self.size) }
     }
 }

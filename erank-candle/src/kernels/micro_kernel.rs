@@ -36,7 +36,8 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     const KC_OF_ONE_TILE: usize = Self::KC;
     /// The prefetch of a projection that multiplies each weight once.
     const PREFETCH: Prefetch;
-    /// Whether such a projection prefetches the next part of the inputs instead, as others do.
+    /// Whether a projection that multiplies each weight once ignores [`PREFETCH`](Self::PREFETCH), and prefetches the next
+    /// part of the inputs while it multiplies a part.
     const PREFETCHES_PARTS: bool = false;
     /// Numbers of the largest lhs that is multiplied at once. A larger one would be read from memory again for each
     /// block of columns.

@@ -167,7 +167,8 @@ pub(crate) struct Product<'a> {
     /// `[panels][mr][16]`.
     pub(crate) sums: &'a mut [[f32; NR]],
     pub(crate) then: Sums,
-    /// Whether the lhs is loaded past the nearest cache, so that the panels stay there.
+    /// Whether the lhs is loaded past the nearest cache, so that the panels stay there. Each step then prefetches two lines
+    /// of each panel, not sixteen.
     pub(crate) is_streamed: bool,
     pub(crate) prefetch: Prefetch,
 }

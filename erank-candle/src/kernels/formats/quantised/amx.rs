@@ -189,7 +189,7 @@ struct Group<'a, F: GroupFormat> {
     group: usize,
 }
 
-/// What all columns of a part of a group share.
+/// The scales and mins of a part of a group, a number for each of the 16 columns.
 #[derive(Clone, Copy)]
 struct Part {
     scales: __m512,
