@@ -15,7 +15,7 @@ pub(crate) const MODELS: &str = "/v1/models";
 pub(crate) const COMPLETIONS: &str = "/v1/completions";
 /// The route of chat messages.
 pub(crate) const CHAT: &str = "/v1/chat/completions";
-/// The route of token ids, at llama.cpp and vLLM.
+/// The route of token ids, at llama.cpp, vLLM and SGLang.
 pub(crate) const TOKENIZE: &str = "/tokenize";
 
 /// The response to a generation request, independent of the server's shape.
@@ -40,6 +40,25 @@ pub(crate) struct Token {
     pub(crate) bytes: Vec<u8>,
     pub(crate) log_prob: f64,
     pub(crate) top_logprobs: Vec<(Vec<u8>, f64)>,
+}
+
+impl Token {
+    /// Replaces the generated token by another one of the same position. Its log-probability is at most the least of
+    /// the most probable ones if it is not among them.
+    pub(crate) fn choose(&mut self, bytes: Vec<u8>) {
+        if bytes == self.bytes {
+            return;
+        }
+        let known = self.top_logprobs.iter().find(|(other, _)| *other == bytes);
+        let least = self.top_logprobs.iter().map(|(_, log_prob)| *log_prob).fold(0.0, f64::min);
+        self.log_prob = known.map_or(least, |(_, log_prob)| *log_prob);
+        self.bytes = bytes;
+    }
+
+    /// Returns the largest log-probability at the position.
+    pub(crate) fn most_probable(&self) -> f64 {
+        self.top_logprobs.iter().fold(self.log_prob, |most, (_, log_prob)| most.max(*log_prob))
+    }
 }
 
 /// The reason why the server ended the generation.
@@ -96,6 +115,8 @@ struct RawChoice {
     /// differ.
     #[serde(default, deserialize_with = "nullable")]
     stop_reason: Option<Value>,
+    /// SGLang: the stop string, or the id of a stop token. Null and absent mean that it is unknown.
+    matched_stop: Option<Value>,
     token_ids: Option<Vec<u32>>,
 }
 
@@ -262,7 +283,8 @@ impl Response {
             return Err(format!("the status is a success, but there is an error: {message}"));
         };
         let reported = choice.finish_reason.unwrap_or_default().to_ascii_lowercase();
-        let finish_reason = match (reported.as_str(), &choice.stop_reason, stop_type.as_deref()) {
+        let stop_reason = choice.matched_stop.or(choice.stop_reason);
+        let finish_reason = match (reported.as_str(), &stop_reason, stop_type.as_deref()) {
             ("length" | "max_tokens" | "max_length" | "model_length", ..) => FinishReason::Length,
             // The text may end anywhere.
             ("abort" | "aborted" | "cancelled" | "error" | "timeout" | "content_filter", ..) => {

@@ -128,7 +128,7 @@ impl OpenAiBackend {
         let Some(server) = self.capabilities(client, &job.cancellation)? else {
             return Ok(false);
         };
-        server.check_sampling(&job.options.sampling)?;
+        server.check_sampling(&job.options.sampling, &self.settings)?;
         let (settings, control_tokens) = (&self.settings, &self.control_tokens);
         let builder =
             PromptBuilder::new(job.prompt, job.options, settings, &server, control_tokens)?;

@@ -24,6 +24,9 @@ pub(crate) struct Capabilities {
     pub(crate) chat_template: Result<(String, String), String>,
     /// Whether the server returns the log-probabilities of given token ids (`logprob_token_ids`).
     pub(crate) logprob_token_ids: bool,
+    /// Whether log-probabilities are the model's own at any sampling settings. Some servers return those after
+    /// the temperature, the filters or the penalties.
+    pub(crate) raw_logprobs: bool,
 }
 
 impl Capabilities {
@@ -41,6 +44,7 @@ impl Capabilities {
             match listed.first().and_then(|model| model["owned_by"].as_str()) {
                 Some("llamacpp") => ServerKind::LlamaCpp,
                 Some("vllm") => ServerKind::Vllm,
+                Some("sglang") => ServerKind::Sglang,
                 _ => ServerKind::Other,
             }
         });
@@ -56,8 +60,14 @@ impl Capabilities {
             usize::try_from(length?).ok()
         });
         let chat_template = Err("the prompt format does not request it".to_owned());
-        let mut capabilities =
-            Self { kind, model, context_length, chat_template, logprob_token_ids: false };
+        let mut capabilities = Self {
+            kind,
+            model,
+            context_length,
+            chat_template,
+            logprob_token_ids: false,
+            raw_logprobs: true,
+        };
         if matches!(settings.prompt_format, PromptFormat::ServerTemplate) {
             capabilities.chat_template = match capabilities.render_chat_template(endpoint) {
                 Ok(template) => template,
@@ -69,9 +79,12 @@ impl Capabilities {
             };
         }
         if settings.logprobs || matches!(settings.prompt_format, PromptFormat::TokenIds(_)) {
-            capabilities.check_generation(endpoint, settings)?;
+            capabilities.raw_logprobs = capabilities.check_generation(endpoint, settings)?;
         }
         let is_raw = !matches!(settings.prompt_format, PromptFormat::Chat);
+        if is_raw && !matches!(settings.prompt_format, PromptFormat::TokenIds(_)) {
+            capabilities.check_special_tokens(endpoint)?;
+        }
         if kind == ServerKind::Vllm && settings.logprobs && is_raw {
             capabilities.logprob_token_ids = capabilities.probe_logprob_token_ids(endpoint)?;
         }
@@ -86,6 +99,7 @@ impl Capabilities {
             ("context length", self.context_length == other.context_length),
             ("chat template", self.chat_template == other.chat_template),
             ("version", self.logprob_token_ids == other.logprob_token_ids),
+            ("mode of log-probabilities", self.raw_logprobs == other.raw_logprobs),
         ]
         .into_iter()
         .find_map(|(property, is_equal)| (!is_equal).then_some(property))
@@ -114,14 +128,19 @@ impl Capabilities {
                 let request = json!({ "messages": messages });
                 (RENDER, endpoint.post(RENDER, &request)?["prompt"].take())
             }
-            ServerKind::Vllm => {
+            ServerKind::Vllm | ServerKind::Sglang => {
                 let fields = json!({"messages": messages, "add_generation_prompt": true});
                 let tokens = endpoint.post(TOKENIZE, &self.request(fields))?["tokens"].take();
                 const RENDER: &str = "/detokenize";
-                let fields = json!({ "tokens": tokens });
-                (RENDER, endpoint.post(RENDER, &self.request(fields))?["prompt"].take())
+                // SGLang's default omits the control tokens.
+                let fields = json!({"tokens": tokens, "skip_special_tokens": false});
+                let mut rendered = endpoint.post(RENDER, &self.request(fields))?;
+                let field = if self.kind == ServerKind::Vllm { "prompt" } else { "text" };
+                (RENDER, rendered[field].take())
             }
-            ServerKind::Other => return Ok(Err("it is neither llama.cpp nor vLLM".to_owned())),
+            ServerKind::Other => {
+                return Ok(Err("it is neither llama.cpp nor vLLM nor SGLang".to_owned()));
+            }
         };
         let no_text = || endpoint.invalid_response(route, "there is no text");
         let text = rendered.as_str().ok_or_else(no_text)?;
@@ -134,12 +153,12 @@ impl Capabilities {
     }
 
     /// Generates one token, and checks that the response has its top log-probabilities and its id, as far
-    /// as the settings need them.
+    /// as the settings need them. Returns whether log-probabilities are the model's own at any temperature.
     fn check_generation(
         &self,
         endpoint: &Endpoint<'_>,
         settings: &OpenAiSettings,
-    ) -> Result<(), RequestError> {
+    ) -> Result<bool, RequestError> {
         let top_logprobs = settings.top_logprobs;
         let no_logprobs = |problem: String| {
             CapabilityError::NoLogprobs { top_logprobs, problem }.at(endpoint.url())
@@ -162,8 +181,8 @@ impl Capabilities {
         };
         fields["max_tokens"] = 1.into();
         fields["temperature"] = 0.into();
-        let response =
-            endpoint.generate(route, &self.request(fields)).map_err(|error| match error {
+        let response = endpoint.generate(route, &self.request(fields.clone())).map_err(
+            |error| match error {
                 RequestError::Rejected { status: 400, message, .. } => no_logprobs(message),
                 RequestError::Rejected { status: 404 | 405, message, .. }
                     if route == COMPLETIONS =>
@@ -171,15 +190,52 @@ impl Capabilities {
                     CapabilityError::NoCompletions { problem: message }.at(endpoint.url())
                 }
                 error => error,
-            })?;
+            },
+        )?;
         if needs_ids && response.token_ids.is_none_or(|ids| ids.is_empty()) {
             return Err(CapabilityError::NoTokenIds.at(endpoint.url()));
         }
-        match response.tokens.first() {
-            _ if !settings.logprobs => Ok(()),
-            Some(token) if !token.top_logprobs.is_empty() => Ok(()),
-            Some(_) => Err(no_logprobs("the tokens come without top log-probabilities".into())),
-            None => Err(no_logprobs("the response has none".into())),
+        let at_zero = match response.tokens.first() {
+            _ if !settings.logprobs => return Ok(true),
+            Some(token) if !token.top_logprobs.is_empty() => token,
+            Some(_) => {
+                return Err(no_logprobs("the tokens come without top log-probabilities".into()));
+            }
+            None => return Err(no_logprobs("the response has none".into())),
+        };
+        if self.kind == ServerKind::LlamaCpp {
+            return Ok(true);
+        }
+        fields["temperature"] = 2.into();
+        match endpoint.generate(route, &self.request(fields)) {
+            Ok(response) => Ok(response.tokens.first().is_some_and(|at_two| {
+                is_independent_of_temperature(at_zero.most_probable(), at_two.most_probable())
+            })),
+            Err(RequestError::Rejected { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Checks that the server adds no token to a raw prompt, as tokenizers do with a beginning-of-sequence token.
+    /// The chat template has all tokens that the model expects.
+    fn check_special_tokens(&self, endpoint: &Endpoint<'_>) -> Result<(), RequestError> {
+        let (text, special) = match self.kind {
+            ServerKind::LlamaCpp => ("content", "add_special"),
+            ServerKind::Sglang => ("prompt", "add_special_tokens"),
+            // A field of each request asks vLLM to add none, and another server has no such route.
+            ServerKind::Vllm | ServerKind::Other => return Ok(()),
+        };
+        let tokens = |special_tokens: bool| {
+            let fields = json!({text: "a", special: special_tokens});
+            match endpoint.post(TOKENIZE, &self.request(fields)) {
+                Ok(mut response) => Ok(response["tokens"].take()),
+                Err(RequestError::Rejected { status: 404 | 405, .. }) => Ok(Value::Null),
+                Err(error) => Err(error),
+            }
+        };
+        match tokens(true)? == tokens(false)? {
+            true => Ok(()),
+            false => Err(CapabilityError::AddedTokens.at(endpoint.url())),
         }
     }
 
@@ -200,11 +256,24 @@ impl Capabilities {
     }
 
     /// Checks that the server supports the sampling settings with erank's meaning.
-    pub(crate) fn check_sampling(&self, sampling: &Sampling) -> Result<(), CapabilityError> {
+    pub(crate) fn check_sampling(
+        &self,
+        sampling: &Sampling,
+        settings: &OpenAiSettings,
+    ) -> Result<(), CapabilityError> {
         let unsupported =
             |setting, problem| Err(CapabilityError::UnsupportedSampling { setting, problem });
+        let is_chat = matches!(settings.prompt_format, PromptFormat::Chat);
+        if is_chat && settings.logprobs && self.logprobs_depend_on(sampling) {
+            return Err(CapabilityError::ChangedLogprobs);
+        }
         match self.kind {
             ServerKind::Vllm => Ok(()),
+            ServerKind::Sglang if sampling.repetition_penalty != 1.0 => unsupported(
+                "repetition_penalty",
+                "SGLang does not count the prompt's tokens; leave it at 1",
+            ),
+            ServerKind::Sglang => Ok(()),
             // This was checked with the server. It also counts the tokens of the prompt.
             ServerKind::LlamaCpp if sampling.frequency_penalty != 0.0 => unsupported(
                 "frequency_penalty",
@@ -232,6 +301,18 @@ impl Capabilities {
         }
     }
 
+    /// Returns whether the server's log-probabilities may differ from the model's own at these settings.
+    pub(crate) fn logprobs_depend_on(&self, sampling: &Sampling) -> bool {
+        let mut neutral = Sampling::with_temperature(1.0);
+        neutral.seed = sampling.seed;
+        let is_neutral = *sampling == neutral || {
+            // Servers ignore a temperature of 0, and take the most probable token.
+            neutral.temperature = 0.0;
+            *sampling == neutral
+        };
+        !self.raw_logprobs && !is_neutral
+    }
+
     /// Returns the sampling settings of a sample as fields of a request.
     pub(crate) fn sampling_fields(&self, sampling: &Sampling, sample: usize) -> Value {
         let mut fields = json!({"temperature": sampling.temperature, "top_p": sampling.top_p});
@@ -246,11 +327,14 @@ impl Capabilities {
             map.insert("presence_penalty".into(), sampling.presence_penalty.into());
         }
         if self.kind != ServerKind::Other {
-            map.insert("top_k".into(), sampling.top_k.into());
+            // SGLang turns the filter off with -1 only.
+            let is_off = self.kind == ServerKind::Sglang && sampling.top_k == 0;
+            let top_k = if is_off { (-1).into() } else { sampling.top_k.into() };
+            map.insert("top_k".into(), top_k);
             map.insert("min_p".into(), sampling.min_p.into());
         }
         match self.kind {
-            ServerKind::Other => {}
+            ServerKind::Sglang | ServerKind::Other => {}
             ServerKind::Vllm => {
                 map.insert("repetition_penalty".into(), sampling.repetition_penalty.into());
             }
@@ -263,6 +347,14 @@ impl Capabilities {
         }
         fields
     }
+}
+
+/// Compares the log-probability of the most probable token at the temperatures 0 and 2. Returns false if it is too near
+/// 0 to tell.
+fn is_independent_of_temperature(at_zero: f64, at_two: f64) -> bool {
+    /// Larger than the rounding errors of one server, and smaller than the effect of the temperature.
+    const TOLERANCE: f64 = 0.05;
+    at_zero < -TOLERANCE && (at_zero - at_two).abs() < TOLERANCE
 }
 
 /// Selects the model's name for requests from the settings and the server's list.

@@ -152,7 +152,7 @@ impl Client {
                 let response = self.post_optional(TOKENIZE, &body)?;
                 Ok(response["tokens"].as_array().map(Vec::len))
             }
-            ServerKind::Vllm => {
+            ServerKind::Vllm | ServerKind::Sglang => {
                 let body = server.request(json!({"prompt": text, "add_special_tokens": false}));
                 let response = self.post_optional(TOKENIZE, &body)?;
                 Ok(response["count"].as_u64().and_then(|count| usize::try_from(count).ok()))

@@ -279,6 +279,16 @@ pub enum CapabilityError {
          prompt template that is a user message"
     )]
     ChatWholePrompt,
+    /// The server adds a token to raw prompts.
+    #[error(
+        "the server adds a token to each raw prompt, so the model would read another prompt than the chat template's;          turn off add_bos_token in the model's files, or set OpenAiSettings::prompt_format to PromptFormat::TokenIds"
+    )]
+    AddedTokens,
+    /// The log-probabilities of a chat are those after the sampling settings, not the model's own.
+    #[error(
+        "the server's log-probabilities depend on the sampling settings; use temperature 0, or temperature 1 without          filters and penalties, or rank by integers with OpenAiSettings::logprobs = false and ScoreKind::Integer, or          set OpenAiSettings::prompt_format to another format than PromptFormat::Chat"
+    )]
+    ChangedLogprobs,
     /// A sampling setting that the server does not support with erank's meaning.
     #[error("the sampling setting {setting} is not available: {problem}")]
     UnsupportedSampling {

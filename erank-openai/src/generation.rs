@@ -233,7 +233,7 @@ impl Generation<'_> {
                 ServerKind::LlamaCpp => {
                     merge(&mut fields, json!({"verbose": true, "response_fields": ["stop_type"]}))
                 }
-                ServerKind::Vllm | ServerKind::Other => {}
+                ServerKind::Vllm | ServerKind::Sglang | ServerKind::Other => {}
             }
             if matches!(self.prompt, Prompt::TokenIds(_)) {
                 // vLLM returns ids on request, llama.cpp with log-probabilities.
@@ -279,11 +279,14 @@ impl Generation<'_> {
                 merge(&mut fields, json!({"logprobs": 1, "logprob_token_ids": ids}));
                 source = LogprobSource::RequestedIds;
             }
-            let response = self.request(COMPLETIONS, fields, sampling)?;
-            // A server that ends the turn here may return no token.
-            let token = response.tokens.into_iter().next();
-            let token = token.ok_or_else(|| GenerationError::from(AnswerError::NoAnswer));
-            token.map(|token| (token, source))
+            let mut token = self.request_token(fields.clone(), sampling)?;
+            if job.server.logprobs_depend_on(sampling) {
+                // The sampled token counts, with the model's own log-probabilities.
+                let sampled = token.bytes;
+                token = self.request_token(fields, &greedy)?;
+                token.choose(sampled);
+            }
+            Ok::<_, GenerationError>((token, source))
         })?;
         let generated = labels.generated.filter(|_| opened_answer);
         if opened_answer && generated.is_none() {
@@ -297,6 +300,17 @@ impl Generation<'_> {
         self.completion.text.push_str(job.format.answer_suffix());
         self.completion.answer_distribution = Some(labels.distribution);
         Ok(())
+    }
+
+    /// Generates one token.
+    fn request_token(
+        &mut self,
+        fields: Value,
+        sampling: &Sampling,
+    ) -> Result<api::Token, GenerationError> {
+        let response = self.request(COMPLETIONS, fields, sampling)?;
+        // A server that ends the turn here may return no token.
+        response.tokens.into_iter().next().ok_or_else(|| AnswerError::NoAnswer.into())
     }
 
     /// Generates the answer as text, without a distribution.
@@ -361,6 +375,10 @@ impl Generation<'_> {
         if self.job.server.kind == ServerKind::Vllm {
             // The server's own setting may replace the texts of tokens, which labels are compared with.
             merge(&mut fields, json!({"return_tokens_as_token_ids": false}));
+            if route == COMPLETIONS {
+                // The prompt has all tokens that the model expects.
+                merge(&mut fields, json!({"add_special_tokens": false}));
+            }
         }
         let response = self.client.generate(route, &self.job.server.request(fields));
         let response = response.map_err(|error| self.job.classify(error))?;

@@ -320,7 +320,7 @@ fn parse_certificates(pem: &str) -> Result<Vec<Certificate<'static>>, SetupError
 }
 
 /// Parses the error of a prompt that exceeds the context length. llama.cpp has both counts as fields;
-/// vLLM names the parameter and has the counts in its message.
+/// vLLM names the parameter and has the counts in its message. SGLang has a message only.
 fn parse_prompt_too_long(body: &Value) -> Option<RequestError> {
     let error = &body["error"];
     let count = |value: &Value| usize::try_from(value.as_u64()?).ok();
@@ -328,18 +328,22 @@ fn parse_prompt_too_long(body: &Value) -> Option<RequestError> {
         let (tokens, limit) = (count(&error["n_prompt_tokens"])?, count(&error["n_ctx"])?);
         return Some(RequestError::PromptTooLong { tokens, limit });
     }
-    if error["param"] == "input_tokens" {
+    let number_after = |message: &str, words: &str| {
+        let rest = &message[message.find(words)? + words.len()..];
+        let digits = rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok()
+    };
+    let (tokens, limit) = if error["param"] == "input_tokens" {
         let message = error["message"].as_str()?;
-        let number_after = |words: &str| {
-            let rest = &message[message.find(words)? + words.len()..];
-            let digits = rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?;
-            digits.parse().ok()
-        };
-        let tokens = number_after("at least").or_else(|| number_after("value="))?;
-        let limit = number_after("context length is")?;
-        return Some(RequestError::PromptTooLong { tokens, limit });
-    }
-    None
+        let tokens =
+            number_after(message, "at least").or_else(|| number_after(message, "value="))?;
+        (tokens, number_after(message, "context length is")?)
+    } else {
+        let message = body["message"].as_str()?;
+        let limit = number_after(message, "longer than the model's context length (")?;
+        (number_after(message, "The input (")?, limit)
+    };
+    Some(RequestError::PromptTooLong { tokens, limit })
 }
 
 #[cfg(test)]
@@ -357,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn parse_prompt_too_long_reads_llama_cpp_and_vllm() {
+    fn parse_prompt_too_long_reads_each_server() {
         let llama_cpp = serde_json::json!({"error": {
             "code": 400, "message": "request (31 tokens) exceeds …",
             "type": "exceed_context_size_error", "n_prompt_tokens": 31, "n_ctx": 20,
@@ -367,7 +371,11 @@ mod tests {
                         contains at least 31 input tokens, which … (parameter=input_tokens, value=31)",
             "type": "BadRequestError", "param": "input_tokens", "code": 400,
         }});
-        for body in [llama_cpp, vllm] {
+        let sglang = serde_json::json!({
+            "object": "error", "type": "BadRequestError", "param": null, "code": 400,
+            "message": "The input (31 tokens) is longer than the model's context length (20 tokens).",
+        });
+        for body in [llama_cpp, vllm, sglang] {
             let error = parse_prompt_too_long(&body);
             assert!(
                 matches!(error, Some(RequestError::PromptTooLong { tokens: 31, limit: 20 })),

@@ -1,9 +1,9 @@
-//! The remote backend of erank: ERank on vLLM, llama.cpp, or another engine with an OpenAI-compatible
-//! HTTP API.
+//! The remote backend of erank: ERank on vLLM, llama.cpp, SGLang, or another engine with an
+//! OpenAI-compatible HTTP API.
 //!
 //! | step | action |
 //! |---|---|
-//! | once per server | detects its kind, renders its chat template, and checks that it returns log-probabilities |
+//! | once per server | detects its kind, renders its chat template, and checks that it returns log-probabilities and adds no token to prompts |
 //! | per job | sends the common prefix of the prompts ahead, then as many documents as the servers accept |
 //! | per document | generates the thought until `<answer>`; one more token, with its top log-probabilities, is the answer |
 //! | after a failure | retries the request, later or at another server; then the document has an error |

@@ -227,6 +227,7 @@ mod tests {
             context_length: None,
             chat_template: Ok(template),
             logprob_token_ids: false,
+            raw_logprobs: true,
         }
     }
 

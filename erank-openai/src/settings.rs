@@ -140,6 +140,8 @@ pub enum ServerKind {
     LlamaCpp,
     /// vLLM.
     Vllm,
+    /// SGLang.
+    Sglang,
     /// Any other server. Only fields of OpenAI's API are sent to it.
     Other,
 }
@@ -152,7 +154,7 @@ pub enum ServerKind {
 #[non_exhaustive]
 pub enum PromptFormat {
     /// Raw text (`/v1/completions`) in the server's own chat template. The server renders the template
-    /// once; llama.cpp and vLLM support this.
+    /// once; llama.cpp, vLLM and newer versions of SGLang support this.
     #[default]
     ServerTemplate,
     /// Raw text (`/v1/completions`) in the given chat template.
@@ -164,8 +166,8 @@ pub enum PromptFormat {
     },
     /// Token ids (`/v1/completions`) from a tokenizer on the client side. Control tokens in documents
     /// become plain text without a change to the document, limits in tokens are exact, and a thought is
-    /// continued with its own tokens. The server must accept and return token ids, as llama.cpp and
-    /// vLLM do.
+    /// continued with its own tokens. The server must accept and return token ids, as llama.cpp, vLLM and newer
+    /// versions of SGLang do.
     TokenIds(Arc<dyn ClientTokenizer>),
     /// A chat message (`/v1/chat/completions`), for servers without raw prompts.
     ///

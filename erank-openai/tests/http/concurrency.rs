@@ -81,7 +81,7 @@ fn ten_thousand_documents_respect_max_concurrency() {
     let relevances: Vec<u32> = (0..10_000).map(|number| 2 + number % 8).collect();
     let outcomes = score(&backend, &documents(relevances.clone()), answer_only()).expect("scores");
     assert!(server.max_in_flight() <= 8);
-    assert_eq!(server.completions().len(), 10_003, "including the probes and the warm-up");
+    assert_eq!(server.completions().len(), 10_004, "including the probes and the warm-up");
     assert!(server.connections() <= 10, "{} connections", server.connections());
     for (index, relevance) in relevances.into_iter().enumerate() {
         assert_eq!(outcomes.answer(index).0, relevance);

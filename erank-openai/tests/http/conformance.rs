@@ -6,7 +6,7 @@ use erank_openai::PromptFormat;
 
 use crate::engine::{Engine, Shape};
 use crate::server::Server;
-use crate::{backend, settings};
+use crate::{SHAPES, backend, settings};
 
 fn options() -> Options {
     let mut options = Options::default();
@@ -19,8 +19,8 @@ fn options() -> Options {
 }
 
 #[test]
-fn backend_is_conformant_with_llama_cpp_and_vllm() {
-    for shape in [Shape::LlamaCpp, Shape::Vllm] {
+fn backend_is_conformant_with_each_server() {
+    for shape in SHAPES {
         let server = Server::start(move |request| Engine::new(shape).react(request));
         let backend: Box<dyn ScoringBackend> =
             Box::new(backend(&server.url(), settings(|s| s.max_concurrency = 4)));

@@ -1,4 +1,6 @@
-//! A fake inference engine with the HTTP APIs of llama.cpp and vLLM.
+//! A fake inference engine with the HTTP APIs of llama.cpp, vLLM and SGLang.
+//!
+//! The fields of SGLang's API are those of its server's protocol (`sglang/srt/entrypoints/openai/protocol.py`, 2026-11).
 //!
 //! Its model reads "relevance N" in a document, generates a thought of a few words, and answers N with
 //! probability 0.75. The tokens "1" and "0" of "10" have probabilities 0.75 and 0.8.
@@ -14,6 +16,7 @@ use crate::server::{Reaction, Request};
 pub(crate) enum Shape {
     LlamaCpp,
     Vllm,
+    Sglang,
 }
 
 /// The engine's settings.
@@ -51,7 +54,7 @@ impl Engine {
                 Reaction::ok(json!({"prompt": self.template(messages())}))
             }
             // Every character is a token.
-            ("/tokenize", Shape::Vllm) => {
+            ("/tokenize", Shape::Vllm | Shape::Sglang) => {
                 let text = match body["prompt"].as_str() {
                     Some(prompt) => prompt.to_owned(),
                     None => self.template(messages()),
@@ -68,6 +71,12 @@ impl Engine {
                 let ids = body["tokens"].as_array().into_iter().flatten();
                 Reaction::ok(json!({"prompt": text_of(ids)}))
             }
+            ("/detokenize", Shape::Sglang) => {
+                let text = text_of(body["tokens"].as_array().into_iter().flatten());
+                let keeps_control_tokens = body["skip_special_tokens"] == false;
+                let text = if keeps_control_tokens { text } else { text.replace("<|im_", "") };
+                Reaction::ok(json!({ "text": text }))
+            }
             _ => Reaction::status(404, json!({"detail": "Not Found"})),
         }
     }
@@ -79,8 +88,9 @@ impl Engine {
                 model["owned_by"] = "llamacpp".into();
                 model["meta"] = json!({"n_ctx": self.context});
             }
-            Shape::Vllm => {
-                model["owned_by"] = "vllm".into();
+            Shape::Vllm | Shape::Sglang => {
+                model["owned_by"] =
+                    if self.shape == Shape::Vllm { "vllm" } else { "sglang" }.into();
                 model["max_model_len"] = self.context.into();
             }
         }
@@ -103,10 +113,16 @@ impl Engine {
         let mut max_tokens = request.body["max_tokens"].as_u64().unwrap_or(16) as usize;
         max_tokens = max_tokens.min(self.context - prompt_tokens);
         let turn = prompt.split_once(self.turn).map_or("", |(_, turn)| turn);
-        let (tokens, top_logprobs) = match turn.ends_with("</think>\n\n") {
+        let (mut tokens, mut top_logprobs) = match turn.ends_with("</think>\n\n") {
             true => yes_or_no(relevance(&prompt)),
             false => next_tokens(relevance(&prompt), turn),
         };
+        let temperature = request.body["temperature"].as_f64().unwrap_or(1.0);
+        if self.shape == Shape::Sglang && temperature > 0.0 {
+            // SGLang returns the log-probabilities after the temperature.
+            top_logprobs.iter_mut().for_each(|(_, p)| *p = p.powf(1.0 / temperature));
+            tokens[0].1 = tokens[0].1.powf(1.0 / temperature);
+        }
 
         let (mut text, mut generated, mut finish) = (String::new(), Vec::new(), "length");
         let stop = request.body["stop"][0].as_str();
@@ -140,8 +156,9 @@ impl Engine {
         let mut choice =
             json!({"index": 0, "text": text, "finish_reason": finish, "logprobs": null});
         match self.shape {
-            Shape::Vllm => {
-                choice["stop_reason"] = if ends_at_stop_string { json!(stop) } else { Value::Null };
+            Shape::Vllm | Shape::Sglang => {
+                let field = if self.shape == Shape::Vllm { "stop_reason" } else { "matched_stop" };
+                choice[field] = if ends_at_stop_string { json!(stop) } else { Value::Null };
                 if request.body["return_token_ids"] == true {
                     choice["token_ids"] = json!(ids);
                 }
@@ -200,6 +217,17 @@ impl Engine {
                 "message": format!("request ({tokens} tokens) exceeds the context size ({limit})"),
                 "n_prompt_tokens": tokens, "n_ctx": limit,
             }),
+            // SGLang's error has no field around it.
+            Shape::Sglang => {
+                let error = json!({
+                    "object": "error", "type": "BadRequestError", "param": null, "code": 400,
+                    "message": format!(
+                        "The input ({tokens} tokens) is longer than the model's context length \
+                         ({limit} tokens)."
+                    ),
+                });
+                return Reaction::status(400, error);
+            }
             Shape::Vllm => json!({
                 "message": format!(
                     "This model's maximum context length is {limit} tokens. However, your prompt \

@@ -1,4 +1,4 @@
-//! Tests of the backend against a scriptable HTTP server that imitates llama.cpp and vLLM.
+//! Tests of the backend against a scriptable HTTP server that imitates llama.cpp, vLLM and SGLang.
 
 mod bare;
 mod cancellation;
@@ -26,7 +26,7 @@ use erank_openai::{OpenAiBackend, OpenAiSettings};
 use crate::engine::{Engine, Shape};
 use crate::server::{Request, Server};
 
-pub(crate) const SHAPES: [Shape; 2] = [Shape::LlamaCpp, Shape::Vllm];
+pub(crate) const SHAPES: [Shape; 3] = [Shape::LlamaCpp, Shape::Vllm, Shape::Sglang];
 
 /// A sink that collects every report by document.
 #[derive(Default)]

@@ -184,7 +184,7 @@ fn logprob_token_ids_give_every_answer_a_probability() {
                 .iter()
                 .filter(|r| r.body["logprobs"] == 20 && r.body["stop"].is_null())
                 .count(),
-            1 + 2
+            2 + 2
         );
         // Each answer's first token is requested once, or comes from the client's tokenizer.
         let asked = server.requests().iter().filter(|r| r.path == "/tokenize").count();
