@@ -6,16 +6,19 @@
 //!     [0.6B|4B [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [runs=NUMBER] [FIGURE…]]
 //! ```
 //!
-//! FIGURE is `prefill` (one prompt of 512 tokens) or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8
-//! or 32 rows after 512 tokens each); the NUMBER of `tokens` replaces 512, and that of `runs` the seven runs, before which one
-//! run warms up. By default all four are measured. CACHE is BF16, F32 or INT8;
-//! the default is BF16, or F32 for weights in F32. FORMAT is a format of weights, such as `q8_0`; the default is that of the checkpoint, BF16. FILE is a GGUF file of this shape, whose tensors may have
-//! several formats; its size counts as the bytes of its weights.
+//! - FIGURE is `prefill` (one prompt of 512 tokens), or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8 or 32
+//!   rows after 512 tokens each). By default, all four are measured.
+//! - `tokens` replaces the 512 tokens.
+//! - `runs` replaces the seven runs. One run before them warms up.
+//! - CACHE is BF16, F32 or INT8. The default is BF16, or F32 for weights in F32.
+//! - FORMAT is a format of weights, such as `q8_0`. The default is that of the checkpoint, BF16.
+//! - FILE is a GGUF file of this shape, whose tensors may have several formats. Its size counts as the bytes of its
+//!   weights.
 //!
-//! Prints a line of JSON per figure: shape, name, value in tokens per second, `limit` and `fraction`. The
-//! limit is the throughput at the longer of two times: reading the weights and the cache once at the memory
-//! bandwidth, or doing all multiplications, attention's included, at the arithmetic peak; `bound` says which of them it is. Bandwidth
-//! and peak are measured between the runs. `ERANK_INSTRUCTION_SET` forces other kernels.
+//! Prints a line of JSON per figure: shape, name, value in tokens per second, `limit` and `fraction`. The limit is the
+//! throughput at the longer of two times: reading the weights and the cache once at the memory bandwidth, or doing all
+//! multiplications, attention's included, at the arithmetic peak. `bound` names the resource that sets the limit.
+//! Bandwidth and peak are measured between the runs. `ERANK_INSTRUCTION_SET` forces other kernels.
 
 use std::error::Error;
 use std::path::Path;

@@ -53,8 +53,8 @@ impl Errors {
     }
 }
 
-/// Computes the prompt in chunks and returns the logits at these positions. Then computes the last tokens again, one by one,
-/// as another sequence that shares all blocks but the last, and asserts that the logits have the same bits.
+/// Computes the prompt in chunks and returns the logits at these positions. Then computes the last tokens again, one by
+/// one, as another sequence that shares all blocks but the last, and asserts that the logits have the same bits.
 fn logits(model: &dyn Model, tokens: &[u32], positions: &[usize]) -> Vec<Vec<f32>> {
     let blocks = tokens.len().div_ceil(BLOCK_TOKENS);
     let cache = model.new_cache(blocks + 1).expect("a cache");

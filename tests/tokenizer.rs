@@ -1,8 +1,8 @@
 //! Token ids of prompts compared with Python's, and the bundled model's tokenizer.
 //!
 //! `golden/tokenizer.py` made the golden ids with Qwen3's tokenizer, which is not in the repository
-//! ([`erank_tests::qwen3_tokenizer`]). The tokenizer of a GGUF file must give the same ids. Without the tokenizer, the tests that
-//! need it print a message and pass, or fail if `ERANK_REQUIRE_ALL` is set.
+//! ([`erank_tests::qwen3_tokenizer`]). The tokenizer of a GGUF file must give the same ids. Without the tokenizer, the
+//! tests that need it print a message and pass, or fail if `ERANK_REQUIRE_ALL` is set.
 
 use std::fs;
 use std::path::Path;

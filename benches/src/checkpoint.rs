@@ -60,8 +60,8 @@ impl Shape {
         2.0 * (layers * tokens + embedding * logits) as f64
     }
 
-    /// Returns the number of multiplications and additions of attention, for tokens that see this number of positions in
-    /// all.
+    /// Returns the number of multiplications and additions of attention, for tokens that see this number of positions
+    /// in all.
     pub fn attention_operations(&self, positions: usize) -> f64 {
         4.0 * (self.layers * self.heads * HEAD_DIM * positions) as f64
     }

@@ -131,8 +131,8 @@ impl CandleBackend {
         description(self.model.weights, self.model.kernels, self.device)
     }
 
-    /// Returns the engine's counters. They are published before each result is sent, so they include every result that a
-    /// caller has, even if the step has not ended.
+    /// Returns the engine's counters. They are published before each result is sent, so they include every result that
+    /// a caller has, even if the step has not ended.
     pub fn statistics(&self) -> Statistics {
         self.engine.statistics()
     }

@@ -16,7 +16,7 @@ pub struct TokenLogProb {
     pub log_prob: f32,
 }
 
-/// The model computed logits that are no numbers.
+/// The error of a model that computed NaN or infinite logits.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the model's numbers are NaN or infinite: its weights are damaged or do not belong to its config.json; download \

@@ -23,19 +23,20 @@ use crate::kernels::WeightFormat;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CandleSettings {
-    /// The format that weights are kept in; `None` keeps each tensor's own. Candle's operations hold all matrices in
-    /// one type; if the files have several types, `None` is F32 there, which holds the numbers of the others. Sums are
-    /// accumulated in F32 in any case.
+    /// The format of the weights in memory; `None` keeps each tensor's own format. Candle's own operations
+    /// ([`Device::CpuCandle`] and GPUs) hold all matrices in one type. With files of several types, `None` is F32
+    /// there, which represents the numbers of the other types. Sums are always accumulated in F32.
     pub weights: Option<WeightFormat>,
-    /// The type of keys and values in the cache; `None` takes F32 for F32 weights, and for files with matrices of
-    /// several types, unless most are quantised. Otherwise, it takes BF16. In the same bytes, an F32 cache holds half as
-    /// many tokens as a BF16 cache, and an INT8 cache twice as many.
+    /// The type of keys and values in the cache. `None` is F32 in two cases: the weights are F32, or the files have
+    /// matrices of several types that are not mostly quantised. Otherwise, `None` is BF16. In the same bytes, an F32
+    /// cache holds half as many tokens as a BF16 cache, and an INT8 cache twice as many.
     pub kv_cache: Option<KvCacheFormat>,
     /// The device that runs the model.
     pub device: Device,
-    /// The instruction set of the CPU kernels: `"amx"`, `"amxprefill"`, `"avx512bf16"`, `"avx512vnni"`, `"avx512"`,
-    /// `"avxvnni"`, `"avx2"`, `"neonbf16"`, `"neoni8mm"`, `"neondotprod"`, `"neon"` or `"portable"`, if the machine has
-    /// it. `None` takes the environment variable `ERANK_INSTRUCTION_SET`, or else the best.
+    /// The name of the CPU kernels' instruction set: `"amx"`, `"amxprefill"`, `"avx512bf16"`, `"avx512vnni"`,
+    /// `"avx512"`, `"avxvnni"`, `"avx2"`, `"neonbf16"`, `"neoni8mm"`, `"neondotprod"`, `"neon"` or `"portable"`.
+    /// Loading fails if the machine does not have the set. `None` takes the environment variable
+    /// `ERANK_INSTRUCTION_SET`, or else the best set of the machine, which is never `"amxprefill"`.
     pub instruction_set: Option<String>,
     /// Number of threads to compute with; `None` is one per core.
     pub threads: Option<NonZeroUsize>,

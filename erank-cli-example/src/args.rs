@@ -177,8 +177,8 @@ pub(crate) struct RerankArguments {
     pub(crate) score: Option<Score>,
     /// Lists documents below this relevance, from 0 to 1, apart from the ranking.
     ///
-    /// The relevance is the expected value on a scale from 0 to 1: a tenth of it for ERank, and the probability of "yes"
-    /// for two answers. With --score integer, it is the integer on this scale, and with --calibration, it is the
+    /// The relevance is the expected value on a scale from 0 to 1: a tenth of it for ERank, and the probability of
+    /// "yes" for two answers. With --score integer, it is the integer on this scale, and with --calibration, it is the
     /// probability of relevance. --hybrid does not change it.
     #[arg(long, value_name = "X", value_parser = fraction)]
     pub(crate) min_score: Option<f64>,
@@ -620,11 +620,11 @@ impl LongDocuments {
 pub(crate) struct ModelArguments {
     /// The model: a folder, a GGUF file, a name on the model hub, or "tiny" for the bundled model.
     ///
-    /// A folder holds config.json, tokenizer.json, tokenizer_config.json and model.safetensors. A GGUF file
-    /// ends in .gguf. A name on the hub is for example Alibaba-NLP/ERank-4B, with an optional :FILE.gguf or
-    /// :QUANTISATION, such as :Q4_K_M, for GGUF files, and an optional @REVISION. HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
-    /// HF_TOKEN and the hub's other environment variables have their usual meaning. The bundled model is a
-    /// demonstration that compares words only.
+    /// A folder holds config.json, tokenizer.json, tokenizer_config.json and model.safetensors. A GGUF file ends in
+    /// .gguf. A name on the hub is for example Alibaba-NLP/ERank-4B, with an optional :FILE.gguf or :QUANTISATION, such
+    /// as :Q4_K_M, for GGUF files, and an optional @REVISION. HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN and the
+    /// hub's other environment variables have their usual meaning. The bundled model is a demonstration that compares
+    /// words only.
     #[arg(short, long, value_name = "FOLDER|FILE|NAME", default_value = "tiny")]
     pub(crate) model: String,
     /// Uses no network: a model of the hub must be in the hub's local cache. HF_HUB_OFFLINE=1 does the same.

@@ -107,8 +107,8 @@ impl CalibrationFile {
         Err(CommandError::Calibration { file: text::path(path), problem })
     }
 
-    /// Notes each setting, other than the model and the template, that differs from `now`, because the probabilities may
-    /// then be wrong. Windows and sampling have no settings in the file, because `erank eval` has neither.
+    /// Notes each setting, other than the model and the template, that differs from `now`, because the probabilities
+    /// may then be wrong. Windows and sampling have no settings in the file, because `erank eval` has neither.
     pub(crate) fn note_differences(&self, now: &Value) {
         const SETTINGS: [&str; 8] = [
             "instruction",

@@ -15,7 +15,8 @@ use crate::request::Request;
 use crate::score::ScoreKind;
 use crate::windows::{Split, Windows};
 
-/// The progress over all passes of a request, and the functions that it concerns.
+/// The progress over all passes of a request, with the callback that receives it and the token that the callback can
+/// cancel.
 pub(crate) struct ProgressTracker<'a> {
     pub(crate) progress: Progress,
     pub(crate) cancellation: &'a CancellationToken,

@@ -72,8 +72,8 @@ impl<B: ScoringBackend> Reranker<B> {
         &self.backend
     }
 
-    /// Returns the indices of the request's documents that a backend gets, in the order of a [`Job`](crate::Job), and the
-    /// failures of the others, which [`Ranking::unscored`] lists.
+    /// Returns the indices of the request's documents that a backend gets, in the order of a [`Job`](crate::Job). Also
+    /// returns the failures of the other documents, which [`Ranking::unscored`] lists.
     ///
     /// A backend that wraps another one uses the indices to map a job's documents to the request's. With
     /// [windows](crate::RerankerBuilder::windows), a job has several texts of a document, and in the second pass of a

@@ -60,8 +60,8 @@ impl Problem {
         Self::new(status, error.source.to_string())
     }
 
-    /// Returns the reply's JSON. `message` is for clients of Cohere, `detail` for those of Jina, and `error` for those of
-    /// vLLM and OpenAI.
+    /// Returns the reply's JSON. `message` is for clients of Cohere, `detail` for those of Jina, and `error` for those
+    /// of vLLM and OpenAI.
     pub(crate) fn json(&self) -> Value {
         let kind = match self.status {
             StatusCode::BAD_REQUEST

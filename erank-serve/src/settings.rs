@@ -20,8 +20,8 @@ pub struct Settings {
     pub aliases: Vec<String>,
     /// The API keys. Without any, a request needs none.
     pub api_keys: ApiKeys,
-    /// The host names that the headers `host` and `origin` of a request may have, without port. If the list is empty, any
-    /// host is allowed, and the origin must equal the host. A service on a loopback address should list its names;
+    /// The host names that the headers `host` and `origin` of a request may have, without port. If the list is empty,
+    /// any host is allowed, and the origin must equal the host. A service on a loopback address should list its names;
     /// otherwise, a web page can reach it by a DNS name of its own.
     pub allowed_hosts: Vec<String>,
     /// How a reply lists documents without a score. A request can choose otherwise.

@@ -372,8 +372,8 @@ mod tests {
         serve_branch(folder, "abc")
     }
 
-    /// Serves a folder as the commits `abc` and `def`, and the branch `v1` as `head`. Files are served by commit, not by
-    /// branch. Returns the address of the server.
+    /// Serves a folder as the commits `abc` and `def`, and the branch `v1` as `head`. Files are served by commit, not
+    /// by branch. Returns the address of the server.
     fn serve_branch(folder: PathBuf, head: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").expect("free port");
         let address = format!("http://{}", listener.local_addr().expect("local address"));

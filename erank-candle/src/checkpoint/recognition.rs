@@ -37,8 +37,9 @@ impl Checkpoint {
     /// prompt is ERank's. No weights are read.
     ///
     /// # Errors
-    /// Returns [`LoadError::Invalid`] if the files describe a classifier or another reranker of one pass whose prompt is
-    /// not known, or if one of them cannot be parsed. Choose a [`PromptTemplate`](erank_core::PromptTemplate) for such a checkpoint.
+    /// Returns [`LoadError::Invalid`] if the files describe a classifier or another reranker of one pass whose prompt
+    /// is not known, or if one of them cannot be parsed. Choose a [`PromptTemplate`](erank_core::PromptTemplate) for
+    /// such a checkpoint.
     pub fn recognise_prompt(&self) -> Result<RecognisedPrompt, LoadError> {
         let reranker = |reason| {
             Ok(RecognisedPrompt { family: PromptFamily::Qwen3Reranker, reason: Some(reason) })

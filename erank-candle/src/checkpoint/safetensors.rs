@@ -22,9 +22,9 @@ const PREFIX: &str = "model.";
 /// Reads the headers of the shards. `weight_map` is the map of the index from tensors to files; without an index, it
 /// is empty.
 ///
-/// The files decide about `config.tie_word_embeddings`, as in transformers. It becomes false if the files have an output
-/// projection that differs from the embedding. If the embedding is missing, the output projection is used for both.
-/// `has_equal_head` keeps the result of the comparison, which reads both tensors.
+/// The files decide about `config.tie_word_embeddings`, as in transformers. It becomes false if the files have an
+/// output projection that differs from the embedding. If the embedding is missing, the output projection is used for
+/// both. `has_equal_head` keeps the result of the comparison, which reads both tensors.
 ///
 /// # Errors
 /// Returns an error if a shard is not a whole safetensors file, if a tensor is in several shards and the index names

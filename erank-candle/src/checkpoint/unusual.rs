@@ -9,8 +9,8 @@ use crate::error::LoadError;
 use crate::kernels::WeightFormat;
 
 impl Checkpoint {
-    /// Returns what is unusual about the files although the model can be loaded, as sentences without a full stop. Reads
-    /// the same files as [`config`](Self::config).
+    /// Returns what is unusual about the files although the model can be loaded, as sentences without a full stop.
+    /// Reads the same files as [`config`](Self::config).
     ///
     /// # Errors
     /// Returns the errors of [`config`](Self::config).

@@ -47,8 +47,8 @@ impl<'a> Weights<'a> {
         Ok(Self { shards, tensors, own_name })
     }
 
-    /// Returns a format for all matrices together. It is that of most bytes, but F32 if the matrices differ and most are
-    /// not quantised: neither BF16 nor F16 holds the numbers of another format.
+    /// Returns a format for all matrices together. It is that of most bytes, but F32 if the matrices differ and most
+    /// are not quantised: neither BF16 nor F16 holds the numbers of another format.
     pub(crate) fn common_format(&self) -> WeightFormat {
         match self.formats()[..] {
             [WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16, _, ..] | [] => {

@@ -26,7 +26,7 @@ impl BlockAllocator {
         Some(block)
     }
 
-    /// Frees a block. Ignores a block that is free already or that only a larger cache has.
+    /// Frees a block. Ignores a block that is already free, and a block id outside this allocator.
     pub fn free(&mut self, block: BlockId) {
         if self.allocated.get_mut(block.0 as usize).is_some_and(std::mem::take) {
             self.free.push(block);

@@ -23,10 +23,10 @@
 //! product for all of them. Each query is multiplied with its blocks in the order of its sequence, and its
 //! sums do not depend on other queries.
 //!
-//! With few queries, attention is limited by memory. A block is then read from its first byte to its last before the next
-//! one, because processors prefetch by themselves only memory that is read in order. With many queries, arithmetic is the
-//! limit. The scores of several blocks are then computed first, so that products do not wait for each other or for the
-//! softmax. Each query's sums are the same in both orders.
+//! With few queries, attention is limited by memory. A block is then read from its first byte to its last before the
+//! next one, because processors prefetch by themselves only memory that is read in order. With many queries, arithmetic
+//! is the limit. The scores of several blocks are then computed first, so that products do not wait for each other or
+//! for the softmax. Each query's sums are the same in both orders.
 
 use std::ops::Range;
 
@@ -39,7 +39,8 @@ use super::tile::{MAX_ROWS, Mr, NR, TileRows};
 /// Tokens in a block.
 pub(crate) const BLOCK_TOKENS: usize = NR;
 
-/// With up to this number of queries of a KV head, attention is limited by memory, and the cache is read strictly in order.
+/// With up to this number of queries of a KV head, attention is limited by memory, and the cache is read strictly in
+/// order.
 const FEW_QUERIES: usize = 4;
 
 /// The largest number of blocks whose scores are computed before their weights.
@@ -81,8 +82,8 @@ impl BlockLayout {
         cache[start..start + size].split_at(self.keys_size::<E>())
     }
 
-    /// Prefetches the part of one KV head of a block, if there is such a head. [`write`](Self::write) touches a word of most
-    /// of its lines, which processors do not foresee.
+    /// Prefetches the part of one KV head of a block, if there is such a head. [`write`](Self::write) touches a word of
+    /// most of its lines, which processors do not foresee.
     #[inline(always)]
     pub(crate) fn prefetch<E: CacheElement>(self, block: &[E], kv_head: usize) {
         let size = self.keys_size::<E>() + self.values_size::<E>();
@@ -265,7 +266,8 @@ impl<E> Run<'_, E> {
         self.tokens.len() * self.heads
     }
 
-    /// Returns the keys and the values of a KV head in up to [`MAX_BLOCKS`] blocks of the sequence. Missing ones are empty.
+    /// Returns the keys and the values of a KV head in up to [`MAX_BLOCKS`] blocks of the sequence. Missing ones are
+    /// empty.
     fn heads_of_blocks(
         &self,
         numbers: &[usize],
@@ -514,8 +516,8 @@ impl<K: CacheKernel> Tile<K> {
         self.visible[row].saturating_sub(first).min(BLOCK_TOKENS) as u32
     }
 
-    /// Scales the scores of a block, and sets those that a query does not see to −∞. Returns whether a score exceeds the
-    /// largest one of its query, or is NaN.
+    /// Scales the scores of a block, and sets those that a query does not see to −∞. Returns whether a score exceeds
+    /// the largest one of its query, or is NaN.
     #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "the comparison is true for NaN, too")]
     #[inline(always)]
     fn scale_and_mask<const MASK: bool>(&self, scores: &mut [[f32; NR]], first: usize) -> bool {

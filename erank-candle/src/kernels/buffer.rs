@@ -1,8 +1,8 @@
 //! Memory for weights and for the KV cache, in large pages where the system has them. With small pages,
 //! reading gigabytes in order spends much of its time on address translation.
 //!
-//! A large page has 2 MB, about as much as one matrix of a small model. So buffers share maps of 64 MB, which consist of
-//! large pages except for at most their ends.
+//! A large page has 2 MB, about as much as one matrix of a small model. So buffers share maps of 64 MB, which consist
+//! of large pages except for at most their ends.
 #![expect(unsafe_code, reason = "buffers that share a map, and advice to the system about memory")]
 
 use std::io;

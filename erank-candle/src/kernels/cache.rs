@@ -93,8 +93,8 @@ pub(crate) trait CacheElement: Element {
     /// Length of the scales of 16 tokens in memory, in numbers of this type. It is 0 if every scale is 1.
     const SCALES: usize = 0;
 
-    /// Changes a query or a key so that it loses less when it is rounded. The product of a changed query and a changed key
-    /// is that of the query and the key.
+    /// Changes a query or a key so that it loses less when it is rounded. The product of a changed query and a changed
+    /// key is that of the query and the key.
     #[inline(always)]
     fn spread(_: &mut [f32]) {}
 

@@ -36,14 +36,14 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     const KC_OF_ONE_TILE: usize = Self::KC;
     /// The prefetch of a projection that multiplies each weight once.
     const PREFETCH: Prefetch;
-    /// Whether a projection that multiplies each weight once ignores [`PREFETCH`](Self::PREFETCH), and prefetches the next
-    /// part of the inputs while it multiplies a part.
+    /// Whether a projection that multiplies each weight once ignores [`PREFETCH`](Self::PREFETCH), and prefetches the
+    /// next part of the inputs while it multiplies a part.
     const PREFETCHES_PARTS: bool = false;
     /// Numbers of the largest lhs that is multiplied at once. A larger one would be read from memory again for each
     /// block of columns.
     const MAX_LHS_NUMBERS: usize = usize::MAX;
-    /// With up to this number of tiles, each block of columns prefetches all of the next one. With more, and by default,
-    /// each part of the inputs prefetches the next part.
+    /// With up to this number of tiles, each block of columns prefetches all of the next one. With more, and by
+    /// default, each part of the inputs prefetches the next part.
     const MAX_TILES_OF_A_PREFETCH: usize = 0;
 
     /// Returns the token of the instruction set.
@@ -56,7 +56,8 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
     /// registers.
     fn panels(self) -> usize;
 
-    /// Returns the number of panels of a block of columns with many rows, a multiple of [`panels`](Self::panels) up to 4.
+    /// Returns the number of panels of a block of columns with many rows, a multiple of [`panels`](Self::panels) up
+    /// to 4.
     fn panels_of_block(self) -> usize {
         self.panels()
     }
@@ -111,8 +112,8 @@ pub(crate) trait MicroKernel: Copy + Debug + Send + Sync + 'static {
         row.iter().map(|number| <half::bf16 as Element>::round(*number).widen()).collect()
     }
 
-    /// Returns a row of weights as the kernel rounds it, for the oracle, or `None` if it multiplies the numbers as they are
-    /// stored.
+    /// Returns a row of weights as the kernel rounds it, for the oracle, or `None` if it multiplies the numbers as they
+    /// are stored.
     #[cfg(test)]
     fn round_weights(_: &[f32]) -> Option<Vec<f32>> {
         None

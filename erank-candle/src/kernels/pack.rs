@@ -62,8 +62,8 @@ pub(super) fn pack_groups<const N: usize>(
     }
 }
 
-/// Prefetches numbers of the rows of activations that follow `numbers`. Rows are packed once after they are written, often
-/// by another thread, so most come from memory.
+/// Prefetches numbers of the rows of activations that follow `numbers`. Rows are packed once after they are written,
+/// often by another thread, so most come from memory.
 #[inline(always)]
 fn prefetch_later(numbers: &[f32]) {
     const BYTES_AHEAD: usize = 4096;

@@ -127,8 +127,8 @@ fn add_span(
     }
 }
 
-/// Copies the values of two blocks next to each other, `[panels of head_dim][pairs]` blocks of 16 rows. Values of tokens
-/// that no query sees become 0, because they may be NaN.
+/// Copies the values of two blocks next to each other, `[panels of head_dim][pairs]` blocks of 16 rows. Values of
+/// tokens that no query sees become 0, because they may be NaN.
 fn copy_values(values: &[&[bf16]], visible: usize, copy: &mut [LhsRow]) {
     const HALF: usize = PAIRS / BLOCKS_TOGETHER;
     let pairs = values.len().div_ceil(BLOCKS_TOGETHER);

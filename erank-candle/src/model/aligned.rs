@@ -14,7 +14,8 @@ pub(crate) fn aligned_zeros((rows, columns): (usize, usize)) -> Result<Tensor> {
     aligned(vec![0f32; rows * columns + LINE], (rows, columns))
 }
 
-/// Makes a tensor of numbers, of which there must be [`LINE`] too many. Numbers that are not written yet get large pages.
+/// Creates a tensor of `shape` that starts at a cache line. `numbers` holds [`LINE`] more numbers than `shape` needs,
+/// so that the start can be moved to a line. Pages that were not written yet become large pages.
 pub(crate) fn aligned<T: WithDType>(mut numbers: Vec<T>, shape: (usize, usize)) -> Result<Tensor> {
     use_large_pages(&mut numbers);
     let start = numbers.as_ptr().align_offset(LINE).min(LINE);

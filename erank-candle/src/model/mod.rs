@@ -8,7 +8,7 @@
 //! | [`qwen3`] | Qwen3's tensor names, layer order and forward pass, each once |
 //! | [`operations`] | the fused operations that a layer is made of, as a trait |
 //! | [`cpu`] | the operations on this crate's CPU kernels |
-//! | [`candle`] | the operations on candle's own, for any device |
+//! | [`candle`] | the operations by candle's own tensor operations, for any device |
 //! | [`load`] | the list of models and devices: from a checkpoint to a [`Model`] |
 
 pub(crate) mod aligned;

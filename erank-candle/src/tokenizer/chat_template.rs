@@ -7,9 +7,9 @@
 //! transformers.
 //!
 //! Templates are untrusted. They cannot read files, and the numbers of instructions, of nested calls, of bytes in
-//! variables and of bytes in the output are limited. [`template_scan`] refuses templates that minijinja could not bound,
-//! and filters that copy a value several times are removed ([`COPYING_FILTERS`]). Compiling and rendering run on a thread
-//! with a large stack. A panic there is an error of the template.
+//! variables and of bytes in the output are limited. [`template_scan`] refuses templates that minijinja could not
+//! bound, and filters that copy a value several times are removed ([`COPYING_FILTERS`]). Compiling and rendering run on
+//! a thread with a large stack. A panic there is an error of the template.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -264,8 +264,8 @@ thread_local! {
     static METHOD_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Calls a method of Python's types. minijinja counts the bytes of the result, but only after the call. So this function
-/// refuses a call whose result could be too long, before the result exists.
+/// Calls a method of Python's types. minijinja counts the bytes of the result, but only after the call. So this
+/// function refuses a call whose result could be too long, before the result exists.
 fn call_method(
     state: &mut State<'_, '_>,
     value: &Value,

@@ -22,9 +22,9 @@
 //!
 //! # Placeholders
 //!
-//! The chat template is rendered once per query, with placeholders for the instruction, the query and
-//! the document, which are inserted afterwards. So the template never sees them. Conditions on the message test the placeholders instead, for example Qwen3's condition that the message
-//! begins with `<tool_response>`.
+//! The chat template is rendered once per query, with placeholders for the instruction, the query and the document,
+//! which are inserted afterwards. So the template never sees them. Conditions on the message test the placeholders
+//! instead, for example Qwen3's condition that the message begins with `<tool_response>`.
 
 mod chat_template;
 mod decoder;
@@ -336,8 +336,9 @@ impl PromptFrame {
     /// merge with the text that follows it.
     ///
     /// Memory depends on the limits, not on the length of the texts. Of a long text, only a beginning is tokenized: as
-    /// many bytes as the limit's tokens could come from. If it is one word without a boundary, its last token before the
-    /// limit may differ from Python's. So may the end of a text of which the tokenizer removes more than 15 of 16 bytes.
+    /// many bytes as the limit's tokens could come from. If it is one word without a boundary, its last token before
+    /// the limit may differ from Python's. So may the end of a text of which the tokenizer removes more than 15 of 16
+    /// bytes.
     ///
     /// # Errors
     /// Returns [`DocumentError::Backend`] if the tokenizer cannot encode the text, and

@@ -181,7 +181,8 @@ fn read_tag<'a>(source: &'a str, start: usize, end: &str) -> Result<(Tag<'a>, us
     }
 }
 
-/// Refuses calls of `loop.cycle` that may have no arguments. The panic would end a program built with `panic = "abort"`.
+/// Refuses calls of `loop.cycle` that may have no arguments. The panic would end a program built with
+/// `panic = "abort"`.
 fn check_cycle(tag: &Tag<'_>) -> Result<(), String> {
     use Token::{Name, Sign};
     let is_empty =
@@ -234,8 +235,8 @@ fn check_namespaces(tags: &[Tag<'_>]) -> Result<(), String> {
 /// A value grows by a factor where a list, a tuple or a dictionary holds several variables, where a product repeats a
 /// list, or where a sum joins lists. Loops and macros can repeat this:
 /// - A loop keeps nothing but the attributes of namespaces. So a tag that sets variables may have several variables in
-///   a list or a sum, but only one of them from a namespace. A product may have no variable from a namespace. An example is
-///   `ns.list + [{'role': message.role, 'content': message.content}]`.
+///   a list or a sum, but only one of them from a namespace. A product may have no variable from a namespace. An
+///   example is `ns.list + [{'role': message.role, 'content': message.content}]`.
 /// - A macro can set an attribute to its argument. If there are macros or blocks, the same holds for all tags.
 /// - A macro or a block can call itself. Inside, no list or sum has several variables, and there are no products.
 fn check_copies(tags: &[Tag<'_>]) -> Result<(), String> {
@@ -351,7 +352,8 @@ impl<'a> Derived<'a> {
     }
 }
 
-/// Returns the tokens of the variables that a tag sets, with those of their values. A tag that sets nothing is one value.
+/// Returns the tokens of the variables that a tag sets, with those of their values. A tag that sets nothing is one
+/// value.
 fn assignments<'t, 'a>(tokens: &'t [Token<'a>]) -> Vec<(&'t [Token<'a>], &'t [Token<'a>])> {
     use Token::{Name, Sign};
     let split_at = |tokens: &'t [Token<'a>], separator| {

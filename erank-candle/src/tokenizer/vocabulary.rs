@@ -154,10 +154,10 @@ impl Vocabulary {
     /// Returns the longest prefix of `text` with at most `max_tokens` tokens, cut at a character
     /// boundary. Added tokens in `text` do not count.
     ///
-    /// Reads only a part of a long text, if the first tokens of the part are known to be the first
-    /// tokens of the text. Otherwise, it reads as many bytes as `max_tokens` + 1 of the longest tokens can come from. The
-    /// result differs from that of the whole text only if a word, without a boundary of the pre-tokenizer, reaches from the
-    /// last kept token to there, or if another normalizer than Qwen's removes more than 15 of 16 bytes.
+    /// Reads only a part of a long text, if the first tokens of the part are known to be the first tokens of the text.
+    /// Otherwise, it reads as many bytes as `max_tokens` + 1 of the longest tokens can come from. The result differs
+    /// from that of the whole text only if a word, without a boundary of the pre-tokenizer, reaches from the last kept
+    /// token to there, or if another normalizer than Qwen's removes more than 15 of 16 bytes.
     ///
     /// # Errors
     /// Returns an error if the tokenizer cannot encode the text, or on cancellation.
@@ -230,8 +230,8 @@ impl Vocabulary {
         pieces.into_encoding(None, 0, OffsetType::Byte)
     }
 
-    /// Returns a prefix of `text`, with at least `size` bytes, that the pre-tokenizer splits as it splits `text`, but for
-    /// the last piece, which may be longer in `text`. Returns `None` if no such prefix is known.
+    /// Returns a prefix of `text`, with at least `size` bytes, that the pre-tokenizer splits as it splits `text`, but
+    /// for the last piece, which may be longer in `text`. Returns `None` if no such prefix is known.
     ///
     /// With Qwen's pre-tokenizer, a prefix has this property if its last character is not white space, and NFC combines
     /// the next character with none before it. Then no match of `QWEN_PATTERN` before the last one depends on what

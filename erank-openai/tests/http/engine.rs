@@ -1,6 +1,7 @@
 //! A fake inference engine with the HTTP APIs of llama.cpp, vLLM and SGLang.
 //!
-//! The fields of SGLang's API are those of its server's protocol (`sglang/srt/entrypoints/openai/protocol.py`, 2026-11).
+//! The fields of SGLang's API are those of its server's protocol (`sglang/srt/entrypoints/openai/protocol.py`,
+//! 2026-11).
 //!
 //! Its model reads "relevance N" in a document, generates a thought of a few words, and answers N with
 //! probability 0.75. The tokens "1" and "0" of "10" have probabilities 0.75 and 0.8.

@@ -92,8 +92,8 @@ pub(in super::super) fn prefetch(address: *const u8) {
     let _ = address;
 }
 
-/// Writes a line without reading it into the caches first, if it is aligned as the caches' lines are. After the last such
-/// write, [`finish_uncached`] must be called before another thread reads.
+/// Writes a line without reading it into the caches first, if it is aligned as the caches' lines are. After the last
+/// such write, [`finish_uncached`] must be called before another thread reads.
 #[inline(always)]
 pub(in super::super) fn write_uncached(to: &mut [f32; NR], from: &[f32; NR]) {
     #[cfg(target_arch = "x86_64")]

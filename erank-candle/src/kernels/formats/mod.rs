@@ -89,12 +89,13 @@ weight_formats! {
     /// Groups of 32 integers of 4 bits with an F16 scale, 0.56 bytes per weight. The format is llama.cpp's, and
     /// is made while loading as Q8_0 is.
     Q4_0("Q4_0", q4_0),
-    /// llama.cpp's groups of 32 integers of 4 bits with a scale and a min, 0.58 bytes per weight; only read from
-    /// files. Files of the kind Q4_K_M consist of this format and Q6_K.
+    /// llama.cpp's groups of 32 integers of 4 bits with a scale and a min, 0.58 bytes per weight. Loading does not
+    /// convert other tensors to this format. Files of the kind Q4_K_M consist of this format and Q6_K.
     Q4K("Q4_K", q4_k),
-    /// As Q4_K with integers of 5 bits, 0.70 bytes per weight; only read from files.
+    /// As Q4_K with integers of 5 bits, 0.70 bytes per weight. Loading does not convert other tensors to this format.
     Q5K("Q5_K", q5_k),
-    /// llama.cpp's parts of 16 integers of 6 bits with a scale, 0.82 bytes per weight; only read from files.
+    /// llama.cpp's groups of 16 integers of 6 bits with a scale, 0.82 bytes per weight. Loading does not convert other
+    /// tensors to this format.
     Q6K("Q6_K", q6_k),
 }
 

@@ -1,4 +1,4 @@
-//! The operations on candle's own, for any device.
+//! The fused operations, computed by candle's own tensor operations, for any device.
 //!
 //! The CPU has [kernels](super::cpu), which are faster. They give a row the same bits, no matter which other
 //! rows are in the step. candle's matrix products choose their order of summation by the shapes, so a row's
@@ -19,7 +19,7 @@ use crate::kernels::stored::StoredRow;
 use crate::settings::KvCacheFormat;
 use attention::RowGroup;
 
-/// The name of candle's own operations where kernels have that of their instruction set.
+/// The name of these operations in logs and reports, where kernels have the name of their instruction set.
 const NAME: &str = "candle";
 
 /// candle's operations on one device.

@@ -31,8 +31,8 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Returns ERank's prompt, six documents, reasoning of up to 16 tokens, a limit of 64 tokens for query and document,
-    /// deterministic answers, 2,000 documents in the large job, 4 concurrent calls, and a cancellation
+    /// Returns ERank's prompt, six documents, reasoning of up to 16 tokens, a limit of 64 tokens for query and
+    /// document, deterministic answers, 2,000 documents in the large job, 4 concurrent calls, and a cancellation
     /// timeout of 10 s.
     fn default() -> Self {
         let scoring = ScoringOptions {

@@ -1,5 +1,5 @@
-//! Random schedules: callers that come, wait, cancel and leave, caches that are too small, and steps that fail or panic.
-//! Each result is compared with that of its sequence alone.
+//! Random schedules: callers that come, wait, cancel and leave, caches that are too small, and steps that fail or
+//! panic. Each result is compared with that of its sequence alone.
 //!
 //! `ERANK_SCHEDULES` is the number of schedules, 1,000 by default.
 

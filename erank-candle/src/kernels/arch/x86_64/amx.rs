@@ -50,8 +50,8 @@ pub(crate) type Block = [[[bf16; 2]; NR]; PAIRS];
 /// Numbers of the largest lhs, 768 KB of a second cache of 2 MB.
 pub(crate) const MAX_LHS_NUMBERS: usize = 3 << 17;
 
-/// Packs rows of `k` numbers, rounded to BF16, as `[blocks of 32 inputs][mr]`. Numbers past `k`, and the places of missing
-/// rows, are not written.
+/// Packs rows of `k` numbers, rounded to BF16, as `[blocks of 32 inputs][mr]`. Numbers past `k`, and the places of
+/// missing rows, are not written.
 #[inline(always)]
 pub(crate) fn pack_lhs(rows: &[f32], k: usize, mr: usize, lhs: &mut [LhsRow]) {
     for (index, block) in lhs.chunks_exact_mut(mr).enumerate() {
@@ -114,8 +114,8 @@ impl Isa for Amx {
     }
 }
 
-/// [`Amx`], with attention and weights of 4 to 8 bits in tiles, too. It reads prompts faster and decodes more slowly, so
-/// it is not the default.
+/// [`Amx`], with attention and weights of 4 to 8 bits in tiles, too. It reads prompts faster and decodes more slowly,
+/// so it is not the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AmxPrefill(Amx);
 
@@ -167,8 +167,8 @@ pub(crate) struct Product<'a> {
     /// `[panels][mr][16]`.
     pub(crate) sums: &'a mut [[f32; NR]],
     pub(crate) then: Sums,
-    /// Whether the lhs is loaded past the nearest cache, so that the panels stay there. Each step then prefetches two lines
-    /// of each panel, not sixteen.
+    /// Whether the lhs is loaded past the nearest cache, so that the panels stay there. Each step then prefetches two
+    /// lines of each panel, not sixteen.
     pub(crate) is_streamed: bool,
     pub(crate) prefetch: Prefetch,
 }
@@ -241,8 +241,8 @@ impl Amx {
         }
     }
 
-    /// Tells the processor that the tiles of this thread hold nothing that is needed later. Otherwise the system would save
-    /// them when it switches between threads.
+    /// Tells the processor that the tiles of this thread hold nothing that is needed later. Otherwise the system would
+    /// save them when it switches between threads.
     pub(crate) fn release(self) {
         // SAFETY: as for `configure`.
         unsafe { asm!("tilerelease", options(nostack)) };
@@ -353,8 +353,8 @@ struct Work {
     prefetch: Prefetch,
 }
 
-/// Defines a function that multiplies the tiles of a [`Work`] by the given instructions. Each step also prefetches at the
-/// addresses `p` and `q`, one for each panel.
+/// Defines a function that multiplies the tiles of a [`Work`] by the given instructions. Each step also prefetches at
+/// the addresses `p` and `q`, one for each panel.
 macro_rules! multiply {
     ($(#[$doc:meta])* $name:ident, [$($load:literal),*], [$($step:expr),*], [$($prefetch:expr),*], [$($store:literal),*]) => {
         $(#[$doc])*

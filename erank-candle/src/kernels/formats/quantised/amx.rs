@@ -245,8 +245,9 @@ impl<F: GroupFormat> Group<'_, F> {
 
     /// Returns the weights of the numbers in the upper eight bits of each mantissa.
     ///
-    /// The number is added to 256 by writing it to the mantissa of 256, and the product of 256 and the scale is subtracted
-    /// again by a fused multiply-subtract. So the weight is rounded once, as if the number had been converted.
+    /// The number is added to 256 by writing it to the mantissa of 256, and the product of 256 and the scale is
+    /// subtracted again by a fused multiply-subtract. So the weight is rounded once, as if the number had been
+    /// converted.
     #[inline(always)]
     fn multiply(&self, part: Part, bytes: __m512i) -> __m512 {
         /// The truth table of `(a & b) ^ c`.

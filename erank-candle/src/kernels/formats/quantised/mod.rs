@@ -63,8 +63,9 @@ pub(super) struct Group {
     scale: f32,
     /// The scale times the sum of the numbers.
     scaled_sum: f32,
-    /// For each part of the group, `−(the weights' offset) · (the sum of the part's numbers)`. Added to the products with
-    /// the stored weights, it gives the products with the weights themselves. The second is 0 if the group has one part.
+    /// For each part of the group, `−(the weights' offset) · (the sum of the part's numbers)`. Added to the products
+    /// with the stored weights, it gives the products with the weights themselves. The second is 0 if the group has one
+    /// part.
     offsets: [i32; 2],
     /// Integers from −127 to 127.
     numbers: [i8; GROUP],
