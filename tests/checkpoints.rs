@@ -221,7 +221,10 @@ fn open_refuses_tensors_that_the_model_does_not_have() {
         ("model.layers.0.mlp.experts.0.up_proj.weight", "experts"),
         ("model.layers.0.mlp.gate.weight", "experts"),
         ("model.layers.2.input_layernorm.weight", "num_hidden_layers"),
-        ("module.model.norm.weight", "does not have it"),
+        ("module.model.norm.weight", "a wrapper"),
+        ("_orig_mod.layers.0.mlp.up_proj.weight", "begins with \"_orig_mod.\""),
+        ("base_model.model.lm_head.weight", "begins with \"base_model.model.\""),
+        ("model.language_model.layers.1.mlp.up_proj.weight", "a wrapper"),
     ] {
         let error = with(name).expect_err(name);
         assert!(error.contains(name) && error.contains(expected), "{error}");
@@ -243,13 +246,59 @@ fn open_refuses_folders_of_other_kinds_by_name() {
         let error = logits(&folder).expect_err(file);
         assert!(error.contains(file) && error.contains(expected), "{error}");
     }
-    for file in ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors"] {
+    for (file, expected) in [
+        ("pytorch_model.bin", "save_pretrained"),
+        ("pytorch_model.bin.index.json", "save_pretrained"),
+        ("pytorch_model-00001-of-00002.bin", "save_pretrained"),
+        ("consolidated.safetensors", "save_pretrained"),
+        ("model.fp16.safetensors", "save_pretrained"),
+        ("onnx/model.onnx", "save_pretrained"),
+        ("model.safetensors.incomplete", "is not complete"),
+        ("0_Transformer/config.json", "the folder 0_Transformer"),
+        ("README.md", "download the model again"),
+    ] {
         let folder = folder(&config(true), &tensors(true));
         fs::remove_file(folder.path().join("model.safetensors")).expect("removed");
-        fs::write(folder.path().join(file), "{}").expect("written");
+        let path = folder.path().join(file);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs::write(path, "{}").expect("written");
         let error = logits(&folder).expect_err(file);
-        assert!(error.contains(file) && error.contains("save_pretrained"), "{error}");
+        let named =
+            if expected.contains(' ') && !expected.contains("complete") { "" } else { file };
+        assert!(error.contains(named) && error.contains(expected), "{error}");
     }
+    let folder = folder(&config(true), &tensors(true));
+    let index = json!({"weight_map": {EMBEDDING: "model-00001-of-00001.safetensors"}});
+    fs::remove_file(folder.path().join("model.safetensors")).expect("removed");
+    fs::write(folder.path().join("model.safetensors.index.json"), index.to_string())
+        .expect("written");
+    let error = logits(&folder).expect_err("a missing shard");
+    assert!(
+        error.contains("model-00001-of-00001.safetensors: model.safetensors.index.json names it"),
+        "{error}"
+    );
+}
+
+#[test]
+fn open_names_a_missing_output_projection() {
+    let mut config = config(false);
+    config["architectures"] = json!(["Qwen3Model"]);
+    let error = logits(&folder(&config, &tensors(true))).expect_err("no output projection");
+    assert!(error.contains("lm_head.weight") && error.contains("embedding models"), "{error}");
+}
+
+#[test]
+fn unusual_names_modules_that_are_not_applied() {
+    let folder = folder(&config(true), &tensors(true));
+    let modules = json!([{"type": "sentence_transformers.models.Transformer"},
+        {"type": "sentence_transformers.models.Pooling"}, {"type": "sentence_transformers.models.Dense"}]);
+    fs::write(folder.path().join("modules.json"), modules.to_string()).expect("written");
+    let index = json!({"weight_map": {EMBEDDING: "model.safetensors"}});
+    fs::write(folder.path().join("model.safetensors.index.json"), index.to_string())
+        .expect("written");
+    let notes = unusual(&folder).join("\n");
+    assert!(notes.contains("an embedding model") && notes.contains("a module Dense"), "{notes}");
+    assert!(!notes.contains("index.json"), "the index names the same file: {notes}");
 }
 
 #[test]

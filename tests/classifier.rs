@@ -170,15 +170,18 @@ fn labels_get_the_rows_of_their_names() {
     let folder = classifier(&[70, 300]);
     let path = folder.path().join("config.json");
     let config = fs::read_to_string(&path).expect("the file");
-    let score = |id2label: Value| {
+    let rank = |id2label: Value| {
         let mut config: Value = serde_json::from_str(&config).expect("JSON");
         config["id2label"] = id2label;
         fs::write(&path, config.to_string()).expect("written");
         let template = template(AnswerFormat::yes_no().bare());
         let reranker = Reranker::builder(open(folder.path())).template(template).build();
         let request = Request::new("why do leaves change colour", DOCUMENTS);
-        let ranking = reranker.expect("valid").rerank(&request).expect("a ranking");
-        let document = ranking.documents.into_iter().find(|document| document.index == 1);
+        reranker.expect("valid").rerank(&request)
+    };
+    let score = |id2label: Value| {
+        let documents = rank(id2label).expect("a ranking").documents;
+        let document = documents.into_iter().find(|document| document.index == 1);
         document.expect("the second").score
     };
     let in_order = score(json!({"0": "LABEL_0", "1": "LABEL_1"}));
@@ -186,6 +189,12 @@ fn labels_get_the_rows_of_their_names() {
     let reversed = score(json!({"0": "Yes", "1": "No"}));
     assert!((in_order + reversed - 1.0).abs() < 1e-9, "{in_order} {reversed}");
     assert!((in_order - reversed).abs() > 1e-3, "{in_order} {reversed}");
+    // The order of rows with other names is not that of the answers.
+    for names in [["relevant", "irrelevant"], ["yes", "irrelevant"]] {
+        let error = rank(json!({"0": names[0], "1": names[1]})).expect_err("unknown labels");
+        let message = erank_core::error::chain(&error);
+        assert!(message.contains("irrelevant") && message.contains("no, yes"), "{message}");
+    }
 }
 
 #[test]

@@ -364,9 +364,25 @@ fn label_indices(
         );
         return Err(BackendError::Unsupported(problem.into()));
     }
+    // transformers names labels so if nobody named them.
+    let has_names = !names.iter().enumerate().all(|(row, name)| *name == format!("LABEL_{row}"));
     let named = |label: &str| names.iter().position(|name| name.eq_ignore_ascii_case(label));
     let by_name: Option<Vec<usize>> = format.answers().map(|(label, _)| named(label)).collect();
-    let indices = by_name.unwrap_or_else(|| (0..labels).collect());
+    let indices = match by_name {
+        Some(indices) => indices,
+        // A single row is the probability of the second answer, whatever its name is.
+        None if !has_names || names.len() < labels => (0..labels).collect(),
+        None => {
+            let wanted: Vec<&str> = format.answers().map(|(label, _)| label).collect();
+            let problem = format!(
+                "the classifier's labels are {} (id2label), but the prompt's answers are {}; give the prompt an \
+                 AnswerFormat with the classifier's labels",
+                names.join(", "),
+                wanted.join(", ")
+            );
+            return Err(BackendError::Unsupported(problem.into()));
+        }
+    };
     Ok(indices.into_iter().map(|index| vec![index as u32]).collect())
 }
 

@@ -176,7 +176,7 @@ impl<'a> Source<'a> {
     fn of(given: &'a str) -> Option<Self> {
         let path = Path::new(given);
         let is_file_name = given.ends_with(".gguf") && !given.contains(':');
-        if path.is_dir() || is_file_name || (given.ends_with(".gguf") && path.is_file()) {
+        if path.is_dir() || is_file_name || path.is_file() {
             return Some(Self::Local(path));
         }
         if given == BUNDLED {

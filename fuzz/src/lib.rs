@@ -3,11 +3,12 @@
 //! `cargo fuzz run NAME` runs one of them with an instrumented build. tests/fuzz.rs runs them all for a short time with
 //! the ordinary build, on the seeds and on the inputs that once failed.
 
-use std::fs;
+mod small_model;
+
 use std::path::Path;
 use std::sync::LazyLock;
 
-use erank_candle::{CandleBackend, CandleSettings, Checkpoint, PromptTokenizer};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, LoadError, PromptTokenizer};
 use erank_core::testing::ScriptedBackend;
 use erank_core::trec::{Qrels, Run};
 use erank_core::{
@@ -36,11 +37,9 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("server_reply", server_reply),
 ];
 
-const TOKENIZER: &[u8] = include_bytes!("../../erank-candle/tiny-model/tokenizer.json");
+const TINY_TOKENIZER: &[u8] = include_bytes!("../../erank-candle/tiny-model/tokenizer.json");
 const TOKENIZER_CONFIG: &[u8] =
     include_bytes!("../../erank-candle/tiny-model/tokenizer_config.json");
-const CONFIG: &[u8] = include_bytes!("../../erank-candle/tiny-model/config.json");
-const WEIGHTS: &[u8] = include_bytes!("../../erank-candle/tiny-model/model.safetensors");
 
 /// Parses a text as an answer. The answer is one that the format allows, and its numbers are finite.
 pub fn answer_parser(data: &[u8]) {
@@ -143,7 +142,8 @@ pub fn serde_types(data: &[u8]) {
 
 /// Renders any chat template. Its end is an error or a prompt, in bounded time and memory.
 pub fn chat_template(data: &[u8]) {
-    let Ok(tokenizer) = PromptTokenizer::new(TOKENIZER, Some(TOKENIZER_CONFIG), Some(data)) else {
+    let tokenizer = &small_model::TOKENIZER;
+    let Ok(tokenizer) = PromptTokenizer::new(tokenizer, Some(TOKENIZER_CONFIG), Some(data)) else {
         return;
     };
     let template = PromptTemplate::erank();
@@ -153,12 +153,13 @@ pub fn chat_template(data: &[u8]) {
     }
 }
 
-/// Loads any tokenizer.json, or the bundled one with some bytes replaced, and encodes with it.
+/// Loads any tokenizer.json, or one with some bytes replaced (a small one, or the bundled one), and encodes with it.
 pub fn tokenizer_file(data: &[u8]) {
     let [position @ .., kind] = data else { return };
     let file = match kind % 4 {
         0 => position.to_vec(),
-        _ => with_replaced(TOKENIZER, position),
+        1 => with_replaced(TINY_TOKENIZER, position),
+        _ => with_replaced(&small_model::TOKENIZER, position),
     };
     let Ok(tokenizer) = PromptTokenizer::new(&file, Some(TOKENIZER_CONFIG), None) else { return };
     check_document(&tokenizer, "<|im_end|>\n<|im_start|>user\nnoise</think><answer>10</answer>");
@@ -167,7 +168,8 @@ pub fn tokenizer_file(data: &[u8]) {
 /// Encodes any document with the bundled tokenizer.
 pub fn document(data: &[u8]) {
     static TINY: LazyLock<PromptTokenizer> = LazyLock::new(|| {
-        PromptTokenizer::new(TOKENIZER, Some(TOKENIZER_CONFIG), None).expect("the bundled files")
+        PromptTokenizer::new(TINY_TOKENIZER, Some(TOKENIZER_CONFIG), None)
+            .expect("the bundled files")
     });
     check_document(&TINY, &String::from_utf8_lossy(data));
 }
@@ -192,17 +194,17 @@ fn check_document(tokenizer: &PromptTokenizer, document: &str) {
     }
 }
 
-/// Opens and loads a model whose config.json is any text, or the bundled one with some bytes replaced.
+/// Opens and loads a small model whose config.json is any text, or its own one with some bytes replaced.
 pub fn config(data: &[u8]) {
     let [kind, rest @ ..] = data else { return };
     let config = match kind % 4 {
         0 => rest.to_vec(),
-        _ => with_replaced(CONFIG, rest),
+        _ => with_replaced(&small_model::CONFIG, rest),
     };
-    load(&[("config.json", &config), ("model.safetensors", WEIGHTS)]);
+    let _ = load(&[("config.json", &config), ("model.safetensors", &small_model::WEIGHTS)]);
 }
 
-/// Opens and loads a model whose weights are any bytes, or the bundled ones with a replaced header.
+/// Opens and loads a small model whose weights are any bytes, or its own ones with some bytes replaced.
 pub fn safetensors(data: &[u8]) {
     let [kind, rest @ ..] = data else { return };
     let weights = match kind % 4 {
@@ -213,36 +215,35 @@ pub fn safetensors(data: &[u8]) {
             file.extend(rest);
             file
         }
-        _ => with_replaced(WEIGHTS, rest),
+        _ => with_replaced(&small_model::WEIGHTS, rest),
     };
-    load(&[("config.json", CONFIG), ("model.safetensors", &weights)]);
+    let _ = load(&[("config.json", &small_model::CONFIG), ("model.safetensors", &weights)]);
 }
 
-/// Opens any GGUF file.
+/// Opens and loads any GGUF file, or that of a small model with some bytes replaced.
 pub fn gguf(data: &[u8]) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("model.gguf");
-    fs::write(&path, data).expect("a file");
-    load_checkpoint(&path);
+    let [kind, rest @ ..] = data else { return };
+    let file = match kind % 4 {
+        // A seed is a whole file, whose first byte is that of the format's name.
+        3 => data.to_vec(),
+        _ => with_replaced(&small_model::GGUF, rest),
+    };
+    let folder = small_model::folder(&[("model.gguf", &file)]);
+    let _ = load_checkpoint(&folder.path().join("model.gguf"));
 }
 
-fn load(files: &[(&str, &[u8])]) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let common = [("tokenizer.json", TOKENIZER), ("tokenizer_config.json", TOKENIZER_CONFIG)];
-    for (name, content) in files.iter().chain(&common) {
-        fs::write(folder.path().join(name), content).expect("a file");
-    }
-    load_checkpoint(folder.path());
+fn load(files: &[(&str, &[u8])]) -> Result<CandleBackend, LoadError> {
+    load_checkpoint(small_model::folder(files).path())
 }
 
-fn load_checkpoint(path: &Path) {
-    let Ok(checkpoint) = Checkpoint::open(path) else { return };
+fn load_checkpoint(path: &Path) -> Result<CandleBackend, LoadError> {
+    let checkpoint = Checkpoint::open(path)?;
     let mut settings = CandleSettings::default();
     settings.kv_cache_memory_bytes = Some(2 << 20);
     settings.threads = std::num::NonZeroUsize::new(1);
     let _ = checkpoint.cost(&settings);
     let _ = checkpoint.unusual();
-    let _ = CandleBackend::load(&checkpoint, &settings);
+    CandleBackend::load(&checkpoint, &settings)
 }
 
 /// Replaces bytes of `file`: `edits` are groups of a position in three bytes and a byte.
@@ -288,5 +289,22 @@ pub fn server_reply(data: &[u8]) {
         for token in &completion.tokens {
             assert!(completion.text.get(token.bytes.clone()).is_some());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Otherwise, the targets that change a byte of its files would all end at the same error.
+    #[test]
+    fn small_model_loads() {
+        let files: [(&str, &[u8]); 2] =
+            [("config.json", &small_model::CONFIG), ("model.safetensors", &small_model::WEIGHTS)];
+        load(&files).expect("a folder of safetensors");
+        let folder = small_model::folder(&[("model.gguf", &small_model::GGUF)]);
+        load_checkpoint(&folder.path().join("model.gguf")).expect("a GGUF file");
+        let tokenizer = &small_model::TOKENIZER;
+        PromptTokenizer::new(tokenizer, Some(TOKENIZER_CONFIG), None).expect("a tokenizer");
     }
 }

@@ -4,6 +4,7 @@ use erank_core::AnswerFormat;
 use serde_json::{Map, Value};
 
 use super::json;
+use super::keys::Keys;
 use super::yarn::Yarn;
 use crate::error::LoadError;
 
@@ -144,95 +145,6 @@ impl Config {
     }
 }
 
-/// The keys of a JSON file, with checked types.
-struct Keys<'a> {
-    file: &'static str,
-    map: &'a Map<String, Value>,
-    /// The keys that contain `map`, such as "rope_scaling.".
-    path: &'static str,
-}
-
-impl Keys<'_> {
-    /// Returns the value of a key that is present. `null` is a value.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.map.get(key)
-    }
-
-    /// Returns the value of a key that is present and neither null nor empty.
-    fn non_empty(&self, key: &str) -> Option<&Value> {
-        let is_empty = |value: &Value| match value {
-            Value::Null => true,
-            Value::Object(map) => map.is_empty(),
-            Value::Array(list) => list.is_empty(),
-            _ => false,
-        };
-        self.get(key).filter(|value| !is_empty(value))
-    }
-
-    fn invalid<T>(&self, reason: impl std::fmt::Display) -> Result<T, LoadError> {
-        Err(LoadError::invalid(self.file, format!("{}{reason}", self.path)))
-    }
-
-    /// Returns an error that shows the value of a key.
-    fn wrong<T>(&self, key: &str, reason: &str) -> Result<T, LoadError> {
-        let value = self.get(key).map_or_else(|| "missing".into(), Value::to_string);
-        let shown: String = value.chars().take(80).collect();
-        let more = if shown.len() < value.len() { "…" } else { "" };
-        self.invalid(format!("{key} is {shown}{more}; {reason}"))
-    }
-
-    /// Returns the value of a key as `read` reads it, or `None` if the key is missing.
-    fn read<T>(
-        &self,
-        key: &str,
-        expected: &str,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Option<T>, LoadError> {
-        match self.get(key).map(read) {
-            Some(None) => self.wrong(key, &format!("it must be {expected}")),
-            value => Ok(value.flatten()),
-        }
-    }
-
-    fn size(&self, key: &str) -> Result<Option<usize>, LoadError> {
-        let size = |value: &Value| usize::try_from(value.as_u64()?).ok();
-        self.read(key, "an integer that is not negative", size)
-    }
-
-    fn required_size(&self, key: &str) -> Result<usize, LoadError> {
-        self.size(key)?.map_or_else(|| self.invalid(format!("{key} is missing")), Ok)
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
-        self.read(key, "a number", Value::as_f64)
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
-        self.read(key, "true or false", Value::as_bool)
-    }
-
-    /// Returns a number or, if it is missing, null or zero, the default, as Python's `or` does.
-    fn number_or(&self, key: &str, default: f64) -> Result<f64, LoadError> {
-        match self.non_empty(key) {
-            None => Ok(default),
-            Some(_) => Ok(self.number(key)?.filter(|number| *number != 0.0).unwrap_or(default)),
-        }
-    }
-
-    /// Returns one token id, or a list of token ids.
-    fn token_ids(&self, key: &str) -> Result<Vec<u32>, LoadError> {
-        if self.non_empty(key).is_none() {
-            return Ok(Vec::new());
-        }
-        let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
-        let ids = |value: &Value| match value {
-            Value::Array(ids) => ids.iter().map(id).collect(),
-            value => Some(vec![id(value)?]),
-        };
-        Ok(self.read(key, "a token id or a list of token ids", ids)?.unwrap_or_default())
-    }
-}
-
 /// `config.json`. Defaults are those of transformers' `Qwen3Config`.
 struct ConfigFile<'a>(Keys<'a>);
 
@@ -355,13 +267,16 @@ impl<'a> ConfigFile<'a> {
                 None => Ok(()),
             };
         }
+        if !keys.flag("use_sliding_window")?.unwrap_or(false) {
+            return Ok(());
+        }
         let window = match keys.get("sliding_window") {
             Some(Value::Null) => None,
             _ => Some(keys.size("sliding_window")?.unwrap_or(4096)),
         };
         let first = keys.size("max_window_layers")?.unwrap_or(28);
         match window {
-            Some(window) if keys.flag("use_sliding_window")?.unwrap_or(false) && first < layers => {
+            Some(window) if first < layers => {
                 keys.invalid(format!(
                     "use_sliding_window is true, so layers from {first} (max_window_layers) on see {window} tokens \
                      (sliding_window); sliding windows are not implemented"
@@ -374,9 +289,7 @@ impl<'a> ConfigFile<'a> {
     /// Returns the base of the rotary embedding, and its scaling. `trained_for` is `max_position_embeddings`.
     fn rope(&self, trained_for: usize) -> Result<(f64, Option<Yarn>), LoadError> {
         // Version 5 of transformers writes `rope_parameters`. Where both are given, it reads the older key.
-        let key = ["rope_scaling", "rope_parameters"]
-            .into_iter()
-            .find(|key| self.0.non_empty(key).is_some());
+        let key = self.rope_key();
         let empty = Map::new();
         let (map, path) = match key {
             None => (&empty, ""),
@@ -417,13 +330,50 @@ impl<'a> ConfigFile<'a> {
         Ok((rope_theta, yarn))
     }
 
+    /// Returns the key with the parameters of the rotary embedding that is read, if there is one.
+    fn rope_key(&self) -> Option<&'static str> {
+        ["rope_scaling", "rope_parameters"].into_iter().find(|key| self.0.non_empty(key).is_some())
+    }
+
+    /// Returns the keys of the rotary embedding's parameters that are ignored.
+    fn unused_rope_keys(&self) -> Vec<String> {
+        let Some(key) = self.rope_key() else { return Vec::new() };
+        let Some(map) = self.0.get(key).and_then(Value::as_object) else { return Vec::new() };
+        let kind = map.get("rope_type").or_else(|| map.get("type"));
+        let is_yarn = kind.and_then(Value::as_str) == Some("yarn");
+        let is_read = |name: &str| {
+            ["rope_theta", "rope_type", "type", "partial_rotary_factor"].contains(&name)
+                || (is_yarn && YARN_KEYS.contains(&name))
+        };
+        let unused = map.iter().filter(|(name, value)| !is_read(name) && !value.is_null());
+        unused.map(|(name, _)| format!("{key}.{name}")).collect()
+    }
+
     fn yarn(&self, rope: &Keys<'_>, trained_for: usize) -> Result<Yarn, LoadError> {
         const ORIGINAL: &str = "original_max_position_embeddings";
         // transformers prefers the key outside of the object.
         let original = match self.0.size(ORIGINAL)? {
             Some(positions) => positions,
-            None => rope.size(ORIGINAL)?.unwrap_or(trained_for),
+            None => rope.whole_number(ORIGINAL)?.unwrap_or(trained_for),
         };
+        // vLLM and llama.cpp read these keys, and transformers ignores them, so the model's makers may have meant
+        // either. An attention factor of its own leaves no doubt.
+        for (key, neutral) in [
+            ("attn_factor", Value::from(1.0)),
+            ("extrapolation_factor", Value::from(1.0)),
+            ("apply_yarn_scaling", Value::Bool(true)),
+        ] {
+            let value = rope
+                .non_empty(key)
+                .filter(|value| **value != neutral && value.as_f64() != Some(1.0));
+            if value.is_some() && rope.non_empty("attention_factor").is_none() {
+                return rope.wrong(
+                    key,
+                    "vLLM reads this key and transformers ignores it; set attention_factor to the factor that the \
+                     model was trained with, and remove this key",
+                );
+            }
+        }
         let factor = match rope.get("factor") {
             Some(Value::Null) => trained_for as f64 / original as f64,
             Some(_) => rope.number("factor")?.unwrap_or_default(),
@@ -461,7 +411,17 @@ impl<'a> ConfigFile<'a> {
     fn labels(&self) -> Result<usize, LoadError> {
         let keys = &self.0;
         let labels = match keys.get("id2label").filter(|names| !names.is_null()) {
-            Some(Value::Object(names)) => names.len(),
+            Some(Value::Object(names)) => {
+                let count = keys.size("num_labels").unwrap_or_default().unwrap_or(names.len());
+                if count != names.len() {
+                    return keys.invalid(format!(
+                        "num_labels is {count}, but id2label has {} labels; versions of transformers differ in which \
+                         of the two they read, so remove the one that does not fit score.weight",
+                        names.len()
+                    ));
+                }
+                count
+            }
             Some(_) => return keys.wrong("id2label", "it must be an object"),
             None if keys.get("num_labels").is_some_and(Value::is_null) => 2,
             None => keys.size("num_labels")?.unwrap_or(2),
@@ -507,10 +467,22 @@ impl<'a> ConfigFile<'a> {
         if keys.non_empty("auto_map").is_some() {
             notes.push(format!("{CONFIG} names code of its own (auto_map), which is not run"));
         }
-        if keys.get("architectures").is_some_and(|names| names[0] == "Qwen3Model") {
-            notes.push(
-                "the model was saved without an output projection, and the embedding is used as one".into(),
-            );
+        let vocab_size = keys.required_size("vocab_size").unwrap_or(usize::MAX);
+        let ids = keys.token_ids("eos_token_id").unwrap_or_default();
+        let beyond = ids.iter().filter(|id| usize::try_from(**id).is_ok_and(|id| id >= vocab_size));
+        let beyond: Vec<String> = beyond.map(ToString::to_string).collect();
+        if !beyond.is_empty() {
+            notes.push(format!(
+                "{CONFIG} has ids of eos_token_id beyond the vocabulary: {}",
+                beyond.join(", ")
+            ));
+        }
+        let unused = self.unused_rope_keys();
+        if !unused.is_empty() {
+            notes.push(format!(
+                "{CONFIG} has keys that the rotary embedding does not read, and they are ignored: {}",
+                unused.join(", ")
+            ));
         }
         notes
     }
@@ -531,6 +503,11 @@ pub(super) fn is_tied(config: &Map<String, Value>) -> bool {
     config.get("tie_word_embeddings") == Some(&Value::Bool(true))
 }
 
+/// Returns whether `config.json` names a model without an output projection.
+pub(super) fn is_trunk(config: &Map<String, Value>) -> bool {
+    config.get("architectures").is_some_and(|names| names[0] == "Qwen3Model")
+}
+
 /// Returns the type of weights that `config.json` names, such as "bfloat16". Version 5 of transformers writes `dtype`.
 pub(super) fn named_type(config: &Map<String, Value>) -> Option<&str> {
     let named = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(*key)?.as_str());
@@ -546,10 +523,9 @@ fn eos_token_ids(
     let mut eos_token_ids = Vec::new();
     for keys in [generation, config] {
         for id in keys.token_ids("eos_token_id")? {
-            if id as usize >= vocab_size {
-                return keys.invalid(format!("eos_token_id {id} must be below vocab_size"));
-            }
-            if !eos_token_ids.contains(&id) {
+            // A model cannot generate a token beyond its vocabulary, and -1 stands for no token.
+            let id = u32::try_from(id).ok().filter(|id| (*id as usize) < vocab_size);
+            if let Some(id) = id.filter(|id| !eos_token_ids.contains(id)) {
                 eos_token_ids.push(id);
             }
         }
@@ -578,6 +554,18 @@ impl Accepted {
         }
     }
 }
+
+/// Keys of a YaRN scaling that are read.
+const YARN_KEYS: [&str; 8] = [
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "factor",
+    "mscale",
+    "mscale_all_dim",
+    "original_max_position_embeddings",
+    "truncate",
+];
 
 /// Keys of quantised weights: those of transformers, of its older versions, and of MLX.
 const QUANTISATION_KEYS: [&str; 4] =
@@ -745,6 +733,9 @@ mod tests {
         config["num_labels"] = json!(3);
         assert_eq!(rows(&config), 3);
         config["id2label"] = json!({"0": "LABEL_0"});
+        let error = read(&config, None).expect_err("a contradiction").to_string();
+        assert!(error.contains("num_labels is 3, but id2label has 1"), "{error}");
+        config.as_object_mut().expect("an object").remove("num_labels");
         assert_eq!(rows(&config), 1);
         let names = |config: &Value| read(config, None).expect("valid").label_names;
         assert_eq!(names(&config), ["LABEL_0"]);
@@ -768,9 +759,9 @@ mod tests {
             let config = read(&qwen3_4b(), Some(&generation)).expect("valid");
             assert_eq!(config.eos_token_ids, expected);
         }
-        let beyond = read(&qwen3_4b(), Some(&json!({"eos_token_id": 151936})));
-        let error = beyond.expect_err("id outside the vocabulary").to_string();
-        assert!(error.contains("generation_config.json"), "{error}");
+        // Ids that no model can generate do not matter.
+        let beyond = read(&qwen3_4b(), Some(&json!({"eos_token_id": [151936, -1]})));
+        assert_eq!(beyond.expect("valid").eos_token_ids, [151645]);
     }
 
     #[test]
@@ -870,6 +861,14 @@ mod tests {
             (json!({"rope_type": "yarn", "factor": 1e300}), "max_position_embeddings"),
             (json!({"rope_type": "yarn", "factor": 4, "attention_factor": -1}), "attention_factor"),
             (json!({"rope_type": "yarn", "factor": 4, "truncate": 1}), "rope_scaling.truncate"),
+            (
+                json!({"rope_type": "yarn", "factor": 4, "attn_factor": 0.878}),
+                "rope_scaling.attn_factor is 0.878; vLLM reads this key",
+            ),
+            (
+                json!({"rope_type": "yarn", "factor": 4, "apply_yarn_scaling": false}),
+                "set attention_factor",
+            ),
             (json!("yarn"), "rope_scaling is \"yarn\"; it must be an object"),
         ] {
             let mut config = qwen3_4b();
@@ -877,12 +876,22 @@ mod tests {
             let error = read(&config, None).expect_err("refused").to_string();
             assert!(error.contains("config.json") && error.contains(expected), "{error}");
         }
+        for clear in [
+            json!({"rope_type": "yarn", "factor": 4, "attn_factor": 1, "extrapolation_factor": 1.0}),
+            json!({"rope_type": "yarn", "factor": 4, "attn_factor": 0.878, "attention_factor": 1.0}),
+            json!({"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32768.0}),
+        ] {
+            let mut config = qwen3_4b();
+            config["rope_scaling"] = clear;
+            read(&config, None).expect("valid");
+        }
     }
 
     #[test]
     fn from_json_accepts_windows_only_where_no_layer_has_one() {
         for (window, use_window, first, types, accepted) in [
             (json!(4096), true, 36, json!(null), true),
+            (json!(-1), false, 0, json!(null), true),
             (json!(4096), true, 28, json!(null), false),
             (json!(null), true, 0, json!(null), true),
             (json!(4096), false, 0, json!(null), true),
@@ -927,8 +936,20 @@ mod tests {
         config["num_experts"] = json!(8);
         config["_name_or_path"] = json!("x");
         config["auto_map"] = json!({"AutoModel": "code.Model"});
-        let found = found(&config);
-        assert!(found.contains("ignored: num_experts\n") && found.contains("auto_map"), "{found}");
+        config["eos_token_id"] = json!([1, 151936]);
+        config["rope_scaling"] =
+            json!({"rope_type": "yarn", "factor": 2.0, "factr": 3.0, "mscale": null});
+        let notes = found(&config);
+        for expected in [
+            "ignored: num_experts\n",
+            "auto_map",
+            "beyond the vocabulary: 151936",
+            "ignored: rope_scaling.factr",
+        ] {
+            assert!(notes.contains(expected), "{notes}");
+        }
+        config["rope_scaling"] = json!({"factor": 2.0});
+        assert!(found(&config).contains("ignored: rope_scaling.factor"));
         let older = parse(br#"{"torch_dtype": "torch.float16"}"#).expect("an object");
         assert_eq!(named_type(&older), Some("float16"));
     }
@@ -952,7 +973,7 @@ mod tests {
             ("num_hidden_layers", json!(1 << 20)),
             ("head_dim", json!(1 << 23)),
             ("tie_word_embeddings", json!("yes")),
-            ("eos_token_id", json!(-1)),
+            ("eos_token_id", json!("151645")),
             ("rope_theta", json!(null)),
             ("num_key_value_heads", json!(5)),
             ("num_key_value_heads", json!(0)),
@@ -960,7 +981,7 @@ mod tests {
             ("vocab_size", json!(u64::MAX)),
             ("rms_norm_eps", json!(-1)),
             ("rope_theta", json!(0)),
-            ("eos_token_id", json!(151936)),
+            ("eos_token_id", json!([1.5])),
             ("quantization_config", json!({"quant_method": "gptq", "bits": 4})),
             ("compression_config", json!({"format": "pack-quantized"})),
             ("quantization", json!({"group_size": 64, "bits": 4})),

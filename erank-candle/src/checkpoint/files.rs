@@ -15,6 +15,23 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
+/// Returns the names of the files in a folder and in the folders inside. A folder that cannot be read has none.
+pub(super) fn files_in(folder: &Path) -> Vec<String> {
+    let names = |folder: &Path| -> Vec<String> {
+        let files = fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut names: Vec<String> =
+            files.filter_map(|file| file.file_name().into_string().ok()).collect();
+        names.sort_unstable();
+        names
+    };
+    let inside = |name: String| {
+        let files = names(&folder.join(&name)).into_iter().map(|file| format!("{name}/{file}"));
+        let files: Vec<String> = files.collect();
+        if files.is_empty() { vec![name] } else { files }
+    };
+    names(folder).into_iter().flat_map(inside).collect()
+}
+
 /// Reads the file at `path`. `file` is its name in the checkpoint.
 ///
 /// # Errors

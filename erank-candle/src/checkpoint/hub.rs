@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::gguf;
-use crate::checkpoint::{CONFIG, Checkpoint};
+use super::files::files_in;
+use super::{CONFIG, Checkpoint, gguf, has_safetensors};
 use crate::error::LoadError;
 
 impl Checkpoint {
@@ -15,7 +15,7 @@ impl Checkpoint {
     ///
     /// A repository of GGUF files takes the name of a file after a colon, `OWNER/NAME:FILE.gguf`, or the name of
     /// a quantisation, such as `OWNER/NAME:Q4_K_M`, if one file has it in its name. A colon is not needed if there
-    /// is one GGUF file and no `config.json`. All files of a model in several files are downloaded.
+    /// is one GGUF file and there are no safetensors files. All files of a model in several files are downloaded.
     ///
     /// `revision` is a branch, a tag or a commit; `None` is the one that the name ends with,
     /// `OWNER/NAME@REVISION:FILE.gguf` or `OWNER/NAME:FILE.gguf@REVISION`, or else `main`. Files that the hub's local
@@ -254,6 +254,13 @@ fn open_listed(
     let exists = |file: &str| listed.iter().any(|listed| listed == file);
     let mut locate = |file: &str| match exists(file) {
         true => locate(file),
+        false if file == CONFIG => {
+            let reason = format!(
+                "{repository}@{revision} does not have it, or the hub's cache does not; download the model with a \
+                 network, or choose another model"
+            );
+            Err(LoadError::invalid(file, reason))
+        }
         // This path does not exist, so the file is reported as missing if it is required.
         false => Ok(format!("{repository}@{revision}/{file}").into()),
     };
@@ -268,7 +275,7 @@ fn open_listed(
                 locate(&format!("{folder}{file}"))
             })
         }
-        Ok(None) => Checkpoint::from_source(repository, &exists, &mut locate),
+        Ok(None) => Checkpoint::from_source(repository, listed, &mut locate),
         Err(reason) => Err(LoadError::Setting(format!("{repository} has {reason}"))),
     }
 }
@@ -290,22 +297,8 @@ fn snapshot_folder(cache: &Path, repository: &str, commit: &str) -> PathBuf {
     repository_folder(cache, repository).join("snapshots").join(commit)
 }
 
-/// Returns the names of the files of a snapshot, in its folder and the folders inside.
-fn files_in(snapshot: &Path) -> Vec<String> {
-    let names = |folder: &Path| -> Vec<String> {
-        let files = fs::read_dir(folder).into_iter().flatten().flatten();
-        files.filter_map(|file| file.file_name().into_string().ok()).collect()
-    };
-    let inside = |name: String| {
-        let files = names(&snapshot.join(&name)).into_iter().map(|file| format!("{name}/{file}"));
-        let files: Vec<String> = files.collect();
-        if files.is_empty() { vec![name] } else { files }
-    };
-    names(snapshot).into_iter().flat_map(inside).collect()
-}
-
 /// Returns the GGUF file that is meant, or the first of several files of one model, or `None` if a folder with
-/// `config.json` is meant.
+/// safetensors files is meant.
 ///
 /// # Errors
 /// Returns the files to choose from, if not exactly one is meant.
@@ -315,10 +308,10 @@ fn choose_gguf(listed: &[String], selected: Option<&str>) -> Result<Option<Strin
         Path::new(file).components().all(|part| matches!(part, Component::Normal(_)))
     };
     let files: Vec<String> =
-        listed.iter().filter(|file| file.ends_with(".gguf")).filter(is_inside).cloned().collect();
+        listed.iter().filter(|file| gguf::is_model_file(file)).filter(is_inside).cloned().collect();
     let models = gguf::one_per_set(files.clone());
     let matching: Vec<&String> = match selected {
-        None if models.is_empty() || listed.iter().any(|file| file == CONFIG) => return Ok(None),
+        None if models.is_empty() || has_safetensors(listed) => return Ok(None),
         None => models.iter().collect(),
         Some(file) if file.ends_with(".gguf") => {
             files.iter().filter(|name| *name == file).collect()
@@ -680,7 +673,9 @@ mod tests {
         assert!(choose_gguf(&listed, Some("Q8_0")).is_err());
         assert!(choose_gguf(&listed, Some("../m-Q8_0.gguf")).is_err());
         assert_eq!(choose_gguf(&listed, None), Ok(Some("m.gguf".into())));
-        assert_eq!(choose_gguf(&["m.gguf".into(), CONFIG.into()], None), Ok(None));
+        let with = |file: &str| choose_gguf(&["m.gguf".into(), CONFIG.into(), file.into()], None);
+        assert_eq!(with("model.safetensors"), Ok(None));
+        assert_eq!(with("mmproj-F16.gguf"), Ok(Some("m.gguf".into())));
         assert_eq!(choose_gguf(&[], None), Ok(None));
     }
 }

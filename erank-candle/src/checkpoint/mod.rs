@@ -6,6 +6,7 @@ pub(crate) mod gguf;
 #[cfg(feature = "hub")]
 pub(crate) mod hub;
 pub(crate) mod json;
+mod keys;
 mod recognition;
 mod safetensors;
 mod shard;
@@ -14,6 +15,7 @@ pub(crate) mod weights;
 pub(crate) mod yarn;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -47,6 +49,8 @@ const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
 #[derive(Debug)]
 pub struct Checkpoint {
     pub(crate) name: String,
+    /// The names by which the prompt is recognised: the name above, and that of the folder which the path leads to.
+    prompt_names: Vec<String>,
     format: FileFormat,
     /// Empty if the configuration is in a GGUF file.
     pub(crate) config: Vec<u8>,
@@ -91,7 +95,7 @@ impl Checkpoint {
     /// - `modules.json` and `1_LogitScore/config.json` (optional), which tell a reranker of one pass,
     /// - `model.safetensors`, or else `model.safetensors.index.json` and the shards that it lists.
     ///
-    /// A folder without `config.json` may hold one GGUF file instead.
+    /// A folder without safetensors files may hold one GGUF file instead.
     ///
     /// # GGUF files
     /// A path that ends in `.gguf` is a GGUF file of a dense Qwen3 model. If its name ends in, for example,
@@ -110,16 +114,22 @@ impl Checkpoint {
     /// Returns [`LoadError::Read`] or [`LoadError::Invalid`], which name the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LoadError> {
         let path = path.as_ref();
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        if path.extension().is_some_and(|end| end == gguf::EXTENSION) && !path.is_dir() {
-            return Self::from_gguf(None, &name, &mut |file| Ok(path.with_file_name(file)));
-        }
-        match gguf_in(path)? {
-            Some(file) => Self::from_gguf(None, &file, &mut |file| Ok(path.join(file))),
-            None => Self::from_source(&name, &|file| path.join(file).exists(), &mut |file| {
-                Ok(path.join(file))
-            }),
-        }
+        let names = names(path);
+        let mut checkpoint = if !path.is_dir() && gguf::is_gguf(path) {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            Self::from_gguf(None, &file, &mut |file| Ok(path.with_file_name(file)))?
+        } else if path.is_file() {
+            let reason = "it is neither a folder nor a GGUF file; give the model's folder";
+            return Err(LoadError::invalid(&path.to_string_lossy(), reason));
+        } else {
+            let files = files::files_in(path);
+            match gguf_in(path, &files)? {
+                Some(file) => Self::from_gguf(None, &file, &mut |file| Ok(path.join(file)))?,
+                None => Self::from_source(&names[0], &files, &mut |file| Ok(path.join(file)))?,
+            }
+        };
+        checkpoint.prompt_names.extend(names);
+        Ok(checkpoint)
     }
 
     /// Returns the bundled demonstration model.
@@ -132,6 +142,7 @@ impl Checkpoint {
         }
         Self {
             name: "erank-tiny".into(),
+            prompt_names: Vec::new(),
             format: FileFormat::Safetensors {
                 weight_map: BTreeMap::new(),
                 has_unused_index: false,
@@ -147,14 +158,15 @@ impl Checkpoint {
         }
     }
 
-    /// Reads all files of a checkpoint. `exists` returns whether it has a file of a name. `locate` returns the path of
-    /// such a file; the path of another one does not exist.
+    /// Reads all files of a checkpoint with these `files`, in its folder and in the folders inside. `locate` returns the
+    /// path of one of them; the path of another file does not exist.
     pub(crate) fn from_source(
         name: &str,
-        exists: &dyn Fn(&str) -> bool,
+        files: &[String],
         locate: &mut dyn FnMut(&str) -> Result<PathBuf, LoadError>,
     ) -> Result<Self, LoadError> {
-        refuse_files(exists)?;
+        let exists = |name: &str| files.iter().any(|file| file == name);
+        refuse_files(&exists)?;
         let config = read(CONFIG, &locate(CONFIG)?)?;
         let mut optional = |file| read_optional(file, &locate(file)?);
         let generation_config = optional("generation_config.json")?;
@@ -163,27 +175,39 @@ impl Checkpoint {
         let chat_template = optional(CHAT_TEMPLATE)?;
         let modules = [optional(MODULES)?, optional(LOGIT_SCORE)?];
 
-        // transformers, too, reads `model.safetensors` and ignores an index beside it.
         let (has_index, has_whole) = (exists(SAFETENSORS_INDEX), exists(SAFETENSORS));
-        let weight_map = match has_index && !has_whole {
-            true => weight_map(&read(SAFETENSORS_INDEX, &locate(SAFETENSORS_INDEX)?)?)?,
-            false => BTreeMap::new(),
-        };
         if !has_index && !has_whole {
-            refuse_other_weights(exists)?;
+            return Err(no_weights(files));
         }
-        let files = shard_files(&weight_map)?;
-        let mut shards = Vec::with_capacity(files.len());
-        for file in files {
+        let mut weight_map = match has_index {
+            true => weight_map(&read(SAFETENSORS_INDEX, &locate(SAFETENSORS_INDEX)?)?),
+            false => Ok(BTreeMap::new()),
+        };
+        let mut has_unused_index = false;
+        if has_index && has_whole {
+            // transformers, too, reads `model.safetensors` and ignores an index beside it.
+            let is_same =
+                |map: &BTreeMap<String, String>| map.values().all(|file| file == SAFETENSORS);
+            has_unused_index = !weight_map.as_ref().is_ok_and(is_same);
+            weight_map = Ok(BTreeMap::new());
+        }
+        let weight_map = weight_map?;
+        let mut shards = Vec::new();
+        for file in shard_files(&weight_map)? {
+            if !exists(&file) {
+                let reason =
+                    format!("{SAFETENSORS_INDEX} names it, and it is missing; download it");
+                return Err(LoadError::invalid(&file, reason));
+            }
             let path = locate(&file)?;
             shards.push(Shard::map(file, &path)?);
         }
-        let name = name.to_owned();
         Ok(Self {
-            name,
+            name: name.to_owned(),
+            prompt_names: vec![name.to_owned()],
             format: FileFormat::Safetensors {
                 weight_map,
-                has_unused_index: has_index && has_whole,
+                has_unused_index,
                 has_equal_head: OnceLock::new(),
             },
             config,
@@ -204,7 +228,7 @@ impl Checkpoint {
         file: &str,
         locate: &mut dyn FnMut(&str) -> Result<PathBuf, LoadError>,
     ) -> Result<Self, LoadError> {
-        let stem = file.strip_suffix(".gguf").unwrap_or(file);
+        let stem = Path::new(file).file_stem().and_then(OsStr::to_str).unwrap_or(file);
         let stem = ShardName::parse(file).map_or(stem, |shard| shard.stem);
         let shards = gguf::open(file, locate)?;
         let built_files = Gguf::of_shards(&shards)?.tokenizer()?;
@@ -229,6 +253,7 @@ impl Checkpoint {
         }
         Ok(Self {
             name: name.unwrap_or(stem).to_owned(),
+            prompt_names: vec![name.unwrap_or(stem).to_owned()],
             format: FileFormat::Gguf { built },
             config: Vec::new(),
             generation_config: None,
@@ -291,7 +316,11 @@ impl Checkpoint {
     /// # Errors
     /// Returns [`LoadError::Invalid`] with the file that is missing, invalid or not supported.
     pub fn tokenizer(&self) -> Result<PromptTokenizer, LoadError> {
-        let missing = || LoadError::invalid(TOKENIZER, "the checkpoint does not have it");
+        let missing = || {
+            let reason = "the checkpoint does not have it; load the tokenizer with transformers, and save it with \
+                          save_pretrained";
+            LoadError::invalid(TOKENIZER, reason)
+        };
         let tokenizer = self.tokenizer.as_deref().ok_or_else(missing)?;
         PromptTokenizer::new(
             tokenizer,
@@ -352,17 +381,29 @@ impl Checkpoint {
     }
 }
 
-/// Returns the GGUF file of a folder, or the first of several files of one model. Returns `None` if the folder
-/// has none or has a `config.json`.
-fn gguf_in(folder: &Path) -> Result<Option<String>, LoadError> {
-    if folder.join(CONFIG).exists() {
+/// Returns the name of the model at `path`, and the name of the folder or file that the path leads to. They differ for
+/// paths such as `.`, and for links. A folder of the hub's cache has the model's name on the hub.
+fn names(path: &Path) -> [String; 2] {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let name_of = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let target_name = name_of(&target).unwrap_or_else(|| path.to_string_lossy().into_owned());
+    let folder = target.parent().filter(|folder| folder.ends_with("snapshots"));
+    let hub_name = folder.and_then(Path::parent).and_then(name_of);
+    let hub_name =
+        hub_name.and_then(|name| Some(name.strip_prefix("models--")?.replace("--", "/")));
+    match hub_name {
+        Some(name) => [name.clone(), name],
+        None => [name_of(path).unwrap_or_else(|| target_name.clone()), target_name],
+    }
+}
+
+/// Returns the GGUF file of a folder with these `files`, or the first of several files of one model. Returns `None` if
+/// the folder has none, or has safetensors files.
+fn gguf_in(folder: &Path, files: &[String]) -> Result<Option<String>, LoadError> {
+    if has_safetensors(files) {
         return Ok(None);
     }
-    // A folder that cannot be read is reported when its config.json is read.
-    let files = fs::read_dir(folder).into_iter().flatten().filter_map(|file| {
-        let name = file.ok()?.file_name().into_string().ok()?;
-        name.ends_with(".gguf").then_some(name)
-    });
+    let files = files.iter().filter(|file| gguf::is_model_file(file)).cloned();
     match &gguf::one_per_set(files.collect())[..] {
         [] => Ok(None),
         [file] => Ok(Some(file.clone())),
@@ -394,26 +435,46 @@ fn refuse_files(exists: &dyn Fn(&str) -> bool) -> Result<(), LoadError> {
     }
 }
 
-/// Names the weights of a folder without safetensors files, if they are known.
-fn refuse_other_weights(exists: &dyn Fn(&str) -> bool) -> Result<(), LoadError> {
-    const OTHERS: [&str; 6] = [
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-        "consolidated.safetensors",
-        "adapter_model.safetensors",
-        "tf_model.h5",
-        "flax_model.msgpack",
+/// Returns whether a folder with these `files` has weights in safetensors files.
+pub(crate) fn has_safetensors(files: &[String]) -> bool {
+    files.iter().any(|file| file == SAFETENSORS || file == SAFETENSORS_INDEX)
+}
+
+/// Returns the error of a folder whose `files` have no weights that are read. It names a file of other weights.
+fn no_weights(files: &[String]) -> LoadError {
+    const UNFINISHED: [&str; 4] = [".incomplete", ".part", ".aria2", ".crdownload"];
+    const OTHERS: [&str; 10] = [
+        ".safetensors",
+        ".bin",
+        ".bin.index.json",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".h5",
+        ".msgpack",
+        ".onnx",
+        ".npz",
     ];
-    match OTHERS.iter().find(|file| exists(file)) {
-        Some(file) => {
-            let reason = format!(
-                "weights are read from {SAFETENSORS} or the files of {SAFETENSORS_INDEX}; load the model with \
-                 transformers and save it with save_pretrained"
-            );
-            Err(LoadError::invalid(file, reason))
-        }
-        None => Ok(()),
+    let ends_with = |endings: &'static [&str]| {
+        move |file: &&String| endings.iter().any(|ending| file.ends_with(ending))
+    };
+    if let Some(file) = files.iter().find(ends_with(&UNFINISHED)) {
+        return LoadError::invalid(file, "its download is not complete; download the model again");
     }
+    if let Some(file) = files.iter().find(ends_with(&OTHERS)) {
+        let reason = format!(
+            "weights are read from {SAFETENSORS} or the files of {SAFETENSORS_INDEX}; load the model with \
+             transformers and save it with save_pretrained"
+        );
+        return LoadError::invalid(file, reason);
+    }
+    let inside = files.iter().find_map(|file| file.strip_suffix(&format!("/{CONFIG}")));
+    let advice = match inside {
+        Some(folder) => format!("the folder {folder} holds a model; give its path"),
+        None => "the download may not be complete; download the model again".into(),
+    };
+    let reason = format!("it is missing, and so are {SAFETENSORS_INDEX} and GGUF files; {advice}");
+    LoadError::invalid(SAFETENSORS, reason)
 }
 
 /// Parses a safetensors index. Returns the files of the tensors.

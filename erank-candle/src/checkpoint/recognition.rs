@@ -62,7 +62,10 @@ impl Checkpoint {
                 false => unknown(LOGIT_SCORE, "it does not name the answers \"no\" and \"yes\""),
             };
         }
-        if self.name.to_ascii_lowercase().contains("reranker") {
+        // The name of a hub's owner says nothing about the model.
+        let model_name =
+            |name: &String| name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+        if self.prompt_names.iter().any(|name| model_name(name).contains("reranker")) {
             return reranker("its name contains \"reranker\"");
         }
         let has_role = |role: &str| {
@@ -163,6 +166,38 @@ mod tests {
             let found = found.reason.unwrap_or_default();
             assert!(found.starts_with(reason.unwrap_or_default()), "{found}");
         }
+    }
+
+    /// The same model has the same prompt, whatever the path to it is.
+    #[cfg(unix)]
+    #[test]
+    fn recognise_prompt_does_not_depend_on_the_path() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let make = |folder: &str| {
+            let folder = parent.path().join(folder);
+            fs::create_dir_all(&folder).expect("made");
+            for (file, content) in [(CONFIG, "{}"), (SAFETENSORS, "")] {
+                fs::write(folder.join(file), content).expect("written");
+            }
+            folder
+        };
+        let family = |path: &std::path::Path| {
+            let checkpoint = Checkpoint::open(path).expect("opened");
+            (checkpoint.recognise_prompt().expect("known").family, checkpoint.name().to_owned())
+        };
+        let reranker = PromptFamily::Qwen3Reranker;
+        let folder = make("Qwen3-Reranker-0.6B");
+        fs::create_dir(folder.join("inner")).expect("made");
+        let name = || "Qwen3-Reranker-0.6B".to_owned();
+        assert_eq!(family(&folder.join("inner/..")), (reranker, name()));
+        let link = parent.path().join("link");
+        std::os::unix::fs::symlink(&folder, &link).expect("linked");
+        assert_eq!(family(&link), (reranker, "link".into()));
+        let cached = make("hub/models--Qwen--Qwen3-Reranker-0.6B/snapshots/e61197ed");
+        assert_eq!(family(&cached), (reranker, "Qwen/Qwen3-Reranker-0.6B".into()));
+        // The owner's name says nothing about the model.
+        let other = make("hub/models--reranker-lab--ERank-4B/snapshots/e61197ed");
+        assert_eq!(family(&other), (PromptFamily::Erank, "reranker-lab/ERank-4B".into()));
     }
 
     #[test]

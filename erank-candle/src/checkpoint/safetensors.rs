@@ -95,7 +95,7 @@ fn named_tensors<'a>(
             }
             let name = whole_name(&own_name, &of_model);
             if !of_model.contains(&*name) {
-                let reason = why_refused(&name, config.num_hidden_layers);
+                let reason = why_refused(&name, &of_model, config.num_hidden_layers);
                 return Err(LoadError::tensor(&own_name, reason));
             }
             match origins.entry(name.clone()) {
@@ -139,7 +139,7 @@ fn whole_name(name: &str, of_model: &HashSet<String>) -> String {
     if of_model.contains(&prefixed) { prefixed } else { name.to_owned() }
 }
 
-fn why_refused(name: &str, layers: usize) -> String {
+fn why_refused(name: &str, of_model: &HashSet<String>, layers: usize) -> String {
     const OF_QUANTISED_WEIGHTS: [&str; 17] = [
         "weight_scale",
         "weight_scale_inv",
@@ -174,6 +174,11 @@ fn why_refused(name: &str, layers: usize) -> String {
         "it belongs to a LoRA adapter; merge the adapter into the model first, for example with PEFT's \
          merge_and_unload"
             .into()
+    } else if let Some(prefix) = wrapper(name, of_model) {
+        format!(
+            "its name begins with {prefix:?}, which a wrapper around the model added; save the model itself, for \
+             example with save_pretrained of the unwrapped model"
+        )
     } else if name.starts_with("score.") {
         "it is the head of a classifier, but config.json does not name one; set architectures to \
          [\"Qwen3ForSequenceClassification\"] if the model is one"
@@ -192,6 +197,16 @@ fn why_refused(name: &str, layers: usize) -> String {
          and choose a model without a head of its own"
             .into()
     }
+}
+
+/// Returns the beginning of a tensor's name whose rest is the name of a tensor of the model.
+fn wrapper<'a>(name: &'a str, of_model: &HashSet<String>) -> Option<&'a str> {
+    let starts = name.match_indices('.').map(|(dot, _)| dot + 1);
+    let mut wrapped = starts.filter(|start| {
+        let rest = &name[*start..];
+        of_model.contains(rest) || of_model.contains(&format!("{PREFIX}{rest}"))
+    });
+    Some(&name[..wrapped.next()?])
 }
 
 fn stored<'a>(view: &TensorView<'a>) -> StoredTensor<'a> {

@@ -2,11 +2,14 @@
 
 use serde_json::Value;
 
+use super::gguf::Gguf;
 use super::{
-    CONFIG, Checkpoint, FileFormat, MODULES, SAFETENSORS, SAFETENSORS_INDEX, config, json,
+    CONFIG, Checkpoint, FileFormat, MODULES, SAFETENSORS, SAFETENSORS_INDEX, TOKENIZER,
+    TOKENIZER_CONFIG, config, json,
 };
 use crate::error::LoadError;
 use crate::kernels::WeightFormat;
+use crate::tokenizer::PromptTokenizer;
 
 impl Checkpoint {
     /// Returns what is unusual about the files although the model can be loaded, as sentences without a full stop.
@@ -32,6 +35,12 @@ impl Checkpoint {
                      lm_head.weight differs and is used, as in transformers"
                 ));
             }
+            if config::is_trunk(&map) && config.tie_word_embeddings {
+                notes.push(
+                    "the model was saved without an output projection, and the embedding is used as one"
+                        .into(),
+                );
+            }
             notes.extend(config::named_type(&map).and_then(|named| note_on_type(named, &formats)));
             if let [first, _, ..] = formats[..] {
                 let names: Vec<&str> = formats.iter().map(|format| format.name()).collect();
@@ -48,18 +57,37 @@ impl Checkpoint {
                 yarn.original_max_position_embeddings, yarn.factor
             ));
         }
-        if self.is_embedding_model() {
-            notes.push(format!("{MODULES} describes an embedding model, not a reranker"));
+        if let FileFormat::Gguf { .. } = &self.format {
+            notes.extend(Gguf::of_shards(&self.shards)?.note_on_pooling()?);
+        }
+        notes.extend(self.notes_on_modules());
+        // An error of the tokenizer is reported when the tokenizer is loaded.
+        let tokenizer = self.tokenizer().ok();
+        let missing = tokenizer.as_ref().map_or(&[][..], PromptTokenizer::missing_tokens);
+        if !missing.is_empty() {
+            notes.push(format!(
+                "{TOKENIZER_CONFIG} has tokens that {TOKENIZER} lacks, and they are plain text: {}",
+                missing.join(", ")
+            ));
         }
         Ok(notes)
     }
 
-    /// Returns whether `modules.json` lists a pooling of all positions.
-    fn is_embedding_model(&self) -> bool {
+    /// Returns notes on the modules of Sentence Transformers that are not applied.
+    fn notes_on_modules(&self) -> Vec<String> {
         let modules = self.modules[0].as_deref().unwrap_or(b"[]");
         let modules: Vec<Value> = json::parse(MODULES, modules).unwrap_or_default();
-        let mut types = modules.iter().filter_map(|module| module["type"].as_str());
-        types.any(|name| name.ends_with(".Pooling"))
+        let types = modules.iter().filter_map(|module| module["type"].as_str());
+        let names = types.map(|name| name.rsplit('.').next().unwrap_or(name));
+        names
+            .filter_map(|name| match name {
+                "Transformer" | "LogitScore" => None,
+                "Pooling" => {
+                    Some(format!("{MODULES} describes an embedding model, not a reranker"))
+                }
+                other => Some(format!("{MODULES} lists a module {other}, which is not applied")),
+            })
+            .collect()
     }
 }
 

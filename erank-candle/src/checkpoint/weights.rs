@@ -180,7 +180,18 @@ impl<'a> Weights<'a> {
         let refuse = |reason: String| LoadError::tensor(&name, reason);
         let tensor = self.tensors.get(&name);
         let tensor = tensor.ok_or_else(|| {
-            refuse("it is missing from the checkpoint; take all files from the same model".into())
+            let reason = match &*name {
+                "lm_head.weight" => {
+                    "it is missing, so the model has no output projection, as embedding models have none; choose a \
+                     language model or a reranker, or take all files from the same model"
+                }
+                "score.weight" => {
+                    "it is missing, so the model has no classifier's head; if it is a language model, set \
+                     architectures in config.json to [\"Qwen3ForCausalLM\"]"
+                }
+                _ => "it is missing from the checkpoint; take all files from the same model",
+            };
+            refuse(reason.into())
         })?;
         if let Some(shape) = shape.filter(|shape| tensor.shape != *shape) {
             return Err(refuse(format!(

@@ -185,6 +185,33 @@ impl TokenizerConfig {
         self.token(EOS_TOKEN)
     }
 
+    /// Returns the tokens that transformers would add to the vocabulary if it lacked them.
+    pub(crate) fn declared_tokens(&self) -> Vec<String> {
+        let text = |value: &serde_json::Value| {
+            let text = value.as_str().or_else(|| value["content"].as_str());
+            text.filter(|text| !text.is_empty()).map(str::to_owned)
+        };
+        let listed = ["additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"]
+            .into_iter()
+            .filter_map(|key| self.0.get(key));
+        let listed = listed.flat_map(|tokens| match tokens {
+            serde_json::Value::Array(tokens) => tokens.iter().filter_map(text).collect(),
+            serde_json::Value::Object(tokens) => tokens.values().filter_map(text).collect(),
+            _ => Vec::new(),
+        });
+        let named = TOKEN_VARIABLES.into_iter().filter_map(|name| text(self.0.get(name)?));
+        let mut tokens: Vec<String> = listed.chain(named).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
+    }
+
+    /// Returns the template's variables with the text of a token.
+    pub(crate) fn variables(&self, token: &str) -> impl Iterator<Item = &'static str> {
+        let is_token = move |name: &&str| self.token(name).ok().flatten().as_deref() == Some(token);
+        TOKEN_VARIABLES.into_iter().filter(is_token)
+    }
+
     /// Returns the chat template that transformers uses by default.
     fn chat_template(&self) -> Result<Option<String>, LoadError> {
         let Some(templates) = self.get::<Templates>("chat_template")? else { return Ok(None) };

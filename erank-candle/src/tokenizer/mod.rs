@@ -57,6 +57,8 @@ pub struct PromptTokenizer {
     /// `None` if the checkpoint has none.
     template: Option<Arc<ChatTemplate>>,
     eos_token: Option<String>,
+    /// The tokens that `tokenizer_config.json` declares and `tokenizer.json` lacks.
+    missing_tokens: Arc<[String]>,
 }
 
 impl PromptTokenizer {
@@ -78,10 +80,27 @@ impl PromptTokenizer {
         let config = TokenizerConfig::from_json(tokenizer_config_json)?;
         let template = ChatTemplate::new(&config, chat_template_jinja)?;
         let vocabulary = Vocabulary::from_json(tokenizer_json)?;
+        let mut missing_tokens = config.declared_tokens();
+        missing_tokens.retain(|token| vocabulary.id(token).is_none());
+        // transformers would add the token to the vocabulary, so the prompt would have other ids.
+        let source = Self::chat_template(tokenizer_config_json, chat_template_jinja)?;
+        let source = source.unwrap_or_default();
+        let is_written = |token: &&String| {
+            let mut variables = config.variables(token);
+            source.contains(&**token) || variables.any(|name| source.contains(name))
+        };
+        if let Some(token) = missing_tokens.iter().find(is_written) {
+            let reason = format!(
+                "it lacks the token {token:?}, which tokenizer_config.json declares and the chat template writes; \
+                 save both files from one tokenizer"
+            );
+            return Err(LoadError::invalid("tokenizer.json", reason));
+        }
         Ok(Self {
             vocabulary: Arc::new(vocabulary),
             template: template.map(Arc::new),
             eos_token: config.eos_token()?,
+            missing_tokens: missing_tokens.into(),
         })
     }
 
@@ -99,6 +118,12 @@ impl PromptTokenizer {
     /// Returns the name of the file with the chat template, if the checkpoint has one.
     pub fn chat_template_file(&self) -> Option<&'static str> {
         self.template.as_ref().map(|template| template.file())
+    }
+
+    /// Returns the tokens that `tokenizer_config.json` declares and `tokenizer.json` lacks. They are plain text here;
+    /// transformers would add them to the vocabulary. The chat template writes none of them.
+    pub fn missing_tokens(&self) -> &[String] {
+        &self.missing_tokens
     }
 
     /// Renders the chat template for `prompt`, unless it is a whole prompt, and truncates the query to its

@@ -565,3 +565,26 @@ fn eos_token_id_is_read_from_configuration() {
         assert_eq!(eos(none), None);
     }
 }
+
+/// transformers adds a token that only tokenizer_config.json declares to the vocabulary, so its id would differ.
+#[test]
+fn new_refuses_tokens_that_the_template_writes_and_the_vocabulary_lacks() {
+    let json = serde_json::to_vec(&tokenizer_json()).expect("JSON");
+    let new = |config: Value, template: &str| {
+        let config = serde_json::to_vec(&config).expect("JSON");
+        PromptTokenizer::new(&json, Some(&config), Some(template.as_bytes()))
+    };
+    let template = "<|im_start|>{{ messages[0].content }}";
+    for (config, template) in [
+        (json!({"additional_special_tokens": ["<|rank|>"]}), "<|rank|>{{ messages[0].content }}"),
+        (json!({"added_tokens_decoder": {"9": {"content": "<|rank|>"}}}), "a<|rank|>"),
+        (json!({"extra_special_tokens": {"rank_token": "<|rank|>"}}), "<|rank|>"),
+        (json!({"eos_token": "<|rank|>"}), "{{ messages[0].content }}{{ eos_token }}"),
+    ] {
+        let error = new(config, template).expect_err("refused").to_string();
+        assert!(error.contains("<|rank|>") && error.contains("one tokenizer"), "{error}");
+    }
+    // A token that no prompt contains changes nothing.
+    let unused = new(json!({"pad_token": "<|pad|>", "eos_token": "<|im_end|>"}), template);
+    assert_eq!(unused.expect("usable").missing_tokens(), ["<|pad|>"]);
+}

@@ -39,8 +39,22 @@ pub(super) const EOS: [&str; 2] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggm
 /// Ends of a turn that the metadata may not name, because a file names one.
 const EOS_TEXTS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 
-/// Refuses other architectures than `qwen3`.
+/// Refuses other architectures than `qwen3`, and files that are no models.
 pub(super) fn check_architecture(metadata: &Metadata<'_>) -> Result<(), LoadError> {
+    const TYPE: &str = "general.type";
+    match metadata.string(TYPE)? {
+        None | Some("model") => {}
+        Some("adapter") => {
+            return Err(metadata.invalid(
+                "it is a LoRA adapter; merge it into its model, for example with llama.cpp's llama-export-lora",
+            ));
+        }
+        Some(other) => {
+            return Err(metadata.invalid(format!(
+                "{TYPE} is {other:?}; give the file of a model, whose type is \"model\""
+            )));
+        }
+    }
     match metadata.string(ARCHITECTURE)? {
         Some("qwen3") => Ok(()),
         Some(other) => Err(metadata.invalid(format!(

@@ -11,7 +11,8 @@ mod tensor_type;
 mod tokenizer;
 mod write;
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use metadata::Metadata;
 use parse::{Header, NamedTensor};
@@ -20,11 +21,10 @@ pub(super) use tokenizer::TokenizerFiles;
 pub use write::GgufSummary;
 
 use super::config::{Architecture, Config};
+use super::files;
 use super::shard::Shard;
 use super::weights::Weights;
 use crate::error::LoadError;
-
-pub(super) const EXTENSION: &str = "gguf";
 
 const EMBEDDING: &str = "token_embd.weight";
 const OUTPUT: &str = "output.weight";
@@ -112,6 +112,22 @@ impl<'a> Gguf<'a> {
         Weights::new(shards, tensors, own_name)
     }
 
+    /// Returns a note if the metadata say that the positions are pooled, as those of embedding models do.
+    ///
+    /// # Errors
+    /// Returns [`LoadError::Invalid`] with the key if it does not have the expected type.
+    pub(super) fn note_on_pooling(&self) -> Result<Option<String>, LoadError> {
+        const POOLING: &str = "qwen3.pooling_type";
+        let kind = match self.metadata.integer(POOLING)? {
+            None | Some(0) => return Ok(None),
+            Some(4) => "a reranker with a head of its own",
+            Some(_) => "an embedding model",
+        };
+        Ok(Some(format!(
+            "{POOLING} says that the model is {kind}, but it runs as a language model"
+        )))
+    }
+
     /// Builds the files of the tokenizer from the metadata.
     ///
     /// # Errors
@@ -137,6 +153,23 @@ impl<'a> Gguf<'a> {
     }
 }
 
+/// Returns whether a file is a GGUF file, by its name or else by its first bytes.
+pub(super) fn is_gguf(path: &Path) -> bool {
+    const MAGIC: [u8; 4] = *b"GGUF";
+    let has_magic = || {
+        let mut bytes = [0; MAGIC.len()];
+        files::open(path).and_then(|mut file| file.read_exact(&mut bytes)).is_ok() && bytes == MAGIC
+    };
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) || has_magic()
+}
+
+/// Returns whether a file is named as a GGUF file with a language model. llama.cpp's files for images and for
+/// quantisation have names of their own.
+pub(super) fn is_model_file(name: &str) -> bool {
+    let name = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+    name.ends_with(".gguf") && !name.starts_with("mmproj") && !name.contains("imatrix")
+}
+
 /// Maps all files of the model of which `file` is one. `locate` returns the path of a file of the same folder.
 ///
 /// # Errors
@@ -146,10 +179,17 @@ pub(super) fn open(
     locate: &mut dyn FnMut(&str) -> Result<PathBuf, LoadError>,
 ) -> Result<Vec<Shard>, LoadError> {
     let files = ShardName::parse(file).map_or_else(|| vec![file.to_owned()], |name| name.files());
+    let count = files.len();
     files
         .into_iter()
         .map(|file| {
             let path = locate(&file)?;
+            if count > 1 && !path.exists() {
+                let reason = format!(
+                    "it is one of the model's {count} files, and it is missing; download it"
+                );
+                return Err(LoadError::invalid(&file, reason));
+            }
             Shard::map(file, &path)
         })
         .collect()

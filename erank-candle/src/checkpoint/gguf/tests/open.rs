@@ -42,7 +42,46 @@ fn open_takes_a_file_or_a_folder_with_one() {
     let other = Checkpoint::open(folder.path().join("n.gguf")).expect("a model");
     assert_ne!(other.fingerprint(), opened.fingerprint());
     fs::write(folder.path().join("config.json"), "{}").expect("written");
-    assert!(error(folder.path()).contains("model.safetensors"));
+    assert!(error(folder.path()).contains("several models"));
+    fs::write(folder.path().join("model.safetensors"), "").expect("written");
+    let opened = Checkpoint::open(folder.path()).expect("the safetensors files count");
+    assert!(!opened.is_gguf());
+}
+
+/// llama.cpp's repositories hold a config.json and files for images and for quantisation beside the model.
+#[test]
+fn open_finds_the_model_among_other_files() {
+    let folder = tempdir().expect("temporary folder");
+    let write = |name: &str| {
+        fs::write(folder.path().join(name), Content::small().bytes()).expect("written");
+    };
+    fs::write(folder.path().join("config.json"), "{}").expect("written");
+    ["mmproj-F16.gguf", "m.imatrix.gguf", "m-Q8_0.GGUF"].into_iter().for_each(write);
+    assert_eq!(Checkpoint::open(folder.path()).expect("a model").name(), "m-Q8_0");
+    // Ollama names its files by their checksums.
+    write("sha256-0123");
+    let opened = Checkpoint::open(folder.path().join("sha256-0123")).expect("a model");
+    assert_eq!((opened.name(), opened.is_gguf()), ("sha256-0123", true));
+    assert!(error(&folder.path().join("config.json")).contains("give the model's folder"));
+}
+
+#[test]
+fn open_names_a_missing_file_of_several() {
+    let folder = tempdir().expect("temporary folder");
+    let first = folder.path().join("m-00001-of-00002.gguf");
+    fs::write(&first, Content::two_files()[0].bytes()).expect("written");
+    let message = error(&first);
+    assert!(message.contains("m-00002-of-00002.gguf") && message.contains("2 files"), "{message}");
+}
+
+#[test]
+fn pooling_and_adapters_are_named() {
+    let folder = tempdir().expect("temporary folder");
+    let path = folder.path().join("m.gguf");
+    let mut content = Content::small();
+    content.set("general.type", Some(text("adapter")));
+    fs::write(&path, content.bytes()).expect("written");
+    assert!(error(&path).contains("llama-export-lora"));
 }
 
 #[test]
