@@ -101,6 +101,37 @@ fn load_rejects_header_that_contradicts_the_file_size() {
     }
 }
 
+/// A mapped file that another program truncates is an error, not the end of the process. A file that was read into memory
+/// may change.
+#[test]
+fn load_survives_a_file_that_is_truncated_meanwhile() {
+    for with_mapping in [true, false] {
+        let folder = folder();
+        let mut checkpoint = Checkpoint::open(folder.path()).expect("opened");
+        if !with_mapping {
+            checkpoint = checkpoint.without_mapping().expect("read");
+        }
+        let path = folder.path().join("model.safetensors");
+        let file = fs::OpenOptions::new().write(true).open(&path).expect("the weights");
+        file.set_len(1000).expect("truncated");
+        let loaded = CandleBackend::load(&checkpoint, &CandleSettings::default());
+        match loaded {
+            Ok(_) => assert!(!with_mapping),
+            Err(error) => {
+                let message = erank_core::error::chain(&error);
+                assert!(with_mapping && message.contains("changed its length"), "{message}");
+            }
+        }
+    }
+    // Replacing a file by renaming a new one over it leaves the mapped one intact.
+    let folder = folder();
+    let checkpoint = Checkpoint::open(folder.path()).expect("opened");
+    let other = folder.path().join("other");
+    fs::write(&other, "x").expect("written");
+    fs::rename(other, folder.path().join("model.safetensors")).expect("renamed");
+    CandleBackend::load(&checkpoint, &CandleSettings::default()).expect("the old file");
+}
+
 /// A tensor's dtype, shape and bytes.
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
 

@@ -659,6 +659,10 @@ pub(crate) struct ModelArguments {
     /// Memory for the KV cache, in MiB. The default is a quarter of the available memory.
     #[arg(long, value_name = "MIB")]
     pub(crate) cache_mb: Option<NonZeroUsize>,
+    /// Reads the model's files into memory instead of mapping them. Loading takes more memory, and another program
+    /// may change the files meanwhile.
+    #[arg(long)]
+    pub(crate) no_mmap: bool,
 }
 
 /// The remote backend.
@@ -677,7 +681,7 @@ pub(crate) struct RemoteArguments {
         long,
         value_name = "URL",
         required_if_eq("backend", "openai"),
-        conflicts_with_all = ["weights", "kv_cache", "device", "threads", "cache_mb", "offline"]
+        conflicts_with_all = ["weights", "kv_cache", "device", "threads", "cache_mb", "offline", "no_mmap"]
     )]
     pub(crate) url: Vec<String>,
     /// The form of the prompts that the server receives.

@@ -58,7 +58,8 @@ fn note_prompt(family: PromptFamily, reason: &str) {
 
 /// Returns the prompt of a remote model, which is known by its name alone.
 fn remote_family(arguments: &ModelArguments) -> PromptFamily {
-    let is_reranker = arguments.model.to_ascii_lowercase().contains("reranker");
+    let name = arguments.model.rsplit('/').next().unwrap_or_default();
+    let is_reranker = name.to_ascii_lowercase().contains("reranker");
     match arguments.template {
         Some(family) => family,
         None if is_reranker => {
@@ -111,7 +112,10 @@ pub(crate) struct Local {
 /// Loads the local model of the arguments.
 pub(crate) fn local(arguments: &ModelArguments) -> Result<Local, CommandError> {
     let given = &arguments.model;
-    let checkpoint = checkpoint(given, arguments.offline)?;
+    let mut checkpoint = checkpoint(given, arguments.offline)?;
+    if arguments.no_mmap {
+        checkpoint = checkpoint.without_mapping().map_err(failed(given))?;
+    }
     let family = family(arguments, &checkpoint)?;
     let backend = CandleBackend::load(&checkpoint, &settings(arguments)).map_err(failed(given))?;
     let limits = limits(arguments, backend.config());

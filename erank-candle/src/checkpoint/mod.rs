@@ -107,8 +107,9 @@ impl Checkpoint {
     /// `chat_template.jinja` and `tokenizer_config.json` are.
     ///
     /// # Mapped files
-    /// The weight files are mapped into memory. They must not be changed or truncated until the
-    /// model is loaded.
+    /// The weight files are mapped into memory. They must not be changed or truncated until the model is loaded. If one
+    /// is found to be shorter, loading returns an error; if it is truncated while a tensor is read, the operating
+    /// system ends the process. [`without_mapping`](Self::without_mapping) excludes that.
     ///
     /// # Errors
     /// Returns [`LoadError::Read`] or [`LoadError::Invalid`], which name the file.
@@ -130,6 +131,17 @@ impl Checkpoint {
         };
         checkpoint.prompt_names.extend(names);
         Ok(checkpoint)
+    }
+
+    /// Reads the weight files into memory instead of mapping them, so that later changes of the files do no harm. Until
+    /// the checkpoint is dropped, this takes memory of the files' size in addition to that of the loaded model.
+    ///
+    /// # Errors
+    /// Returns [`LoadError::Read`] if a file cannot be read or does not fit in memory, and [`LoadError::Invalid`] if its
+    /// length has changed.
+    pub fn without_mapping(mut self) -> Result<Self, LoadError> {
+        self.shards.iter_mut().try_for_each(Shard::read)?;
+        Ok(self)
     }
 
     /// Returns the bundled demonstration model.
@@ -271,6 +283,7 @@ impl Checkpoint {
     /// # Errors
     /// Returns an error that names the file and the key or tensor that is wrong.
     pub(crate) fn config_and_weights(&self) -> Result<(Config, Weights<'_>), LoadError> {
+        self.shards.iter().try_for_each(Shard::check_length)?;
         match &self.format {
             FileFormat::Safetensors { weight_map, has_equal_head, .. } => {
                 let generation_config = self.generation_config.as_deref();

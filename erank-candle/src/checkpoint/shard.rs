@@ -1,8 +1,10 @@
-//! A weight file, mapped into memory.
+//! A weight file, mapped into memory or read into it.
 //!
 //! Two functions use unsafe code. `map` maps a file, and `release` returns pages of the mapping to the
 //! system.
 
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -22,7 +24,8 @@ pub(crate) struct Shard {
 
 #[derive(Debug)]
 enum ShardBytes {
-    Mapped(Mmap),
+    Mapped(Mmap, File),
+    Read(Vec<u8>),
     #[cfg(feature = "tiny-model")]
     Bundled(&'static [u8]),
 }
@@ -44,7 +47,50 @@ impl Shard {
         // to be UTF-8. Both are copied while loading.
         let map = unsafe { Mmap::map(&opened) }.map_err(error)?;
         files::refuse_stand_in(&file, &map)?;
-        Ok(Self { file, bytes: ShardBytes::Mapped(map) })
+        Ok(Self { file, bytes: ShardBytes::Mapped(map, opened) })
+    }
+
+    /// Reads the file into memory and ends the mapping, so that changes of the file do no harm any more.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be read, has another length than before, or does not fit in memory.
+    pub(super) fn read(&mut self) -> Result<(), LoadError> {
+        let ShardBytes::Mapped(map, opened) = &mut self.bytes else { return Ok(()) };
+        let read = |opened: &mut File| -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(map.len())?;
+            opened.seek(SeekFrom::Start(0))?;
+            opened.take(map.len() as u64).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read(opened)
+            .map_err(|source| LoadError::Read { path: self.file.clone().into(), source })?;
+        if bytes.len() != map.len() {
+            return Err(self.changed());
+        }
+        self.bytes = ShardBytes::Read(bytes);
+        Ok(())
+    }
+
+    /// Checks that a mapped file still has its length. Reading a part that is gone would end the process.
+    ///
+    /// # Errors
+    /// Returns an error if the file has another length.
+    pub(super) fn check_length(&self) -> Result<(), LoadError> {
+        match &self.bytes {
+            ShardBytes::Mapped(map, opened)
+                if opened.metadata().is_ok_and(|metadata| metadata.len() != map.len() as u64) =>
+            {
+                Err(self.changed())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn changed(&self) -> LoadError {
+        let reason =
+            "another program changed its length while the model was loaded; load the model again";
+        LoadError::invalid(&self.file, reason)
     }
 
     /// Wraps a file that is part of the binary.
@@ -56,7 +102,8 @@ impl Shard {
     /// Returns the whole file.
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            ShardBytes::Mapped(map) => map,
+            ShardBytes::Mapped(map, _) => map,
+            ShardBytes::Read(bytes) => bytes,
             #[cfg(feature = "tiny-model")]
             ShardBytes::Bundled(bytes) => bytes,
         }
@@ -65,16 +112,14 @@ impl Shard {
     #[cfg(unix)]
     fn mapped(&self) -> Option<&Mmap> {
         match &self.bytes {
-            ShardBytes::Mapped(map) => Some(map),
-            #[cfg(feature = "tiny-model")]
-            ShardBytes::Bundled(_) => None,
+            ShardBytes::Mapped(map, _) => Some(map),
+            _ => None,
         }
     }
 
     /// Returns the physical memory of `part` to the system. A later access reads the file again.
     ///
-    /// Does nothing if `part` lies outside this shard, if the shard is bundled, or on systems other
-    /// than Unix.
+    /// Does nothing if `part` lies outside this shard, if the shard is not mapped, or on systems other than Unix.
     #[cfg_attr(
         unix,
         expect(

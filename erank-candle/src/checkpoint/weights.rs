@@ -199,6 +199,7 @@ impl<'a> Weights<'a> {
                 tensor.shape
             )));
         }
+        self.shards.iter().try_for_each(Shard::check_length)?;
         match &tensor.numbers {
             Ok(numbers) => Ok((tensor, *numbers)),
             Err(kind) => {
