@@ -1,6 +1,6 @@
 //! `erank serve`: reranking over HTTP.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
 use erank_candle::CandleBackend;
@@ -15,6 +15,9 @@ use crate::text;
 
 /// The names of this machine for itself.
 const LOOPBACK_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+/// The environment variable with API keys, separated by commas.
+const KEYS_VARIABLE: &str = "ERANK_API_KEYS";
 
 pub(crate) fn run(arguments: &ServeArguments) -> Result<Exit, CommandError> {
     start_log(arguments.log);
@@ -44,8 +47,9 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<Exit, CommandError> {
 
 async fn serve(arguments: &ServeArguments, service: &Service) -> io::Result<usize> {
     let listener = TcpListener::bind(arguments.listen).await?;
-    // Programs that start the service read its address from this line.
-    println!("erank listens on http://{}", listener.local_addr()?);
+    // Programs that start the service read its address from this line. The service also runs if nobody reads it.
+    let address = listener.local_addr()?;
+    let _ = writeln!(io::stdout(), "erank listens on http://{address}");
     let mut limits = ServerSettings::default();
     limits.max_connections = arguments.max_connections.get();
     limits.shutdown_time = arguments.shutdown_timeout;
@@ -76,7 +80,7 @@ fn settings(
     settings.options.mode = arguments.thinking.mode(limits.mode, settings.template.answers());
     settings.aliases.clone_from(&arguments.alias);
     settings.api_keys = api_keys(arguments)?;
-    let is_local = arguments.listen.ip().is_loopback();
+    let is_local = arguments.listen.ip().to_canonical().is_loopback();
     if settings.api_keys.is_empty() && !is_local {
         text::note(
             "There is no API key, so everybody who reaches the address can use the service.",
@@ -85,6 +89,8 @@ fn settings(
     settings.allowed_hosts.clone_from(&arguments.allowed_host);
     if settings.allowed_hosts.is_empty() && is_local {
         settings.allowed_hosts = LOOPBACK_NAMES.map(str::to_owned).to_vec();
+        // Another loopback address, such as 127.0.0.2.
+        settings.allowed_hosts.push(arguments.listen.to_string());
     }
     settings.unscored = match arguments.unscored {
         Unscored::Last => erank_serve::Unscored::Last,
@@ -98,24 +104,38 @@ fn settings(
     Ok(settings)
 }
 
-/// Reads the API keys from the file and the environment. A source without a key is an error, because the service would
-/// be open to everybody.
+/// Reads the API keys from the file and the environment.
+///
+/// A source without a key is an error, because the service would be open to everybody. An empty variable is one, too: a
+/// container gets it if the variable that it is set from is missing.
 fn api_keys(arguments: &ServeArguments) -> Result<ApiKeys, CommandError> {
-    let of_environment = std::env::var("ERANK_API_KEYS").unwrap_or_default();
-    let of_file = match &arguments.api_keys {
-        Some(path) => {
-            let what = text::path(path);
-            let read = std::fs::read_to_string(path);
-            let keys = read.map_err(|source| CommandError::Read { what: what.clone(), source })?;
-            if ApiKeys::new(keys.lines()).is_empty() {
-                let source = io::Error::new(io::ErrorKind::InvalidData, "it holds no API key");
-                return Err(CommandError::Read { what, source });
-            }
-            keys
-        }
-        None => String::new(),
+    let unusable = |what: &str, problem: &str| {
+        let source = io::Error::new(io::ErrorKind::InvalidData, problem);
+        CommandError::Read { what: what.to_owned(), source }
     };
-    Ok(ApiKeys::new(of_environment.split(',').chain(of_file.lines())))
+    let mut keys: Vec<String> = Vec::new();
+    if let Some(value) = std::env::var_os(KEYS_VARIABLE) {
+        let what = format!("the environment variable {KEYS_VARIABLE}");
+        let value = value.into_string().map_err(|_| unusable(&what, "it is not in UTF-8"))?;
+        if ApiKeys::new(value.split(',')).is_empty() {
+            let problem = "it holds no API key; unset it to serve without keys";
+            return Err(unusable(&what, problem));
+        }
+        keys.extend(value.split(',').map(str::to_owned));
+    }
+    if let Some(path) = &arguments.api_keys {
+        let what = text::path(path);
+        let file = std::fs::read_to_string(path);
+        let file = file.map_err(|source| CommandError::Read { what: what.clone(), source })?;
+        // Editors on Windows begin a file with a byte order mark.
+        let lines = file.strip_prefix('\u{feff}').unwrap_or(&file).lines();
+        let of_file: Vec<&str> = lines.filter(|line| !line.trim().starts_with('#')).collect();
+        if ApiKeys::new(&of_file).is_empty() {
+            return Err(unusable(&what, "it holds no API key"));
+        }
+        keys.extend(of_file.into_iter().map(str::to_owned));
+    }
+    Ok(ApiKeys::new(keys))
 }
 
 /// Returns the counters of the local engine.
@@ -153,6 +173,8 @@ fn start_log(level: LogLevel) {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_max_level(level)
+        // The subscriber would report a failed write with eprintln!, which panics on the same failure.
+        .log_internal_errors(false)
         .init();
 }
 
