@@ -1,7 +1,9 @@
 //! `erank serve`: reranking over HTTP.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use erank_candle::CandleBackend;
 use erank_core::{PromptFamily, ScoringOptions};
@@ -16,11 +18,20 @@ use crate::text;
 /// The names of this machine for itself.
 const LOOPBACK_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
+/// The number of lines of the log that wait to be written.
+const LOG_LINES: usize = 1024;
+
 /// The environment variable with API keys, separated by commas.
 const KEYS_VARIABLE: &str = "ERANK_API_KEYS";
 
 pub(crate) fn run(arguments: &ServeArguments) -> Result<Exit, CommandError> {
-    start_log(arguments.log);
+    let log = Log::start(arguments.log);
+    let exit = run_with_log(arguments, &log);
+    log.wait();
+    exit
+}
+
+fn run_with_log(arguments: &ServeArguments, log: &Log) -> Result<Exit, CommandError> {
     arguments.remote.check()?;
     let service = if arguments.remote.backend == Backend::Candle {
         let local = model::local(&arguments.model)?;
@@ -35,17 +46,17 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<Exit, CommandError> {
     };
     let failed = |source| CommandError::Serve { address: arguments.listen, source };
     let runtime = tokio::runtime::Runtime::new().map_err(failed)?;
-    let left = runtime.block_on(serve(arguments, &service)).map_err(failed)?;
+    let left = runtime.block_on(serve(arguments, &service, log)).map_err(failed)?;
     // A cancelled computation ends at the backend's next step. The process does not wait for it.
     runtime.shutdown_background();
     match left {
-        0 => text::note("Stopped. All requests are answered."),
-        left => text::note(&format!("Stopped. {left} connections were closed before their end.")),
+        0 => log.note("Stopped. All requests are answered."),
+        left => log.note(&format!("Stopped. {left} connections were closed before their end.")),
     }
     Ok(Exit::Done)
 }
 
-async fn serve(arguments: &ServeArguments, service: &Service) -> io::Result<usize> {
+async fn serve(arguments: &ServeArguments, service: &Service, log: &Log) -> io::Result<usize> {
     let listener = TcpListener::bind(arguments.listen).await?;
     // Programs that start the service read its address from this line. The service also runs if nobody reads it.
     let address = listener.local_addr()?;
@@ -56,7 +67,7 @@ async fn serve(arguments: &ServeArguments, service: &Service) -> io::Result<usiz
     let shutdown = async {
         shutdown_signal().await;
         service.stop();
-        text::note("Stopping. Press Ctrl-C again to quit at once.");
+        log.note("Stopping. Press Ctrl-C again to quit at once.");
         tokio::spawn(async {
             shutdown_signal().await;
             std::process::exit(Exit::Interrupted as i32);
@@ -162,20 +173,69 @@ fn engine_metrics(backend: &CandleBackend) -> Vec<EngineMetric> {
     ]
 }
 
-fn start_log(level: LogLevel) {
-    let level = match level {
-        LogLevel::Error => tracing_subscriber::filter::LevelFilter::ERROR,
-        LogLevel::Warn => tracing_subscriber::filter::LevelFilter::WARN,
-        LogLevel::Info => tracing_subscriber::filter::LevelFilter::INFO,
-        LogLevel::Debug => tracing_subscriber::filter::LevelFilter::DEBUG,
-    };
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_max_level(level)
-        // The subscriber would report a failed write with eprintln!, which panics on the same failure.
-        .log_internal_errors(false)
-        .init();
+/// The lines for standard error, which a thread of its own writes.
+///
+/// A reader of standard error that has stopped reading therefore delays no request. The lines beyond [`LOG_LINES`] are
+/// lost then.
+#[derive(Clone)]
+struct Log(mpsc::SyncSender<Entry>);
+
+enum Entry {
+    Text(Vec<u8>),
+    /// All earlier lines are written.
+    Mark(mpsc::Sender<()>),
+}
+
+impl Log {
+    fn start(level: LogLevel) -> Self {
+        let (sender, entries) = mpsc::sync_channel(LOG_LINES);
+        thread::spawn(move || {
+            for entry in entries {
+                match entry {
+                    Entry::Text(text) => drop(io::stderr().write_all(&text)),
+                    Entry::Mark(written) => drop(written.send(())),
+                }
+            }
+        });
+        let level = match level {
+            LogLevel::Error => tracing_subscriber::filter::LevelFilter::ERROR,
+            LogLevel::Warn => tracing_subscriber::filter::LevelFilter::WARN,
+            LogLevel::Info => tracing_subscriber::filter::LevelFilter::INFO,
+            LogLevel::Debug => tracing_subscriber::filter::LevelFilter::DEBUG,
+        };
+        let log = Self(sender);
+        let writer = log.clone();
+        tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .with_ansi(io::stderr().is_terminal())
+            .with_max_level(level)
+            .init();
+        log
+    }
+
+    fn note(&self, message: &str) {
+        let line = format!("{}\n", text::block(message));
+        let _ = self.0.try_send(Entry::Text(line.into_bytes()));
+    }
+
+    /// Waits until the lines are written, for a second at most.
+    fn wait(&self) {
+        let (written, is_written) = mpsc::channel();
+        if self.0.try_send(Entry::Mark(written)).is_ok() {
+            let _ = is_written.recv_timeout(Duration::from_secs(1));
+        }
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let _ = self.0.try_send(Entry::Text(text.to_vec()));
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Waits for Ctrl-C, or for SIGTERM, which service managers and containers send.

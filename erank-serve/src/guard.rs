@@ -56,6 +56,7 @@ pub(crate) async fn guard(
     }
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    record.is_whole = response.body().is_end_stream();
     record.head = Some((response.status().as_u16(), record.begin.elapsed()));
     response.map(|body| Body::new(RecordedBody { body, record }))
 }

@@ -21,6 +21,8 @@ const MAX_INTEGER: u64 = 1_000_000_000;
 /// The largest seed. Every language writes integers up to it exactly.
 const MAX_SEED: u64 = (1 << 53) - 1;
 
+const NULL: &str = "null";
+
 /// The largest number of names in `rank_fields`.
 const MAX_RANK_FIELDS: usize = 64;
 
@@ -116,10 +118,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
                 let mut fields = BTreeMap::new();
                 while let Some((LossyString(name), raw)) = map.next_entry::<_, &RawValue>()? {
-                    match raw.get() {
-                        "null" => fields.remove(&name),
-                        _ => fields.insert(name, raw),
-                    };
+                    fields.insert(name, raw);
                     if fields.len() > MAX_FIELDS {
                         let problem = format_args!("it has more than {MAX_FIELDS} fields");
                         return Err(Error::custom(problem));
@@ -194,7 +193,7 @@ impl RerankRequest {
             };
             bad(format!("the body is no valid JSON: {error}{hint}"))
         })?;
-        let is_tei = fields.0.contains_key("texts") && !fields.0.contains_key("documents");
+        let is_tei = fields.get("texts").is_some() && fields.get("documents").is_none();
         let request = Self::take(&mut fields, is_tei, model, settings);
         request.map_err(|problem| if is_tei { problem.for_tei() } else { problem })
     }
@@ -239,7 +238,7 @@ impl RerankRequest {
             true => fields.of_reasoning(),
             false => Vec::new(),
         };
-        let top_k = fields.0.get("top_k").and_then(|raw| scalar::<f64>(raw.get()).ok());
+        let top_k = fields.get("top_k").and_then(|json| scalar::<f64>(json).ok());
         let options = fields.options(settings)?;
         let top_n = fields.integer("top_n", MAX_INTEGER)?.unwrap_or_default() as usize;
         let min_score = fields.number("min_score")?;
@@ -264,9 +263,9 @@ impl RerankRequest {
             fields.boolean("truncate")?;
             fields.text("truncation_direction")?;
         }
-        let unknown = fields.0.keys().take(MAX_WARNINGS);
+        let unknown = fields.0.iter().filter(|(_, raw)| raw.get() != NULL).take(MAX_WARNINGS);
         let mut warnings: Vec<String> = unknown
-            .map(|name| {
+            .map(|(name, _)| {
                 let name = cut(name.clone(), MAX_NAME_CHARS);
                 format!("the unknown field {name:?} is ignored")
             })
@@ -298,6 +297,17 @@ impl RerankRequest {
 }
 
 impl<'a> Fields<'a> {
+    /// Returns a field's JSON.
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.get(name).map(|raw| raw.get()).filter(|json| *json != NULL)
+    }
+
+    fn remove(&mut self, name: &str) -> Option<&'a str> {
+        let json = self.get(name);
+        self.0.remove(name);
+        json
+    }
+
     /// Removes a field and parses it.
     fn take<T: Deserialize<'a>>(&mut self, name: &str) -> Result<Option<T>, Problem> {
         self.take_with(name, |json| serde_json::from_str(json))
@@ -308,8 +318,8 @@ impl<'a> Fields<'a> {
         name: &str,
         parse: impl FnOnce(&'a str) -> serde_json::Result<T>,
     ) -> Result<Option<T>, Problem> {
-        let Some(raw) = self.0.remove(name) else { return Ok(None) };
-        parse(raw.get()).map(Some).map_err(|error| Problem::of_field(name, plain(&error)))
+        let Some(json) = self.remove(name) else { return Ok(None) };
+        parse(json).map(Some).map_err(|error| Problem::of_field(name, plain(&error)))
     }
 
     fn text(&mut self, name: &str) -> Result<Option<String>, Problem> {
@@ -322,8 +332,8 @@ impl<'a> Fields<'a> {
 
     /// Takes a boolean in any of the forms that pydantic, which many servers use, accepts.
     fn boolean(&mut self, name: &str) -> Result<Option<bool>, Problem> {
-        let Some(raw) = self.0.remove(name) else { return Ok(None) };
-        let given = raw.get().trim_matches('"');
+        let Some(json) = self.remove(name) else { return Ok(None) };
+        let given = json.trim_matches('"');
         let is_one_of =
             |names: [&str; 6]| names.iter().any(|name| name.eq_ignore_ascii_case(given));
         if is_one_of(["true", "1", "t", "yes", "y", "on"]) {
@@ -377,7 +387,7 @@ impl<'a> Fields<'a> {
 
     /// Returns the names of the given fields that concern only the reasoning.
     fn of_reasoning(&self) -> Vec<&'static str> {
-        let is_given = |name: &&str| match self.0.get(*name).map(|raw| raw.get()) {
+        let is_given = |name: &&str| match self.get(name) {
             None => false,
             Some(json) => *name != "mode" || json == "\"reason\"",
         };
@@ -458,7 +468,7 @@ impl<'a> Fields<'a> {
 
     /// Removes a number if it has the value that stands for a missing one. Returns whether it had.
     fn take_unset(&mut self, name: &str, unset: f64) -> bool {
-        let given = self.0.get(name).and_then(|raw| scalar::<f64>(raw.get()).ok());
+        let given = self.get(name).and_then(|json| scalar::<f64>(json).ok());
         let is_unset = given == Some(unset);
         if is_unset {
             self.0.remove(name);
@@ -501,13 +511,12 @@ impl GivenDocument {
         names: &[String],
         is_returned: bool,
     ) -> Result<String, String> {
-        let field = |name: &str| fields.0.get(name).map(|raw| raw.get());
-        self.id = field("id").map(|json| string(json).unwrap_or_else(|_| json.to_owned()));
+        self.id = fields.get("id").map(|json| string(json).unwrap_or_else(|_| json.to_owned()));
         let text = fields.ranked_text(names);
         if is_returned {
             self.returned = Some(fields.with_text(text.as_deref().unwrap_or_default()));
         }
-        let score = field("score").map(scalar).transpose();
+        let score = fields.get("score").map(scalar).transpose();
         self.score = score.map_err(|error| format!("score: {}", plain(&error)))?;
         text
     }
@@ -517,7 +526,7 @@ impl Fields<'_> {
     /// Returns the text of a document that is ranked.
     fn ranked_text(&self, names: &[String]) -> Result<String, String> {
         let text = |name: &str| {
-            let json = self.0.get(name)?.get();
+            let json = self.get(name)?;
             Some(match json.as_bytes().first() {
                 Some(b'"') => string(json),
                 // A number or a list as the text of a field, which Cohere allows too.
@@ -532,12 +541,12 @@ impl Fields<'_> {
             }
             return Ok(texts.join("\n"));
         }
-        let Some(json) = self.0.get("text") else {
+        let Some(json) = self.get("text") else {
             return Err("it has no field \"text\"; name its fields in rank_fields".to_owned());
         };
         let title = text("title").transpose()?.filter(|title| !title.is_empty());
         // BEIR's rerankers put the title before the text, too.
-        Ok(title.into_iter().chain([string(json.get())?]).collect::<Vec<_>>().join(" "))
+        Ok(title.into_iter().chain([string(json)?]).collect::<Vec<_>>().join(" "))
     }
 
     /// Returns the object with the field `text`: its own, or else the ranked text.
@@ -587,9 +596,10 @@ fn scalar<T: DeserializeOwned>(json: &str) -> serde_json::Result<T> {
 /// Returns whether an error is at NaN or Infinity, which Python writes into JSON.
 fn is_not_a_number(json: &str, error: &serde_json::Error) -> bool {
     let line = json.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
-    let rest = line.as_bytes().get(error.column().saturating_sub(2)..).unwrap_or_default();
-    let rest = rest.strip_prefix(b"-").or(rest.get(1..)).unwrap_or_default();
-    rest.starts_with(b"NaN") || rest.starts_with(b"Infinity")
+    // The column is that of the word's beginning, or one beside it.
+    let near = line.as_bytes().get(error.column().saturating_sub(2)..).unwrap_or_default();
+    let words = (0..3).filter_map(|skipped| near.get(skipped..));
+    words.into_iter().any(|word| word.starts_with(b"NaN") || word.starts_with(b"Infinity"))
 }
 
 fn missing(name: &str) -> Problem {

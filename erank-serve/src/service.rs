@@ -203,8 +203,11 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
     let request = Arc::new(request);
     let place = service.ranker.enter().map_err(in_form)?;
     let deadline = begin + request.time;
-    let memory = body.memory;
+    let mut memory = body.memory;
     drop(body.bytes);
+    // Objects that the reply returns are kept besides the texts of the documents.
+    let returned = request.documents.iter().filter_map(|document| document.returned.as_deref());
+    memory.merge(service.memory.take(returned.map(|object| object.get().len()).sum())?);
 
     if request.is_stream && !is_tei {
         let started = json!({

@@ -73,6 +73,22 @@ fn bodies_in_flight_are_bounded() {
 }
 
 #[test]
+fn replies_beyond_the_memory_get_503() {
+    let mut settings = Settings::default();
+    (settings.max_total_body_bytes, settings.body_time) = (300, SHORT);
+    let server = Server::start(Echo, settings);
+    for _ in 0..2 {
+        let reply = server.post("/v1/rerank", QUESTION);
+        assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{reply:?}");
+        let stream = r#"{"query": "q", "documents": ["7 a"], "stream": true}"#;
+        let text = server.post("/v1/rerank", stream).body;
+        let events = crate::common::events(text.as_str().expect("text"));
+        let (name, data) = events.last().expect("one");
+        assert_eq!((name.as_str(), &data["error"]["code"]), ("error", &503.into()));
+    }
+}
+
+#[test]
 fn connections_are_bounded() {
     let mut limits = ServerSettings::default();
     limits.max_connections = 2;

@@ -357,8 +357,8 @@ fn values_have_the_forms_of_other_servers() {
     );
     let marked = "\u{feff}{\"query\": \"q\", \"documents\": [\"7 b\"]}";
     assert_eq!(server.post("/v1/rerank", marked).status, 200);
-    for number in ["NaN", "-Infinity"] {
-        let body = format!("{{\"query\": \"q\",\n \"documents\": [\"7 b\", {number}]}}");
+    for number in ["NaN", "-Infinity", "\nNaN", "{\"text\": \"a\", \"score\": NaN}"] {
+        let body = format!("{{\"query\": \"q\",\n \"documents\": [\"7 b\",{number}]}}");
         let reply = server.post("/v1/rerank", body);
         let message = reply.body["message"].as_str().unwrap_or_default();
         assert!(reply.status == 400 && message.contains("send null"), "{reply:?}");
@@ -390,7 +390,7 @@ fn returned_objects_have_their_fields() {
         {"text": "9 a", "title": "t", "url": "u", "tags": [1,
             "a b\"\\" ], "none": null}, {"body": "8 b"}, {"text": 5, "n": 1}, 7, "3 c"]}"#;
     let expected = [
-        json!({"text": "9 a", "title": "t", "url": "u", "tags": [1, "a b\"\\"]}),
+        json!({"text": "9 a", "title": "t", "url": "u", "tags": [1, "a b\"\\"], "none": null}),
         json!({"body": "8 b", "text": ""}),
         json!({"text": "", "n": 1}),
         json!({"text": ""}),
