@@ -26,7 +26,7 @@ const DISCARD_TIME: Duration = Duration::from_secs(10);
 /// The longest pause between two parts of a body that is discarded.
 const DISCARD_PAUSE: Duration = Duration::from_secs(1);
 
-/// The memory for the bodies and the unread replies of all requests, in bytes.
+/// The memory for the bodies of all requests, or for their unread replies, in bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Memory(Arc<Semaphore>);
 
@@ -47,26 +47,14 @@ impl Memory {
         taken.map_err(|_| full())
     }
 
-    /// Changes the size of a share, and waits for memory for at most this time.
+    /// Takes memory, and waits for it for at most this time.
     ///
     /// # Errors
     /// Returns 503 if there is not enough by then.
-    pub(crate) async fn resize(
-        &self,
-        mut share: Share,
-        bytes: usize,
-        time: Duration,
-    ) -> Result<Share, Problem> {
-        let held = share.num_permits();
-        if bytes > held {
-            let more = Arc::clone(&self.0).acquire_many_owned(permits(bytes - held));
-            // The semaphore is never closed.
-            let more = timeout(time, more).await.ok().and_then(Result::ok);
-            share.merge(more.ok_or_else(full)?);
-        } else {
-            drop(share.split(held - bytes));
-        }
-        Ok(share)
+    async fn take_within(&self, bytes: usize, time: Duration) -> Result<Share, Problem> {
+        let taken = Arc::clone(&self.0).acquire_many_owned(permits(bytes));
+        // The semaphore is never closed.
+        timeout(time, taken).await.ok().and_then(Result::ok).ok_or_else(full)
     }
 }
 
@@ -75,7 +63,7 @@ fn permits(bytes: usize) -> u32 {
 }
 
 fn full() -> Problem {
-    let message = "the service holds too many bytes of requests and replies; try again later";
+    let message = "the service holds too many bytes of requests or unread replies; try again later";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
 }
 
@@ -92,7 +80,7 @@ pub(crate) struct ReadBody {
 ///
 /// # Errors
 /// Returns 415 for another content type, 413 for too many bytes, 408 if the body does not arrive in time, 503 if the
-/// bodies and replies of all requests take too much memory, and 400 if the connection fails.
+/// bodies of all requests take too much memory, and 400 if the connection fails.
 pub(crate) async fn read_json(
     headers: &HeaderMap,
     body: Body,
@@ -207,6 +195,22 @@ pub(crate) struct Reply {
     pub(crate) memory: Share,
 }
 
+impl Reply {
+    /// Creates a reply, and waits for memory for at most this time. A short reply needs none, because hyper takes it at
+    /// once. Clients that leave long replies unread therefore delay no short ones.
+    ///
+    /// # Errors
+    /// Returns 503 if there is not enough memory by then.
+    pub(crate) async fn new(
+        json: String,
+        memory: &Memory,
+        time: Duration,
+    ) -> Result<Self, Problem> {
+        let bytes = if json.len() > CHUNK { json.len() } else { 0 };
+        Ok(Self { memory: memory.take_within(bytes, time).await?, json })
+    }
+}
+
 impl IntoResponse for Reply {
     fn into_response(self) -> Response {
         let body = ReplyBody { rest: self.json.into(), _memory: self.memory };
@@ -248,19 +252,16 @@ mod tests {
     #[tokio::test]
     async fn reply_holds_its_memory_until_it_is_read() {
         let memory = Memory::new(100_000);
-        let short = Duration::from_millis(1);
-        let share = memory.resize(memory.take(90_000).unwrap(), 80_000, short).await.unwrap();
-        assert!(memory.take(20_001).is_err());
-        assert!(memory.resize(memory.take(0).unwrap(), 20_001, short).await.is_err());
-        let reply = Reply { json: "x".repeat(80_000), memory: share }.into_response();
-        let mut body = reply.into_body().into_data_stream();
+        let reply = |bytes| Reply::new("x".repeat(bytes), &memory, Duration::from_millis(1));
+        let long = reply(80_000).await.unwrap();
+        let mut body = long.into_response().into_body().into_data_stream();
         let mut read = 0;
         while let Some(chunk) = body.next().await {
-            assert!(memory.take(20_001).is_err());
+            assert!(reply(CHUNK + 1).await.is_err() && reply(CHUNK).await.is_ok());
             read += chunk.unwrap().len();
         }
         assert_eq!(read, 80_000);
         drop(body);
-        assert!(memory.take(100_000).is_ok());
+        assert!(reply(100_000).await.is_ok());
     }
 }

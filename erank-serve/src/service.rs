@@ -40,8 +40,10 @@ pub struct Service {
     pub(crate) settings: Arc<Settings>,
     pub(crate) metrics: Arc<Metrics>,
     ranker: Arc<Ranker>,
-    /// The memory for the bodies and the unread replies of all requests.
-    memory: Memory,
+    /// The memory for the bodies of all requests.
+    bodies: Memory,
+    /// The memory for the unread replies of all requests.
+    replies: Memory,
     is_stopping: Arc<AtomicBool>,
     /// The time of the start, in seconds since 1970.
     created: u64,
@@ -70,13 +72,15 @@ impl Service {
     ) -> Self {
         let (settings, metrics) = (Arc::new(settings), Arc::new(metrics));
         let ranker = Ranker::new(backend, Arc::clone(&settings), Arc::clone(&metrics));
-        let memory = Memory::new(settings.max_total_body_bytes);
+        let memory = || Memory::new(settings.max_total_body_bytes);
+        let (bodies, replies) = (memory(), memory());
         let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
             settings,
             metrics,
             ranker: Arc::new(ranker),
-            memory,
+            bodies,
+            replies,
             is_stopping: Arc::default(),
             created: created.as_secs(),
         }
@@ -195,7 +199,7 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
     // A client learns that the queue is full before it has sent the documents.
     service.ranker.check_queue()?;
     let (parts, body) = request.into_parts();
-    let body = read_json(&parts.headers, body, &service.settings, &service.memory).await?;
+    let body = read_json(&parts.headers, body, &service.settings, &service.bodies).await?;
     let request = RerankRequest::read(&body.bytes, service.model(), &service.settings)?;
     let is_tei = request.reply.form != ReplyForm::Cohere;
     let in_form = move |problem: Problem| if is_tei { problem.for_tei() } else { problem };
@@ -207,7 +211,7 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
     drop(body.bytes);
     // Objects that the reply returns are kept besides the texts of the documents.
     let returned = request.documents.iter().filter_map(|document| document.returned.as_deref());
-    memory.merge(service.memory.take(returned.map(|object| object.get().len()).sum())?);
+    memory.merge(service.bodies.take(returned.map(|object| object.get().len()).sum())?);
 
     if request.is_stream && !is_tei {
         let started = json!({
@@ -215,7 +219,7 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
             "model": service.model(),
             "documents": request.documents.len(),
         });
-        let (sender, receiver) = events::channel(service.memory.clone());
+        let (sender, receiver) = events::channel(service.replies.clone());
         let work = compute(service, id, request, place, deadline, memory, Some(sender));
         return Ok(events::reply(&started, receiver, work));
     }
@@ -253,8 +257,9 @@ async fn compute(
     service.metrics.ranked(&ranking);
     let answers = service.settings.template.answers();
     let json = reply(&id, service.model(), answers, &request, &ranking)?;
-    let memory = service.memory.resize(memory, json.len(), service.settings.body_time).await?;
-    Ok(Reply { json, memory })
+    let reply = Reply::new(json, &service.replies, service.settings.body_time).await;
+    drop(memory);
+    reply
 }
 
 /// Returns a reply for a client that has closed its side of the connection.

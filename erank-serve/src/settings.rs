@@ -39,9 +39,10 @@ pub struct Settings {
     pub max_query_bytes: usize,
     /// The bytes of a body.
     pub max_body_bytes: usize,
-    /// The bytes of the bodies and the replies of all requests, from the first byte until the client has read the reply.
+    /// The bytes of the bodies of all requests, from the first byte to the reply. Apart from them, the replies that
+    /// clients have not read yet have as many bytes.
     pub max_total_body_bytes: usize,
-    /// The time in which a body must arrive, and the time that a reply waits for memory.
+    /// The time in which a body must arrive, and the time that a long reply waits for memory.
     pub body_time: Duration,
     /// The time from a request's first byte. Documents without a score by then are unscored.
     pub request_time: Duration,

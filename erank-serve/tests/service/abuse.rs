@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{A_MINUTE, Echo, Server, gate, one_at_a_time, read_to_end};
 use erank_serve::{ServerSettings, Settings};
+use serde_json::json;
 
 const QUESTION: &str = r#"{"query": "q", "documents": ["7 a"]}"#;
 const SHORT: Duration = Duration::from_millis(200);
@@ -74,17 +75,22 @@ fn bodies_in_flight_are_bounded() {
 
 #[test]
 fn replies_beyond_the_memory_get_503() {
-    let mut settings = Settings::default();
-    (settings.max_total_body_bytes, settings.body_time) = (300, SHORT);
-    let server = Server::start(Echo, settings);
-    for _ in 0..2 {
-        let reply = server.post("/v1/rerank", QUESTION);
-        assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{reply:?}");
-        let stream = r#"{"query": "q", "documents": ["7 a"], "stream": true}"#;
-        let text = server.post("/v1/rerank", stream).body;
-        let events = crate::common::events(text.as_str().expect("text"));
+    let long = "a".repeat(40_000);
+    let question = |text: &str, stream: bool| json!({"query": "q", "documents": [format!("7 {text}")], "return_documents": true, "stream": stream});
+    // The reply is longer than the body, and the event of a document has a thousand bytes.
+    for (bytes, text) in [(question(&long, false).to_string().len(), long.as_str()), (300, "")] {
+        let mut settings = Settings::default();
+        (settings.max_total_body_bytes, settings.body_time) = (bytes, SHORT);
+        let server = Server::start(Echo, settings);
+        let reply = server.post("/v1/rerank", question(text, false));
+        let is_refused = (reply.status, reply.header("retry-after")) == (503, Some("1"));
+        assert_eq!(is_refused, !text.is_empty(), "{reply:?}");
+        let events = server.post("/v1/rerank", question(text, true)).body;
+        let events = crate::common::events(events.as_str().expect("text"));
         let (name, data) = events.last().expect("one");
-        assert_eq!((name.as_str(), &data["error"]["code"]), ("error", &503.into()));
+        assert_eq!((name.as_str(), &data["error"]["code"]), ("error", &json!(503)));
+        // The memory is free again, and a short reply needs none.
+        assert_eq!(server.post("/v1/rerank", QUESTION).status, 200);
     }
 }
 
