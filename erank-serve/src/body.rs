@@ -24,7 +24,7 @@ const CHUNK: usize = 32 << 10;
 /// The time in which the unread rest of a body is discarded.
 const DISCARD_TIME: Duration = Duration::from_secs(10);
 /// The longest pause between two parts of a body that is discarded.
-const DISCARD_PAUSE: Duration = Duration::from_secs(1);
+const DISCARD_PAUSE: Duration = Duration::from_secs(2);
 
 /// The memory for the bodies of all requests, or for their unread replies, in bytes.
 #[derive(Debug, Clone)]
