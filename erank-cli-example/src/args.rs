@@ -58,20 +58,21 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
     /// The address to listen on. With 127.0.0.1, only this machine reaches the service.
-    #[arg(short, long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(short, long, value_name = "ADDRESS:PORT", value_parser = socket_address, default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
     /// A further name of the model that requests may state. This option can be repeated.
     #[arg(long, value_name = "NAME")]
     pub(crate) alias: Vec<String>,
     /// A file with an API key on each line. The environment variable ERANK_API_KEYS has keys separated by commas.
     ///
+    /// Lines that begin with # are comments.
     /// Every request needs one of the keys, except those for the page and for the health of the service.
     #[arg(long, value_name = "FILE")]
     pub(crate) api_keys: Option<PathBuf>,
     /// A host name that the header host of requests may state. This option can be repeated.
     ///
-    /// Without this option, a service on a loopback address accepts localhost, 127.0.0.1 and the IPv6 loopback address,
-    /// and any other service accepts every name.
+    /// Without this option, a service on a loopback address accepts localhost, 127.0.0.1, the IPv6 loopback address and
+    /// its own address, and any other service accepts every name.
     #[arg(long, value_name = "NAME")]
     pub(crate) allowed_host: Vec<String>,
     #[command(flatten)]
@@ -830,6 +831,12 @@ fn threads(given: &str) -> Result<NonZeroUsize, String> {
         Ok(threads) if threads <= most => Ok(threads),
         _ => Err(format!("expected a number from 1 to {most}, that of this machine's processors")),
     }
+}
+
+/// Parses an address with a port.
+#[cfg(feature = "serve")]
+fn socket_address(given: &str) -> Result<SocketAddr, String> {
+    given.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:8080".into())
 }
 
 /// Parses a non-negative number of seconds.

@@ -1,7 +1,9 @@
 //! `erank serve`: reranking over HTTP.
 
-use std::io::{self, IsTerminal};
-use std::sync::Arc;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use erank_candle::CandleBackend;
 use erank_core::{PromptFamily, ScoringOptions};
@@ -16,8 +18,20 @@ use crate::text;
 /// The names of this machine for itself.
 const LOOPBACK_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
+/// The number of lines of the log that wait to be written.
+const LOG_LINES: usize = 1024;
+
+/// The environment variable with API keys, separated by commas.
+const KEYS_VARIABLE: &str = "ERANK_API_KEYS";
+
 pub(crate) fn run(arguments: &ServeArguments) -> Result<Exit, CommandError> {
-    start_log(arguments.log);
+    let log = Log::start(arguments.log);
+    let exit = run_with_log(arguments, &log);
+    log.wait();
+    exit
+}
+
+fn run_with_log(arguments: &ServeArguments, log: &Log) -> Result<Exit, CommandError> {
     arguments.remote.check()?;
     let service = if arguments.remote.backend == Backend::Candle {
         let local = model::local(&arguments.model)?;
@@ -32,27 +46,28 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<Exit, CommandError> {
     };
     let failed = |source| CommandError::Serve { address: arguments.listen, source };
     let runtime = tokio::runtime::Runtime::new().map_err(failed)?;
-    let left = runtime.block_on(serve(arguments, &service)).map_err(failed)?;
+    let left = runtime.block_on(serve(arguments, &service, log)).map_err(failed)?;
     // A cancelled computation ends at the backend's next step. The process does not wait for it.
     runtime.shutdown_background();
     match left {
-        0 => text::note("Stopped. All requests are answered."),
-        left => text::note(&format!("Stopped. {left} connections were closed before their end.")),
+        0 => log.note("Stopped. All requests are answered."),
+        left => log.note(&format!("Stopped. {left} connections were closed before their end.")),
     }
     Ok(Exit::Done)
 }
 
-async fn serve(arguments: &ServeArguments, service: &Service) -> io::Result<usize> {
+async fn serve(arguments: &ServeArguments, service: &Service, log: &Log) -> io::Result<usize> {
     let listener = TcpListener::bind(arguments.listen).await?;
-    // Programs that start the service read its address from this line.
-    println!("erank listens on http://{}", listener.local_addr()?);
+    // Programs that start the service read its address from this line. The service also runs if nobody reads it.
+    let address = listener.local_addr()?;
+    let _ = writeln!(io::stdout(), "erank listens on http://{address}");
     let mut limits = ServerSettings::default();
     limits.max_connections = arguments.max_connections.get();
     limits.shutdown_time = arguments.shutdown_timeout;
     let shutdown = async {
         shutdown_signal().await;
         service.stop();
-        text::note("Stopping. Press Ctrl-C again to quit at once.");
+        log.note("Stopping. Press Ctrl-C again to quit at once.");
         tokio::spawn(async {
             shutdown_signal().await;
             std::process::exit(Exit::Interrupted as i32);
@@ -76,7 +91,7 @@ fn settings(
     settings.options.mode = arguments.thinking.mode(limits.mode, settings.template.answers());
     settings.aliases.clone_from(&arguments.alias);
     settings.api_keys = api_keys(arguments)?;
-    let is_local = arguments.listen.ip().is_loopback();
+    let is_local = arguments.listen.ip().to_canonical().is_loopback();
     if settings.api_keys.is_empty() && !is_local {
         text::note(
             "There is no API key, so everybody who reaches the address can use the service.",
@@ -85,6 +100,8 @@ fn settings(
     settings.allowed_hosts.clone_from(&arguments.allowed_host);
     if settings.allowed_hosts.is_empty() && is_local {
         settings.allowed_hosts = LOOPBACK_NAMES.map(str::to_owned).to_vec();
+        // Another loopback address, such as 127.0.0.2.
+        settings.allowed_hosts.push(arguments.listen.to_string());
     }
     settings.unscored = match arguments.unscored {
         Unscored::Last => erank_serve::Unscored::Last,
@@ -98,24 +115,38 @@ fn settings(
     Ok(settings)
 }
 
-/// Reads the API keys from the file and the environment. A source without a key is an error, because the service would
-/// be open to everybody.
+/// Reads the API keys from the file and the environment.
+///
+/// A source without a key is an error, because the service would be open to everybody. An empty variable is one, too: a
+/// container gets it if the variable that it is set from is missing.
 fn api_keys(arguments: &ServeArguments) -> Result<ApiKeys, CommandError> {
-    let of_environment = std::env::var("ERANK_API_KEYS").unwrap_or_default();
-    let of_file = match &arguments.api_keys {
-        Some(path) => {
-            let what = text::path(path);
-            let read = std::fs::read_to_string(path);
-            let keys = read.map_err(|source| CommandError::Read { what: what.clone(), source })?;
-            if ApiKeys::new(keys.lines()).is_empty() {
-                let source = io::Error::new(io::ErrorKind::InvalidData, "it holds no API key");
-                return Err(CommandError::Read { what, source });
-            }
-            keys
-        }
-        None => String::new(),
+    let unusable = |what: &str, problem: &str| {
+        let source = io::Error::new(io::ErrorKind::InvalidData, problem);
+        CommandError::Read { what: what.to_owned(), source }
     };
-    Ok(ApiKeys::new(of_environment.split(',').chain(of_file.lines())))
+    let mut keys: Vec<String> = Vec::new();
+    if let Some(value) = std::env::var_os(KEYS_VARIABLE) {
+        let what = format!("the environment variable {KEYS_VARIABLE}");
+        let value = value.into_string().map_err(|_| unusable(&what, "it is not in UTF-8"))?;
+        if ApiKeys::new(value.split(',')).is_empty() {
+            let problem = "it holds no API key; unset it to serve without keys";
+            return Err(unusable(&what, problem));
+        }
+        keys.extend(value.split(',').map(str::to_owned));
+    }
+    if let Some(path) = &arguments.api_keys {
+        let what = text::path(path);
+        let file = std::fs::read_to_string(path);
+        let file = file.map_err(|source| CommandError::Read { what: what.clone(), source })?;
+        // Editors on Windows begin a file with a byte order mark.
+        let lines = file.strip_prefix('\u{feff}').unwrap_or(&file).lines();
+        let of_file: Vec<&str> = lines.filter(|line| !line.trim().starts_with('#')).collect();
+        if ApiKeys::new(&of_file).is_empty() {
+            return Err(unusable(&what, "it holds no API key"));
+        }
+        keys.extend(of_file.into_iter().map(str::to_owned));
+    }
+    Ok(ApiKeys::new(keys))
 }
 
 /// Returns the counters of the local engine.
@@ -142,18 +173,69 @@ fn engine_metrics(backend: &CandleBackend) -> Vec<EngineMetric> {
     ]
 }
 
-fn start_log(level: LogLevel) {
-    let level = match level {
-        LogLevel::Error => tracing_subscriber::filter::LevelFilter::ERROR,
-        LogLevel::Warn => tracing_subscriber::filter::LevelFilter::WARN,
-        LogLevel::Info => tracing_subscriber::filter::LevelFilter::INFO,
-        LogLevel::Debug => tracing_subscriber::filter::LevelFilter::DEBUG,
-    };
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_max_level(level)
-        .init();
+/// The lines for standard error, which a thread of its own writes.
+///
+/// A reader of standard error that has stopped reading therefore delays no request. The lines beyond [`LOG_LINES`] are
+/// lost then.
+#[derive(Clone)]
+struct Log(mpsc::SyncSender<Entry>);
+
+enum Entry {
+    Text(Vec<u8>),
+    /// All earlier lines are written.
+    Mark(mpsc::Sender<()>),
+}
+
+impl Log {
+    fn start(level: LogLevel) -> Self {
+        let (sender, entries) = mpsc::sync_channel(LOG_LINES);
+        thread::spawn(move || {
+            for entry in entries {
+                match entry {
+                    Entry::Text(text) => drop(io::stderr().write_all(&text)),
+                    Entry::Mark(written) => drop(written.send(())),
+                }
+            }
+        });
+        let level = match level {
+            LogLevel::Error => tracing_subscriber::filter::LevelFilter::ERROR,
+            LogLevel::Warn => tracing_subscriber::filter::LevelFilter::WARN,
+            LogLevel::Info => tracing_subscriber::filter::LevelFilter::INFO,
+            LogLevel::Debug => tracing_subscriber::filter::LevelFilter::DEBUG,
+        };
+        let log = Self(sender);
+        let writer = log.clone();
+        tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .with_ansi(io::stderr().is_terminal())
+            .with_max_level(level)
+            .init();
+        log
+    }
+
+    fn note(&self, message: &str) {
+        let line = format!("{}\n", text::block(message));
+        let _ = self.0.try_send(Entry::Text(line.into_bytes()));
+    }
+
+    /// Waits until the lines are written, for a second at most.
+    fn wait(&self) {
+        let (written, is_written) = mpsc::channel();
+        if self.0.try_send(Entry::Mark(written)).is_ok() {
+            let _ = is_written.recv_timeout(Duration::from_secs(1));
+        }
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let _ = self.0.try_send(Entry::Text(text.to_vec()));
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Waits for Ctrl-C, or for SIGTERM, which service managers and containers send.

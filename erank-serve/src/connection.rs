@@ -13,6 +13,8 @@ use tokio::time::Sleep;
 
 /// The time between two looks at whether the client has left.
 const LOOK: Duration = Duration::from_millis(250);
+/// The bytes a second that a client must read on average while writes wait.
+const MIN_RATE: f64 = 65_536.0;
 
 /// A connection that the loop over connections, and the request that runs on it, share.
 #[derive(Debug)]
@@ -56,17 +58,32 @@ impl Connection {
     }
 }
 
-/// The bytes of a connection. A write fails if the client does not read for some time.
+/// The bytes of a connection. A write fails if the client reads nothing for some time, or reads slowly for long.
 pub(crate) struct ConnectionIo {
     connection: Arc<Connection>,
-    write_time: Duration,
-    /// Ends the write that waits.
-    write_end: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
+    /// The beginning of the write that waits, and its end.
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 impl ConnectionIo {
     pub(crate) fn new(connection: Arc<Connection>, write_time: Duration) -> Self {
-        Self { connection, write_time, write_end: None }
+        let patience = Patience { most: write_time, left: write_time };
+        Self { connection, patience, waiting: None }
+    }
+}
+
+/// The time that writes may wait for the client. Waiting reduces it, and written bytes restore it.
+#[derive(Debug)]
+struct Patience {
+    most: Duration,
+    left: Duration,
+}
+
+impl Patience {
+    fn written(&mut self, waited: Duration, bytes: usize) {
+        let earned = Duration::from_secs_f64(bytes as f64 / MIN_RATE);
+        self.left = self.left.saturating_sub(waited).saturating_add(earned).min(self.most);
     }
 }
 
@@ -102,14 +119,17 @@ impl AsyncWrite for ConnectionIo {
     ) -> Poll<io::Result<usize>> {
         loop {
             if self.connection.stream.poll_write_ready(cx)?.is_pending() {
-                let time = self.write_time;
-                let end = self.write_end.get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
+                let left = self.patience.left;
+                let (_, end) = self
+                    .waiting
+                    .get_or_insert_with(|| (Instant::now(), Box::pin(tokio::time::sleep(left))));
                 ready!(end.as_mut().poll(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             match self.connection.stream.try_write(bytes) {
                 Ok(count) => {
-                    self.write_end = None;
+                    let waited = self.waiting.take().map(|(begin, _)| begin.elapsed());
+                    self.patience.written(waited.unwrap_or_default(), count);
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -125,5 +145,25 @@ impl AsyncWrite for ConnectionIo {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The socket is closed when its last owner is dropped, which is at the end of the connection.
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_ends_for_clients_that_read_slowly() {
+        let (second, rate) = (Duration::from_secs(1), MIN_RATE as usize);
+        let most = Duration::from_secs(30);
+        let left_after = |bytes: usize| {
+            let mut patience = Patience { most, left: most };
+            (0..100).for_each(|_| patience.written(second, bytes));
+            patience.left
+        };
+        // Less time is left than the next wait of a second takes.
+        assert!(left_after(1) < second && left_after(rate / 2) < second);
+        assert_eq!(left_after(rate), most);
+        assert_eq!(left_after(rate * 10), most);
     }
 }

@@ -23,7 +23,7 @@
 //! | [`settings`] | limits, names, keys |
 //! | [`service`] | the routes |
 //! | `guard` | host, origin, API key, request id, access log |
-//! | `body` | the bytes of a request, within limits of time and memory |
+//! | `body` | the bytes of requests and replies, within limits of time and memory |
 //! | `request` | the fields of a request, by any client's names |
 //! | `ranking` | the queue, and the reranker of a request |
 //! | `events` | server-sent events |

@@ -7,7 +7,19 @@ use erank_core::{BackendError, RerankError};
 use serde_json::{Value, json};
 
 /// The number of characters of a message. A request's text that a message quotes is no longer.
-const MAX_MESSAGE_CHARS: usize = 300;
+pub(crate) const MAX_MESSAGE_CHARS: usize = 300;
+
+/// The number of characters of a name that a message quotes besides other things.
+pub(crate) const MAX_NAME_CHARS: usize = 60;
+
+/// Returns the beginning of a text.
+pub(crate) fn cut(mut text: String, max_chars: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(max_chars) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
 
 /// An error reply: a status, a message, and the field that caused the error.
 #[derive(Debug)]
@@ -21,11 +33,7 @@ pub(crate) struct Problem {
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        let mut message: String = message.into();
-        if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
-            message.truncate(end);
-            message.push('…');
-        }
+        let message = cut(message.into(), MAX_MESSAGE_CHARS);
         Self { status, message, field: None, is_tei: false }
     }
 

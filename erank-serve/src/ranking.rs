@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use erank_core::tags::{THINK_CLOSE, THINK_OPEN};
 use erank_core::{
-    BackendError, CancellationToken, Completion, ConfigError, Document, DocumentError, Fusion, Job,
-    Progress, Ranking, Request, RerankError, Reranker, RerankerBuilder, ScoringBackend, Sink,
-    TokenCounts,
+    AnswerFormat, BackendError, CancellationToken, Completion, ConfigError, Document,
+    DocumentError, DocumentFailure, Fusion, Job, Ranking, Request, RerankError, Reranker,
+    RerankerBuilder, ScoringBackend, Sink, TokenCounts,
 };
-use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::events::{self, Sender};
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::reply::document_error;
@@ -38,31 +39,15 @@ pub(crate) struct Ranker {
 /// A place in the queue.
 pub(crate) type Place = OwnedSemaphorePermit;
 
-/// An event of a request that is being computed.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// The next piece of a document's reasoning.
-    Thought {
-        index: usize,
-        sample: usize,
-        text: String,
-    },
-    /// A document is finished, or one of its samples. An error is JSON, as in the reply.
-    Document {
-        index: usize,
-        outcome: Result<Box<Completion>, Value>,
-    },
-    Progress(Progress),
-}
-
 impl Ranker {
     pub(crate) fn new(
         backend: Arc<dyn ScoringBackend>,
         settings: Arc<Settings>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let running = settings.max_running.max(1);
-        let queue = Arc::new(Semaphore::new(running + settings.max_waiting));
+        let running = settings.max_running.clamp(1, Semaphore::MAX_PERMITS);
+        let places = running.saturating_add(settings.max_waiting).min(Semaphore::MAX_PERMITS);
+        let queue = Arc::new(Semaphore::new(places));
         Self { backend, settings, metrics, queue, running: Arc::new(Semaphore::new(running)) }
     }
 
@@ -94,7 +79,7 @@ impl Ranker {
         request: Arc<RerankRequest>,
         place: Place,
         deadline: Instant,
-        events: Option<mpsc::UnboundedSender<Event>>,
+        events: Option<Sender>,
     ) -> Result<Ranking, Problem> {
         let cancellation = CancelOnDrop(CancellationToken::with_deadline(deadline));
         let waiting = self.metrics.waiting();
@@ -153,8 +138,12 @@ fn config_problem(error: &ConfigError) -> Problem {
         ConfigError::EqualSamples => "samples",
         _ => return Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
     };
-    // The error names the option itself.
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()).with_field(field)
+    // The error names the option itself, by the name that the library has for it.
+    let message = match error {
+        ConfigError::Zero(name) => error.to_string().replace(name, field),
+        error => error.to_string(),
+    };
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, message).with_field(field)
 }
 
 /// Ranks the documents with a reranker that has the request's options.
@@ -162,7 +151,7 @@ fn rerank(
     backend: &dyn ScoringBackend,
     settings: &Settings,
     request: &RerankRequest,
-    events: Option<mpsc::UnboundedSender<Event>>,
+    events: Option<Sender>,
     cancellation: &CancellationToken,
 ) -> Result<Ranking, Problem> {
     let documents = request.documents.iter().map(|given| {
@@ -182,32 +171,42 @@ fn rerank(
         return reranker.rerank_with_cancellation(&work, cancellation).map_err(failed);
     };
     let (indices, failures) = reranker.candidates(&work);
-    for failure in failures {
-        let index = failure.index;
-        let error = document_error(&request.documents[index], &failure.error);
-        let _ = events.send(Event::Document { index, outcome: Err(error) });
+    for DocumentFailure { index, error, .. } in failures {
+        let error = document_error(&request.documents[index], &error);
+        events.send("document", &json!({"index": index, "error": error}));
     }
-    let reporting = Reporting { backend, events: events.clone(), indices };
+    let answers = settings.template.answers();
+    let reporting = Reporting { backend, events: events.clone(), answers, indices };
     let last = Mutex::new(None::<Instant>);
+    let progress_events = events.clone();
     let reranker = configure(reporting, settings, request)
         .on_progress(move |progress| {
             let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
             let is_end = progress.documents_done == progress.documents;
             if is_end || last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
                 *last = Some(Instant::now());
-                let _ = events.send(Event::Progress(*progress));
+                progress_events.send("progress", &json!(progress));
             }
-            ControlFlow::Continue(())
+            match progress_events.is_full() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         })
         .build()
         .map_err(build)?;
-    reranker.rerank_with_cancellation(&work, cancellation).map_err(failed)
+    let ranking = reranker.rerank_with_cancellation(&work, cancellation).map_err(failed);
+    if events.is_full() {
+        let message = "the service holds too many unread events; read faster, or try again later";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, message));
+    }
+    ranking
 }
 
 /// A backend that sends the results of another one to `events` as well.
 struct Reporting<'a> {
     backend: &'a dyn ScoringBackend,
-    events: mpsc::UnboundedSender<Event>,
+    events: Sender,
+    answers: &'a AnswerFormat,
     /// The index in the request of each document of the job.
     indices: Vec<usize>,
 }
@@ -218,8 +217,8 @@ impl ScoringBackend for Reporting<'_> {
     }
 
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
-        let Self { events, indices, .. } = self;
-        self.backend.score(job, &mut ReportingSink { events, indices, ended: HashSet::new(), sink })
+        let mut sink = ReportingSink { report: self, ended: HashSet::new(), sink };
+        self.backend.score(job, &mut sink)
     }
 
     fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
@@ -228,8 +227,7 @@ impl ScoringBackend for Reporting<'_> {
 }
 
 struct ReportingSink<'a> {
-    events: &'a mpsc::UnboundedSender<Event>,
-    indices: &'a [usize],
+    report: &'a Reporting<'a>,
     /// The documents, by their index in the job, and the samples whose reasoning has ended.
     ended: HashSet<(usize, usize)>,
     sink: &'a mut dyn Sink,
@@ -237,12 +235,9 @@ struct ReportingSink<'a> {
 
 impl Sink for ReportingSink<'_> {
     fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
-        if let Some(&index) = self.indices.get(index) {
-            let copy = match &outcome {
-                Ok(completion) => Ok(Box::new(completion.clone())),
-                Err(error) => Err(serde_json::to_value(error).unwrap_or_default()),
-            };
-            let _ = self.events.send(Event::Document { index, outcome: copy });
+        let Reporting { events, answers, indices, .. } = self.report;
+        if let Some(&index) = indices.get(index) {
+            events.send("document", &events::document(answers, index, outcome.as_ref()));
         }
         self.sink.completed(index, outcome);
     }
@@ -257,7 +252,7 @@ impl Sink for ReportingSink<'_> {
 
     fn text_generated(&mut self, index: usize, sample: usize, piece: &str) {
         self.sink.text_generated(index, sample, piece);
-        let Some(&of_request) = self.indices.get(index) else { return };
+        let Some(&of_request) = self.report.indices.get(index) else { return };
         if self.ended.contains(&(index, sample)) {
             return;
         }
@@ -270,7 +265,8 @@ impl Sink for ReportingSink<'_> {
         }
         let text = thought.replace(THINK_OPEN, "");
         if !text.is_empty() {
-            let _ = self.events.send(Event::Thought { index: of_request, sample, text });
+            let thought = json!({"index": of_request, "sample": sample, "text": text});
+            self.report.events.send("thought", &thought);
         }
     }
 }

@@ -2,13 +2,45 @@
 
 use axum::http::StatusCode;
 use erank_core::{Answer, AnswerFormat, DocumentError, DocumentFailure, RankedDocument, Ranking};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::problem::Problem;
 use crate::request::{GivenDocument, ReplyForm, RerankRequest};
 use crate::settings::Unscored;
 
-/// Returns the reply to a request.
+/// A reply in the form of Cohere, Jina and vLLM.
+#[derive(Serialize)]
+struct CohereReply<'a> {
+    id: &'a str,
+    object: &'a str,
+    model: &'a str,
+    results: Vec<Entry<'a>>,
+    unscored: Vec<Value>,
+    below_min_score: Vec<Entry<'a>>,
+    usage: Value,
+    meta: Value,
+}
+
+/// A result.
+#[derive(Serialize)]
+struct Entry<'a> {
+    #[serde(flatten)]
+    fields: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    document: Option<ReturnedDocument<'a>>,
+}
+
+/// A document as the reply returns it. JSON stays text, because a parsed value takes many times the memory.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ReturnedDocument<'a> {
+    Object(&'a RawValue),
+    Text { text: &'a str },
+}
+
+/// Returns the reply to a request as JSON.
 ///
 /// # Errors
 /// Returns an error if a document has no score and the request asks for an error in this case. It is 504 for a document
@@ -19,7 +51,7 @@ pub(crate) fn reply(
     answers: &AnswerFormat,
     request: &RerankRequest,
     ranking: &Ranking,
-) -> Result<Value, Problem> {
+) -> Result<String, Problem> {
     let unscored: Vec<Value> = ranking.unscored.iter().map(|d| failure(request, d)).collect();
     if let (Unscored::Error, Some(first)) = (request.reply.unscored, unscored.first()) {
         let field = format!("documents[{}]", first["index"]);
@@ -33,65 +65,74 @@ pub(crate) fn reply(
         return Err(problem.with_status(status));
     }
     let scale = Scale { answers, is_fused: request.first_stage_weight.is_some() };
-    let mut results: Vec<Value> =
+    let mut results: Vec<Entry<'_>> =
         ranking.documents.iter().map(|document| result(request, scale, document)).collect();
     if request.reply.unscored == Unscored::Last {
         let lowest = ranking.documents.iter().map(|document| scale.of(document.score));
         let below_all = lowest.fold(0.0, f64::min) - 1.0;
         results.extend(unscored.iter().map(|unscored| {
             let mut last = with_document(request, &unscored["index"]);
-            last["relevance_score"] = below_all.into();
-            last["error"] = unscored["error"].clone();
+            last.fields["relevance_score"] = below_all.into();
+            last.fields["error"] = unscored["error"].clone();
             last
         }));
     }
     results.truncate(request.top_n.unwrap_or(usize::MAX));
     if let ReplyForm::Tei { raw } = request.reply.form {
-        return Ok(tei(&results, &ranking.documents, raw));
+        return to_json(&tei(request, &results, &ranking.documents, raw));
     }
-    let below: Vec<Value> =
-        ranking.below_min_score.iter().map(|document| result(request, scale, document)).collect();
+    let below = ranking.below_min_score.iter().map(|document| result(request, scale, document));
     let mut warnings = request.warnings.clone();
     warnings.extend(unscored.iter().take(20).map(|failure| {
         let message = failure["error"]["message"].as_str().unwrap_or_default();
         format!("document {} has no score: {message}", failure["index"])
     }));
     let (prompt, generated) = (ranking.tokens.prompt, ranking.tokens.generated);
-    Ok(json!({
-        "id": id,
-        "object": "list",
-        "model": model,
-        "results": results,
-        "unscored": unscored,
-        "below_min_score": below,
-        "usage": {"prompt_tokens": prompt, "total_tokens": prompt.saturating_add(generated)},
-        "meta": {
+    to_json(&CohereReply {
+        id,
+        object: "list",
+        model,
+        results,
+        below_min_score: below.collect(),
+        usage: json!({"prompt_tokens": prompt, "total_tokens": prompt.saturating_add(generated)}),
+        meta: json!({
             "api_version": {"version": "2"},
             // Cohere bills one search unit for a query with up to 100 documents.
             "billed_units": {"search_units": request.documents.len().div_ceil(100)},
             "tokens": {"input_tokens": prompt, "output_tokens": generated},
             "warnings": warnings,
-        },
-    }))
+        }),
+        unscored,
+    })
+}
+
+fn to_json(reply: &impl Serialize) -> Result<String, Problem> {
+    serde_json::to_string(reply).map_err(|_| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the reply cannot be written as JSON")
+    })
 }
 
 /// Returns the results as text-embeddings-inference has them.
-fn tei(results: &[Value], documents: &[RankedDocument], raw: bool) -> Value {
-    let score = |result: &Value| {
-        let ranked = documents.iter().find(|document| result["index"] == document.index);
-        match ranked {
+fn tei(
+    request: &RerankRequest,
+    results: &[Entry<'_>],
+    documents: &[RankedDocument],
+    raw: bool,
+) -> Value {
+    let item = |Entry { fields, .. }: &Entry<'_>| {
+        let index = &fields["index"];
+        let ranked = documents.iter().find(|document| *index == document.index);
+        let score = match ranked {
             Some(document) if raw => document.score.into(),
-            _ => result["relevance_score"].clone(),
-        }
-    };
-    let results = results.iter().map(|result| {
-        let mut item = json!({"index": result["index"], "score": score(result)});
-        if let Some(document) = result.get("document") {
-            item["text"] = document["text"].clone();
+            _ => fields["relevance_score"].clone(),
+        };
+        let mut item = json!({"index": index, "score": score});
+        if let (true, Some(given)) = (request.reply.documents, given(request, index)) {
+            item["text"] = given.text.as_str().into();
         }
         item
-    });
-    results.collect()
+    };
+    results.iter().map(item).collect()
 }
 
 /// The scale of `relevance_score`.
@@ -110,13 +151,18 @@ impl Scale<'_> {
     }
 }
 
-fn result(request: &RerankRequest, scale: Scale<'_>, document: &RankedDocument) -> Value {
+fn result<'a>(
+    request: &'a RerankRequest,
+    scale: Scale<'_>,
+    document: &RankedDocument,
+) -> Entry<'a> {
     let mut result = with_document(request, &document.index.into());
-    result["relevance_score"] = scale.of(document.score).into();
-    result["relevance"] = document.relevance.into();
-    result["truncated"] = document.truncated.into();
+    let fields = &mut result.fields;
+    fields["relevance_score"] = scale.of(document.score).into();
+    fields["relevance"] = document.relevance.into();
+    fields["truncated"] = document.truncated.into();
     if request.reply.reasoning {
-        add_answer(&mut result, scale.answers, &document.answer);
+        add_answer(fields, scale.answers, &document.answer);
     }
     result
 }
@@ -137,18 +183,21 @@ pub(crate) fn add_answer(result: &mut Value, answers: &AnswerFormat, answer: &An
 }
 
 /// Returns a result with its index, and with its document if the request asks for it.
-fn with_document(request: &RerankRequest, index: &Value) -> Value {
-    let mut result = json!({"index": index});
-    let given = index.as_u64().and_then(|index| request.documents.get(index as usize));
-    if let Some(given) = given {
-        if let Some(id) = &given.id {
-            result["id"] = id.as_str().into();
-        }
-        if request.reply.documents {
-            result["document"] = json!({"text": given.text});
-        }
+fn with_document<'a>(request: &'a RerankRequest, index: &Value) -> Entry<'a> {
+    let mut fields = json!({"index": index});
+    let given = given(request, index);
+    if let Some(id) = given.and_then(|given| given.id.as_deref()) {
+        fields["id"] = id.into();
     }
-    result
+    let document = given.filter(|_| request.reply.documents).map(|given| match &given.returned {
+        Some(object) => ReturnedDocument::Object(object),
+        None => ReturnedDocument::Text { text: &given.text },
+    });
+    Entry { fields, document }
+}
+
+fn given<'a>(request: &'a RerankRequest, index: &Value) -> Option<&'a GivenDocument> {
+    index.as_u64().and_then(|index| request.documents.get(index as usize))
 }
 
 /// Describes a document without a score.

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tower_service::Service as _;
 
+use crate::body::DiscardedBody;
 use crate::connection::{Connection, ConnectionIo};
 
 /// The limits of connections.
@@ -23,7 +24,8 @@ pub struct ServerSettings {
     pub max_connections: usize,
     /// The time in which the headers of a request must arrive. It ends idle connections, too.
     pub header_time: Duration,
-    /// The time after which a connection ends whose client reads nothing of a reply.
+    /// The time after which a connection ends whose client reads nothing of a reply. A client that reads on needs
+    /// this time at most besides one second for each 64 KiB.
     pub write_time: Duration,
     /// The time that requests have to finish once the service stops.
     pub shutdown_time: Duration,
@@ -50,7 +52,8 @@ pub async fn serve(
     settings: ServerSettings,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<usize> {
-    let places = Arc::new(Semaphore::new(settings.max_connections.max(1)));
+    let places =
+        Arc::new(Semaphore::new(settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let (stop, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -106,7 +109,8 @@ async fn run(
         request.extensions_mut().insert(Arc::clone(&shared));
         let (mut router, shared) = (router.clone(), Arc::clone(&shared));
         async move {
-            let response = router.call(request.map(Body::new)).await;
+            let response =
+                router.call(request.map(|body| Body::new(DiscardedBody::new(body)))).await;
             shared.end_request();
             response
         }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -15,9 +15,8 @@ use axum::{Json, Router};
 use erank_core::{Mode, ScoringBackend};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc};
 
-use crate::body::read_json;
+use crate::body::{Memory, Reply, Share, read_json};
 use crate::connection::Connection;
 use crate::events;
 use crate::guard::{RequestId, guard};
@@ -41,9 +40,13 @@ pub struct Service {
     pub(crate) settings: Arc<Settings>,
     pub(crate) metrics: Arc<Metrics>,
     ranker: Arc<Ranker>,
-    /// The memory for bodies, in bytes.
-    memory: Arc<Semaphore>,
+    /// The memory for the bodies of all requests.
+    bodies: Memory,
+    /// The memory for the unread replies of all requests.
+    replies: Memory,
     is_stopping: Arc<AtomicBool>,
+    /// The time of the start, in seconds since 1970.
+    created: u64,
 }
 
 impl Service {
@@ -69,23 +72,31 @@ impl Service {
     ) -> Self {
         let (settings, metrics) = (Arc::new(settings), Arc::new(metrics));
         let ranker = Ranker::new(backend, Arc::clone(&settings), Arc::clone(&metrics));
-        let bytes = settings.max_total_body_bytes.min(Semaphore::MAX_PERMITS);
+        let memory = || Memory::new(settings.max_total_body_bytes);
+        let (bodies, replies) = (memory(), memory());
+        let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
             settings,
             metrics,
             ranker: Arc::new(ranker),
-            memory: Arc::new(Semaphore::new(bytes)),
+            bodies,
+            replies,
             is_stopping: Arc::default(),
+            created: created.as_secs(),
         }
     }
 
     /// Returns the routes. They can be merged into, or nested in, another axum program.
     pub fn router(&self) -> Router {
-        Router::new()
+        let mut router = Router::new();
+        // Clients with a base address that ends with a slash send two, or send one after the path.
+        for path in ["/v1/rerank", "/v2/rerank", "/rerank"] {
+            for path in [path.to_owned(), format!("/{path}"), format!("{path}/")] {
+                router = router.route(&path, post(rerank));
+            }
+        }
+        router
             .route("/", get(page))
-            .route("/v1/rerank", post(rerank))
-            .route("/v2/rerank", post(rerank))
-            .route("/rerank", post(rerank))
             .route("/v1/models", get(models))
             .route("/info", get(info))
             .route("/health", get(health))
@@ -129,7 +140,7 @@ async fn ready(State(service): State<Service>) -> Result<Json<Value>, Problem> {
 }
 
 async fn models(State(service): State<Service>) -> Json<Value> {
-    let model = |id: &str| json!({"id": id, "object": "model", "owned_by": "erank"});
+    let model = |id: &str| json!({"id": id, "object": "model", "created": service.created, "owned_by": "erank"});
     let aliases = service.settings.aliases.iter().map(|alias| model(alias));
     let mut data = vec![model(service.model())];
     data.extend(aliases);
@@ -160,7 +171,7 @@ async fn info(State(service): State<Service>) -> Json<Value> {
         "model_sha": null,
         "model_dtype": null,
         "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
-        "max_concurrent_requests": settings.max_running + settings.max_waiting,
+        "max_concurrent_requests": settings.max_running.saturating_add(settings.max_waiting),
         "max_input_length": options.max_document_tokens,
         "max_client_batch_size": settings.max_documents,
         "auto_truncate": true,
@@ -188,7 +199,7 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
     // A client learns that the queue is full before it has sent the documents.
     service.ranker.check_queue()?;
     let (parts, body) = request.into_parts();
-    let body = read_json(&parts.headers, body, &service.settings, &service.memory).await?;
+    let body = read_json(&parts.headers, body, &service.settings, &service.bodies).await?;
     let request = RerankRequest::read(&body.bytes, service.model(), &service.settings)?;
     let is_tei = request.reply.form != ReplyForm::Cohere;
     let in_form = move |problem: Problem| if is_tei { problem.for_tei() } else { problem };
@@ -196,8 +207,11 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
     let request = Arc::new(request);
     let place = service.ranker.enter().map_err(in_form)?;
     let deadline = begin + request.time;
-    let memory = body.memory;
+    let mut memory = body.memory;
     drop(body.bytes);
+    // Objects that the reply returns are kept besides the texts of the documents.
+    let returned = request.documents.iter().filter_map(|document| document.returned.as_deref());
+    memory.merge(service.bodies.take(returned.map(|object| object.get().len()).sum())?);
 
     if request.is_stream && !is_tei {
         let started = json!({
@@ -205,32 +219,28 @@ async fn rerank(State(service): State<Service>, request: Request) -> Result<Resp
             "model": service.model(),
             "documents": request.documents.len(),
         });
-        let answers = service.settings.template.answers().clone();
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let work = async move {
-            let _memory = memory;
-            compute(service, id, request, place, deadline, Some(sender)).await
-        };
-        return Ok(events::reply(started, answers, receiver, work));
+        let (sender, receiver) = events::channel(service.replies.clone());
+        let work = compute(service, id, request, place, deadline, memory, Some(sender));
+        return Ok(events::reply(&started, receiver, work));
     }
-    let mut work: Work = Box::pin(async move {
-        let _memory = memory;
-        compute(service, id, request, place, deadline, None).await.map_err(in_form)
-    });
+    let work = compute(service, id, request, place, deadline, memory, None);
+    let mut work: Work = Box::pin(async move { work.await.map_err(in_form) });
     let closed = async {
         match &connection {
             Some(connection) => connection.client_closed().await,
             None => std::future::pending().await,
         }
+        // A reply within this time has its own status.
+        tokio::time::sleep(SIGN_OF_LIFE).await;
     };
     tokio::select! {
         biased;
-        reply = &mut work => reply.map(|reply| Json(reply).into_response()),
+        reply = &mut work => reply.map(Reply::into_response),
         () = closed => Ok(reply_with_signs_of_life(work)),
     }
 }
 
-type Work = Pin<Box<dyn Future<Output = Result<Value, Problem>> + Send>>;
+type Work = Pin<Box<dyn Future<Output = Result<Reply, Problem>> + Send>>;
 
 /// Ranks a request's documents and returns the reply.
 async fn compute(
@@ -239,30 +249,43 @@ async fn compute(
     request: Arc<RerankRequest>,
     place: Place,
     deadline: Instant,
-    events: Option<mpsc::UnboundedSender<crate::ranking::Event>>,
-) -> Result<Value, Problem> {
+    memory: Share,
+    events: Option<events::Sender>,
+) -> Result<Reply, Problem> {
     let ranker = Arc::clone(&service.ranker);
     let ranking = ranker.rank(Arc::clone(&request), place, deadline, events).await?;
     service.metrics.ranked(&ranking);
-    reply(&id, service.model(), service.settings.template.answers(), &request, &ranking)
+    let answers = service.settings.template.answers();
+    let json = reply(&id, service.model(), answers, &request, &ranking)?;
+    let reply = Reply::new(json, &service.replies, service.settings.body_time).await;
+    drop(memory);
+    reply
 }
 
 /// Returns a reply for a client that has closed its side of the connection.
 ///
 /// Such a client either waits for the reply or has left. Spaces before the JSON, which JSON allows, tell the two apart:
-/// if the client has left, a write fails, which drops the reply and cancels the work.
+/// if the client has left, a write fails, which drops the reply and cancels the work. The status is 200 even if the
+/// work fails later.
 fn reply_with_signs_of_life(work: Work) -> Response {
     let spaces = stream::iter([" ".to_owned()]);
-    let rest = stream::unfold(Some(work), |work| async {
-        let mut work = work?;
-        tokio::select! {
-            reply = &mut work => {
-                let json = reply.unwrap_or_else(|problem| problem.json());
-                Some((json.to_string(), None))
-            }
-            () = tokio::time::sleep(SIGN_OF_LIFE) => Some((" ".to_owned(), Some(work))),
-        }
+    let rest = stream::unfold(Signs::Working(work), |signs| async {
+        let Signs::Working(mut work) = signs else { return None };
+        Some(tokio::select! {
+            reply = &mut work => match reply {
+                Ok(Reply { json, memory }) => (json, Signs::Ended(Some(memory))),
+                Err(problem) => (problem.json().to_string(), Signs::Ended(None)),
+            },
+            () = tokio::time::sleep(SIGN_OF_LIFE) => (" ".to_owned(), Signs::Working(work)),
+        })
     });
     let body = Body::from_stream(spaces.chain(rest).map(Ok::<_, Infallible>));
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// The state of a reply with signs of life.
+enum Signs {
+    Working(Work),
+    /// The server asks for more only once it has written most of the reply, whose memory is free then.
+    Ended(#[expect(dead_code, reason = "dropping it frees the memory")] Option<Share>),
 }

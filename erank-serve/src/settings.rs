@@ -20,7 +20,7 @@ pub struct Settings {
     pub aliases: Vec<String>,
     /// The API keys. Without any, a request needs none.
     pub api_keys: ApiKeys,
-    /// The host names that the headers `host` and `origin` of a request may have, without port. If the list is empty,
+    /// The host names that the headers `host` and `origin` of a request may have, with any port. If the list is empty,
     /// any host is allowed, and the origin must equal the host. A service on a loopback address should list its names;
     /// otherwise, a web page can reach it by a DNS name of its own.
     pub allowed_hosts: Vec<String>,
@@ -39,9 +39,10 @@ pub struct Settings {
     pub max_query_bytes: usize,
     /// The bytes of a body.
     pub max_body_bytes: usize,
-    /// The bytes of the bodies of all requests, from the first byte to the reply.
+    /// The bytes of the bodies of all requests, from the first byte to the reply. Apart from them, the replies that
+    /// clients have not read yet have as many bytes.
     pub max_total_body_bytes: usize,
-    /// The time in which a body must arrive.
+    /// The time in which a body must arrive, and the time that a long reply waits for memory.
     pub body_time: Duration,
     /// The time from a request's first byte. Documents without a score by then are unscored.
     pub request_time: Duration,

@@ -19,9 +19,14 @@ struct Process {
 impl Process {
     fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(ERANK)
-            .args(["serve", "--listen", "127.0.0.1:0"])
+            .arg("serve")
+            .args(if arguments.contains(&"--listen") {
+                &[][..]
+            } else {
+                &["--listen", "127.0.0.1:0"]
+            })
             .args(arguments)
-            .env("ERANK_API_KEYS", "")
+            .env_remove("ERANK_API_KEYS")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -30,7 +35,7 @@ impl Process {
         let output = BufReader::new(child.stdout.as_mut().expect("a pipe")).read_line(&mut line);
         output.expect("the address");
         let url = line.trim().rsplit(' ').next().expect("an address").to_owned();
-        assert!(url.starts_with("http://127.0.0.1:"), "{line}");
+        assert!(url.starts_with("http://127.0.0."), "{line}");
         Self { child, url }
     }
 
@@ -105,7 +110,7 @@ fn serve_streams_thoughts_that_join_to_the_reasoning() {
 fn serve_explains_what_it_cannot_use() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let empty = folder.path().join("keys");
-    std::fs::write(&empty, " \n\n").expect("a file");
+    std::fs::write(&empty, " \n\n# a comment\n").expect("a file");
     let empty = empty.to_str().expect("UTF-8");
     for (arguments, message) in [
         (["--api-keys", empty], "it holds no API key"),
@@ -119,6 +124,62 @@ fn serve_explains_what_it_cannot_use() {
         let error = String::from_utf8(output.stderr).expect("UTF-8");
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn serve_refuses_variable_without_key() {
+    for value in ["", " ", ",", ", \t,"] {
+        let output = Command::new(ERANK)
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("ERANK_API_KEYS", value)
+            .output()
+            .expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{value:?}");
+        let error = String::from_utf8(output.stderr).expect("UTF-8");
+        assert!(error.contains("ERANK_API_KEYS") && error.contains("no API key"), "{error}");
+    }
+    let output = Command::new(ERANK).args(["serve", "--listen", "localhost:8080"]).output();
+    let error = String::from_utf8(output.expect("it runs").stderr).expect("UTF-8");
+    assert!(error.contains("such as 127.0.0.1:8080"), "{error}");
+}
+
+#[test]
+fn serve_reads_keys_of_files_with_comments_and_byte_order_mark() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let keys = folder.path().join("keys");
+    std::fs::write(&keys, "\u{feff}first\r\n # a comment\nsecond\n").expect("a file");
+    let process = Process::start(&["--log", "error", "--api-keys", keys.to_str().expect("UTF-8")]);
+    for (key, status) in [("first", 200), ("second", 200), ("# a comment", 401), ("other", 401)] {
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+        let request = agent.get(format!("{}/v1/models", process.url)).header("x-api-key", key);
+        assert_eq!(request.call().expect("a reply").status(), status, "{key}");
+    }
+}
+
+/// The program that reads the log can end, or stop reading.
+#[test]
+#[cfg(unix)]
+fn serve_replies_without_a_reader_of_its_output() {
+    for ends in [true, false] {
+        let mut process = Process::start(&[]);
+        let pipes = (process.child.stdout.take(), process.child.stderr.take());
+        let unread = (!ends).then_some(pipes);
+        // These requests write more than the 64 KiB that a pipe holds.
+        for _ in 0..600 {
+            assert!(process.get("/health").contains("ok"));
+        }
+        let kill = Command::new("kill").arg(process.child.id().to_string()).status();
+        assert!(kill.expect("kill runs").success());
+        assert!(process.child.wait().expect("the process exits").success());
+        drop(unread);
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn serve_accepts_requests_for_its_own_loopback_address() {
+    let process = Process::start(&["--log", "error", "--listen", "127.0.0.2:0"]);
+    assert!(process.get("/v1/models").contains("erank-tiny"));
 }
 
 #[test]

@@ -221,7 +221,11 @@ fn model_is_the_backend_s_name_or_an_alias() {
         let reply = server.post("/v1/rerank", question);
         assert_eq!(reply.status, status, "{reply:?}");
     }
+    let long = json!({"query": "q", "documents": ["1 a"], "model": "x".repeat(3000)});
+    let message = server.post("/v1/rerank", long).body["message"].take().to_string();
+    assert!(message.contains("Alibaba-NLP/ERank-4B"), "{message}");
     let models = server.get("/v1/models").body;
+    assert!(models["data"][0]["created"].as_u64().is_some_and(|seconds| seconds > 1_700_000_000));
     assert_eq!(models["data"][0]["id"], "echo");
     assert_eq!(models["data"][1]["id"], "Alibaba-NLP/ERank-4B");
 }
@@ -286,6 +290,194 @@ fn errors_name_the_field_and_echo_little() {
 }
 
 #[test]
+fn values_have_the_forms_of_other_servers() {
+    let server = echo();
+    let body = |more: &Value| {
+        let mut body = json!({"query": "q", "documents": ["2 a", "7 b"]});
+        more.as_object()
+            .expect("fields")
+            .iter()
+            .for_each(|(name, value)| body[name] = value.clone());
+        server.post("/v1/rerank", body)
+    };
+    for (more, pointer, expected) in [
+        // RAGFlow's client of Xinference.
+        (
+            json!({"return_documents": "true", "return_len": "true"}),
+            "/results/0/document/text",
+            json!("7 b"),
+        ),
+        (json!({"return_documents": 1}), "/results/0/document/text", json!("7 b")),
+        (json!({"return_documents": "False"}), "/results/0/document", Value::Null),
+        (json!({"return_reasoning": "on"}), "/results/0/answer", json!(7)),
+        (json!({"stream": "0"}), "/results/0/index", json!(1)),
+        (json!({"top_n": "1"}), "/results/1", Value::Null),
+        (json!({"top_n": " 1.0 "}), "/results/1", Value::Null),
+        (json!({"min_score": "0.5"}), "/below_min_score/0/index", json!(0)),
+        (json!({"timeout": "0"}), "/results/0/error/code", json!("cancelled")),
+        // The defaults of vLLM.
+        (
+            json!({"max_tokens_per_doc": 0, "truncate_prompt_tokens": -1, "top_n": 0, "user": null}),
+            "/meta/warnings",
+            json!([]),
+        ),
+        (json!({"top_k": -1}), "/meta/warnings", json!([])),
+        (json!({"rank_fields": []}), "/results/0/relevance_score", json!(0.7)),
+        (json!({"texts": null}), "/results/0/relevance_score", json!(0.7)),
+        // Voyage's name of the number of results.
+        (json!({"top_k": 2}), "/meta/warnings", json!([])),
+        (json!({"top_k": 1, "temperature": 0.5}), "/meta/warnings", json!([])),
+    ] {
+        let reply = body(&more);
+        assert_eq!(reply.status, 200, "{more}: {reply:?}");
+        assert_eq!(
+            reply.body.pointer(pointer).unwrap_or(&Value::Null),
+            &expected,
+            "{more}: {reply:?}"
+        );
+    }
+    for (field, value) in [
+        ("return_documents", json!("maybe")),
+        ("stream", json!(2)),
+        ("top_n", json!("")),
+        ("timeout", json!("soon")),
+        ("max_tokens_per_doc", json!(-1)),
+        ("truncate_prompt_tokens", json!(0)),
+    ] {
+        let reply = body(&json!({field: value}));
+        assert_eq!((reply.status, &reply.body["field"]), (422, &json!(field)), "{reply:?}");
+        assert!(reply.body["message"].as_str().is_some_and(|message| message.starts_with(field)));
+    }
+    let warnings = body(&json!({"top_k": 1})).body["meta"]["warnings"].to_string();
+    assert!(warnings.contains("top_n"), "{warnings}");
+    let tei = json!({"query": "q", "texts": ["7 b"], "documents": null, "return_text": "true"});
+    assert_eq!(
+        server.post("/rerank", tei).body,
+        json!([{"index": 0, "score": 0.7, "text": "7 b"}])
+    );
+    let marked = "\u{feff}{\"query\": \"q\", \"documents\": [\"7 b\"]}";
+    assert_eq!(server.post("/v1/rerank", marked).status, 200);
+    for number in ["NaN", "-Infinity", "\nNaN", "{\"text\": \"a\", \"score\": NaN}"] {
+        let body = format!("{{\"query\": \"q\",\n \"documents\": [\"7 b\",{number}]}}");
+        let reply = server.post("/v1/rerank", body);
+        let message = reply.body["message"].as_str().unwrap_or_default();
+        assert!(reply.status == 400 && message.contains("send null"), "{reply:?}");
+    }
+}
+
+#[test]
+fn blank_instruction_counts_as_missing() {
+    let mut settings = Settings::default();
+    settings.options.max_document_tokens = 99;
+    settings.instruction = Some(json!({"/max_document_tokens": 99}).to_string());
+    let server = Server::start(Demanding, settings);
+    for (instruction, instruct, score) in
+        [("", "", 0.9), (" \n", "", 0.9), ("", "other", 0.1), ("other", "", 0.1)]
+    {
+        let question = json!({"query": "q", "documents": ["a"], "instruction": instruction, "instruct": instruct});
+        assert_eq!(
+            scores(&server.post("/v1/rerank", question).body),
+            [score],
+            "{instruction:?} {instruct:?}"
+        );
+    }
+}
+
+#[test]
+fn returned_objects_have_their_fields() {
+    let server = echo();
+    let body = r#"{"query": "q", "return_documents": true, "stream": false, "documents": [
+        {"text": "9 a", "title": "t", "url": "u", "tags": [1,
+            "a b\"\\" ], "none": null}, {"body": "8 b"}, {"text": 5, "n": 1}, 7, "3 c"]}"#;
+    let expected = [
+        json!({"text": "9 a", "title": "t", "url": "u", "tags": [1, "a b\"\\"], "none": null}),
+        json!({"body": "8 b", "text": ""}),
+        json!({"text": "", "n": 1}),
+        json!({"text": ""}),
+        json!({"text": "3 c"}),
+    ];
+    // The title precedes the text, so the first document has no number at its beginning.
+    let body = body.replace("\"t\"", "\"9\"");
+    let mut reply = server.post("/v1/rerank", &body).body;
+    let events = server.post("/v1/rerank", body.replace("false", "true")).body;
+    let events = crate::common::events(events.as_str().expect("text"));
+    for results in [reply["results"].take(), events.last().expect("one").1["results"].clone()] {
+        for result in results.as_array().expect("results") {
+            let index = result["index"].as_u64().expect("an index") as usize;
+            let mut expected = expected[index].clone();
+            if index == 0 {
+                expected["title"] = json!("9");
+            }
+            assert_eq!(result["document"], expected);
+        }
+    }
+    let fields = json!({"query": "q", "return_documents": true, "rank_fields": ["body"],
+        "documents": [{"text": "t", "body": "8 b"}, {"body": "6 c"}]});
+    let results = server.post("/v1/rerank", fields).body["results"].take();
+    assert_eq!(results[0]["document"], json!({"text": "t", "body": "8 b"}));
+    assert_eq!(results[1]["document"], json!({"text": "6 c", "body": "6 c"}));
+}
+
+/// Neither a request nor a reply has many times the size of the request's body.
+#[test]
+fn short_requests_have_short_replies() {
+    let server = echo();
+    let long = "n".repeat(1_000_000);
+    let names: Vec<String> = (0..65).map(|i| i.to_string()).collect();
+    let many: String = (0..10_001).map(|i| format!("\"{i}\": 0,")).collect();
+    for (body, status, field) in [
+        (
+            json!({"query": "q", "documents": [{"a": "1"}], "rank_fields": ["a", "b", "a"]})
+                .to_string(),
+            422,
+            "rank_fields",
+        ),
+        (
+            json!({"query": "q", "documents": [{"a": "1"}], "rank_fields": names}).to_string(),
+            422,
+            "rank_fields",
+        ),
+        (
+            json!({"query": "q", "documents": [{"a": "1"}], "rank_fields": [long]}).to_string(),
+            200,
+            "",
+        ),
+        (
+            json!({"query": "q", "documents": vec![json!({}); 1000], "rank_fields": [long]})
+                .to_string(),
+            200,
+            "",
+        ),
+        (
+            json!({"query": "q", "documents": [{"text": "1", "score": long}, "2"]}).to_string(),
+            200,
+            "",
+        ),
+        (json!({"query": "q", "documents": ["2"], &*long: 1}).to_string(), 200, ""),
+        (
+            json!({"query": "q", "documents": ["2"], "instruct": {"a": long}}).to_string(),
+            422,
+            "instruct",
+        ),
+        (json!({"query": "q", "documents": ["2"], "unscored": long}).to_string(), 422, "unscored"),
+        (
+            format!("{{\"query\": \"q\", \"documents\": [0{}]}}", ",0".repeat(1_000_000)),
+            422,
+            "documents",
+        ),
+        (format!("{{{many} \"query\": \"q\", \"documents\": [\"1\"]}}"), 422, ""),
+        (format!("{{\"query\": \"q\", \"documents\": [{{{many} \"text\": \"1\"}}]}}"), 200, ""),
+    ] {
+        let reply = server.post("/v1/rerank", &body);
+        let start = &body[..60];
+        assert_eq!(reply.status, status, "{start}");
+        assert_eq!(reply.body["field"].as_str().unwrap_or_default(), field, "{start}");
+        let length = reply.body.to_string().len();
+        assert!(length < if status == 200 { 500_000 } else { 2000 }, "{start}: {length} bytes");
+    }
+}
+
+#[test]
 fn unknown_routes_and_methods_name_the_routes() {
     let server = echo();
     for (reply, status) in [(server.post("/v3/rerank", "{}"), 404), (server.get("/v1/rerank"), 405)]
@@ -293,6 +485,11 @@ fn unknown_routes_and_methods_name_the_routes() {
         assert_eq!(reply.status, status);
         let message = reply.body["message"].as_str().expect("a message");
         assert!(message.contains("/v1/rerank") && message.contains("/metrics"), "{message}");
+    }
+    // Clients with a base address that ends with a slash.
+    let question = json!({"query": "q", "documents": ["1 a"]});
+    for path in ["//v1/rerank", "/v1/rerank/", "//rerank", "/v2/rerank/"] {
+        assert_eq!(server.post(path, &question).status, 200, "{path}");
     }
 }
 
@@ -315,6 +512,14 @@ fn api_keys_protect_all_but_the_page_and_the_health() {
         let reply = server.request("POST", "/v1/rerank", &[json, header], &question);
         assert_eq!(reply.status, status, "{header:?}: {reply:?}");
     }
+    // A gateway adds an authorization of its own.
+    for (other, status) in [("Bearer other", 200), ("Basic other", 200), ("Bearer second", 200)] {
+        let headers = [json, ("authorization", other), ("x-api-key", "first")];
+        let reply = server.request("POST", "/v1/rerank", &headers, &question);
+        assert_eq!(reply.status, status, "{other}: {reply:?}");
+    }
+    let headers = [json, ("authorization", "Bearer other"), ("x-api-key", "another")];
+    assert_eq!(server.request("POST", "/v1/rerank", &headers, &question).status, 401);
     for path in ["/", "/health", "/ready", "/openapi.json"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
@@ -352,6 +557,28 @@ fn requests_of_other_sites_are_refused() {
     }
     let probe = server.request("GET", "/health", &[("host", "10.0.0.7")], "");
     assert_eq!(probe.status, 200);
+}
+
+#[test]
+fn allowed_hosts_are_names_with_or_without_port() {
+    let mut settings = Settings::default();
+    settings.allowed_hosts =
+        vec!["127.0.0.2:80".into(), "[::1]:80".into(), "Name".into(), String::new()];
+    let server = Server::start(Echo, settings);
+    for (host, status, message) in [
+        ("127.0.0.2:8085", 200, ""),
+        ("[::1]", 200, ""),
+        ("name.:80", 200, ""),
+        ("127.0.0.1", 403, "--allowed-host"),
+        ("a b", 403, "--allowed-host"),
+        ("", 403, "no header host"),
+    ] {
+        let stream = server
+            .raw(&format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"));
+        let reply = crate::common::read_to_end(&stream);
+        assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {reply}");
+        assert!(reply.contains(message), "{host}: {reply}");
+    }
 }
 
 #[test]
@@ -485,6 +712,25 @@ fn deadline_leaves_documents_unscored() {
     let reply = server.post("/v1/rerank", question);
     assert_eq!((reply.status, indices(&reply.body)), (200, vec![0]));
     assert_eq!(reply.body["results"][0]["error"]["code"], "cancelled");
+}
+
+#[test]
+fn largest_settings_are_no_error() {
+    let mut settings = Settings::default();
+    (settings.max_running, settings.max_waiting) = (usize::MAX, usize::MAX);
+    (settings.max_total_body_bytes, settings.request_time) = (usize::MAX, Duration::MAX);
+    (settings.body_time, settings.max_documents) = (Duration::MAX, usize::MAX);
+    let mut limits = ServerSettings::default();
+    limits.max_connections = usize::MAX;
+    (limits.write_time, limits.shutdown_time) = (Duration::MAX, Duration::MAX);
+    let server = Server::with_limits(Echo, settings, limits);
+    for question in [
+        json!({"query": "q", "documents": ["1 a"]}),
+        json!({"query": "q", "documents": ["1 a"], "timeout": 1e300}),
+    ] {
+        assert_eq!(server.post("/v1/rerank", question).status, 200);
+    }
+    assert_eq!(server.get("/info").status, 200);
 }
 
 #[test]
