@@ -115,11 +115,15 @@ impl<'de> Deserialize<'de> for Object<'de> {
 /// An iterator over the elements of JSON arrays, and over the values between the arrays.
 ///
 /// The elements are read one at a time, so that a large array takes no memory. White space and commas separate them.
+/// A string that holds a line end is broken, such as one with a stray quote. The next element is then the next line
+/// that begins with a brace, indented as the broken element is.
 pub(super) struct Elements<R> {
     reader: R,
     /// The number of the previous element.
     number: usize,
     in_array: bool,
+    /// Number of white-space bytes before the element in its line, or `None` if the line has other bytes before it.
+    indent: Option<usize>,
     ended: bool,
 }
 
@@ -128,11 +132,13 @@ pub(super) struct Element {
     /// The element's number, from 1.
     pub(super) number: usize,
     pub(super) json: Result<String, String>,
+    /// Whether the file ends within the element.
+    pub(super) is_cut: bool,
 }
 
 impl<R: BufRead> Elements<R> {
     pub(super) fn of(reader: R) -> Self {
-        Self { reader, number: 0, in_array: false, ended: false }
+        Self { reader, number: 0, in_array: false, indent: Some(0), ended: false }
     }
 
     fn read(&mut self) -> io::Result<Option<Element>> {
@@ -140,7 +146,13 @@ impl<R: BufRead> Elements<R> {
             let Some(&byte) = self.reader.fill_buf()?.first() else {
                 let reason = "the array does not end: its last element is missing or cut off";
                 let cut_off = std::mem::take(&mut self.in_array);
-                return Ok(cut_off.then(|| self.element(Err(reason.into()))));
+                return Ok(cut_off.then(|| self.element(Err(reason.into()), false)));
+            };
+            self.indent = match (byte, self.indent) {
+                (b'\n', _) => Some(0),
+                (b' ' | b'\t', Some(bytes)) => Some(bytes + 1),
+                (b'{', indent) => indent,
+                _ => None,
             };
             match byte {
                 // The record separator of RFC 7464, and the bytes of a byte order mark between two files.
@@ -148,22 +160,23 @@ impl<R: BufRead> Elements<R> {
                 b'[' if !self.in_array => self.in_array = true,
                 b']' => self.in_array = false,
                 _ => {
-                    let json = self.value()?;
-                    return Ok(Some(self.element(json)));
+                    let (json, is_cut) = self.value()?;
+                    return Ok(Some(self.element(json, is_cut)));
                 }
             }
             self.reader.consume(1);
         }
     }
 
-    fn element(&mut self, json: Result<String, String>) -> Element {
+    fn element(&mut self, json: Result<String, String>, is_cut: bool) -> Element {
         self.number += 1;
-        Element { number: self.number, json }
+        Element { number: self.number, json, is_cut }
     }
 
-    /// Reads a value to its end.
-    fn value(&mut self) -> io::Result<Result<String, String>> {
-        let (mut bytes, mut scanner, mut length) = (Vec::new(), Scanner::default(), 0);
+    /// Reads a value to its end. Returns whether the file ends within it.
+    fn value(&mut self) -> io::Result<(Result<String, String>, bool)> {
+        let (mut bytes, mut length) = (Vec::new(), 0);
+        let mut scanner = Scanner { ends_at_broken_string: true, ..Scanner::default() };
         loop {
             let buffer = self.reader.fill_buf()?;
             let end = scanner.end(buffer);
@@ -177,11 +190,41 @@ impl<R: BufRead> Elements<R> {
             if at_end {
                 // An unfinished value is a part of the array that does not end.
                 self.in_array &= end.is_some();
-                return Ok(match length {
+                if scanner.is_broken && scanner.depth > 0 {
+                    let first_line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                    let is_open = first_line.trim_ascii_end() == b"{";
+                    self.skip_to_object(self.indent.filter(|_| is_open))?;
+                }
+                let json = match length {
                     ..=MAX_RECORD_BYTES => utf8(bytes, "element"),
                     _ => Err(too_long("element")),
-                });
+                };
+                return Ok((json, end.is_none()));
             }
+        }
+    }
+
+    /// Skips the rest of a broken element: all bytes before a brace that begins a line, or follows a closing brace and
+    /// a comma that do. Of an element over several lines, the brace must have the `indent`, because nested objects
+    /// have a larger one.
+    fn skip_to_object(&mut self, indent: Option<usize>) -> io::Result<()> {
+        let (mut found, mut is_closed) = (None, false);
+        loop {
+            let Some(&byte) = self.reader.fill_buf()?.first() else {
+                self.in_array = false;
+                return Ok(());
+            };
+            (found, is_closed) = match (byte, found) {
+                (b'\n', _) => (Some(0), false),
+                (b' ' | b'\t', Some(bytes)) if !is_closed => (Some(bytes + 1), false),
+                (b' ' | b'\t' | b'}' | b',', Some(_)) => (found, true),
+                (b'{', Some(bytes)) if indent.is_none_or(|indent| indent == bytes) => {
+                    self.indent = found;
+                    return Ok(());
+                }
+                _ => (None, false),
+            };
+            self.reader.consume(1);
         }
     }
 }
@@ -207,6 +250,9 @@ pub(super) struct Scanner {
     is_escaped: bool,
     /// Whether the value is neither an object, an array nor a string.
     is_bare: bool,
+    /// Whether a line end within a string ends the value, because no JSON has it.
+    ends_at_broken_string: bool,
+    is_broken: bool,
 }
 
 impl Scanner {
@@ -215,6 +261,10 @@ impl Scanner {
         for (position, byte) in bytes.iter().enumerate() {
             if self.in_string {
                 match byte {
+                    b'\n' if self.ends_at_broken_string => {
+                        self.is_broken = true;
+                        return Some(position);
+                    }
                     _ if self.is_escaped => self.is_escaped = false,
                     b'\\' => self.is_escaped = true,
                     b'"' => {
@@ -279,6 +329,24 @@ mod tests {
         let invalid = elements(b"[\"caf\xe9\", \"x\"]");
         assert!(invalid[0].as_ref().is_err_and(|reason| reason.contains("byte 5 of the element")));
         assert_eq!(invalid[1].as_deref(), Ok("\"x\""));
+    }
+
+    #[test]
+    fn elements_after_a_broken_string_are_read() {
+        for (text, expected) in [
+            ("[\n{\"a\": \"x \" y\"},\n{\"b\": 1}, {\"c\": 2}\n]", 3),
+            ("[{\"a\": \"C:\\\"},\n {\"b\": 1},\n{\"c\": 2}]\n{\"d\": 3}", 4),
+            ("{\n \"a\": \"x \" y\",\n \"n\": [\n  {\n  }]\n}\n{\n \"b\": 1\n}\n{}", 3),
+            ("[{\n\"a\": \"x \" y\"\n},{\n\"b\": 1\n}, {\n\"c\": 2}]", 3),
+            ("[\"x\\\",\n\"b\",\n\"c\"]", 3),
+        ] {
+            let found = elements(text.as_bytes());
+            let valid = found.iter().flatten().filter(|json| is_value(json)).count();
+            assert_eq!((found.len(), valid), (expected, expected - 1), "{found:?}");
+        }
+        let cut: Vec<bool> =
+            Elements::of(&b"[{}, {\"a\": 1,"[..]).flatten().map(|element| element.is_cut).collect();
+        assert_eq!(cut, [false, true]);
     }
 
     #[test]
