@@ -29,7 +29,7 @@ use folder::{DocumentFile, Folder};
 use lines::MAX_RECORD_BYTES;
 
 pub(crate) use decode::{decode, open};
-pub(crate) use fields::{Columns, FieldNames, Fields, Value};
+pub(crate) use fields::{Absent, Columns, FieldNames, Fields, Value};
 pub(crate) use json::not_json;
 pub(crate) use lines::Lines;
 pub(crate) use records::{Content, Record, Records, is_json};
@@ -222,18 +222,12 @@ fn each_record(
     each: Each<'_>,
 ) -> io::Result<LeftOut> {
     let unit = records.unit();
-    let mut absent: Vec<_> = names.given().collect();
-    let mut objects = 0;
+    let mut absent = names.absent();
     for record in records.by_ref() {
         let record = record?;
         let number = record.number;
         if let Ok(Content::Fields(fields)) = &record.content {
-            objects += 1;
-            let inner = (!absent.is_empty()).then(|| names.nested(fields)).flatten();
-            let has = |field: &str| {
-                fields.has(field) || inner.as_ref().is_some_and(|(_, inner)| inner.has(field))
-            };
-            absent.retain(|(_, field)| !has(field));
+            absent.see(fields);
         }
         each(found(record, names)).map_err(|problem| at(unit, number, problem))?;
     }
@@ -241,13 +235,7 @@ fn each_record(
     left_out.add("blank lines", records.blank());
     left_out.add("repeated headers", records.repeated_headers());
     left_out.remarks.extend(records.remarks());
-    if objects > 0 {
-        let absent = absent.into_iter();
-        left_out.remarks.extend(
-            absent
-                .map(|(option, field)| format!("no document has the field {field:?} of {option}")),
-        );
-    }
+    left_out.remarks.extend(absent.remarks());
     Ok(left_out)
 }
 

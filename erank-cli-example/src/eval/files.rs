@@ -9,7 +9,8 @@ use erank_core::trec::{self, EntryError, Qrels, Run};
 use super::error::EvalError;
 use crate::error::one_line;
 use crate::input::{
-    self, BadLine, Columns, Content, FieldNames, Fields, InputDocument, Record, Records, Value,
+    self, Absent, BadLine, Columns, Content, FieldNames, Fields, InputDocument, Record, Records,
+    Value,
 };
 use crate::text;
 
@@ -244,15 +245,17 @@ pub(super) fn read_candidates(
     let columns = FieldNames::default();
     let records = Records::open(file, columns.columns(), false).map_err(failed)?;
     let unit = records.unit();
-    let (mut run, mut queries) = (Run::new(), HashMap::new());
+    let (mut run, mut queries, mut absent) = (Run::new(), HashMap::new(), names.absent());
     for record in records {
         let record = record.map_err(failed)?;
         let number = record.number;
-        let query = fields(record).and_then(|fields| candidates(fields, names, &mut run));
+        let query =
+            fields(record).and_then(|fields| candidates(fields, names, &mut run, &mut absent));
         let (id, query) =
             query.map_err(|reason| EvalError::file(file, format!("{unit} {number}: {reason}")))?;
         queries.insert(id, query);
     }
+    absent.remarks().for_each(|remark| text::note(&format!("{}: {remark}.", text::path(file))));
     Ok((run, queries))
 }
 
@@ -269,6 +272,7 @@ fn candidates(
     mut fields: Fields,
     names: &FieldNames,
     run: &mut Run,
+    absent: &mut Absent<'_>,
 ) -> Result<(String, QueryText), String> {
     let documents = fields.take_array(&["documents", "candidates", "hits"])?;
     let documents = documents
@@ -304,6 +308,7 @@ fn candidates(
     let (instruction, excluded) = (fields.take_text(&["instruction"])?, excluded(&mut fields)?);
     let mut texts = HashMap::new();
     for mut document in documents {
+        absent.see(&document);
         let document_id =
             names.id(&mut document)?.ok_or("a document's \"id\" is missing or null")?;
         let score = document.score()?.ok_or_else(|| {

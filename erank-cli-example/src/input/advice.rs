@@ -18,24 +18,33 @@ pub(super) fn advice(fields: &Fields, names: &FieldNames) -> String {
         );
     }
     let values = || fields.0.iter().map(|(_, value)| value);
+    let has_digit = |(name, _): &(String, Value)| name.contains(|c: char| c.is_ascii_digit());
     let name_it = "name the field of the text with --text-field";
     if fields.0.len() > 1 && values().all(|value| inner(value).is_some_and(|f| names.has_text(&f)))
     {
         let lines = "jq -c 'to_entries[] | {id: .key} + .value'";
         return format!("if the names are ids, write the documents as lines: {lines}");
     }
-    if fields.0.len() > 1 && values().all(|value| matches!(value, Value::Text(_))) {
+    let are_texts =
+        fields.0.iter().all(has_digit) && values().all(|value| matches!(value, Value::Text(_)));
+    if fields.0.len() > 1 && are_texts {
         let lines = "jq -c 'to_entries[] | {id: .key, text: .value}'";
         return format!(
             "{name_it}, or if the names are ids, write the documents as lines: {lines}"
         );
     }
-    let nested = fields.0.iter().find_map(|(name, value)| {
+    let nested = fields.0.iter().filter(|_| !has_sentence(fields)).find_map(|(name, value)| {
         let texts = inner(value)?.0.into_iter();
         let mut texts = texts.filter(|(_, value)| matches!(value, Value::Text(_)));
         texts.next().map(|(inner, _)| format!(", such as --text-field {name}.{inner}"))
     });
     name_it.to_owned() + &nested.unwrap_or_default()
+}
+
+/// Returns whether a field has more than one word.
+fn has_sentence(fields: &Fields) -> bool {
+    let mut values = fields.0.iter();
+    values.any(|(_, value)| matches!(value, Value::Text(text) if text.trim().contains(' ')))
 }
 
 /// Returns the fields of a value that is an object.
@@ -68,14 +77,10 @@ fn rank(name: &str, array: &str, names: &FieldNames) -> Option<u8> {
     let Some(fields) = inner(&first) else {
         return (matches!(first, Value::Text(_)) && TEXTS.contains(&name)).then_some(2);
     };
-    let has_sentence = || {
-        let mut values = fields.0.iter();
-        values.any(|(_, value)| matches!(value, Value::Text(text) if text.contains(' ')))
-    };
     match () {
         () if names.has_text(&fields) || names.nested(&fields).is_some() => Some(0),
         () if LISTS.contains(&name) => Some(1),
-        () if has_sentence() => Some(3),
-        () => None,
+        () if has_sentence(&fields) => Some(3),
+        () => Some(4),
     }
 }

@@ -135,7 +135,7 @@ fn check_utf8(sample: &[u8]) -> io::Result<()> {
     }
     let is_control = |byte: &&u8| matches!(byte, 0..=7 | 14..=25 | 127);
     if sample.iter().filter(is_control).count() * 32 > sample.len() {
-        return Err(invalid("it is binary, not text".into()));
+        return Err(invalid("it is binary, or text in another encoding than UTF-8".into()));
     }
     let lines = sample.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
     let (lines, invalid_lines) = lines.fold((0, 0), |(lines, invalid), line| {
@@ -212,8 +212,7 @@ struct Decompressed<R> {
 impl<R: Read> Read for Decompressed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.data.read(buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => error,
-            _ if error.to_string().contains(LARGE_WINDOW) => error,
+            io::ErrorKind::Interrupted | io::ErrorKind::Unsupported => error,
             kind => {
                 let name = self.name;
                 io::Error::new(kind, format!("the {name} data is damaged or cut off: {error}"))
@@ -268,16 +267,14 @@ impl<R: BufRead> Read for Gzip<R> {
                 None => {}
                 Some(0x1f) if !is_padded => self.member = Some(GzDecoder::new(reader)),
                 Some(_) => {
-                    return Err(invalid("other data follows the gzip data; remove it".into()));
+                    let problem = "other data follows the gzip data; remove it";
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
                 }
             }
         }
         Ok(0)
     }
 }
-
-/// Why zstd data is refused that is not damaged.
-const LARGE_WINDOW: &str = "needs a window that is too large";
 
 /// The frames of zstd data, one after another.
 struct Zstd<R> {
@@ -305,8 +302,8 @@ impl<R: BufRead> Zstd<R> {
                     }
                 }
                 Err(FrameDecoderError::WindowSizeTooBig { .. }) => {
-                    let advice = "decompress it first: zstd -d --long=31";
-                    return Err(invalid(format!("the zstd data {LARGE_WINDOW}; {advice}")));
+                    let problem = "the zstd data needs a window that is too large; decompress it first: zstd -d --long=31";
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
                 }
                 Err(error) => return Err(invalid(error.to_string())),
             }

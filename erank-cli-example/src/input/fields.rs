@@ -160,10 +160,15 @@ impl FieldNames {
     }
 
     /// Returns the fields other than the text that the user named, with their options.
-    pub(super) fn given(&self) -> impl Iterator<Item = (&'static str, &str)> {
+    fn given(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let (id, title) = (self.id_field.as_deref(), self.title_field.as_deref());
         let given = [("--id-field", id), ("--title-field", title)].into_iter();
         given.filter_map(|(option, name)| Some((option, name.filter(|name| !name.is_empty())?)))
+    }
+
+    /// Returns the fields that the user named, and that no document has so far.
+    pub(crate) fn absent(&self) -> Absent<'_> {
+        Absent { names: self, fields: self.given().collect(), documents: 0 }
     }
 
     /// Returns the document that the fields hold, or else its id, if known, and the reason why they hold none.
@@ -279,6 +284,32 @@ impl FieldNames {
             Some((_, Value::Text(text))) => Ok(Some(self.title(fields)? + &text)),
             _ => Ok(None),
         }
+    }
+}
+
+/// The fields that the user named, and that no document has so far.
+pub(crate) struct Absent<'a> {
+    names: &'a FieldNames,
+    fields: Vec<(&'static str, &'a str)>,
+    documents: usize,
+}
+
+impl Absent<'_> {
+    /// Removes the fields that a document has.
+    pub(crate) fn see(&mut self, fields: &Fields) {
+        self.documents += 1;
+        if self.fields.is_empty() {
+            return;
+        }
+        let inner = self.names.nested(fields);
+        let is_inside = |field| inner.as_ref().is_some_and(|(_, inner)| inner.has(field));
+        self.fields.retain(|(_, field)| !fields.has(field) && !is_inside(field));
+    }
+
+    /// Says which fields no document has, if there are documents.
+    pub(crate) fn remarks(&self) -> impl Iterator<Item = String> {
+        let fields = self.fields.iter().filter(|_| self.documents > 0);
+        fields.map(|(option, field)| format!("no document has the field {field:?} of {option}"))
     }
 }
 
@@ -412,25 +443,20 @@ fn decimal_comma(number: &str) -> Option<f64> {
 }
 
 impl Value {
-    /// Returns a string, or the strings of an array, joined by spaces.
     pub(crate) fn text(self, name: &str) -> Result<String, String> {
-        let strings = match self {
-            Self::Text(text) => return Ok(text),
+        let problem = format!("{name:?} is not a string");
+        match self {
+            Self::Text(text) => Ok(text),
             Self::Other(json) if json.starts_with('{') => {
-                return Err(format!(
-                    "{name:?} is not a string but an object; name a field inside, such as {name}.text, with --text-field"
-                ));
+                let names = json::object(&json)?.names();
+                Err(format!(
+                    "{problem} but an object with the fields {names}; name one of them as --text-field {name}.NAME"
+                ))
             }
-            Self::Other(json) if json.starts_with('[') => json::array(&json)?,
-            _ => Vec::new(),
-        };
-        let strings: Option<Vec<String>> = strings
-            .into_iter()
-            .map(|value| if let Self::Text(text) = value { Some(text) } else { None })
-            .collect();
-        match strings {
-            Some(strings) if !strings.is_empty() => Ok(strings.join(" ")),
-            _ => Err(format!("{name:?} is not a string")),
+            Self::Other(json) if json.starts_with('[') => Err(format!(
+                "{problem} but an array; if it has strings, join them: jq -c '.[{name:?}] |= join(\" \")'"
+            )),
+            _ => Err(problem),
         }
     }
 
@@ -504,7 +530,7 @@ mod tests {
             (r#"{"id": "d", "payload": {"title": "T", "text": "x"}}"#, "d", "T x"),
             (r#"{"id": "d", "relevance": 1, "fields": {"sddocname": "s", "body": "B"}}"#, "d", "B"),
             (r#"{"row_idx": 0, "row": {"_id": "d", "text": "T"}}"#, "d", "T"),
-            (r#"{"_id": {"$oid": "d"}, "text": ["One.", "Two."]}"#, "d", "One. Two."),
+            (r#"{"_id": {"$oid": "d"}, "text": "T"}"#, "d", "T"),
             (r#"{"ID": "d", "text": "T", "score": "12,5"}"#, "d", "T"),
         ] {
             let expected = Ok((Some(id.to_owned()), text.to_owned()));
@@ -566,7 +592,10 @@ mod tests {
             (r#"{"ids": [["a"]], "abstract": ["One.", "Two."]}"#, "text with --text-field"),
             (r#"{"d1": "one", "d2": "two"}"#, "jq -c 'to_entries[] | {id: .key, text: .value}'"),
             (r#"{"id": 1, "meta": {"abstract": "A"}}"#, "such as --text-field meta.abstract"),
-            (r#"{"text": {"en": "a"}}"#, "name a field inside, such as text.text"),
+            (
+                r#"{"text": {"en": "a"}}"#,
+                "an object with the fields en; name one of them as --text-field text.NAME",
+            ),
             (r#"{"text": "a", "score": "1,234"}"#, "\"score\" is not a number; write one"),
             (
                 r#"{"d1": {"text": "a"}, "d2": {"text": "b"}}"#,

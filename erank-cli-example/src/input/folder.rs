@@ -46,14 +46,15 @@ pub(super) fn list(folder: &Path) -> io::Result<Folder> {
 fn add(found: &mut Folder, root: &Path, folder: &Path) -> io::Result<()> {
     let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<io::Result<_>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
-    let is_named = |entry: &fs::DirEntry, name: &str| {
-        let file = entry.file_name();
-        ["", ".gz", ".zst"].iter().any(|ending| file == (name.to_owned() + ending).as_str())
+    // The file's name without its endings.
+    let has_stem = |entry: &fs::DirEntry, stem: &str| {
+        let name = entry.file_name();
+        name.to_str().and_then(|name| name.split('.').next()) == Some(stem)
     };
-    let has = |name: &str| entries.iter().any(|entry| is_named(entry, name));
-    let is_collection = has("corpus.jsonl") && (has("queries.jsonl") || has("qrels"));
+    let has = |stem: &str| entries.iter().any(|entry| has_stem(entry, stem));
+    let is_collection = has("corpus") && (has("queries") || has("qrels"));
     for entry in entries {
-        if is_collection && !is_named(&entry, "corpus.jsonl") {
+        if is_collection && !has_stem(&entry, "corpus") {
             found.leave_out("files or folders beside the corpus of a BEIR collection");
             continue;
         }

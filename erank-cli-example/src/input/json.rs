@@ -176,7 +176,7 @@ impl<R: BufRead> Elements<R> {
     /// Reads a value to its end. Returns whether the file ends within it.
     fn value(&mut self) -> io::Result<(Result<String, String>, bool)> {
         let (mut bytes, mut length) = (Vec::new(), 0);
-        let mut scanner = Scanner { ends_at_broken_string: true, ..Scanner::default() };
+        let mut scanner = Scanner { is_strict: true, ..Scanner::default() };
         loop {
             let buffer = self.reader.fill_buf()?;
             let end = scanner.end(buffer);
@@ -190,10 +190,15 @@ impl<R: BufRead> Elements<R> {
             if at_end {
                 // An unfinished value is a part of the array that does not end.
                 self.in_array &= end.is_some();
+                let is_open = |line: &[u8]| line.trim_ascii_end() == b"{";
+                let indent = self
+                    .indent
+                    .filter(|_| bytes.split(|byte| *byte == b'\n').next().is_some_and(is_open));
+                if scanner.is_broken {
+                    self.indent = Some(0);
+                }
                 if scanner.is_broken && scanner.depth > 0 {
-                    let first_line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-                    let is_open = first_line.trim_ascii_end() == b"{";
-                    self.skip_to_object(self.indent.filter(|_| is_open))?;
+                    self.skip_to_object(indent)?;
                 }
                 let json = match length {
                     ..=MAX_RECORD_BYTES => utf8(bytes, "element"),
@@ -208,7 +213,7 @@ impl<R: BufRead> Elements<R> {
     /// a comma that do. Of an element over several lines, the brace must have the `indent`, because nested objects
     /// have a larger one.
     fn skip_to_object(&mut self, indent: Option<usize>) -> io::Result<()> {
-        let (mut found, mut is_closed) = (None, false);
+        let (mut found, mut is_closed) = (Some(0), false);
         loop {
             let Some(&byte) = self.reader.fill_buf()?.first() else {
                 self.in_array = false;
@@ -250,9 +255,15 @@ pub(super) struct Scanner {
     is_escaped: bool,
     /// Whether the value is neither an object, an array nor a string.
     is_bare: bool,
-    /// Whether a line end within a string ends the value, because no JSON has it.
-    ends_at_broken_string: bool,
+    /// Whether the value ends where no JSON goes on: at a line end within a string, and at a brace in an object that
+    /// does not follow a colon, as after a closing brace that is missing.
+    is_strict: bool,
+    /// Whether a line end within a string ended the value.
     is_broken: bool,
+    /// Whether the value is an object.
+    is_object: bool,
+    /// The previous byte outside strings that is not white space.
+    previous: u8,
 }
 
 impl Scanner {
@@ -261,14 +272,14 @@ impl Scanner {
         for (position, byte) in bytes.iter().enumerate() {
             if self.in_string {
                 match byte {
-                    b'\n' if self.ends_at_broken_string => {
+                    b'\n' if self.is_strict => {
                         self.is_broken = true;
-                        return Some(position);
+                        return Some(position + 1);
                     }
                     _ if self.is_escaped => self.is_escaped = false,
                     b'\\' => self.is_escaped = true,
                     b'"' => {
-                        self.in_string = false;
+                        (self.in_string, self.previous) = (false, b'"');
                         if self.depth == 0 {
                             return Some(position + 1);
                         }
@@ -281,12 +292,25 @@ impl Scanner {
                 b',' | b']' | b'}' | b'\n' if self.depth == 0 && self.is_bare => {
                     return Some(position);
                 }
+                b'{' if self.is_strict
+                    && self.is_object
+                    && self.depth == 1
+                    && self.previous != b':' =>
+                {
+                    return Some(position);
+                }
                 b'"' if !self.is_bare || self.depth > 0 => self.in_string = true,
-                b'{' | b'[' => self.depth += 1,
+                b'{' | b'[' => {
+                    self.is_object |= self.depth == 0 && *byte == b'{';
+                    self.depth += 1;
+                }
                 b'}' | b']' if self.depth <= 1 => return Some(position + 1),
                 b'}' | b']' => self.depth -= 1,
                 _ if self.depth == 0 => self.is_bare = true,
                 _ => {}
+            }
+            if !byte.is_ascii_whitespace() {
+                self.previous = *byte;
             }
         }
         None
@@ -338,6 +362,8 @@ mod tests {
             ("[{\"a\": \"C:\\\"},\n {\"b\": 1},\n{\"c\": 2}]\n{\"d\": 3}", 4),
             ("{\n \"a\": \"x \" y\",\n \"n\": [\n  {\n  }]\n}\n{\n \"b\": 1\n}\n{}", 3),
             ("[{\n\"a\": \"x \" y\"\n},{\n\"b\": 1\n}, {\n\"c\": 2}]", 3),
+            ("[{\"a\": {\"x\":\n{}}, \"y\": 1\n,{\"b\": 1},\n{\"c\": 2}]", 3),
+            ("{\n \"a\": \"x\"\n{\n \"b\": [{}, {}]\n}\n{}", 3),
             ("[\"x\\\",\n\"b\",\n\"c\"]", 3),
         ] {
             let found = elements(text.as_bytes());

@@ -180,7 +180,15 @@ impl Iterator for Records<'_> {
             }
             Kind::JsonLines(json) => json.next()?,
             Kind::Elements(elements) => elements.next()?.map(|element| {
-                let content = element.json.and_then(|json| json_content(&json));
+                let content = element.json.and_then(|json| {
+                    let advice =
+                        "; make objects of the arrays: jq -c '.[] | {id: .[0], text: .[1]}'";
+                    let content = json_content(&json);
+                    content.map_err(|reason| match json.starts_with('[') {
+                        true => reason + advice,
+                        false => reason,
+                    })
+                });
                 let cut = "; the file ends within this element, and elements after it may be lost";
                 let content = content.map_err(|reason| match element.is_cut {
                     true => reason + cut,

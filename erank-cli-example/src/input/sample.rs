@@ -61,15 +61,10 @@ impl<'a> Sample<'a> {
         for line in &mut lines {
             *line = trimmed(line);
         }
-        let separator = match lines.first() {
-            Some([b's', b'e', b'p', b'=', separator, rest @ ..])
-                if rest.trim_ascii().is_empty() =>
-            {
-                lines.remove(0);
-                Some(*separator)
-            }
-            _ => None,
-        };
+        let separator = lines.first().and_then(|line| separator(line));
+        if separator.is_some() {
+            lines.remove(0);
+        }
         Self { bytes: trimmed(bytes), lines, cut, is_whole, separator }
     }
 
@@ -319,7 +314,8 @@ impl<'a> Sample<'a> {
             let has = |names: &&[&str]| {
                 cells.iter().any(|cell| names.iter().any(|name| is_alike(name, cell.trim())))
             };
-            Qrels::FIELD_NAMES.iter().all(has)
+            cells.len() <= 8
+                && Qrels::FIELD_NAMES.iter().all(has)
                 && !cells.iter().any(|cell| columns.is_text(&columns.name(cell)))
         })
     }
@@ -383,11 +379,12 @@ impl<'a> Sample<'a> {
     pub(super) fn remark(&self, format: Format, expected: Expected<'_>) -> Option<&'static str> {
         let rows: Vec<Vec<&[u8]>> = self.lines.iter().map(|line| cells(line)).collect();
         let is_tsv = matches!(expected.name.map(ending), Some("tsv" | "tab"));
+        let is_numbered = rows.iter().any(|row| is_number(row[0]));
         match format {
             Format::Candidates => {
                 Some("of each line, the second column is the id and the last one the text")
             }
-            Format::NamedText if is_tsv || expected.has_ids => None,
+            Format::NamedText if is_tsv || is_numbered || expected.has_ids => None,
             Format::NamedText => Some("the text of each line before the first tab is its id"),
             Format::Text if self.has_words(&rows) => Some(
                 "the lines have tabs, but are read as texts; if the first column is the id, name the file .tsv",
@@ -407,6 +404,16 @@ impl<'a> Sample<'a> {
             cells.len() > 1 && cells.iter().all(is_name)
         });
         (self.lines.len() > 1 && (is_table || is_header)).then_some(super::decode::NOT_UTF8)
+    }
+}
+
+/// Returns the delimiter that a line names for Excel, as in `sep=;`.
+fn separator(line: &[u8]) -> Option<u8> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let line = line.strip_prefix(b"\"").and_then(|line| line.strip_suffix(b"\"")).unwrap_or(line);
+    match line {
+        [b's', b'e', b'p', b'=', separator] => Some(*separator),
+        _ => None,
     }
 }
 

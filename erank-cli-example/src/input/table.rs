@@ -144,14 +144,11 @@ impl<R: BufRead> Rows<R> {
     fn begins_alike(&self, row: &[u8], line: &[u8]) -> bool {
         let form = |line: &[u8]| {
             let field = line.split(|byte| *byte == self.delimiter).next().unwrap_or_default();
-            let class = |byte: &u8| match byte {
-                b'0'..=b'9' => b'0',
-                b'a'..=b'z' | b'A'..=b'Z' => b'a',
-                other => *other,
-            };
-            let mut form: Vec<u8> = field.iter().map(class).collect();
-            form.dedup();
-            form
+            let others = field.iter().filter(|byte| !byte.is_ascii_alphanumeric());
+            let mut others: Vec<u8> = others.copied().collect();
+            others.dedup();
+            let (digit, letter) = (u8::is_ascii_digit, u8::is_ascii_alphabetic);
+            (field.iter().any(digit), field.iter().any(letter), others)
         };
         form(row) == form(line)
     }
