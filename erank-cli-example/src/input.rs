@@ -16,6 +16,7 @@ mod lines;
 mod records;
 mod sample;
 mod table;
+mod tabs;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, BufRead, IsTerminal, Read};

@@ -139,11 +139,12 @@ impl Columns<'_> {
 
 /// Returns whether two names differ only in case, spaces, hyphens and underscores.
 pub(super) fn is_alike(a: &str, b: &str) -> bool {
-    let letters = |name: &'_ str| {
-        let letters = name.chars().filter(|c| !matches!(c, ' ' | '-' | '_'));
-        letters.flat_map(char::to_lowercase).collect::<String>()
-    };
-    letters(a) == letters(b)
+    letters(a).eq(letters(b))
+}
+
+fn letters(name: &str) -> impl Iterator<Item = char> {
+    let letters = name.chars().filter(|c| !matches!(c, ' ' | '-' | '_'));
+    letters.flat_map(char::to_lowercase)
 }
 
 impl FieldNames {
@@ -193,10 +194,10 @@ impl FieldNames {
         let name = self.id_field.as_deref();
         let names = name.as_ref().map_or(ID, std::slice::from_ref);
         let id = fields.take_id(names)?;
-        match self.nested(fields) {
-            Some((_, mut inner)) if id.is_none() && !self.has_text(fields) => inner.take_id(names),
-            _ => Ok(id),
+        if id.is_some() || self.has_text(fields) {
+            return Ok(id);
         }
+        self.nested(fields).map_or(Ok(None), |(_, mut inner)| inner.take_id(names))
     }
 
     /// Takes the text with the title and the headings before it, separated by spaces, as BEIR's rerankers join them.

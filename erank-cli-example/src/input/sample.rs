@@ -1,13 +1,12 @@
 //! The format of a file, as its beginning shows it.
 
-use std::collections::HashSet;
-
 use erank_core::trec::Qrels;
 
 use super::fields::{Columns, is_alike};
 use super::json::{self, Scanner};
 use super::records::Expected;
 use super::table::{self, Rows};
+use super::tabs::TabLines;
 
 /// Number of bytes by which the format is recognised.
 pub(super) const SAMPLE_BYTES: u64 = 1 << 20;
@@ -99,7 +98,19 @@ impl<'a> Sample<'a> {
                 self.first_line()
             ));
         }
-        self.plain(ending, expected.has_ids)
+        if let Some(reason) = self.other_encoding(ending) {
+            return Err(reason.into());
+        }
+        self.tab_lines().format(has_ids(expected))
+    }
+
+    /// Returns what the user should know about a format that is not certain.
+    pub(super) fn remark(&self, format: Format, expected: Expected<'_>) -> Option<&'static str> {
+        format.is_plain().then(|| self.tab_lines().remark(format, has_ids(expected)))?
+    }
+
+    fn tab_lines(&self) -> TabLines<'a> {
+        TabLines::of(&self.lines)
     }
 
     /// Returns the format of JSON, or the reason why it cannot be read. `None` if the file is not JSON.
@@ -335,64 +346,6 @@ impl<'a> Sample<'a> {
         !self.lines.is_empty() && self.lines.iter().all(is_entry)
     }
 
-    /// Returns the format of lines that are neither JSON nor a table with a header.
-    fn plain(&self, ending: &str, has_ids: bool) -> Result<Format, String> {
-        if let Some(reason) = self.other_encoding(ending) {
-            return Err(reason.into());
-        }
-        let rows: Vec<Vec<&[u8]>> = self.lines.iter().map(|line| cells(line)).collect();
-        let most = |is_one: &dyn Fn(&Vec<&[u8]>) -> bool| {
-            rows.iter().filter(|row| is_one(row)).count() * 2 > rows.len()
-        };
-        if most(&|row| row.len() > 2 && is_address(row[1])) {
-            return Ok(Format::Pages);
-        }
-        if most(&|row| row.len() == 4 && is_number(row[0]) && is_number(row[1])) {
-            return Ok(Format::Candidates);
-        }
-        if let Some(row) = rows.get(1)
-            && row.len() > 2
-            && rows.iter().filter(|other| other.len() == row.len()).count() * 10 >= rows.len() * 9
-        {
-            return Err(format!(
-                "its lines have {} columns, separated by tabs, but no header; write one that names them, such as \
-                 id, title, text",
-                row.len()
-            ));
-        }
-        let is_named = has_ids
-            || matches!(ending, "tsv" | "tab")
-            || most(&|row| row.len() > 1 && is_number(row[0]))
-            || (self.has_words(&rows) && most(&|row| row.len() > 1 && is_id(row[0])));
-        Ok(if is_named { Format::NamedText } else { Format::Text })
-    }
-
-    /// Returns whether most lines begin with a word and a tab, and these words are all different.
-    fn has_words(&self, rows: &[Vec<&[u8]>]) -> bool {
-        let words = rows.iter().filter(|row| row.len() > 1 && is_word(row[0]));
-        let words: Vec<&[u8]> = words.map(|row| row[0]).collect();
-        let distinct: HashSet<&&[u8]> = words.iter().collect();
-        rows.len() > 1 && words.len() * 2 > rows.len() && distinct.len() == words.len()
-    }
-
-    /// Returns what the user should know about a format that is not certain.
-    pub(super) fn remark(&self, format: Format, expected: Expected<'_>) -> Option<&'static str> {
-        let rows: Vec<Vec<&[u8]>> = self.lines.iter().map(|line| cells(line)).collect();
-        let is_tsv = matches!(expected.name.map(ending), Some("tsv" | "tab"));
-        let is_numbered = rows.iter().any(|row| is_number(row[0]));
-        match format {
-            Format::Candidates => {
-                Some("of each line, the second column is the id and the last one the text")
-            }
-            Format::NamedText if is_tsv || is_numbered || expected.has_ids => None,
-            Format::NamedText => Some("the text of each line before the first tab is its id"),
-            Format::Text if self.has_words(&rows) => Some(
-                "the lines have tabs, but are read as texts; if the first column is the id, name the file .tsv",
-            ),
-            _ => None,
-        }
-    }
-
     /// Returns why a file cannot be read whose first line would be a header, but is not UTF-8.
     fn other_encoding(&self, ending: &str) -> Option<&'static str> {
         let header = self.lines.first().filter(|line| std::str::from_utf8(line).is_err())?;
@@ -407,6 +360,11 @@ impl<'a> Sample<'a> {
     }
 }
 
+/// Returns whether lines of text begin with an id.
+fn has_ids(expected: Expected<'_>) -> bool {
+    expected.has_ids || matches!(expected.name.map(ending), Some("tsv" | "tab"))
+}
+
 /// Returns the delimiter that a line names for Excel, as in `sep=;`.
 fn separator(line: &[u8]) -> Option<u8> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -415,30 +373,6 @@ fn separator(line: &[u8]) -> Option<u8> {
         [b's', b'e', b'p', b'=', separator] => Some(*separator),
         _ => None,
     }
-}
-
-/// Returns the columns of a line.
-fn cells(line: &[u8]) -> Vec<&[u8]> {
-    line.trim_ascii_end().split(|byte| *byte == b'\t').collect()
-}
-
-fn is_number(cell: &[u8]) -> bool {
-    !cell.is_empty() && cell.iter().all(u8::is_ascii_digit)
-}
-
-/// Returns whether a cell is a word without white space.
-fn is_word(cell: &[u8]) -> bool {
-    !cell.is_empty() && !cell.iter().any(u8::is_ascii_whitespace)
-}
-
-/// Returns whether a word looks like an id: it has a digit, and is no number, which may also be a score.
-fn is_id(cell: &[u8]) -> bool {
-    let is_number = || std::str::from_utf8(cell).is_ok_and(|cell| cell.parse::<f64>().is_ok());
-    is_word(cell) && cell.iter().any(u8::is_ascii_digit) && !is_number()
-}
-
-fn is_address(cell: &[u8]) -> bool {
-    cell.starts_with(b"http://") || cell.starts_with(b"https://")
 }
 
 /// Returns whether a cell looks like the name of a column.

@@ -41,7 +41,7 @@ fn refused(input: &[u8], more: &[&str], said: &str) {
     assert!(ended.err.contains(said), "{said}: {}", ended.err);
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).expect("memory");
     encoder.finish().expect("memory")

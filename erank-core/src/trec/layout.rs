@@ -96,6 +96,11 @@ impl Layout {
             else {
                 return None;
             };
+            // An entry in TREC's format may have ids and a tag that are names of fields.
+            let has_number = || fields.iter().any(|field| field.parse::<f64>().is_ok());
+            if matches!(delimiter, Some('\t') | None) && has_number() {
+                return None;
+            }
             let (fields, positions) = (fields.len(), [query, document, value]);
             let expected = "as many as the header";
             Some(Self { delimiter, fields, expected, positions, is_rank: false })

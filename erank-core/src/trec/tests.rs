@@ -126,6 +126,7 @@ fn runs_are_read_with_a_header() {
     ] {
         assert_eq!(run(text), expected, "{text}");
     }
+    assert_eq!(run("qid Q0 docid 1 2 score\n").ranking("qid"), [("docid", 2.0)]);
     let ranks = run("qid\tpid\trank\nq\tb\t1\nq\ta\t2\n");
     assert_eq!(ranks.ranking("q"), [("b", -1.0), ("a", -2.0)]);
     let (line, problem) = refused("q1\t7\t1\nq1\t8\t2\n");
