@@ -33,18 +33,17 @@ pub(super) fn advice(fields: &Fields, names: &FieldNames) -> String {
             "{name_it}, or if the names are ids, write the documents as lines: {lines}"
         );
     }
-    let nested = fields.0.iter().filter(|_| !has_sentence(fields)).find_map(|(name, value)| {
-        let texts = inner(value)?.0.into_iter();
-        let mut texts = texts.filter(|(_, value)| matches!(value, Value::Text(_)));
+    let mut nested = fields.0.iter().filter(|_| !fields.0.iter().any(is_sentence));
+    let nested = nested.find_map(|(name, value)| {
+        let mut texts = inner(value)?.0.into_iter().filter(is_sentence);
         texts.next().map(|(inner, _)| format!(", such as --text-field {name}.{inner}"))
     });
     name_it.to_owned() + &nested.unwrap_or_default()
 }
 
 /// Returns whether a field has more than one word.
-fn has_sentence(fields: &Fields) -> bool {
-    let mut values = fields.0.iter();
-    values.any(|(_, value)| matches!(value, Value::Text(text) if text.trim().contains(' ')))
+fn is_sentence((_, value): &(String, Value)) -> bool {
+    matches!(value, Value::Text(text) if text.trim().contains(' '))
 }
 
 /// Returns the fields of a value that is an object.
@@ -80,7 +79,7 @@ fn rank(name: &str, array: &str, names: &FieldNames) -> Option<u8> {
     match () {
         () if names.has_text(&fields) || names.nested(&fields).is_some() => Some(0),
         () if LISTS.contains(&name) => Some(1),
-        () if has_sentence(&fields) => Some(3),
+        () if fields.0.iter().any(is_sentence) => Some(3),
         () => Some(4),
     }
 }

@@ -592,7 +592,7 @@ mod tests {
             ),
             (r#"{"ids": [["a"]], "abstract": ["One.", "Two."]}"#, "text with --text-field"),
             (r#"{"d1": "one", "d2": "two"}"#, "jq -c 'to_entries[] | {id: .key, text: .value}'"),
-            (r#"{"id": 1, "meta": {"abstract": "A"}}"#, "such as --text-field meta.abstract"),
+            (r#"{"id": 1, "meta": {"abstract": "A leaf"}}"#, "such as --text-field meta.abstract"),
             (
                 r#"{"text": {"en": "a"}}"#,
                 "an object with the fields en; name one of them as --text-field text.NAME",
