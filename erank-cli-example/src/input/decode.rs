@@ -53,7 +53,9 @@ const NO_TEXT: [(usize, &[u8], &str); 22] = [
 const OFFICE: [&[u8]; 5] =
     [b"[Content_Types].xml", b"xl/", b"word/", b"ppt/", b"mimetypeapplication/vnd.oasis"];
 
-pub(super) const NOT_UTF8: &str = "it is not UTF-8; convert it, for example from Western European: iconv -f WINDOWS-1252 -t UTF-8";
+/// Why a file in another encoding is refused.
+pub(super) const NOT_UTF8: &str = "it is not UTF-8; convert it, for example from Western European: \
+                                   iconv -f WINDOWS-1252 -t UTF-8";
 
 /// Opens a file, and decodes it as [`decode`] does.
 pub(crate) fn open(file: &Path) -> io::Result<Box<dyn BufRead>> {
@@ -302,7 +304,8 @@ impl<R: BufRead> Zstd<R> {
                     }
                 }
                 Err(FrameDecoderError::WindowSizeTooBig { .. }) => {
-                    let problem = "the zstd data needs a window that is too large; decompress it first: zstd -d --long=31";
+                    let problem = "the zstd data needs a window that is too large; \
+                                   decompress it first: zstd -d --long=31";
                     return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
                 }
                 Err(error) => return Err(invalid(error.to_string())),

@@ -23,8 +23,9 @@ pub(crate) struct Fields(pub(super) Vec<(String, Value)>);
 /// The names of fields, in the order in which they are looked for.
 pub(crate) type Names<'a> = &'a [&'a str];
 
-/// BEIR and ir_datasets have `_id` and `doc_id`, MS MARCO `pid` and `docid`, TREC `docno`, Algolia `objectID`. A passage
-/// of MS MARCO v2 has both a `pid` and the `docid` of the page that it comes from. The last ones are those of qrels.
+/// BEIR and ir_datasets have `_id` and `doc_id`, MS MARCO `pid` and `docid`, TREC `docno`, Algolia `objectID`. A
+/// passage of MS MARCO v2 has both a `pid` and the `docid` of the page that it comes from. The last ones are those of
+/// qrels.
 pub(crate) const ID: Names<'_> = &[
     "id",
     "_id",

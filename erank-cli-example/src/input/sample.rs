@@ -315,8 +315,8 @@ impl<'a> Sample<'a> {
         })
     }
 
-    /// Returns whether the first line is the header of judgements or of a run: it names a query, a document and a grade,
-    /// and no text.
+    /// Returns whether the first line is the header of judgements or of a run: it names a query, a document and a
+    /// grade, and no text.
     fn is_judgements(&self, columns: &Columns<'_>) -> bool {
         let header = self.lines.first().map(|line| std::str::from_utf8(line));
         let Some(Ok(header)) = header else { return false };
