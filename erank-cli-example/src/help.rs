@@ -21,7 +21,7 @@ The format of the input is recognised by its text, and then by the ending of the
                required. \"score\" is the score of the first stage. Fields of the same meaning in
                BEIR, Anserini, MS MARCO, BRIGHT, rank_llm and Elasticsearch are known.
   CSV, TSV     A header names the fields. Fields in quotes may hold line breaks. Without a header,
-               a line of TSV is an id, a tab and the text, as in MS MARCO.
+               a line of TSV is an id, a tab and the text, or the columns of MS MARCO's files.
 Files may be compressed with gzip or zstd. Text is UTF-8, or UTF-16 with a byte order mark.
 In a folder, each .txt or .md file is a document with its path as id, and each .jsonl, .ndjson,
 .json, .csv or .tsv file is read as above. Hidden files, links to folders, pipes, sockets and
@@ -55,9 +55,10 @@ Unknown values are null. Diagnostics are written to standard error.";
 /// The input and the output files of `erank eval`.
 pub(crate) const EVAL: &str = "\
 Input is the run of a first stage, relevance judgements (qrels), and the texts:
-  TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS. RUN may also be JSON, such as
-              {\"q1\": {\"d7\": 12.3}}.
-  BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
+  TREC        --run RUN --qrels QRELS --queries TEXTS --corpus TEXTS. RUN may also have a header such
+              as query_id, doc_id, score, or be JSON, such as {\"q1\": {\"d7\": 12.3}}.
+  BEIR        --run RUN --beir FOLDER, with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, also
+              with .gz or .zst after these names
   JSON lines  --jsonl FILE --qrels QRELS, with one query per line:
               {\"id\": \"q1\", \"query\": \"…\", \"documents\": [{\"id\": \"d7\", \"text\": \"…\", \"score\": 12.3}]}
               or an array of such objects, or the requests of rank_llm

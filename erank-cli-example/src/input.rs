@@ -7,15 +7,18 @@
 //!
 //! Input is untrusted and read as bytes. A record that cannot be used is listed as bad; the others are read.
 
+mod advice;
 mod decode;
 mod fields;
 mod folder;
 mod json;
 mod lines;
 mod records;
+mod sample;
 mod table;
+mod tabs;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::Path;
 
@@ -27,7 +30,7 @@ use folder::{DocumentFile, Folder};
 use lines::MAX_RECORD_BYTES;
 
 pub(crate) use decode::{decode, open};
-pub(crate) use fields::{Columns, FieldNames, Fields, Value};
+pub(crate) use fields::{Absent, Columns, FieldNames, Fields, Value};
 pub(crate) use json::not_json;
 pub(crate) use lines::Lines;
 pub(crate) use records::{Content, Record, Records, is_json};
@@ -98,6 +101,8 @@ pub(crate) struct LeftOut {
     pub(crate) unit: &'static str,
     /// Number of entries that were left out, by reason.
     counts: BTreeMap<&'static str, usize>,
+    /// How files were read, if other readings were possible.
+    remarks: BTreeSet<String>,
 }
 
 impl LeftOut {
@@ -107,8 +112,15 @@ impl LeftOut {
         }
     }
 
-    /// Says what was left out of `what`, if anything was.
+    /// Says what was left out of `what`, if anything was, and how it was read.
     pub(crate) fn note(&self, what: &str) {
+        const MAX_REMARKS: usize = 5;
+        for remark in self.remarks.iter().take(MAX_REMARKS) {
+            text::note(&format!("{what}: {remark}."));
+        }
+        if let Some(more) = self.remarks.len().checked_sub(MAX_REMARKS + 1) {
+            text::note(&format!("{what}: {} more files have such remarks.", more + 1));
+        }
         if !self.counts.is_empty() {
             let counts = self.counts.iter().map(|(reason, count)| format!("{count} {reason}"));
             let counts: Vec<String> = counts.collect();
@@ -211,13 +223,20 @@ fn each_record(
     each: Each<'_>,
 ) -> io::Result<LeftOut> {
     let unit = records.unit();
+    let mut absent = names.absent();
     for record in records.by_ref() {
         let record = record?;
         let number = record.number;
+        if let Ok(Content::Fields(fields)) = &record.content {
+            absent.see(fields);
+        }
         each(found(record, names)).map_err(|problem| at(unit, number, problem))?;
     }
     let mut left_out = LeftOut { unit, ..LeftOut::default() };
     left_out.add("blank lines", records.blank());
+    left_out.add("repeated headers", records.repeated_headers());
+    left_out.remarks.extend(records.remarks());
+    left_out.remarks.extend(absent.remarks());
     Ok(left_out)
 }
 
@@ -231,7 +250,8 @@ fn found(record: Record, names: &FieldNames) -> Found {
     let document = match record.content {
         Ok(Content::Text(text)) => Ok(InputDocument { line, id: None, text, score: None }),
         Ok(Content::Named { id, text }) => {
-            Ok(InputDocument { line, id: Some(id), text, score: None })
+            let id = Some(id).filter(|id| !id.is_empty());
+            Ok(InputDocument { line, id, text, score: None })
         }
         Ok(Content::Fields(fields)) => names.document(line, fields),
         Err(reason) => Err((None, reason)),
@@ -247,7 +267,7 @@ fn for_each_of_folder(
     has_ids: bool,
     each: Each<'_>,
 ) -> io::Result<LeftOut> {
-    let mut left_out = LeftOut { unit: "document", counts: folder.left_out };
+    let mut left_out = LeftOut { unit: "document", counts: folder.left_out, ..LeftOut::default() };
     let mut number = 0;
     let mut each = |found: Found| {
         number += 1;
@@ -295,6 +315,8 @@ fn for_each_of_folder(
             (_, Some(error)) => return Err(error),
             (Ok(of_file), None) => {
                 of_file.counts.into_iter().for_each(|(reason, count)| left_out.add(reason, count));
+                let remarks = of_file.remarks.iter();
+                left_out.remarks.extend(remarks.map(|remark| format!("{name}: {remark}")));
             }
             (Err(error), None) => each(bad(name, error.to_string()))?,
         }
@@ -501,7 +523,10 @@ mod tests {
         let bad = input.bad_lines.iter().map(|bad| bad.id.as_deref().expect("a name"));
         assert!(bad.eq(["bad.txt", "c.jsonl:2", "w", "f.csv"]), "{input:?}");
         assert_eq!(input.bad_lines[2].reason, "c.jsonl:4: \"text\" is not a string");
-        assert_eq!(input.bad_lines[0].reason, "not UTF-8: byte 4 of the file is invalid");
+        assert_eq!(
+            input.bad_lines[0].reason,
+            "not UTF-8: byte 4 of the file is invalid; convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8"
+        );
         let lines = input.documents.iter().map(|document| document.line);
         let lines = lines.chain(input.bad_lines.iter().map(|bad| bad.line));
         let distinct: std::collections::BTreeSet<usize> = lines.collect();

@@ -8,7 +8,7 @@
 //! | run | query id, `Q0`, document id, rank, score, tag |
 //! | qrels | query id, `0`, document id, grade |
 //!
-//! Qrels of BEIR and of ir_datasets are read, too ([`Qrels::read`]).
+//! Qrels of BEIR and of ir_datasets are read, too ([`Qrels::read`]), and runs with a header ([`Run::read`]).
 //!
 //! The parser follows trec_eval. It ignores the second field, the rank, the tag, empty lines, and lines
 //! that begin with `#`. Lines may come in any order. Windows line ends and a byte order mark are
@@ -40,6 +40,10 @@ use std::collections::btree_map::Entry;
 use std::io::{self, BufRead, Write};
 
 use thiserror::Error;
+
+use layout::Layout;
+
+mod layout;
 
 /// Values by query id, then by document id. The order of `str` is that of trec_eval's `strcmp`.
 type Table<V> = BTreeMap<String, BTreeMap<String, V>>;
@@ -96,18 +100,18 @@ impl Run {
 
     /// Reads a run.
     ///
+    /// The first line tells the layout. Six fields are TREC's. A header with names of [`Qrels::FIELD_NAMES`] for query
+    /// and document, and with `score` or else `rank`, may have the fields in any order, and others beside them; fields
+    /// are then separated as in [`Qrels::read`]. A rank counts as a score, the smallest rank as the highest one.
+    ///
     /// # Errors
     /// Returns a [`ReadError`] for the first invalid line, and reads no further.
     pub fn read(reader: impl BufRead) -> Result<Self, ReadError> {
-        const FIELDS: &str = "6: query id, Q0, document id, rank, score, tag";
         let mut run = Self::new();
-        read_lines(reader, |line| {
-            let fields: Vec<&str> = by_white_space(line).collect();
-            let [query, _, document, _, score, _] = fields[..] else {
-                return Err(EntryError::Fields { found: fields.len(), expected: FIELDS });
-            };
+        read_entries(reader, Layout::of_run, |[query, document, score], is_rank| {
             let number = score.parse().ok().filter(|number: &f64| number.is_finite());
             let number = number.ok_or_else(|| EntryError::Score(score.to_owned()))?;
+            let number = if is_rank { -number } else { number };
             run.insert(query, document, number)
         })?;
         Ok(run)
@@ -212,8 +216,9 @@ impl Qrels {
     /// The first line tells the layout. Four fields are TREC's, and three are query id, document id and grade, as in
     /// BEIR. Fields are separated by white space, or by commas or semicolons if the first line has one after each
     /// field. A first line without digits whose grade is no number is a header. A header with names of
-    /// [`FIELD_NAMES`](Self::FIELD_NAMES) may have the fields in any order, and others beside them. A grade may be
-    /// written as `1.0`.
+    /// [`FIELD_NAMES`](Self::FIELD_NAMES) may have the fields in any order, and others beside them; its delimiter is a
+    /// tab, comma, semicolon, vertical bar or white space, and fields in quotes may hold it. A grade may be written as
+    /// `1.0`.
     ///
     /// ```
     /// use erank_core::trec::Qrels;
@@ -227,20 +232,7 @@ impl Qrels {
     /// Returns a [`ReadError`] for the first invalid line, and reads no further.
     pub fn read(reader: impl BufRead) -> Result<Self, ReadError> {
         let mut qrels = Self::new();
-        let mut layout: Option<QrelsLayout> = None;
-        read_lines(reader, |line| {
-            let layout = match &layout {
-                Some(layout) => layout,
-                None => {
-                    let (found, is_header) = QrelsLayout::of(line)?;
-                    let found = layout.insert(found);
-                    if is_header {
-                        return Ok(());
-                    }
-                    found
-                }
-            };
-            let [query, document, grade] = layout.fields(line)?;
+        read_entries(reader, Layout::of_qrels, |[query, document, grade], _| {
             qrels.insert(query, document, parse_grade(grade)?)
         })?;
         Ok(qrels)
@@ -352,6 +344,30 @@ fn read_lines(
     Ok(())
 }
 
+/// Calls `entry` with query id, document id and value of every entry, and whether the value is a rank. `of_first_line` returns
+/// the layout that the first line shows, and whether this line is a header.
+fn read_entries(
+    reader: impl BufRead,
+    of_first_line: fn(&str) -> Result<(Layout, bool), EntryError>,
+    mut entry: impl FnMut([&str; 3], bool) -> Result<(), EntryError>,
+) -> Result<(), ReadError> {
+    let mut layout: Option<Layout> = None;
+    read_lines(reader, |line| {
+        let layout = match &layout {
+            Some(layout) => layout,
+            None => {
+                let (found, is_header) = of_first_line(line)?;
+                let found = layout.insert(found);
+                if is_header {
+                    return Ok(());
+                }
+                found
+            }
+        };
+        entry(layout.fields(line)?, layout.is_rank)
+    })
+}
+
 fn by_white_space(line: &str) -> impl Iterator<Item = &str> {
     line.split(SPACE).filter(|field| !field.is_empty())
 }
@@ -364,82 +380,6 @@ pub fn parse_grade(grade: &str) -> Result<i32, EntryError> {
     // A trailing fraction of zeros does not change the number.
     let digits = grade.trim_end_matches('0').strip_suffix('.').unwrap_or(grade);
     digits.parse().map_err(|_| EntryError::Grade(grade.to_owned()))
-}
-
-/// The positions of the fields in a line of qrels.
-struct QrelsLayout {
-    /// The comma or semicolon that separates fields, or `None` for white space.
-    delimiter: Option<char>,
-    /// Number of fields of a line.
-    fields: usize,
-    /// What the fields are, for errors.
-    expected: &'static str,
-    /// The positions of query id, document id and grade.
-    positions: [usize; 3],
-}
-
-impl QrelsLayout {
-    /// Returns the layout that the first line shows, and whether this line is a header.
-    fn of(line: &str) -> Result<(Self, bool), EntryError> {
-        let delimiter = Self::delimiter(line);
-        let fields = Self::split(line, delimiter);
-        let named = Qrels::FIELD_NAMES.map(|names| {
-            fields.iter().position(|field| names.contains(&field.to_ascii_lowercase().as_str()))
-        });
-        let of =
-            |expected, positions| Self { delimiter, fields: fields.len(), expected, positions };
-        if let [Some(query), Some(document), Some(grade)] = named {
-            return Ok((of("as many as the header", [query, document, grade]), true));
-        }
-        // Most ids have digits, so that an entry with a wrong grade is not taken for a header.
-        let has_digits = || line.contains(|c: char| c.is_ascii_digit());
-        let is_header =
-            fields.last().is_some_and(|grade| grade.parse::<f64>().is_err()) && !has_digits();
-        let layout = match fields[..] {
-            [_, _, _, _] => of("4: query id, 0, document id, grade", [0, 2, 3]),
-            [_, _, _] => of("3: query id, document id, grade", [0, 1, 2]),
-            _ => {
-                return Err(EntryError::Fields {
-                    found: fields.len(),
-                    expected: "4: query id, 0, document id, grade; or 3 without the 0",
-                });
-            }
-        };
-        let mut positions = named.into_iter().zip(layout.positions);
-        if is_header && positions.any(|(named, position)| named.is_some_and(|n| n != position)) {
-            return Err(EntryError::Header(line.trim().to_owned()));
-        }
-        Ok((layout, is_header))
-    }
-
-    /// Returns the comma or semicolon that follows each field of a line but the last.
-    fn delimiter(line: &str) -> Option<char> {
-        let fields: Vec<&str> = by_white_space(line).collect();
-        [',', ';'].into_iter().find(|delimiter| match &fields[..] {
-            [field] => field.contains(*delimiter),
-            [fields @ .., _] => fields.iter().all(|field| field.ends_with(*delimiter)),
-            [] => false,
-        })
-    }
-
-    fn split(line: &str, delimiter: Option<char>) -> Vec<&str> {
-        match delimiter {
-            Some(delimiter) => {
-                let fields = line.trim().split(delimiter);
-                fields.map(|field| field.trim().trim_matches('"')).collect()
-            }
-            None => by_white_space(line).collect(),
-        }
-    }
-
-    /// Returns query id, document id and grade of a line.
-    fn fields<'a>(&self, line: &'a str) -> Result<[&'a str; 3], EntryError> {
-        let fields = Self::split(line, self.delimiter);
-        if fields.len() != self.fields {
-            return Err(EntryError::Fields { found: fields.len(), expected: self.expected });
-        }
-        Ok(self.positions.map(|position| fields[position]))
-    }
 }
 
 /// The error of reading a file.

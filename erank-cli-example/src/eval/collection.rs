@@ -35,6 +35,8 @@ pub(super) struct Candidate {
     pub(super) id: String,
     pub(super) score: f64,
     pub(super) text: Option<String>,
+    /// Why the text that the file holds cannot be used.
+    pub(super) problem: Option<String>,
 }
 
 /// Returns the texts of query and document, or the reason why the model cannot score them.
@@ -44,10 +46,11 @@ pub(super) fn texts<'a>(
 ) -> Result<(&'a str, &'a str), String> {
     let query =
         query.text.as_deref().ok_or("the texts of the queries do not contain the query's id")?;
+    let missing = "the texts of the documents do not contain the document's id";
     let document = candidate
         .text
         .as_deref()
-        .ok_or("the texts of the documents do not contain the document's id")?;
+        .ok_or_else(|| candidate.problem.clone().unwrap_or_else(|| missing.into()))?;
     if Document::new(document).is_blank() {
         return Err(DocumentError::Empty.to_string());
     }
@@ -57,7 +60,8 @@ pub(super) fn texts<'a>(
 impl Collection {
     /// Reads the files of the arguments, with the best `depth` candidates of each query.
     pub(super) fn read(arguments: &CollectionArguments, depth: usize) -> Result<Self, EvalError> {
-        let beir = |file: &str| arguments.beir.as_ref().map(|folder| folder.join(file));
+        let beir =
+            |file: &str| arguments.beir.as_ref().map(|folder| plain_or_compressed(folder, file));
         let (run, queries) = match (&arguments.jsonl, &arguments.run) {
             (Some(jsonl), _) => {
                 let (run, queries) = files::read_candidates(jsonl, &arguments.fields)?;
@@ -91,7 +95,11 @@ impl Collection {
             let Some(mut found) = queries.remove(&query.id) else { continue };
             (query.text, query.instruction) = (Some(found.text), found.instruction);
             for candidate in &mut query.candidates {
-                candidate.text = found.documents.remove(&candidate.id);
+                match found.documents.remove(&candidate.id) {
+                    Some(Ok(text)) => candidate.text = Some(text),
+                    Some(Err(problem)) => candidate.problem = Some(problem),
+                    None => {}
+                }
             }
         }
         if !has_texts {
@@ -136,6 +144,13 @@ impl Collection {
     }
 }
 
+/// Returns the path of a file, or that of its compressed form if only this one is there.
+fn plain_or_compressed(folder: &Path, file: &str) -> PathBuf {
+    let named = |ending: &str| folder.join(file.to_owned() + ending);
+    let compressed = || [".gz", ".zst"].map(named).into_iter().find(|path| path.exists());
+    Some(named("")).filter(|path| path.exists()).or_else(compressed).unwrap_or_else(|| named(""))
+}
+
 /// Returns the queries of the run that are judged, sorted by id. Says how many others there are.
 fn judged<'a>(run: &'a Run, qrels: &Qrels) -> Result<Vec<&'a str>, EvalError> {
     let (judged, others): (Vec<&str>, Vec<&str>) =
@@ -165,8 +180,12 @@ fn select(
     for &id in judged {
         let ranking = run.ranking(id).into_iter();
         let ranking = ranking.filter(|(document, _)| !exclusion.excludes(id, document)).take(depth);
-        let candidate =
-            |(id, score): (&str, f64)| Candidate { id: id.to_owned(), score, text: None };
+        let candidate = |(id, score): (&str, f64)| Candidate {
+            id: id.to_owned(),
+            score,
+            text: None,
+            problem: None,
+        };
         let candidates: Vec<Candidate> = ranking.map(candidate).collect();
         for Candidate { id: document, score, .. } in &candidates {
             first_stage.insert(id, document, *score)?;

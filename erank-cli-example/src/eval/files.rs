@@ -9,7 +9,8 @@ use erank_core::trec::{self, EntryError, Qrels, Run};
 use super::error::EvalError;
 use crate::error::one_line;
 use crate::input::{
-    self, BadLine, Columns, Content, FieldNames, Fields, InputDocument, Record, Records, Value,
+    self, Absent, BadLine, Columns, Content, FieldNames, Fields, InputDocument, Record, Records,
+    Value,
 };
 use crate::text;
 
@@ -18,10 +19,13 @@ const QUERY_ID: &[&str] = &["id", "_id", "qid", "query_id", "query-id"];
 /// The names of a query's text. The topics of ir_datasets have a `title`.
 const QUERY_TEXT: &[&str] = &["text", "query", "query_text", "question", "contents", "title"];
 
+/// The name of the relevant documents of a query in BRIGHT.
+const GOLD: &[&str] = &["gold_ids"];
+
 /// Reads a run in TREC's format, or in JSON.
 pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
     let mut run = Run::new();
-    let text = read_json(file, &["score"], |query, document, score| {
+    let text = read_json(file, &["score"], &[], |query, document, score| {
         let number = score.parse().map_err(|_| EntryError::Score(score))?;
         run.insert(query, document, number)
     })?;
@@ -35,7 +39,7 @@ pub(super) fn read_run(file: &Path) -> Result<Run, EvalError> {
 pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
     let mut qrels = Qrels::new();
     let [_, _, grades] = Qrels::FIELD_NAMES;
-    let text = read_json(file, grades, |query, document, grade| {
+    let text = read_json(file, grades, GOLD, |query, document, grade| {
         qrels.insert(query, document, trec::parse_grade(&grade)?)
     })?;
     match text {
@@ -45,10 +49,11 @@ pub(super) fn read_qrels(file: &Path) -> Result<Qrels, EvalError> {
 }
 
 /// Calls `add` with query, document and value of each entry of a file, if it is JSON. Returns the text otherwise.
-/// `values` are the names of the value.
+/// `values` are the names of the value, and `lists` those of an array of documents with the value 1.
 fn read_json(
     file: &Path,
     values: &[&str],
+    lists: &[&str],
     mut add: impl FnMut(String, String, String) -> Result<(), EntryError>,
 ) -> Result<Option<Box<dyn BufRead>>, EvalError> {
     let problem = |problem: String| EvalError::file(file, problem);
@@ -64,16 +69,18 @@ fn read_json(
     for record in records {
         let record = record.map_err(|error| problem(error.to_string()))?;
         let number = record.number;
-        let added = fields(record).and_then(|fields| add_entries(fields, values, &mut add));
+        let added = fields(record).and_then(|fields| add_entries(fields, values, lists, &mut add));
         added.map_err(|reason| problem(format!("{unit} {number}: {reason}")))?;
     }
     Ok(None)
 }
 
-/// Adds the entry of `{"query_id": "q1", "doc_id": "d1", "relevance": 1}`, or those of `{"q1": {"d1": 1}}`.
+/// Adds the entry of `{"query_id": "q1", "doc_id": "d1", "relevance": 1}`, or those of `{"q1": {"d1": 1}}` or
+/// `{"id": "q1", "gold_ids": ["d1"]}`.
 fn add_entries(
     mut fields: Fields,
     values: &[&str],
+    lists: &[&str],
     add: &mut impl FnMut(String, String, String) -> Result<(), EntryError>,
 ) -> Result<(), String> {
     // A run has the same names for queries and documents.
@@ -81,13 +88,22 @@ fn add_entries(
     let mut add = |query: String, document: String, value: String| {
         add(query, document, value).map_err(|error| error.to_string())
     };
+    let has_list = lists.iter().any(|name| fields.has(name));
+    if has_list && let Some(documents) = fields.take_array(lists)? {
+        let query = fields.take_id(QUERY_ID)?.ok_or("the query id is missing")?;
+        let documents = documents.into_iter().filter_map(|id| id.id(lists[0]).transpose());
+        let documents = documents.collect::<Result<HashSet<String>, _>>()?;
+        return documents.into_iter().try_for_each(|id| add(query.clone(), id, "1".into()));
+    }
     if let Some(query) = fields.take_id(query_names)? {
         let document = fields.take_id(document_names)?.ok_or("the document id is missing")?;
         let value = fields.take_id(values)?.ok_or("the grade or score is missing")?;
         return add(query, document, value);
     }
     for (query, of_query) in fields.into_entries() {
-        for (document, value) in of_query.object(&query)?.into_entries() {
+        let layout = "write {\"q1\": {\"d1\": 1}}";
+        let of_query = of_query.object(&query).map_err(|reason| format!("{reason}; {layout}"))?;
+        for (document, value) in of_query.into_entries() {
             let value = value.id(&document)?.ok_or("a grade or score is null")?;
             add(query.clone(), document, value)?;
         }
@@ -103,8 +119,8 @@ pub(super) struct QueryText {
     pub(super) instruction: Option<String>,
     /// The documents that must not be found, as in BRIGHT.
     pub(super) excluded: HashSet<String>,
-    /// The texts of the candidates by document id, if the file holds them.
-    pub(super) documents: HashMap<String, String>,
+    /// The texts of the candidates by document id, if the file holds them, or the reasons why they cannot be used.
+    pub(super) documents: HashMap<String, Result<String, String>>,
 }
 
 /// Reads the queries whose ids are `wanted`. Records that cannot be used are skipped and reported.
@@ -113,7 +129,7 @@ pub(super) fn read_queries(
     wanted: &HashSet<&str>,
 ) -> Result<HashMap<String, QueryText>, EvalError> {
     let (text, others) = (QUERY_TEXT.to_vec(), QUERY_ID.to_vec());
-    let columns = Columns { text, others, text_field: None };
+    let columns = Columns { text, others, text_field: None, given: Vec::new() };
     let failed = |error: std::io::Error| EvalError::file(file, error.to_string());
     let records = Records::open(file, columns, true).map_err(failed)?;
     let (mut queries, mut skipped) = (HashMap::new(), Skipped::new(records.unit()));
@@ -140,9 +156,11 @@ pub(super) fn read_queries(
 /// Returns the id and the text of a query.
 fn query(record: Record) -> Result<(String, QueryText), String> {
     let mut fields = match record.content? {
-        Content::Named { id, text } => return Ok((id, QueryText { text, ..Default::default() })),
+        Content::Named { id, text } if !id.is_empty() => {
+            return Ok((id, QueryText { text, ..Default::default() }));
+        }
         Content::Fields(fields) => fields,
-        Content::Text(_) => return Err("there is no id".into()),
+        Content::Named { .. } | Content::Text(_) => return Err("there is no id".into()),
     };
     let id = fields.take_id(QUERY_ID)?.ok_or("the query's id is missing")?;
     let text = fields.take_text(QUERY_TEXT)?.ok_or("the query's text is missing")?;
@@ -227,15 +245,17 @@ pub(super) fn read_candidates(
     let columns = FieldNames::default();
     let records = Records::open(file, columns.columns(), false).map_err(failed)?;
     let unit = records.unit();
-    let (mut run, mut queries) = (Run::new(), HashMap::new());
+    let (mut run, mut queries, mut absent) = (Run::new(), HashMap::new(), names.absent());
     for record in records {
         let record = record.map_err(failed)?;
         let number = record.number;
-        let query = fields(record).and_then(|fields| candidates(fields, names, &mut run));
+        let query =
+            fields(record).and_then(|fields| candidates(fields, names, &mut run, &mut absent));
         let (id, query) =
             query.map_err(|reason| EvalError::file(file, format!("{unit} {number}: {reason}")))?;
         queries.insert(id, query);
     }
+    absent.remarks().for_each(|remark| text::note(&format!("{}: {remark}.", text::path(file))));
     Ok((run, queries))
 }
 
@@ -252,6 +272,7 @@ fn candidates(
     mut fields: Fields,
     names: &FieldNames,
     run: &mut Run,
+    absent: &mut Absent<'_>,
 ) -> Result<(String, QueryText), String> {
     let documents = fields.take_array(&["documents", "candidates", "hits"])?;
     let documents = documents
@@ -287,13 +308,14 @@ fn candidates(
     let (instruction, excluded) = (fields.take_text(&["instruction"])?, excluded(&mut fields)?);
     let mut texts = HashMap::new();
     for mut document in documents {
+        absent.see(&document);
         let document_id =
             names.id(&mut document)?.ok_or("a document's \"id\" is missing or null")?;
         let score = document.score()?.ok_or_else(|| {
             format!("the \"score\" of document {document_id:?} is missing or null")
         })?;
         run.insert(&id, &document_id, score).map_err(|error| error.to_string())?;
-        texts.extend(names.find_text(&mut document)?.map(|text| (document_id, text)));
+        texts.extend(names.find_text(&mut document).transpose().map(|text| (document_id, text)));
     }
     Ok((id, QueryText { text, instruction, excluded, documents: texts }))
 }
@@ -329,6 +351,10 @@ mod tests {
         ] {
             assert_eq!(read_qrels(written(text).path()).expect(text), expected, "{text}");
         }
+        let gold =
+            "{\"query\": \"x\", \"id\": 1, \"gold_ids\": [\"d1\", \"d2\"], \"excluded_ids\": []}\n";
+        let gold = read_qrels(written(gold).path()).expect("BRIGHT's");
+        assert_eq!(gold.grades("1").collect::<Vec<_>>(), [("d1", 1), ("d2", 1)]);
         let braces = read_qrels(written("{q1} 0 d1 1\n[q2] 0 d1 0\n").path()).expect("TREC");
         assert!(braces.has_query("{q1}") && braces.has_query("[q2]"));
         for (bad, said) in [
@@ -337,7 +363,7 @@ mod tests {
             ("q1\td1\t1\nq1\td1\t1\n", "line 2: query \"q1\" has document \"d1\" twice"),
             ("{\"qid\": \"q1\", \"rel\": 1}", "line 1: the document id is missing"),
             ("{\"q1\": {\"d1\": \"high\"}}", "line 1: the grade \"high\""),
-            ("{\"q1\": 7}", "line 1: \"q1\" is not an object"),
+            ("{\"q1\": 7}", "line 1: \"q1\" is not an object; write {\"q1\": {\"d1\": 1}}"),
         ] {
             let error = read_qrels(written(bad).path()).expect_err(bad).to_string();
             assert!(error.contains(said), "{error}");
@@ -420,6 +446,12 @@ mod tests {
         let (run, queries) = read_candidates(written(&line(good)).path(), &names).expect("read");
         assert_eq!(run.ranking("1"), [("b", 2.0), ("a", 1.0)]);
         assert_eq!(queries["1"].documents.len(), 1);
+        let unusable =
+            r#"[{"id": "a", "text": true, "score": 1}, {"id": "b", "text": "x", "score": 2}]"#;
+        let file = written(&line(unusable));
+        let documents = &read_candidates(file.path(), &names).expect("read").1["1"].documents;
+        assert_eq!(documents["a"], Err("\"text\" is not a string".to_owned()));
+        assert_eq!(documents["b"], Ok("x".to_owned()));
         for (bad, said) in [
             (line(r#"[{"id": "a", "text": "x"}]"#), "the \"score\" of document \"a\" is missing"),
             (line(r#"[{"id": "a b", "score": 1}]"#), "cannot be a document id"),
@@ -454,8 +486,8 @@ mod tests {
             let (run, queries) = read_candidates(written(text).path(), &names).expect(text);
             assert_eq!(run.ranking("7"), [("a", 2.5), ("b", 1.5)]);
             let query = &queries["7"];
-            assert_eq!((query.text.as_str(), query.documents["a"].as_str()), ("x", "A"));
-            assert_eq!(query.documents["b"], "B \u{fffd}");
+            assert_eq!((query.text.as_str(), &query.documents["a"]), ("x", &Ok("A".to_owned())));
+            assert_eq!(query.documents["b"], Ok("B \u{fffd}".to_owned()));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
@@ -19,7 +19,7 @@ const EXPANSION_ALLOWANCE: u64 = 64 << 20;
 const SAMPLE_BYTES: u64 = 64 << 10;
 
 /// The beginnings of files that hold no text, and what they are.
-const NO_TEXT: [(usize, &[u8], &str); 13] = [
+const NO_TEXT: [(usize, &[u8], &str); 22] = [
     (0, b"\x1f\x8b", "compressed twice (gzip inside); decompress it once"),
     (0, b"\x28\xb5\x2f\xfd", "compressed twice (zstd inside); decompress it once"),
     // After "BZh" and a digit, which may also begin a text.
@@ -28,7 +28,16 @@ const NO_TEXT: [(usize, &[u8], &str); 13] = [
     (0, b"\x04\x22\x4d\x18", "compressed with lz4; decompress it, or give gzip or zstd"),
     (0, b"PK\x03\x04", "a zip archive; unpack it, and give the file or folder that it holds"),
     (257, b"ustar", "a tar archive; unpack it, and give the file or folder that it holds"),
+    (0, b"\x5d\0\0", "compressed with lzma; decompress it, or give gzip or zstd"),
+    (0, b"\x1f\x9d", "compressed with compress; decompress it, or give gzip or zstd"),
     (0, b"PAR1\x15", "a Parquet file; convert it to JSON lines"),
+    (0, b"ARROW1\0\0", "an Arrow file; convert it to JSON lines"),
+    (0, b"FEA1", "a Feather file; convert it to JSON lines"),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream; convert it to JSON lines"),
+    (0, b"Obj\x01", "an Avro file; convert it to JSON lines"),
+    (0, b"ORC\x0a", "an ORC file; convert it to JSON lines"),
+    (0, b"\x93NUMPY", "an array of NumPy; convert it to JSON lines"),
+    (0, b"\xd0\xcf\x11\xe0", "an old Office file; save it as CSV or text in UTF-8"),
     (
         0,
         b"7z\xbc\xaf\x27\x1c",
@@ -39,6 +48,14 @@ const NO_TEXT: [(usize, &[u8], &str); 13] = [
     (0, b"SQLite format 3\0", "an SQLite database; export its rows as CSV or JSON lines"),
     (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer; run git lfs pull"),
 ];
+
+/// The names in a zip archive that is an Office file.
+const OFFICE: [&[u8]; 5] =
+    [b"[Content_Types].xml", b"xl/", b"word/", b"ppt/", b"mimetypeapplication/vnd.oasis"];
+
+/// Why a file in another encoding is refused.
+pub(super) const NOT_UTF8: &str = "it is not UTF-8; convert it, for example from Western European: \
+                                   iconv -f WINDOWS-1252 -t UTF-8";
 
 /// Opens a file, and decodes it as [`decode`] does.
 pub(crate) fn open(file: &Path) -> io::Result<Box<dyn BufRead>> {
@@ -61,7 +78,11 @@ pub(crate) fn decode<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn BufRead +
     let reason = NO_TEXT
         .iter()
         .find(|(at, magic, _)| sample.get(*at..).is_some_and(|bytes| bytes.starts_with(magic)));
-    if let Some((_, _, reason)) = reason {
+    if let Some((_, magic, reason)) = reason {
+        let contains = |name: &&[u8]| sample.windows(name.len()).any(|window| window == *name);
+        if *magic == b"PK\x03\x04" && OFFICE.iter().any(contains) {
+            return Err(invalid("it is an Office file; save it as CSV or text in UTF-8".into()));
+        }
         return Err(invalid(format!("it is {reason}")));
     }
     let utf32 = sample.starts_with(b"\xff\xfe\0\0") || sample.starts_with(b"\0\0\xfe\xff");
@@ -76,6 +97,7 @@ pub(crate) fn decode<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn BufRead +
     };
     if big_endian.is_none() {
         check_nuls(sample)?;
+        check_utf8(sample)?;
     }
     reader.get_mut().0.set_position(mark);
     Ok(match big_endian {
@@ -106,6 +128,27 @@ fn check_nuls(sample: &[u8]) -> io::Result<()> {
     )))
 }
 
+/// Returns an error if the sample is binary, or if most of its lines are in another encoding.
+fn check_utf8(sample: &[u8]) -> io::Result<()> {
+    let Err(error) = std::str::from_utf8(sample) else { return Ok(()) };
+    let is_cut = error.error_len().is_none() && sample.len() as u64 == SAMPLE_BYTES;
+    if is_cut {
+        return Ok(());
+    }
+    let is_control = |byte: &&u8| matches!(byte, 0..=7 | 14..=25 | 127);
+    if sample.iter().filter(is_control).count() * 32 > sample.len() {
+        return Err(invalid("it is binary, or text in another encoding than UTF-8".into()));
+    }
+    let lines = sample.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+    let (lines, invalid_lines) = lines.fold((0, 0), |(lines, invalid), line| {
+        (lines + 1, invalid + usize::from(std::str::from_utf8(line).is_err()))
+    });
+    match lines > 1 && invalid_lines * 2 > lines {
+        true => Err(invalid(NOT_UTF8.into())),
+        false => Ok(()),
+    }
+}
+
 fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
@@ -130,7 +173,7 @@ fn decompress<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let is_zstd =
         |magic: &[u8]| matches!(magic, [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18]);
     let (name, data): (_, Box<dyn Read + 'a>) = match &magic[..] {
-        [0x1f, 0x8b, ..] => ("gzip", Box::new(MultiGzDecoder::new(reader))),
+        [0x1f, 0x8b, ..] => ("gzip", Box::new(Gzip::new(reader))),
         magic if is_zstd(magic) => ("zstd", Box::new(Zstd::new(reader))),
         _ => return Ok(Box::new(reader)),
     };
@@ -171,7 +214,7 @@ struct Decompressed<R> {
 impl<R: Read> Read for Decompressed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.data.read(buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => error,
+            io::ErrorKind::Interrupted | io::ErrorKind::Unsupported => error,
             kind => {
                 let name = self.name;
                 io::Error::new(kind, format!("the {name} data is damaged or cut off: {error}"))
@@ -187,6 +230,51 @@ impl<R: Read> Read for Decompressed<R> {
             )));
         }
         Ok(read)
+    }
+}
+
+/// The members of gzip data, one after another. Zeros after the last one are padding, as for gzip itself.
+struct Gzip<R> {
+    /// The member that is read, or `None` at the end.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Gzip<R> {
+    fn new(reader: R) -> Self {
+        Self { member: Some(GzDecoder::new(reader)) }
+    }
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let Some(mut reader) = self.member.take().map(GzDecoder::into_inner) else { break };
+            let mut is_padded = false;
+            let next = loop {
+                let bytes = reader.fill_buf()?;
+                let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+                let next = bytes.get(zeros).copied();
+                let is_end = bytes.is_empty();
+                is_padded |= zeros > 0;
+                reader.consume(zeros);
+                if is_end || next.is_some() {
+                    break next;
+                }
+            };
+            match next {
+                None => {}
+                Some(0x1f) if !is_padded => self.member = Some(GzDecoder::new(reader)),
+                Some(_) => {
+                    let problem = "other data follows the gzip data; remove it";
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
+                }
+            }
+        }
+        Ok(0)
     }
 }
 
@@ -214,6 +302,11 @@ impl<R: BufRead> Zstd<R> {
                     if io::copy(&mut frame, &mut io::sink())? < length.into() {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
+                }
+                Err(FrameDecoderError::WindowSizeTooBig { .. }) => {
+                    let problem = "the zstd data needs a window that is too large; \
+                                   decompress it first: zstd -d --long=31";
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
                 }
                 Err(error) => return Err(invalid(error.to_string())),
             }
@@ -384,6 +477,13 @@ mod tests {
             (tar, "tar archive"),
             (b"BZh91AY&SY\x8b\xa1".to_vec(), "compressed with bzip2"),
             (b"PAR1\x15\x04\x15".to_vec(), "Parquet"),
+            (b"ARROW1\0\0\x01\x02\x03\n".to_vec(), "Arrow file"),
+            (b"\xff\xff\xff\xff\x10".to_vec(), "Arrow stream"),
+            (b"\xd0\xcf\x11\xe0\xa1".to_vec(), "old Office file"),
+            (b"PK\x03\x04\x14\0\x06\0[Content_Types].xml".to_vec(), "an Office file; save it"),
+            (b"\x80\x04\x95\x01\n\xff\xfe\x02\x11\xc3\x28\x05text".to_vec(), "binary"),
+            (b"caf\xe9\ntea\n\xfcber\n".to_vec(), "iconv -f WINDOWS-1252"),
+            (b"\x83e\x83L\n\x83X\x83g\n".to_vec(), "it is not UTF-8"),
             (vec![0; 100], "binary"),
             (gzip(&gzip(b"text")), "compressed twice"),
             (b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "git lfs pull"),
@@ -418,6 +518,13 @@ mod tests {
         assert_eq!(read(&skipped).as_deref(), Ok("text"));
         assert!(read(&skipped[..10]).is_err());
         assert!(read(b"\x1f\x8bno gzip").is_err());
+        let padded = [gzip(b"te"), gzip(b"xt"), vec![0; 512]].concat();
+        assert_eq!(read(&padded).as_deref(), Ok("text"));
+        let more = read(&[gzip(b"text"), b"more".to_vec()].concat()).expect_err("refused");
+        assert!(more.contains("other data follows the gzip data"), "{more}");
+        // A frame with a window of 2 GiB.
+        let window = read(b"\x28\xb5\x2f\xfd\x00\xa8\x01\0\0").expect_err("refused");
+        assert!(window.ends_with("too large; decompress it first: zstd -d --long=31"), "{window}");
     }
 
     #[test]
@@ -425,7 +532,7 @@ mod tests {
         let expand = |bytes: &[u8], allowance| {
             let compressed = Rc::new(Cell::new(0));
             let reader = Counted { reader: bytes, count: Rc::clone(&compressed) };
-            let data = MultiGzDecoder::new(BufReader::with_capacity(512, reader));
+            let data = Gzip::new(BufReader::with_capacity(512, reader));
             let mut limited =
                 Decompressed { name: "gzip", data, compressed, expanded: 0, allowance };
             io::copy(&mut limited, &mut io::sink()).map_err(|error| error.to_string())

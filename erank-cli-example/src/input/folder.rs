@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::records::ending;
+use super::sample::ending;
 
 /// A file of documents in a folder.
 #[derive(Debug, PartialEq)]
@@ -31,7 +31,8 @@ pub(super) struct Folder {
 ///
 /// A `.txt` or `.md` file is a document, and a `.jsonl`, `.ndjson`, `.json`, `.csv` or `.tsv` file holds documents;
 /// each may be compressed. A link to a file is followed. Left out are hidden entries, other files, links to folders,
-/// which may form a cycle, and what is no regular file, because reading it may never end.
+/// which may form a cycle, and what is no regular file, because reading it may never end. Of a collection of BEIR, all
+/// but the corpus is left out.
 ///
 /// # Errors
 ///
@@ -45,7 +46,18 @@ pub(super) fn list(folder: &Path) -> io::Result<Folder> {
 fn add(found: &mut Folder, root: &Path, folder: &Path) -> io::Result<()> {
     let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<io::Result<_>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
+    // The file's name without its endings.
+    let has_stem = |entry: &fs::DirEntry, stem: &str| {
+        let name = entry.file_name();
+        name.to_str().and_then(|name| name.split('.').next()) == Some(stem)
+    };
+    let has = |stem: &str| entries.iter().any(|entry| has_stem(entry, stem));
+    let is_collection = has("corpus") && (has("queries") || has("qrels"));
     for entry in entries {
+        if is_collection && !has_stem(&entry, "corpus") {
+            found.leave_out("files or folders beside the corpus of a BEIR collection");
+            continue;
+        }
         let path = entry.path();
         let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
@@ -89,6 +101,20 @@ impl Folder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn list_takes_only_the_corpus_of_a_collection() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir_all(path("fiqa/qrels")).expect("made");
+        for name in ["a.txt", "fiqa/corpus.jsonl.gz", "fiqa/queries.jsonl", "fiqa/qrels/test.tsv"] {
+            fs::write(path(name), "text").expect("written");
+        }
+        let found = list(folder.path()).expect("read");
+        let names: Vec<_> = found.files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(names, ["a.txt", "fiqa/corpus.jsonl.gz"]);
+        assert_eq!(found.left_out.into_values().collect::<Vec<_>>(), [2]);
+    }
 
     #[test]
     #[cfg(unix)]

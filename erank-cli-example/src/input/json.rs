@@ -115,11 +115,15 @@ impl<'de> Deserialize<'de> for Object<'de> {
 /// An iterator over the elements of JSON arrays, and over the values between the arrays.
 ///
 /// The elements are read one at a time, so that a large array takes no memory. White space and commas separate them.
+/// A string that holds a line end is broken, such as one with a stray quote. The next element is then the next line
+/// that begins with a brace, indented as the broken element is.
 pub(super) struct Elements<R> {
     reader: R,
     /// The number of the previous element.
     number: usize,
     in_array: bool,
+    /// Number of white-space bytes before the element in its line, or `None` if the line has other bytes before it.
+    indent: Option<usize>,
     ended: bool,
 }
 
@@ -128,11 +132,13 @@ pub(super) struct Element {
     /// The element's number, from 1.
     pub(super) number: usize,
     pub(super) json: Result<String, String>,
+    /// Whether the file ends within the element.
+    pub(super) is_cut: bool,
 }
 
 impl<R: BufRead> Elements<R> {
     pub(super) fn of(reader: R) -> Self {
-        Self { reader, number: 0, in_array: false, ended: false }
+        Self { reader, number: 0, in_array: false, indent: Some(0), ended: false }
     }
 
     fn read(&mut self) -> io::Result<Option<Element>> {
@@ -140,7 +146,13 @@ impl<R: BufRead> Elements<R> {
             let Some(&byte) = self.reader.fill_buf()?.first() else {
                 let reason = "the array does not end: its last element is missing or cut off";
                 let cut_off = std::mem::take(&mut self.in_array);
-                return Ok(cut_off.then(|| self.element(Err(reason.into()))));
+                return Ok(cut_off.then(|| self.element(Err(reason.into()), false)));
+            };
+            self.indent = match (byte, self.indent) {
+                (b'\n', _) => Some(0),
+                (b' ' | b'\t', Some(bytes)) => Some(bytes + 1),
+                (b'{', indent) => indent,
+                _ => None,
             };
             match byte {
                 // The record separator of RFC 7464, and the bytes of a byte order mark between two files.
@@ -148,22 +160,23 @@ impl<R: BufRead> Elements<R> {
                 b'[' if !self.in_array => self.in_array = true,
                 b']' => self.in_array = false,
                 _ => {
-                    let json = self.value()?;
-                    return Ok(Some(self.element(json)));
+                    let (json, is_cut) = self.value()?;
+                    return Ok(Some(self.element(json, is_cut)));
                 }
             }
             self.reader.consume(1);
         }
     }
 
-    fn element(&mut self, json: Result<String, String>) -> Element {
+    fn element(&mut self, json: Result<String, String>, is_cut: bool) -> Element {
         self.number += 1;
-        Element { number: self.number, json }
+        Element { number: self.number, json, is_cut }
     }
 
-    /// Reads a value to its end.
-    fn value(&mut self) -> io::Result<Result<String, String>> {
-        let (mut bytes, mut scanner, mut length) = (Vec::new(), Scanner::default(), 0);
+    /// Reads a value to its end. Returns whether the file ends within it.
+    fn value(&mut self) -> io::Result<(Result<String, String>, bool)> {
+        let (mut bytes, mut length) = (Vec::new(), 0);
+        let mut scanner = Scanner { is_strict: true, ..Scanner::default() };
         loop {
             let buffer = self.reader.fill_buf()?;
             let end = scanner.end(buffer);
@@ -177,11 +190,46 @@ impl<R: BufRead> Elements<R> {
             if at_end {
                 // An unfinished value is a part of the array that does not end.
                 self.in_array &= end.is_some();
-                return Ok(match length {
+                let is_open = |line: &[u8]| line.trim_ascii_end() == b"{";
+                let indent = self
+                    .indent
+                    .filter(|_| bytes.split(|byte| *byte == b'\n').next().is_some_and(is_open));
+                if scanner.is_broken {
+                    self.indent = Some(0);
+                }
+                if scanner.is_broken && scanner.depth > 0 {
+                    self.skip_to_object(indent)?;
+                }
+                let json = match length {
                     ..=MAX_RECORD_BYTES => utf8(bytes, "element"),
                     _ => Err(too_long("element")),
-                });
+                };
+                return Ok((json, end.is_none()));
             }
+        }
+    }
+
+    /// Skips the rest of a broken element: all bytes before a brace that begins a line, or follows a closing brace and
+    /// a comma that do. Of an element over several lines, the brace must have the `indent`, because nested objects
+    /// have a larger one.
+    fn skip_to_object(&mut self, indent: Option<usize>) -> io::Result<()> {
+        let (mut found, mut is_closed) = (Some(0), false);
+        loop {
+            let Some(&byte) = self.reader.fill_buf()?.first() else {
+                self.in_array = false;
+                return Ok(());
+            };
+            (found, is_closed) = match (byte, found) {
+                (b'\n', _) => (Some(0), false),
+                (b' ' | b'\t', Some(bytes)) if !is_closed => (Some(bytes + 1), false),
+                (b' ' | b'\t' | b'}' | b',', Some(_)) => (found, true),
+                (b'{', Some(bytes)) if indent.is_none_or(|indent| indent == bytes) => {
+                    self.indent = found;
+                    return Ok(());
+                }
+                _ => (None, false),
+            };
+            self.reader.consume(1);
         }
     }
 }
@@ -207,6 +255,15 @@ pub(super) struct Scanner {
     is_escaped: bool,
     /// Whether the value is neither an object, an array nor a string.
     is_bare: bool,
+    /// Whether the value ends where no JSON goes on: at a line end within a string, and at a brace in an object that
+    /// does not follow a colon, as after a closing brace that is missing.
+    is_strict: bool,
+    /// Whether a line end within a string ended the value.
+    is_broken: bool,
+    /// Whether the value is an object.
+    is_object: bool,
+    /// The previous byte outside strings that is not white space.
+    previous: u8,
 }
 
 impl Scanner {
@@ -215,10 +272,14 @@ impl Scanner {
         for (position, byte) in bytes.iter().enumerate() {
             if self.in_string {
                 match byte {
+                    b'\n' if self.is_strict => {
+                        self.is_broken = true;
+                        return Some(position + 1);
+                    }
                     _ if self.is_escaped => self.is_escaped = false,
                     b'\\' => self.is_escaped = true,
                     b'"' => {
-                        self.in_string = false;
+                        (self.in_string, self.previous) = (false, b'"');
                         if self.depth == 0 {
                             return Some(position + 1);
                         }
@@ -231,12 +292,25 @@ impl Scanner {
                 b',' | b']' | b'}' | b'\n' if self.depth == 0 && self.is_bare => {
                     return Some(position);
                 }
+                b'{' if self.is_strict
+                    && self.is_object
+                    && self.depth == 1
+                    && self.previous != b':' =>
+                {
+                    return Some(position);
+                }
                 b'"' if !self.is_bare || self.depth > 0 => self.in_string = true,
-                b'{' | b'[' => self.depth += 1,
+                b'{' | b'[' => {
+                    self.is_object |= self.depth == 0 && *byte == b'{';
+                    self.depth += 1;
+                }
                 b'}' | b']' if self.depth <= 1 => return Some(position + 1),
                 b'}' | b']' => self.depth -= 1,
                 _ if self.depth == 0 => self.is_bare = true,
                 _ => {}
+            }
+            if !byte.is_ascii_whitespace() {
+                self.previous = *byte;
             }
         }
         None
@@ -279,6 +353,26 @@ mod tests {
         let invalid = elements(b"[\"caf\xe9\", \"x\"]");
         assert!(invalid[0].as_ref().is_err_and(|reason| reason.contains("byte 5 of the element")));
         assert_eq!(invalid[1].as_deref(), Ok("\"x\""));
+    }
+
+    #[test]
+    fn elements_after_a_broken_string_are_read() {
+        for (text, expected) in [
+            ("[\n{\"a\": \"x \" y\"},\n{\"b\": 1}, {\"c\": 2}\n]", 3),
+            ("[{\"a\": \"C:\\\"},\n {\"b\": 1},\n{\"c\": 2}]\n{\"d\": 3}", 4),
+            ("{\n \"a\": \"x \" y\",\n \"n\": [\n  {\n  }]\n}\n{\n \"b\": 1\n}\n{}", 3),
+            ("[{\n\"a\": \"x \" y\"\n},{\n\"b\": 1\n}, {\n\"c\": 2}]", 3),
+            ("[{\"a\": {\"x\":\n{}}, \"y\": 1\n,{\"b\": 1},\n{\"c\": 2}]", 3),
+            ("{\n \"a\": \"x\"\n{\n \"b\": [{}, {}]\n}\n{}", 3),
+            ("[\"x\\\",\n\"b\",\n\"c\"]", 3),
+        ] {
+            let found = elements(text.as_bytes());
+            let valid = found.iter().flatten().filter(|json| is_value(json)).count();
+            assert_eq!((found.len(), valid), (expected, expected - 1), "{found:?}");
+        }
+        let cut: Vec<bool> =
+            Elements::of(&b"[{}, {\"a\": 1,"[..]).flatten().map(|element| element.is_cut).collect();
+        assert_eq!(cut, [false, true]);
     }
 
     #[test]

@@ -24,7 +24,8 @@ impl Line {
 pub(super) fn utf8(bytes: Vec<u8>, what: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
-        format!("not UTF-8: byte {} of the {what} is invalid", valid + 1)
+        let advice = "convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8";
+        format!("not UTF-8: byte {} of the {what} is invalid; {advice}", valid + 1)
     })
 }
 

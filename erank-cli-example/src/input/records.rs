@@ -1,16 +1,15 @@
 //! The records of a file: lines, rows or JSON values, whichever format the file has.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead};
 use std::path::Path;
 
 use super::decode::{self, Peeked, peek};
-use super::fields::{Columns, Fields, Value};
+use super::fields::{Columns, Fields, Value, is_alike};
 use super::json::{self, Elements, Scanner};
-use super::lines::Lines;
-use super::table::{self, Rows};
-
-/// Number of bytes by which the format is recognised.
-const SAMPLE_BYTES: u64 = 1 << 20;
+use super::lines::{Line, Lines};
+use super::sample::{Format, SAMPLE_BYTES, Sample};
+use super::table::{Doubtful, Rows};
 
 /// The content of a record.
 #[derive(Debug, PartialEq)]
@@ -40,30 +39,29 @@ pub(crate) struct Expected<'a> {
     pub(crate) has_ids: bool,
 }
 
-/// The format of a file.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Format {
-    /// Each line is a text.
-    Text,
-    /// Each line has an id, a tab and a text.
-    NamedText,
-    /// Each line is a JSON object.
-    JsonLines,
-    /// JSON arrays, or objects that span lines.
-    Json,
-    /// CSV or TSV with a header.
-    Table { delimiter: u8 },
-}
-
 type Reader<'a> = Peeked<Box<dyn BufRead + 'a>>;
 
 /// An iterator over the records of a file.
-pub(crate) struct Records<'a>(Kind<'a>);
+pub(crate) struct Records<'a> {
+    kind: Kind<'a>,
+    /// How the file is read, if other readings were possible.
+    remark: Option<&'static str>,
+}
 
 enum Kind<'a> {
     Lines { lines: Lines<Reader<'a>>, parse: fn(String) -> Result<Content, String> },
+    JsonLines(JsonLines<'a>),
     Elements(Elements<Reader<'a>>),
-    Table { rows: Rows<Reader<'a>>, header: Vec<String> },
+    Table { rows: Rows<Reader<'a>>, header: Vec<String>, repeated: usize },
+}
+
+/// Lines of JSON. A line may hold several objects, if a file was appended to one without a line end.
+struct JsonLines<'a> {
+    lines: Lines<Reader<'a>>,
+    /// Records of a line that were not returned yet.
+    waiting: VecDeque<Record>,
+    /// The id in the previous line, if that was an action of an Elasticsearch bulk file.
+    action_id: Option<String>,
 }
 
 impl Records<'static> {
@@ -92,9 +90,8 @@ impl<'a> Records<'a> {
         let reader = peek(reader, SAMPLE_BYTES)?;
         let sample = Sample::new(reader.get_ref().0.get_ref());
         let format = sample.format(&columns, expected).map_err(invalid)?;
-        let is_plain = matches!(format, Format::Text | Format::NamedText);
         if let Some(field) = columns.text_field
-            && is_plain
+            && format.is_plain()
             && !sample.lines.is_empty()
         {
             return Err(invalid(format!(
@@ -103,37 +100,72 @@ impl<'a> Records<'a> {
                 sample.first_line()
             )));
         }
+        let (remark, has_separator) = (sample.remark(format, expected), sample.has_separator());
         let lines = |reader, parse| Kind::Lines { lines: Lines::of(reader), parse };
-        Ok(Self(match format {
+        let kind = match format {
             Format::Text => lines(reader, plain_text),
             Format::NamedText => lines(reader, named_text),
-            Format::JsonLines => lines(reader, json_line),
+            Format::Candidates => lines(reader, candidate),
+            Format::Pages => lines(reader, page),
+            Format::JsonLines => Kind::JsonLines(JsonLines {
+                lines: Lines::of(reader),
+                waiting: VecDeque::new(),
+                action_id: None,
+            }),
             Format::Json => Kind::Elements(Elements::of(reader)),
             Format::Table { delimiter } => {
                 let mut rows = Rows::of(reader, delimiter);
+                if has_separator {
+                    rows.skip_line()?;
+                }
                 let header = rows.next().transpose()?;
-                let header = header.map_or(Ok(Vec::new()), |row| row.cells).map_err(invalid)?;
-                let header = header.iter().map(|cell| columns.name(cell)).collect();
-                Kind::Table { rows, header }
+                let header = header.map_or(Ok(Vec::new()), |row| row.cells);
+                let header = header.and_then(|cells| columns.header(&cells)).map_err(invalid)?;
+                Kind::Table { rows, header, repeated: 0 }
             }
-        }))
+        };
+        Ok(Self { kind, remark })
     }
 
     /// Returns the word for a record in messages.
     pub(crate) fn unit(&self) -> &'static str {
-        match self.0 {
-            Kind::Lines { .. } | Kind::Table { .. } => "line",
+        match self.kind {
+            Kind::Lines { .. } | Kind::JsonLines(_) | Kind::Table { .. } => "line",
             Kind::Elements(_) => "element",
         }
     }
 
     /// Returns the number of blank lines so far.
     pub(crate) fn blank(&self) -> usize {
-        match &self.0 {
+        match &self.kind {
             Kind::Lines { lines, .. } => lines.blank(),
+            Kind::JsonLines(json) => json.lines.blank(),
             Kind::Table { rows, .. } => rows.blank(),
             Kind::Elements(_) => 0,
         }
+    }
+
+    /// Returns how often the header of a table occurred again so far, as in tables that were appended to each other.
+    pub(crate) fn repeated_headers(&self) -> usize {
+        match self.kind {
+            Kind::Table { repeated, .. } => repeated,
+            _ => 0,
+        }
+    }
+
+    /// Returns what the user should know about how the file was read.
+    pub(crate) fn remarks(&self) -> impl Iterator<Item = String> {
+        let doubtful = match &self.kind {
+            Kind::Table { rows, .. } => rows.doubtful(),
+            _ => None,
+        };
+        let doubtful = doubtful.map(|Doubtful { line, inner }| {
+            format!(
+                "the quotes of line {line} hold {inner} more lines that look like rows; if they are rows, close the \
+                 quote, or double it"
+            )
+        });
+        self.remark.map(str::to_owned).into_iter().chain(doubtful)
     }
 }
 
@@ -142,26 +174,138 @@ impl Iterator for Records<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let record = |number, content| Record { number, content };
-        Some(match &mut self.0 {
+        Some(match &mut self.kind {
             Kind::Lines { lines, parse } => {
                 lines.next()?.map(|line| record(line.number, line.text().and_then(*parse)))
             }
+            Kind::JsonLines(json) => json.next()?,
             Kind::Elements(elements) => elements.next()?.map(|element| {
-                record(element.number, element.json.and_then(|json| json_content(&json)))
+                let content = element.json.and_then(|json| {
+                    let advice =
+                        "; make objects of the arrays: jq -c '.[] | {id: .[0], text: .[1]}'";
+                    let content = json_content(&json);
+                    content.map_err(|reason| match json.starts_with('[') {
+                        true => reason + advice,
+                        false => reason,
+                    })
+                });
+                let cut = "; the file ends within this element, and elements after it may be lost";
+                let content = content.map_err(|reason| match element.is_cut {
+                    true => reason + cut,
+                    false => reason,
+                });
+                record(element.number, content)
             }),
-            Kind::Table { rows, header } => rows.next()?.map(|row| {
-                record(row.line, row.cells.and_then(|cells| row_content(header, cells)))
-            }),
+            Kind::Table { rows, header, repeated } => loop {
+                let row = match rows.next()? {
+                    Ok(row) => row,
+                    Err(error) => break Err(error),
+                };
+                if let Ok(cells) = &row.cells
+                    && let Some(again) = same_header(header, cells)
+                {
+                    (*header, *repeated) = (again, *repeated + 1);
+                    continue;
+                }
+                break Ok(record(row.line, row.cells.and_then(|cells| row_content(header, cells))));
+            },
         })
     }
 }
 
-fn invalid(message: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, message)
+impl Iterator for JsonLines<'_> {
+    type Item = io::Result<Record>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(record) = self.waiting.pop_front() {
+                return Some(Ok(record));
+            }
+            match self.lines.next()? {
+                Ok(line) => self.add(line),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
 }
 
-fn json_line(line: String) -> Result<Content, String> {
-    json_content(line.trim_ascii_start())
+impl JsonLines<'_> {
+    /// Adds the records of a line.
+    fn add(&mut self, line: Line) {
+        let number = line.number;
+        let text = match line.text() {
+            Ok(text) => text,
+            Err(reason) => return self.waiting.push_back(Record { number, content: Err(reason) }),
+        };
+        for json in objects(&text) {
+            let mut content = json_content(json);
+            let previous = self.action_id.take();
+            if let Ok(Content::Fields(fields)) = &mut content {
+                self.action_id = action_id(fields);
+                if self.action_id.is_some() {
+                    continue;
+                }
+                if let Some(id) = previous {
+                    let source = ("_source".into(), Value::Other(json.trim_ascii_end().into()));
+                    *fields = Fields(vec![("_id".into(), Value::Text(id)), source]);
+                }
+            }
+            self.waiting.push_back(Record { number, content });
+        }
+    }
+}
+
+/// Splits a line into its objects. A line that does not begin with an object and another one is returned whole.
+fn objects(line: &str) -> Vec<&str> {
+    let start = |json: &'_ str| json.len() - json.trim_start_matches(is_between_values).len();
+    let mut rest = line.trim_ascii_start();
+    let mut objects = Vec::new();
+    while rest.starts_with('{')
+        && let Some(end) = Scanner::default().end(rest.as_bytes())
+    {
+        let next = end + start(&rest[end..]);
+        if !rest[next..].starts_with('{') {
+            break;
+        }
+        objects.push(&rest[..end]);
+        rest = &rest[next..];
+    }
+    objects.push(rest);
+    objects
+}
+
+/// White space, commas, byte order marks and the record separator of RFC 7464.
+fn is_between_values(c: char) -> bool {
+    c.is_ascii_whitespace() || matches!(c, ',' | '\u{feff}' | '\u{1e}')
+}
+
+/// Returns the id in an action of an Elasticsearch bulk file, which precedes the document: `{"index": {"_id": "1"}}`.
+/// It is empty if the action has none.
+fn action_id(fields: &Fields) -> Option<String> {
+    match &fields.0[..] {
+        [(name, Value::Other(action))] if matches!(name.as_str(), "index" | "create") => {
+            let mut action = json::object(action).ok()?;
+            let is_action =
+                action.0.iter().all(|(name, _)| name.starts_with('_') || name == "routing");
+            is_action.then(|| action.take_id(&["_id"]).ok().flatten().unwrap_or_default())
+        }
+        _ => None,
+    }
+}
+
+/// Returns the names of a row's columns if it is the header again, perhaps in another order.
+fn same_header(header: &[String], cells: &[String]) -> Option<Vec<String>> {
+    let mut names: Vec<&String> = header.iter().collect();
+    let mut take = |cell: &String| {
+        let position = names.iter().position(|name| is_alike(name, cell))?;
+        Some(names.swap_remove(position).clone())
+    };
+    let again = cells.iter().map(&mut take).collect::<Option<Vec<String>>>()?;
+    names.is_empty().then_some(again)
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
 fn plain_text(line: String) -> Result<Content, String> {
@@ -171,6 +315,26 @@ fn plain_text(line: String) -> Result<Content, String> {
 fn named_text(line: String) -> Result<Content, String> {
     let (id, text) = line.split_once('\t').ok_or("there is no tab after the id")?;
     Ok(Content::Named { id: id.to_owned(), text: text.trim_ascii_end().to_owned() })
+}
+
+/// Returns the passage of a line of MS MARCO's top1000 files: query id, passage id, query, passage.
+fn candidate(line: String) -> Result<Content, String> {
+    let columns: Vec<&str> = line.trim_ascii_end().split('\t').collect();
+    match columns[..] {
+        [_, id, _, text] => Ok(Content::Named { id: id.to_owned(), text: text.to_owned() }),
+        _ => Err(format!("{} columns, but most lines have 4", columns.len())),
+    }
+}
+
+/// Returns the page of a line of MS MARCO's files of documents: id, address, title, body.
+fn page(line: String) -> Result<Content, String> {
+    let mut columns = line.trim_ascii_end().split('\t');
+    let (Some(id), Some(_), Some(first)) = (columns.next(), columns.next(), columns.next()) else {
+        return Err("there is no text after the id and the address".into());
+    };
+    let texts: Vec<&str> =
+        std::iter::once(first).chain(columns).filter(|text| !text.trim().is_empty()).collect();
+    Ok(Content::Named { id: id.to_owned(), text: texts.join(" ") })
 }
 
 /// Returns the content of a line or an element of JSON: an object or a string.
@@ -197,227 +361,8 @@ fn row_content(header: &[String], cells: Vec<String>) -> Result<Content, String>
 pub(crate) fn is_json(reader: Box<dyn BufRead>) -> io::Result<(bool, Box<dyn BufRead>)> {
     let reader = peek(reader, SAMPLE_BYTES)?;
     let sample = Sample::new(reader.get_ref().0.get_ref());
-    let is_json = sample.is_array() || is_object(sample.bytes) || is_text_sequence(sample.bytes);
+    let is_json = sample.is_json();
     Ok((is_json, Box::new(reader)))
-}
-
-/// The beginning of a file.
-struct Sample<'a> {
-    bytes: &'a [u8],
-    /// The whole lines that are not blank, without white space at the beginning.
-    lines: Vec<&'a [u8]>,
-}
-
-impl<'a> Sample<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        let is_whole = (bytes.len() as u64) < SAMPLE_BYTES;
-        let mut lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
-        // The last line may be cut off.
-        if !is_whole && lines.len() > 1 {
-            lines.pop();
-        }
-        lines.retain(|line| !line.trim_ascii().is_empty());
-        for line in &mut lines {
-            *line = trimmed(line);
-        }
-        Self { bytes: trimmed(bytes), lines }
-    }
-
-    /// Returns the format of the file, or the reason why it cannot be read.
-    fn format(&self, columns: &Columns<'_>, expected: Expected<'_>) -> Result<Format, String> {
-        let ending = expected.name.map(ending).unwrap_or_default();
-        let is_json_file = matches!(ending, "json" | "jsonl" | "ndjson");
-        let count =
-            |is_one: fn(&[u8]) -> bool| self.lines.iter().filter(|line| is_one(line)).count();
-        let (braces, objects) = (count(|line| line.starts_with(b"{")), count(is_object));
-        let is_mostly_objects = braces * 2 > self.lines.len();
-        let is_half_objects = objects > 0 && objects * 2 == self.lines.len();
-        if self.is_array() || (is_json_file && self.bytes.starts_with(b"[")) {
-            if self.is_lines_of_strings() {
-                let advice = "make objects of them: jq -c '{id: .[0], text: .[1]}'";
-                return Err(format!("each line is a JSON array of strings; {advice}"));
-            }
-            return Ok(Format::Json);
-        }
-        if is_text_sequence(self.bytes) {
-            return Ok(Format::Json);
-        }
-        if is_object(self.bytes) {
-            match self.after_first_value() {
-                // Several values in a line.
-                Some(b'{' | b',') => return Ok(Format::Json),
-                None if !is_mostly_objects => return Ok(Format::Json),
-                _ => {}
-            }
-        }
-        if is_mostly_objects || is_half_objects || is_json_file {
-            return Ok(Format::JsonLines);
-        }
-        if let Some(reason) = self.unreadable() {
-            return Err(reason.into());
-        }
-        if let Some(delimiter) = self.table(columns, ending) {
-            return Ok(Format::Table { delimiter });
-        }
-        if columns.text_field.is_none()
-            && (ending == "csv" && !self.lines.is_empty() || self.has_header_without_text(columns))
-        {
-            return Err(format!(
-                "its first line, {:?}, does not name the field of the text; name it with --text-field, or write \
-                 a header such as id,text",
-                self.first_line()
-            ));
-        }
-        let is_named =
-            expected.has_ids || matches!(ending, "tsv" | "tab") || self.has_numbered_lines();
-        Ok(if is_named { Format::NamedText } else { Format::Text })
-    }
-
-    /// Returns why the text cannot be read by lines, if so.
-    fn unreadable(&self) -> Option<&'static str> {
-        let first = self.lines.first().map_or(&[][..], |line| line.trim_ascii_end());
-        let has_returns = || self.bytes.trim_ascii_end().contains(&b'\r');
-        if !self.bytes.contains(&b'\n') && has_returns() {
-            return Some(
-                "its lines end with CR alone, as on old Macs; convert them: tr '\\r' '\\n'",
-            );
-        }
-        if first.eq_ignore_ascii_case(b"<doc>") || first.starts_with(b"<?xml ") {
-            return Some("it is XML or SGML; convert its documents to JSON lines");
-        }
-        None
-    }
-
-    /// Returns the beginning of the first line.
-    fn first_line(&self) -> String {
-        let line = self.lines.first().copied().unwrap_or_default();
-        String::from_utf8_lossy(line).chars().take(100).collect()
-    }
-
-    /// Returns whether the file is a JSON array. A line of text may begin with a bracket, too.
-    fn is_array(&self) -> bool {
-        let Some(rest) = self.bytes.strip_prefix(b"[") else { return false };
-        let rest = rest.trim_ascii_start();
-        match rest.first() {
-            Some(b'{') => is_object(rest),
-            Some(b'"') => {
-                let end = Scanner::default().end(rest);
-                let next = end.and_then(|end| rest[end..].trim_ascii_start().first());
-                matches!(next, None | Some(b',' | b']'))
-            }
-            // An array of arrays, whose elements are refused one by one. Two brackets may also be a link in a text.
-            Some(b'[') => matches!(rest[1..].trim_ascii_start().first(), Some(b'"' | b'{')),
-            Some(b']') => rest[1..].trim_ascii().is_empty(),
-            _ => false,
-        }
-    }
-
-    /// Returns whether the first lines are arrays of strings.
-    fn is_lines_of_strings(&self) -> bool {
-        let is_array = |line: &&[u8]| {
-            let inner = line.strip_prefix(b"[");
-            inner.is_some_and(|inner| inner.trim_ascii_start().starts_with(b"\""))
-        };
-        self.lines.len() > 1 && self.lines[..2].iter().all(is_array)
-    }
-
-    /// Returns the byte after the JSON value of the first line, or `\n` if the value ends the line. `None` if the
-    /// value does not end in the first line.
-    fn after_first_value(&self) -> Option<u8> {
-        let line = self.lines.first()?;
-        let rest = &line[Scanner::default().end(line)?..];
-        Some(rest.trim_ascii_start().first().copied().unwrap_or(b'\n'))
-    }
-
-    /// Returns the delimiter if the first line is the header of a table: the name of the text is among its fields.
-    /// Unless the ending is that of CSV or the user gave the name, another known name must be there, too, and all
-    /// fields must look like names.
-    fn table(&self, columns: &Columns<'_>, ending: &str) -> Option<u8> {
-        let header = std::str::from_utf8(self.lines.first()?).ok()?;
-        let delimiters: &[u8] = match ending {
-            "tsv" | "tab" => b"\t,;|",
-            _ => b",;\t|",
-        };
-        delimiters.iter().copied().find(|delimiter| {
-            let cells = table::cells(header, *delimiter);
-            let names: Vec<String> = cells.iter().map(|cell| columns.name(cell)).collect();
-            let known = names.iter().filter(|name| columns.is_known(name)).count();
-            let is_certain = ending == "csv" || columns.text_field.is_some();
-            let is_header = is_certain || (known > 1 && cells.iter().all(|cell| is_name(cell)));
-            is_header && names.iter().any(|name| columns.is_text(name))
-        })
-    }
-
-    /// Returns whether the first line is the header of a table that lacks the text: its first field is the name of the
-    /// id, all fields look like names, and the second line has as many fields.
-    fn has_header_without_text(&self, columns: &Columns<'_>) -> bool {
-        let lines = self.lines.iter().take(2).map(|line| std::str::from_utf8(line));
-        let Ok(lines) = lines.collect::<Result<Vec<&str>, _>>() else { return false };
-        let [header, row] = lines[..] else { return false };
-        b",;\t|".iter().any(|delimiter| {
-            let cells = table::cells(header, *delimiter);
-            let is_header = cells.len() > 1 && cells.iter().all(|cell| is_name(cell));
-            is_header
-                && columns.is_id(&columns.name(&cells[0]))
-                && table::cells(row, *delimiter).len() == cells.len()
-        })
-    }
-
-    /// Returns whether all lines begin with a number and a tab, as those of MS MARCO do.
-    fn has_numbered_lines(&self) -> bool {
-        let is_numbered = |line: &&[u8]| {
-            let tab = line.iter().position(|byte| *byte == b'\t');
-            tab.is_some_and(|tab| tab > 0 && line[..tab].iter().all(u8::is_ascii_digit))
-        };
-        !self.lines.is_empty() && self.lines.iter().all(is_numbered)
-    }
-}
-
-/// Returns whether a cell looks like the name of a column.
-fn is_name(cell: &str) -> bool {
-    let is_part = |c: char| c.is_alphanumeric() || "_-.".contains(c);
-    let is_word = |word: &str| !word.is_empty() && word.chars().all(is_part);
-    cell.is_empty() || (cell.len() <= 64 && cell.split(' ').all(is_word))
-}
-
-/// Returns the bytes without white space and byte order marks at the beginning.
-fn trimmed(bytes: &[u8]) -> &[u8] {
-    let mut bytes = bytes.trim_ascii_start();
-    while let Some(rest) = bytes.strip_prefix(b"\xef\xbb\xbf") {
-        bytes = rest.trim_ascii_start();
-    }
-    bytes
-}
-
-/// Returns whether the bytes begin as a JSON text sequence of objects does, with the record separator of RFC 7464.
-fn is_text_sequence(bytes: &[u8]) -> bool {
-    bytes.strip_prefix(b"\x1e").is_some_and(is_object)
-}
-
-/// Returns whether the bytes begin as a JSON object does: with a brace, a string and a colon.
-fn is_object(bytes: &[u8]) -> bool {
-    let Some(rest) = bytes.strip_prefix(b"{") else { return false };
-    let rest = rest.trim_ascii_start();
-    match rest.first() {
-        None | Some(b'}') => true,
-        Some(b'"') => {
-            let end = Scanner::default().end(rest);
-            let next = end.and_then(|end| rest[end..].trim_ascii_start().first());
-            matches!(next, None | Some(b':'))
-        }
-        _ => false,
-    }
-}
-
-/// Returns the lower-case ending of a file's name, without that of its compression.
-pub(super) fn ending(name: &str) -> &'static str {
-    const KNOWN: [&str; 9] =
-        ["json", "jsonl", "ndjson", "csv", "tsv", "tab", "txt", "md", "markdown"];
-    let name = name.to_ascii_lowercase();
-    let compressed = [".gz", ".gzip", ".zst", ".zstd"];
-    let name = compressed.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(&name);
-    let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
-    KNOWN.into_iter().find(|known| *known == ending).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -436,13 +381,14 @@ mod tests {
             Ok(records) => records,
             Err(error) => return error.to_string(),
         };
-        match records.0 {
+        match records.kind {
             Kind::Elements(_) => "json".into(),
-            Kind::Table { rows: _, header } => format!("table {}", header.join("|")),
+            Kind::JsonLines(_) => "json lines".into(),
+            Kind::Table { header, .. } => format!("table {}", header.join("|")),
             Kind::Lines { parse, .. } => match parse("{}\tx".into()) {
                 Ok(Content::Named { .. }) => "named".into(),
                 Ok(_) => "text".into(),
-                Err(_) => "json lines".into(),
+                Err(_) => "columns".into(),
             },
         }
     }
@@ -480,9 +426,31 @@ mod tests {
             ("\u{feff}\u{feff}[{\"text\": \"a\"}]", "json"),
             ("\u{1e}{\"text\": \"a\"}\n\u{1e}{\"text\": \"b\"}\n", "json"),
             ("id, please\nid, card", "text"),
-            ("q1\tbody\nq2\ttext", "text"),
+            ("q1\tbody\nq2\ttext", "named"),
             ("0\tA leaf.\n1\tBread.", "named"),
             ("0\tA leaf.\nnot numbered", "text"),
+            ("1\tA leaf.\n2\tBread needs\nsalt.\n3\tTea.", "named"),
+            ("d1\tA leaf.\nd2\tBread.\nbroken", "named"),
+            ("0.5\tA leaf.\n0.25\tBread.", "text"),
+            ("d1\tA leaf.\nd1\tBread.", "text"),
+            ("7\t9\tq\tA leaf.\n7\t10\tq\tBread.", "columns"),
+            ("D1\thttps://a.org\tA\tleaf\nD2\thttp://b.org\tB\tread", "columns"),
+            ("uid,text\nx,a leaf\ny,bread", "table uid|text"),
+            ("text,label\nA leaf.,1\n\"Bread,\nold\",0", "table text|label"),
+            ("docId\tText\n1\ta", "table docid|text"),
+            ("sep=;\nid;text\n1;a, b", "table id|text"),
+            ("\"A \\\"leaf\\\".\"\n\"Bread\"", "json lines"),
+            ("\"A leaf\\nfalls.\"", "json lines"),
+            ("\"A leaf,\" he said.\n\"Bread.\"", "text"),
+            ("\"A leaf.\"", "text"),
+            ("\"text\"\n\"A leaf.\"", "table text"),
+            ("[null, {\"text\": \"a\"}]", "json"),
+            ("[\n  null,\n  {\n  \"text\": \"a\"}]", "json"),
+            ("[[1, \"a leaf\"], [2, \"bread\"]]", "json"),
+            ("[1, 2] A citation.\n[[3]] Another.", "text"),
+            ("<b>A leaf</b> falls.\n<b>Bread</b>", "text"),
+            ("<3 this leaf\nbread", "text"),
+            ("a \r leaf\nbread\ntea", "text"),
             ("word\tmeaning", "text"),
             ("", "text"),
         ] {
@@ -501,6 +469,10 @@ mod tests {
             ("a.TSV.zst", "pid\tpassage\n1\ta", "table pid|passage"),
             ("a.tsv", "pid,passage\n1,a", "table pid|passage"),
             ("a.txt", "d1\ta leaf", "text"),
+            ("a.tsv", "text\tlabel\na leaf\t1", "table text|label"),
+            ("a.tsv", "doc\ttext\nd1\ta leaf", "table doc|text"),
+            ("a.tsv", "d1\ttext", "named"),
+            ("a.csv", "id,text\n1,\"a\rb\rc\"\n", "table id|text"),
         ] {
             assert_eq!(format(name, text), expected, "{name}");
         }
@@ -512,6 +484,25 @@ mod tests {
             ("a.csv", "id,text\r1,a\r", "end with CR alone"),
             ("a.txt", "<DOC>\n<DOCNO>1</DOCNO>\n", "XML or SGML"),
             ("-", "<?xml version=\"1.0\"?>\n<doc/>\n", "XML or SGML"),
+            ("wiki_00", "<doc id=\"12\" url=\"u\">\nTide\n</doc>\n", "XML or SGML"),
+            ("-", "<DOC><DOCNO>1</DOCNO>\n<TEXT>a</TEXT></DOC>\n", "XML or SGML"),
+            ("-", "<top>\n<num> 1\n", "XML or SGML"),
+            ("-", "<add><doc><field>a</field></doc></add>", "XML or SGML"),
+            ("-", "<mediawiki xmlns=\"x\">\n<page/>", "XML or SGML"),
+            ("-", "<!-- a -->\n<x/>", "XML or SGML"),
+            ("-", "<Articles n=\"2\">\n<a>leaf</a>\n</Articles>\n", "XML or SGML"),
+            ("p.html", "<!DOCTYPE html>\n<html><body>\n<p>a</p>", "HTML; extract its text"),
+            ("-", "a leaf\rbread\rtea\n", "end with CR alone"),
+            ("-", "id,text\r1,a\r2,b\n", "end with CR alone"),
+            ("-", "[1, \"a leaf\"]\n[2, \"bread\"]", "each line is a JSON array"),
+            (
+                "-",
+                "a\tb\tA leaf.\nc\td\tBread.",
+                "have 3 columns, separated by tabs, but no header",
+            ),
+            ("a.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1", "a run or relevance judgements"),
+            ("-", "q1 Q0 d1 1 2.5 t\nq1 Q0 d2 2 1 t", "a run or relevance judgements"),
+            ("-", "q1 0 d1 1\nq1 0 d2 0", "a run or relevance judgements"),
         ] {
             assert!(format(name, text).contains(said), "{}", format(name, text));
         }
@@ -527,7 +518,7 @@ mod tests {
         let read = |name: &str, text: &'static str| -> Result<String, String> {
             let expected = Expected { name: Some(name), has_ids: false };
             let records = Records::new(Box::new(text.as_bytes()), names.columns(), expected);
-            match records.map_err(|error| error.to_string())?.0 {
+            match records.map_err(|error| error.to_string())?.kind {
                 Kind::Table { header, .. } => Ok(header.join("|")),
                 _ => Ok("no table".to_owned()),
             }
@@ -540,6 +531,74 @@ mod tests {
             assert!(error.contains("the field \"full text\""), "{name}: {error}");
             assert!(error.contains("first line, \"id,text\"; mend the name"), "{name}: {error}");
         }
+    }
+
+    #[test]
+    fn records_of_columns_have_ids_and_texts() {
+        let named = |text: &str| -> Vec<String> {
+            let records = records(text, "-", false).expect("read").flatten();
+            let content = |record: Record| match record.content {
+                Ok(Content::Named { id, text }) => format!("{id}: {text}"),
+                other => format!("{other:?}"),
+            };
+            records.map(content).collect()
+        };
+        let top = "1048585\t7187158\twhat is tide\tThe tide turns.\n\
+                   1048585\t7187157\twhat is tide\tBread.\nbroken\n";
+        let bad = "Err(\"1 columns, but most lines have 4\")";
+        assert_eq!(named(top), ["7187158: The tide turns.", "7187157: Bread.", bad]);
+        let pages =
+            "D1\thttps://a.org/tide\tTides\tThe tide turns.\nD3\thttp://b.org/x\t\tBread.\n";
+        assert_eq!(named(pages), ["D1: Tides The tide turns.", "D3: Bread."]);
+    }
+
+    #[test]
+    fn records_skip_headers_of_appended_tables() {
+        for text in [
+            "id,text\n1,a\nid,text\n2,b\n",
+            "id,text\n1,a\n\u{feff}\"ID\",Text\r\n2,b\n",
+            "id,text\n1,a\ntext,id\nb,2\n",
+        ] {
+            let mut records = records(text, "-", false).expect("read");
+            let texts: Vec<String> = records
+                .by_ref()
+                .map(|record| match record.expect("memory").content {
+                    Ok(Content::Fields(mut fields)) => {
+                        fields.take_text(&["text"]).expect("a string").unwrap_or_default()
+                    }
+                    other => format!("{other:?}"),
+                })
+                .collect();
+            assert_eq!((texts, records.repeated_headers()), (vec!["a".into(), "b".into()], 1));
+        }
+    }
+
+    #[test]
+    fn records_of_a_line_are_its_objects() {
+        assert_eq!(
+            objects("{\"a\": \"}{\"}{} \u{feff}{\"b\""),
+            ["{\"a\": \"}{\"}", "{}", "{\"b\""]
+        );
+        assert_eq!(objects("{\"a\": 1} trailing"), ["{\"a\": 1} trailing"]);
+        let bulk =
+            "{\"index\": {\"_id\": 7}}\n{\"text\": \"a\"}\n{\"create\": {}}\n{\"text\": \"b\"}\n";
+        let names = FieldNames::default();
+        let read = records(bulk, "-", false).expect("read").flatten().map(|record| {
+            let Ok(Content::Fields(fields)) = record.content else { panic!("no fields") };
+            let document = names.document(record.number, fields).expect("a document");
+            (document.line, document.id, document.text)
+        });
+        let expected = [(2, Some("7".to_owned()), "a".to_owned()), (4, None, "b".to_owned())];
+        assert!(read.eq(expected));
+    }
+
+    #[test]
+    fn records_of_a_long_first_object_are_read() {
+        let long = "x".repeat(SAMPLE_BYTES as usize);
+        let text =
+            format!("{{\n\"id\":\"a\",\"text\":\"{long}\"\n}}\n{{\"id\":\"b\",\n\"text\":\"y\"}}");
+        let records = records(&text, "-", false).expect("read").flatten();
+        assert_eq!(records.filter(|record| record.content.is_ok()).count(), 2);
     }
 
     #[test]

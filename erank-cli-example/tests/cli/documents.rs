@@ -41,7 +41,7 @@ fn refused(input: &[u8], more: &[&str], said: &str) {
     assert!(ended.err.contains(said), "{said}: {}", ended.err);
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).expect("memory");
     encoder.finish().expect("memory")
@@ -86,10 +86,8 @@ fn documents_are_read_in_utf_8_and_utf_16() {
     let latin = rerank(b"a leaf\ncaf\xe9\n", &[]);
     assert_eq!((latin.code, ids(&latin)), (Some(3), vec!["1".to_owned()]));
     let reason = &latin.json()["unscored"][0];
-    assert_eq!(
-        (&reason["line"], &reason["reason"]),
-        (&2.into(), &"not UTF-8: byte 4 of the line is invalid".into())
-    );
+    let said = "not UTF-8: byte 4 of the line is invalid; convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8";
+    assert_eq!((&reason["line"], &reason["reason"]), (&2.into(), &said.into()));
 }
 
 #[test]
@@ -191,6 +189,88 @@ fn documents_that_are_damaged_or_expand_too_far_are_refused() {
     if Path::new("/dev/zero").exists() {
         refused(b"", &["--docs", "/dev/zero"], "it is binary, not text");
     }
+}
+
+/// Returns the documents as `id: text`, in order of their lines, and the messages.
+#[track_caller]
+fn texts(input: &[u8], more: &[&str]) -> (Vec<String>, String) {
+    let ended = rerank(input, &[&["--score", "integer"], more].concat());
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report = ended.json();
+    let mut documents = report["documents"].as_array().expect("documents").clone();
+    documents.sort_by_key(|document| document["line"].as_u64());
+    let ids = documents.iter().map(|document| document["id"].as_str().unwrap_or("-").to_owned());
+    (ids.collect(), ended.err)
+}
+
+#[test]
+fn documents_beside_a_stray_quote_are_ranked() {
+    let rows = |delimiter: char| {
+        let row = |number: usize| match number {
+            10 => format!("{number}{delimiter}\"The tide turns.\n"),
+            1500 => format!("{number}{delimiter}She said \"hello\" there.\n"),
+            _ => format!("{number}{delimiter}Bread needs salt.\n"),
+        };
+        format!("id{delimiter}text\n") + &(1..2000).map(row).collect::<String>()
+    };
+    for delimiter in [',', '\t', ';'] {
+        let (ids, _) = texts(rows(delimiter).as_bytes(), &["--top-k", "2000"]);
+        assert_eq!(ids.len(), 1999, "{delimiter}");
+    }
+    let doubtful = b"id,text\n1,\"a leaf\n2,bread\n3,size 5\"\n4,tea\n";
+    let (ids, said) = texts(doubtful, &[]);
+    assert_eq!(ids, ["1", "4"]);
+    assert!(said.contains("the quotes of line 2 hold 2 more lines that look like rows"), "{said}");
+}
+
+#[test]
+fn documents_are_said_to_be_read_in_one_of_several_ways() {
+    for (input, more, expected, said) in [
+        ("d1\ta leaf\nd2\tbread\n", &[][..], &["d1", "d2"][..], "before the first tab is its id"),
+        ("leaf\tgreen\nbread\tbrown\n", &[], &["1", "2"], "name the file .tsv"),
+        ("id,text\n1,a\nid,text\n2,b\n", &[], &["1", "2"], "left out 1 repeated headers"),
+        (
+            "{\"id\": \"x\", \"text\": \"a\"}\n",
+            &["--id-field", "nosuch"],
+            &["1"],
+            "no document has the field \"nosuch\" of --id-field",
+        ),
+        ("id,abstract\nx,a\n", &["--text-field", "abstract", "--id-field", "ID"], &["x"], ""),
+        (
+            "{\"id\":\"z\",\"text\":\"t\"}\n{\"id\":\"a\",\"text\":\"t\"}{\"id\":\"b\",\"text\":\"t\"}\n",
+            &[],
+            &["z", "a", "b"],
+            "",
+        ),
+        ("7\ta leaf\n8\tbread\n\ttea\n", &[], &["7", "8", "3"], ""),
+    ] {
+        let (ids, err) = texts(input.as_bytes(), more);
+        assert_eq!(ids, expected, "{input}");
+        assert!(err.contains(said), "{said}: {err}");
+    }
+    let table = b"id,text\n1,a\n";
+    refused(table, &["--id-field", "nosuch"], "lacks the field \"nosuch\" of --id-field");
+    refused(table, &["--title-field", "nosuch"], "leave --title-field out");
+    refused(b"id;\xdcberschrift;text\n1;x;a leaf\n", &[], "not UTF-8; convert it");
+    let lost = rerank(b"[\n{\"id\":\"a\",\"text\":\"x\"},\n{\"id\":\"b\",\"text\":\"x \" y\"},\n{\"id\":\"c\",\"text\":\"x\"}\n]\n", &[]);
+    assert_eq!((lost.code, ids(&lost)), (Some(3), vec!["a".to_owned(), "c".to_owned()]));
+    let cut = erank(&["rerank", "-q", "leaf", "--answer-only"], b"[{\"text\": \"a\"}, {\"text\": ");
+    assert!(cut.err.contains("the file ends within this element"), "{}", cut.err);
+}
+
+#[test]
+fn documents_of_a_beir_collection_are_its_corpus() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        fs::write(folder.path().join(name), text).expect("written");
+    };
+    fs::create_dir(folder.path().join("qrels")).expect("made");
+    write("corpus.jsonl", "{\"_id\": \"d1\", \"text\": \"a leaf\"}\n");
+    write("queries.jsonl", "{\"_id\": \"q1\", \"text\": \"leaf\"}\n");
+    write("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\n");
+    let (ids, said) = texts(b"", &["--docs", folder.path().to_str().expect("UTF-8")]);
+    assert_eq!(ids, ["d1"]);
+    assert!(said.contains("left out 2 files or folders beside the corpus"), "{said}");
 }
 
 #[test]

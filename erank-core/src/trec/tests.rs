@@ -105,10 +105,33 @@ fn qrels_are_read_in_the_layouts_of_beir_and_ir_datasets() {
         "query_id\tdoc_id\trelevance\titeration\nq1\td1\t2\t0\nq1\td2\t0\t0\nq2\td1\t-1\t0\n",
         "\"q1\",\"d1\",\"2\"\nq1,d2,0\nq2,d1,-1\n",
         "# a comment\n\nscore rank docid qid\n2 7 d1 q1\n0 8 d2 q1\n-1 9 d1 q2\n",
+        "query id,doc id,score\nq1,d1,2\nq1,d2,0\nq2,d1,-1\n",
+        "query-id\tcorpus-id\tscore\ttext\nq1\td1\t2\ta leaf\nq1\td2\t0\t\nq2 d1 -1 x\n",
+        "\"qid\",\"query\",\"docid\",\"label\"\nq1,\"a, b\",d1,2\nq1,\"c\",d2,0\nq2,a \"d\",d1,-1\n",
     ] {
         assert_eq!(Qrels::read(text.as_bytes()).expect(text), expected, "{text}");
     }
     assert_eq!(Qrels::read(&b"query-id\tcorpus-id\tscore\n"[..]).expect("empty"), Qrels::new());
+}
+
+#[test]
+fn runs_are_read_with_a_header() {
+    let expected = run("q1 Q0 a 1 2.5 t\nq1 Q0 b 2 1 t\n");
+    for text in [
+        "query_id,doc_id,score\nq1,a,2.5\nq1,b,1\n",
+        "qid\tquery\tdocno\trank\tscore\nq1\ta leaf\ta\t1\t2.5\nq1\ta leaf\tb\t2\t1\n",
+        "qid Q0 docno rank score tag\nq1 Q0 a 1 2.5 t\nq1 Q0 b 2 1 t\n",
+        "topicid Q0 document rank sim tag\nq1 Q0 a 1 2.5 t\nq1 Q0 b 2 1 t\n",
+        "q1,Q0,a,1,2.5,t\nq1,Q0,b,2,1,t\n",
+    ] {
+        assert_eq!(run(text), expected, "{text}");
+    }
+    assert_eq!(run("qid Q0 docid 1 2 score\n").ranking("qid"), [("docid", 2.0)]);
+    let ranks = run("qid\tpid\trank\nq\tb\t1\nq\ta\t2\n");
+    assert_eq!(ranks.ranking("q"), [("b", -1.0), ("a", -2.0)]);
+    let (line, problem) = refused("q1\t7\t1\nq1\t8\t2\n");
+    assert_eq!(line, 1);
+    assert!(problem.to_string().contains("with a header that names them"), "{problem}");
 }
 
 #[test]

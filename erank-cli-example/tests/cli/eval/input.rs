@@ -275,6 +275,66 @@ fn eval_reads_the_same_collection_from_all_layouts() {
 }
 
 #[test]
+fn eval_reads_headers_compressed_collections_and_stray_quotes() {
+    let collection = Collection::new();
+    let run = collection.eval("trec", "out", "--answer-only");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    collection.edit("bm25.run", |text| {
+        let row = |line: &str| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            format!("{},\"a, query\",{},{}\n", fields[0], fields[2], fields[4])
+        };
+        "query_id,query,doc_id,score\n".to_owned() + &text.lines().map(row).collect::<String>()
+    });
+    let again = collection.eval("trec", "out", "--answer-only");
+    assert_eq!((again.code, &again.out), (Some(0), &run.out), "{again:?}");
+
+    collection.write("bm25.run", "q Q0 d 1 2 t\nq Q0 e 2 1 t\n");
+    collection.write("queries.tsv", "qid\tquery\nq\t\"sea\nr\tbread\" salt\n");
+    collection.write(
+        "data/corpus.jsonl",
+        "{\"corpus_id\": \"d\", \"text\": \"sea\"}\n{\"corpus_id\": \"e\", \"text\": \"tea\"}\n",
+    );
+    std::fs::create_dir_all(collection.path("data/qrels")).expect("made");
+    for (name, text) in [
+        ("data/queries.jsonl.gz", "{\"_id\": \"q\", \"text\": \"sea\"}\n"),
+        ("data/qrels/test.tsv.gz", "query-id\tcorpus-id\tscore\nq\td\t1\n"),
+    ] {
+        std::fs::write(collection.path(name), crate::documents::gzip(text.as_bytes()))
+            .expect("written");
+    }
+    let path = |name: &str| collection.path(name);
+    let (run, beir, output) = (path("bm25.run"), path("data"), path("data-out"));
+    let arguments = ["eval", "--run", &run, "--beir", &beir, "--output", &output, "--answer-only"];
+    let ended = crate::erank(&arguments, b"");
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let (queries, corpus, qrels) =
+        (path("queries.tsv"), path("data/corpus.jsonl"), path("data/qrels/test.tsv.gz"));
+    let texts = ["--queries", &queries, "--corpus", &corpus, "--qrels", &qrels];
+    let arguments = [&["eval", "--run", &run, "--output", &output, "--answer-only"][..], &texts];
+    let ended = crate::erank(&arguments.concat(), b"");
+    // The text of the query is `"sea`, so that the scores are computed again.
+    assert!(ended.err.contains("1 queries, 2 documents, 2 of them to be scored"), "{ended:?}");
+}
+
+#[test]
+fn eval_lists_a_candidate_whose_text_cannot_be_used() {
+    let collection = Collection::new();
+    collection.edit("candidates.jsonl", |text| {
+        text.replacen("\"text\": \"", "\"text\": 7, \"old\": \"", 1)
+    });
+    let run = collection.eval("jsonl", "out", "--answer-only --title-field nosuch");
+    assert_eq!(run.code, Some(3), "{run:?}");
+    assert!(run.err.contains("1 documents could not be scored"), "{}", run.err);
+    assert!(run.err.contains("\"text\" is not a string"), "{}", run.err);
+    assert!(
+        run.err.contains("no document has the field \"nosuch\" of --title-field"),
+        "{}",
+        run.err
+    );
+}
+
+#[test]
 fn eval_leaves_identical_and_excluded_documents_out() {
     let collection = Collection::new();
     // The query is the best candidate, and the relevant document the next one.
