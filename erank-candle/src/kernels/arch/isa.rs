@@ -27,11 +27,6 @@ pub(crate) trait Isa: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Returns the token if this machine has the set.
     fn detect() -> Option<Self>;
 
-    /// Returns whether a set that this one extends is faster on this machine. Then this set is used only if it is named.
-    fn is_slow(self) -> bool {
-        false
-    }
-
     /// Returns the token of the set that this one extends, if there is one.
     fn base(self) -> Option<Self::Base>;
 

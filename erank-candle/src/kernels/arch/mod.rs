@@ -34,13 +34,11 @@ macro_rules! instruction_sets {
         }
 
         impl InstructionSet {
-            /// Returns every set that this machine has, the best one first: in the order of the list, but slow sets
-            /// after the others.
+            /// Returns every set that this machine has, in the order of the list.
             pub(crate) fn available() -> Vec<Self> {
                 let mut sets = Vec::new();
-                $($(#[$cfg])* sets.extend(<$token as Isa>::detect().map(|isa| (isa.is_slow(), Self::$name(isa))));)*
-                sets.sort_by_key(|(is_slow, _)| *is_slow);
-                sets.into_iter().map(|(_, set)| set).collect()
+                $($(#[$cfg])* sets.extend(<$token as Isa>::detect().map(Self::$name));)*
+                sets
             }
         }
 

@@ -14,7 +14,7 @@
 #![expect(unsafe_code, reason = "vector loads, and calls of functions that need the instruction")]
 
 use std::arch::x86_64::{
-    __cpuid, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_ps,
+    __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
@@ -45,12 +45,6 @@ impl Isa for Avx512Bf16 {
 
     fn base(self) -> Option<Avx512Vnni> {
         Some(self.0)
-    }
-
-    /// Intel's processors multiply pairs on one of their two units, so products of widened numbers are faster there.
-    fn is_slow(self) -> bool {
-        let vendor = __cpuid(0);
-        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == *b"GenuineIntel"
     }
 
     fn widening(self) -> Avx512 {
