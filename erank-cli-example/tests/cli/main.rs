@@ -6,6 +6,8 @@ mod eval;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;
+#[cfg(target_os = "linux")]
+mod memory;
 mod quantize;
 mod readme;
 mod remote;
