@@ -378,6 +378,74 @@ mod tests {
         input.documents.iter().map(|document| (document.line, document.text.as_str())).collect()
     }
 
+    /// The number of files for each format, unless the environment variable `ERANK_MUTATIONS` gives another one.
+    const MUTATIONS: usize = 300;
+
+    /// Files of all formats, with the number of documents of each.
+    const FILES: [(&[u8], usize); 12] = [
+        (b"The tide.\nBread needs salt.\r\n\nTea", 3),
+        (b"1\tThe tide.\n2\tBread \"needs\" salt.\n", 2),
+        (b"7\t1\ttide\tThe tide.\n7\t2\ttide\tBread.\n", 2),
+        (b"D1\thttp://a\tTide\tThe tide.\nD2\thttp://b\tBread\tSalt.\n", 2),
+        (b"{\"id\": 1, \"text\": \"The tide\", \"n\": [1, {}]}\n{\"id\": \"b\", \"text\": \"\\u00e9\\ud800\"}\n", 2),
+        (b"[{\"_id\": \"a\", \"title\": \"T\", \"text\": \"The tide\"}, \"Bread\", null]", 2),
+        (b"{\n \"id\": \"a\",\n \"contents\": \"The tide\"\n}\n{\n \"id\": \"b\", \"contents\": \"B\"\n}\n", 2),
+        (b"\"The tide\"\n\"Bread\\n\"\n", 2),
+        (b"id,text\n1,\"The tide, \"\"turns\"\"\nand ebbs\"\n2,Bread\n", 2),
+        (b"sep=;\r\nid;text\r\n1;The tide\r\n2;Bread\r\n", 2),
+        (b"\xff\xfeT\0h\0e\0\n\0t\0i\0d\0e\0\n\0", 2),
+        (b"\x1e{\"text\": \"The tide\"}\n\x1e{\"text\": \"Bread\"}\n", 2),
+    ];
+
+    /// Replaces, removes or repeats a few bytes.
+    fn mutate(bytes: &mut Vec<u8>, random: &mut impl FnMut(usize) -> usize) {
+        const BYTES: &[u8] = b"\"\\{}[],:;\t\n\r\0 <#\x1e\xff\xef1a";
+        for _ in 0..=random(3) {
+            let at = random(bytes.len() + 1);
+            let end = (at + random(9)).min(bytes.len());
+            match random(3) {
+                0 => bytes.insert(at, BYTES[random(BYTES.len())]),
+                1 => drop(bytes.drain(at..end)),
+                _ => {
+                    let piece = bytes[at..end].to_vec();
+                    bytes.splice(at..at, piece);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn mutated_files_give_documents_or_errors() {
+        let count = std::env::var("ERANK_MUTATIONS")
+            .map_or(MUTATIONS, |count| count.parse().expect("a number"));
+        let mut state = 7_u64;
+        let mut random = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as usize % below
+        };
+        let (mut read_files, mut refused) = (0, 0);
+        for (file, documents) in FILES {
+            assert_eq!(read(file).documents.len(), documents, "{}", file.escape_ascii());
+            for _ in 0..count {
+                let mut bytes = file.to_vec();
+                mutate(&mut bytes, &mut random);
+                let mut keep = |found: Found| -> Result<(), String> {
+                    if let Ok(document) = found {
+                        assert!(document.line > 0 && document.id.as_deref() != Some(""));
+                    }
+                    Ok(())
+                };
+                let reader = decode(bytes.as_slice());
+                let names = FieldNames::default();
+                match reader.and_then(|reader| each_of_reader(reader, &names, &mut keep)) {
+                    Ok(_) => read_files += 1,
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+        assert!(read_files > count && refused > 0, "{read_files} read, {refused} refused");
+    }
+
     #[test]
     fn documents_are_plain_lines() {
         let input = read(b"\xef\xbb\xbffirst\r\n\n  \n{second}\nthird \xff\n fourth");

@@ -1,18 +1,20 @@
 """Loads `erank serve` with the bundled model: python load.py ERANK [TEST]...
 
 ERANK is the program. Each test starts a service of its own, and prints what it measured. The tests are connections,
-slow, memory, restart and latency; without names, all run. The script needs the standard library alone, and Linux for
-the memory.
+slow, memory, restart, latency and llama_cpp; without names, all run. The script needs the standard library alone, Linux
+for the memory, and for llama_cpp the server that tests/remote/fetch_llama_cpp.sh installs.
 """
 
 import asyncio
 import collections
 import json
 import os
+import pathlib
 import re
 import signal
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -314,8 +316,52 @@ async def latency(program):
             print(f"latency: {name}: {spread(times)}")
 
 
+async def llama_cpp(_program):
+    """Sequential requests to llama.cpp's server with the same model, one prompt and one token each."""
+    root = pathlib.Path(__file__).parents[2]
+    python = root / "tests/.cache/llama-cpp/bin/python"
+    with tempfile.TemporaryDirectory() as folder:
+        model = f"{folder}/tiny.gguf"
+        convert = [python, root / "tests/remote/gguf.py", root / "erank-candle/tiny-model", model]
+        subprocess.run(convert, check=True, stdout=subprocess.DEVNULL)
+        port = free_port()
+        server = await asyncio.create_subprocess_exec(
+            python,
+            root / "tests/remote/serve.py",
+            model,
+            str(port),
+            "1",
+            "2048",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        while not (await server.stdout.readline()).startswith(b"ready"):
+            pass
+        async with Client(port) as client:
+            times = [(await timed(client.send("GET", "/health")))[0] for _ in range(1000)]
+            print(f"llama_cpp: GET /health: {spread(times)}")
+            prompt = f"{QUERY}\n{SMALL['documents'][0]}\n<answer>"
+            body = {"prompt": prompt, "max_tokens": 1, "logprobs": 20, "temperature": 0}
+            totals, besides = [], []
+            for _ in range(1000):
+                seconds, (status, content) = await timed(
+                    client.send("POST", "/v1/completions", body)
+                )
+                assert status == 200, content
+                timings = json.loads(content)["timings"]
+                engine = (timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
+                totals.append(seconds)
+                besides.append(seconds - engine)
+            print(f"llama_cpp: one token with 20 log-probabilities: {spread(totals)}")
+            print(f"llama_cpp: the same without the time of the model: {spread(besides)}")
+        server.kill()
+        await server.wait()
+
+
 def main():
-    tests = {test.__name__: test for test in (connections, slow, memory, restart, latency)}
+    tests = (connections, slow, memory, restart, latency, llama_cpp)
+    tests = {test.__name__: test for test in tests}
     if len(sys.argv) < 2 or not set(sys.argv[2:]) <= tests.keys():
         sys.exit(__doc__)
     for name in sys.argv[2:] or tests:
