@@ -38,7 +38,7 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// The parts of a model in the layout of the library Sentence Transformers.
 const MODULES: &str = "modules.json";
-/// The labels of a model that Sentence Transformers reads at the last position.
+/// The labels of a model that Sentence Transformers reads at the last position, unless [`MODULES`] names another folder.
 const LOGIT_SCORE: &str = "1_LogitScore/config.json";
 const SAFETENSORS: &str = "model.safetensors";
 const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
@@ -58,7 +58,7 @@ pub struct Checkpoint {
     pub(crate) tokenizer: Option<Vec<u8>>,
     pub(crate) tokenizer_config: Option<Vec<u8>>,
     pub(crate) chat_template: Option<Vec<u8>>,
-    /// [`MODULES`] and [`LOGIT_SCORE`].
+    /// [`MODULES`], and the configuration of its module that scores logits.
     modules: [Option<Vec<u8>>; 2],
     pub(crate) shards: Vec<Shard>,
 }
@@ -185,7 +185,9 @@ impl Checkpoint {
         let tokenizer = optional(TOKENIZER)?;
         let tokenizer_config = optional(TOKENIZER_CONFIG)?;
         let chat_template = optional(CHAT_TEMPLATE)?;
-        let modules = [optional(MODULES)?, optional(LOGIT_SCORE)?];
+        let modules = optional(MODULES)?;
+        let logit_score = optional(&recognition::logit_score_file(modules.as_deref()))?;
+        let modules = [modules, logit_score];
 
         let (has_index, has_whole) = (exists(SAFETENSORS_INDEX), exists(SAFETENSORS));
         if !has_index && !has_whole {

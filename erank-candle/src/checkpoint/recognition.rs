@@ -1,5 +1,7 @@
 //! The recognition of the prompt that a checkpoint was trained with.
 
+use std::path::{Component, Path};
+
 use erank_core::PromptFamily;
 use serde::Deserialize;
 use serde_json::Value;
@@ -22,7 +24,7 @@ pub struct RecognisedPrompt {
     pub reason: Option<&'static str>,
 }
 
-/// The keys of `1_LogitScore/config.json` that matter here.
+/// The keys of the module's `config.json` that matter here.
 #[derive(Deserialize)]
 struct LogitScore {
     true_token_id: Option<u32>,
@@ -58,8 +60,11 @@ impl Checkpoint {
         }
         if self.has_logit_score()? {
             return match self.scores_no_and_yes()? {
-                true => reranker("1_LogitScore/config.json names the answers \"no\" and \"yes\""),
-                false => unknown(LOGIT_SCORE, "it does not name the answers \"no\" and \"yes\""),
+                true => reranker("its module LogitScore names the answers \"no\" and \"yes\""),
+                false => {
+                    let file = logit_score_file(self.modules[0].as_deref());
+                    unknown(&file, "it does not name the answers \"no\" and \"yes\"")
+                }
             };
         }
         // The name of a hub's owner says nothing about the model.
@@ -102,10 +107,28 @@ impl Checkpoint {
         let (Some(json), Some(tokenizer)) = (&self.modules[1], &self.tokenizer) else {
             return Ok(false);
         };
-        let LogitScore { true_token_id, false_token_id } = json::parse(LOGIT_SCORE, json)?;
+        let file = logit_score_file(self.modules[0].as_deref());
+        let LogitScore { true_token_id, false_token_id } = json::parse(&file, json)?;
         let tokenizer = PromptTokenizer::new(tokenizer, None, None)?;
         let ids = ["no", "yes"].map(|label| tokenizer.token_to_id(label));
         Ok(ids.iter().all(Option::is_some) && ids == [false_token_id, true_token_id])
+    }
+}
+
+/// Returns the file with the labels of the module that scores logits, from the contents of `modules.json`.
+pub(super) fn logit_score_file(modules: Option<&[u8]>) -> String {
+    let modules: Vec<Value> =
+        modules.and_then(|json| json::parse(MODULES, json).ok()).unwrap_or_default();
+    let is_scoring =
+        |module: &&Value| module["type"].as_str().is_some_and(|name| name.ends_with(".LogitScore"));
+    let folder = modules.iter().find(is_scoring).and_then(|module| module["path"].as_str());
+    // Names that lead to other folders are ignored.
+    let is_inside = |folder: &&str| {
+        Path::new(folder).components().all(|part| matches!(part, Component::Normal(_)))
+    };
+    match folder.filter(is_inside).filter(|folder| !folder.is_empty()) {
+        Some(folder) => format!("{folder}/config.json"),
+        None => LOGIT_SCORE.to_owned(),
     }
 }
 
@@ -148,6 +171,8 @@ mod tests {
             r#"{"chat_template": "system\nJudge whether the Document meets the requirements {{ x }}"}"#,
         );
         let answers = (LOGIT_SCORE, r#"{"true_token_id": 256, "false_token_id": 257}"#);
+        let second_module = (MODULES, r#"[{"type": "a.LogitScore", "path": "2_LogitScore"}]"#);
+        let second_answers = ("2_LogitScore/config.json", answers.1);
         let classifier = (CONFIG, r#"{"architectures": ["Qwen3ForSequenceClassification"]}"#);
         for (name, files, reason) in [
             ("ERank-4B", &[chatml][..], None),
@@ -157,7 +182,8 @@ mod tests {
             ("my_reranker", &[], Some("its name contains")),
             ("my_reranker", &[classifier], Some("its name contains")),
             ("m", &[template], Some("its chat template")),
-            ("m", &[LOGIT_SCORE_MODULE, answers], Some("1_LogitScore/config.json")),
+            ("m", &[LOGIT_SCORE_MODULE, answers], Some("its module LogitScore")),
+            ("m", &[second_module, second_answers], Some("its module LogitScore")),
         ] {
             let found = recognise(name, files).expect(name);
             let family =
