@@ -171,8 +171,13 @@ pub(crate) struct RerankArguments {
     /// tell. Both models are in memory at the same time; `erank inspect` shows what each takes. --weights and
     /// --kv-cache apply to --model alone, --cache-mb is the limit of each model, and --template and --score apply to
     /// --model. The scores of the two models are not comparable: the documents with reasoning come first.
-    #[arg(long, value_name = "FOLDER|FILE|NAME", requires = "think_about")]
-    pub(crate) first_stage: Option<String>,
+    #[arg(
+        long,
+        visible_alias = "first-stage",
+        value_name = "FOLDER|FILE|NAME",
+        requires = "think_about"
+    )]
+    pub(crate) first_pass: Option<String>,
     /// The score to rank by. The default is probability-weighted, or expected-value if there are two answers.
     #[arg(long, value_name = "KIND", value_enum)]
     pub(crate) score: Option<Score>,

@@ -68,7 +68,7 @@ fn show(
     meter.finish();
     let report = Report {
         model: reranker.backend().name(),
-        first_stage_model: None,
+        first_pass_model: None,
         query,
         template: PromptFamily::Erank.name(),
         instruction: instructions::GENERIC,

@@ -52,8 +52,8 @@ pub(crate) enum CommandError {
         #[source]
         source: LoadError,
     },
-    #[error("cannot tell the prompt of the model {given}, which --first-stage names")]
-    FirstStagePrompt {
+    #[error("cannot tell the prompt of the model {given}, which --first-pass names")]
+    FirstPassPrompt {
         given: String,
         #[source]
         source: LoadError,
@@ -151,7 +151,7 @@ impl CommandError {
                 Some(FOLDER)
             }
             Self::UnknownPrompt { .. } => Some("Name the prompt with --template."),
-            Self::FirstStagePrompt { .. } => Some(
+            Self::FirstPassPrompt { .. } => Some(
                 "Give a Qwen3-Reranker, an ERank, or a folder whose name contains \"reranker\" if the model has \
                  Qwen3-Reranker's prompt.",
             ),

@@ -29,7 +29,7 @@ devices are left out. A title is put before the text. Ids are kept as they are w
 A line that cannot be used is listed with the reason; the other lines are ranked.
 
 --json prints one object:
-  model, first_stage_model (of --first-stage, or null), query, instruction
+  model, first_pass_model (of --first-pass, or null), query, instruction
   template     name of the prompt: \"erank\" or \"qwen3-reranker\"
   stopped      null, \"interrupted\" or \"timeout\"
   counts       documents = ranked + beyond_top_k + below_min_score + unscored;
@@ -41,7 +41,7 @@ A line that cannot be used is listed with the reason; the other lines are ranked
                relevance_probability (by --calibration), std_dev, integer, probability,
                probability_weighted, expected_value, entropy, first_stage_score,
                first_stage_rank (both by the \"score\" of the input), reasoning, mode (\"reason\",
-               \"answer_only\": with --first-stage, its model gave the answer), samples (number of
+               \"answer_only\": with --first-pass, its model gave the answer), samples (number of
                samples in the mean score), truncated, windows[] (with --windows: the windows
                that the score comes from, best first, with start and end in bytes of the text, and
                score), finish_reason (\"answered\", \"end_of_turn\", \"forced\"), tokens

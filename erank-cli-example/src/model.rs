@@ -71,9 +71,9 @@ fn remote_family(arguments: &ModelArguments) -> PromptFamily {
 }
 
 /// Loads the local model that scores all documents before the one of `arguments`, in the formats of its own files.
-pub(crate) fn first_stage(given: &str, arguments: &ModelArguments) -> Result<Chosen, CommandError> {
+pub(crate) fn first_pass(given: &str, arguments: &ModelArguments) -> Result<Chosen, CommandError> {
     let checkpoint = checkpoint(given, arguments.offline)?;
-    let unknown = |source| CommandError::FirstStagePrompt { given: text::line(given), source };
+    let unknown = |source| CommandError::FirstPassPrompt { given: text::line(given), source };
     let family = checkpoint.recognise_prompt().map_err(unknown)?.family;
     let mut settings = settings(arguments);
     (settings.weights, settings.kv_cache) = (None, None);

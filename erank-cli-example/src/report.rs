@@ -18,8 +18,8 @@ use crate::text;
 /// A ranking with its query, model and input.
 pub(crate) struct Report<'a> {
     pub(crate) model: &'a str,
-    /// The model of `--first-stage`.
-    pub(crate) first_stage_model: Option<&'a str>,
+    /// The model of `--first-pass`.
+    pub(crate) first_pass_model: Option<&'a str>,
     pub(crate) query: &'a str,
     /// The name of the prompt.
     pub(crate) template: &'a str,
@@ -206,7 +206,7 @@ impl Report<'_> {
         let unscored = self.unscored();
         JsonReport {
             model: self.model,
-            first_stage_model: self.first_stage_model,
+            first_pass_model: self.first_pass_model,
             query: self.query,
             template: self.template,
             instruction: self.instruction,
@@ -312,7 +312,7 @@ fn first_stage_ranks(documents: &[InputDocument]) -> HashMap<usize, usize> {
 #[derive(Serialize)]
 struct JsonReport<'a> {
     model: &'a str,
-    first_stage_model: Option<&'a str>,
+    first_pass_model: Option<&'a str>,
     query: &'a str,
     template: &'a str,
     instruction: &'a str,
@@ -484,10 +484,10 @@ mod tests {
         let ranking = reranker.rerank(&Request::new("q", documents)).expect("a ranking");
         let (model, query, template, instruction) = ("m", "q", "erank", "i");
         let (input, ranking, seconds) = (&input, &ranking, 0.0);
-        let first_stage_model = None;
+        let first_pass_model = None;
         let report = Report {
             model,
-            first_stage_model,
+            first_pass_model,
             query,
             template,
             instruction,

@@ -70,10 +70,10 @@ pub(crate) fn rank_and_report(
         builder = builder.calibration(file.calibration.clone());
     }
     let mut window_tokens = limits.max_document_tokens;
-    let mut first_stage_model = None;
-    if let Some(given) = &arguments.first_stage {
-        let first = model::first_stage(given, &arguments.model)?;
-        first_stage_model = Some(first.backend.name().to_owned());
+    let mut first_pass_model = None;
+    if let Some(given) = &arguments.first_pass {
+        let first = model::first_pass(given, &arguments.model)?;
+        first_pass_model = Some(first.backend.name().to_owned());
         window_tokens = window_tokens.min(first.limits.max_document_tokens);
         builder = builder.first_pass(first_pass(first, arguments));
     }
@@ -97,7 +97,7 @@ pub(crate) fn rank_and_report(
     meter.finish();
     let report = Report {
         model: reranker.backend().name(),
-        first_stage_model: first_stage_model.as_deref(),
+        first_pass_model: first_pass_model.as_deref(),
         query: &arguments.query,
         template: family.name(),
         instruction: &instruction,
@@ -111,14 +111,14 @@ pub(crate) fn rank_and_report(
     failure.map_or(Ok(report.exit()), Err)
 }
 
-/// Returns the pass over all documents by the model of `--first-stage`.
+/// Returns the pass over all documents by the model of `--first-pass`.
 fn first_pass(first: model::Chosen, arguments: &RerankArguments) -> FirstPass {
     let template = first.family.template();
     let instruction = arguments.goal.instruction(&template).to_owned();
     FirstPass::new(first.backend, template).with_instruction(instruction).with_options(first.limits)
 }
 
-/// Returns a builder of the reranker with the arguments, except `--first-stage`.
+/// Returns a builder of the reranker with the arguments, except `--first-pass`.
 fn configure(
     arguments: &RerankArguments,
     backend: Box<dyn ScoringBackend>,

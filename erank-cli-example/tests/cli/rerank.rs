@@ -243,7 +243,7 @@ fn rerank_windows_find_and_name_the_best_part() {
     let model = tiny_with_yes_and_no(models.path(), "tiny-Reranker");
     let model = model.to_str().expect("UTF-8");
     let both = ["rerank", "-q", "sourdough bread flour", "-d", docs, "--json", "--windows", "100"];
-    let both = [&both[..], &["--first-stage", model, "--think-about", "2"]].concat();
+    let both = [&both[..], &["--first-pass", model, "--think-about", "2"]].concat();
     let report = erank(&both, b"").json();
     let of_long =
         report["documents"].as_array().expect("documents").iter().find(|d| d["id"] == "a.txt");
@@ -388,7 +388,7 @@ fn rerank_accepts_empty_input() {
 }
 
 #[test]
-fn first_stage_model_scores_all_and_the_other_reasons_about_the_best() {
+fn first_pass_model_scores_all_and_the_other_reasons_about_the_best() {
     let parent = tempfile::tempdir().expect("a folder");
     let folder = crate::tiny_with_yes_and_no(parent.path(), "tiny-Reranker");
     // The prompt of a reranker needs no chat template, and ERank's needs one.
@@ -404,8 +404,8 @@ fn first_stage_model_scores_all_and_the_other_reasons_about_the_best() {
     assert!(both.err.contains(said), "{}", both.err);
     let report = both.json();
     assert_eq!((&report["model"], &report["template"]), (&"erank-tiny".into(), &"erank".into()));
-    assert_eq!(report["first_stage_model"], alone["model"]);
-    assert_eq!(alone["first_stage_model"], Value::Null);
+    assert_eq!(report["first_pass_model"], alone["model"]);
+    assert_eq!(alone["first_pass_model"], Value::Null);
 
     // The best two of the first model are sorted anew, and the others are its own results.
     let (order, first_order) = (ids(&report), ids(&alone));
@@ -431,7 +431,7 @@ fn first_stage_model_scores_all_and_the_other_reasons_about_the_best() {
 }
 
 #[test]
-fn first_stage_model_is_refused_if_unusable() {
+fn first_pass_model_is_refused_if_unusable() {
     let parent = tempfile::tempdir().expect("a folder");
     let folder = crate::tiny_with_yes_and_no(parent.path(), "other");
     let modules =
@@ -439,11 +439,11 @@ fn first_stage_model_is_refused_if_unusable() {
     fs::write(folder.join("modules.json"), modules).expect("written");
     let unknown = folder.to_str().expect("UTF-8");
     for (options, code, said) in [
-        (&["--first-stage", "tiny"][..], 2, "--think-about <N>"),
-        (&["--first-stage", "nowhere", "--think-about", "2"], 1, "nowhere is neither a folder"),
-        (&["--first-stage", unknown, "--think-about", "2"], 1, "which --first-stage names"),
+        (&["--first-pass", "tiny"][..], 2, "--think-about <N>"),
+        (&["--first-pass", "nowhere", "--think-about", "2"], 1, "nowhere is neither a folder"),
+        (&["--first-pass", unknown, "--think-about", "2"], 1, "which --first-pass names"),
         (
-            &["--first-stage", "tiny", "--think-about", "2", "--template", "qwen3-reranker"],
+            &["--first-pass", "tiny", "--think-about", "2", "--template", "qwen3-reranker"],
             1,
             "a cascade needs reasoning",
         ),
