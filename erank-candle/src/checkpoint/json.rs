@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use crate::error::LoadError;
 
 /// Parses a JSON file. `Infinity`, `-Infinity`, `NaN` and numbers beyond the range of F64, which Python reads and
-/// writes, become strings: they are no error in a field that nothing reads, and an error in a number.
+/// writes, become strings: they are no error in a field that nothing reads, and an error in a number. A surrogate without
+/// its other half becomes U+FFFD.
 ///
 /// # Errors
 /// Returns [`LoadError::Invalid`] with the file and the reason.
@@ -16,9 +17,12 @@ pub(crate) fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8]) -> Result<T, 
         .map_err(|error| LoadError::unparsable(file, "it is not UTF-8 text", error))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     serde_json::from_str(text)
-        .or_else(|error| match quote_special_numbers(text) {
-            Cow::Owned(quoted) => serde_json::from_str(&quoted),
-            Cow::Borrowed(_) => Err(error),
+        .or_else(|error| {
+            let quoted = quote_special_numbers(text);
+            match (replace_lone_surrogates(&quoted), &quoted) {
+                (Cow::Borrowed(_), Cow::Borrowed(_)) => Err(error),
+                (changed, _) => serde_json::from_str(&changed),
+            }
         })
         .map_err(|error| {
             let problem = match error.is_data() {
@@ -61,6 +65,36 @@ fn quote_special_numbers(text: &str) -> Cow<'_, str> {
     Cow::Owned(quoted)
 }
 
+/// Replaces escapes of surrogates that are not those of a pair by that of U+FFFD.
+fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
+    const ESCAPE: usize = r"\uD800".len();
+    let unit = |text: &str| u16::from_str_radix(text.strip_prefix(r"\u")?.get(..4)?, 16).ok();
+    let mut replaced = String::new();
+    let mut copied = 0;
+    let mut position = 0;
+    while let Some(escape) = text[position..].find('\\').map(|offset| position + offset) {
+        let next = |offset| text.get(escape + offset..).and_then(unit);
+        position = match (next(0), next(ESCAPE)) {
+            (Some(0xd800..0xdc00), Some(0xdc00..0xe000)) => escape + 2 * ESCAPE,
+            (Some(0xd800..0xe000), _) => {
+                replaced += &text[copied..escape];
+                replaced += r"\uFFFD";
+                copied = escape + ESCAPE;
+                copied
+            }
+            // The escaped character may be a backslash.
+            _ => {
+                text[escape + 1..].chars().next().map_or(text.len(), |c| escape + 1 + c.len_utf8())
+            }
+        };
+    }
+    if copied == 0 {
+        return Cow::Borrowed(text);
+    }
+    replaced += &text[copied..];
+    Cow::Owned(replaced)
+}
+
 /// Returns the length of the string at the beginning of a text, with its quotes, or `None` if the string has no end.
 pub(crate) fn string_length(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
@@ -90,6 +124,11 @@ mod tests {
             (r#"{"a": "NaN \" Infinity", "é": NaN}"#, json!({"a": "NaN \" Infinity", "é": "NaN"})),
             (r#"{"a": 1, "a": 2}"#, json!({"a": 2})),
             ("\u{feff}[1e5, -3]", json!([1e5, -3])),
+            (
+                r#"["a\ud800é", "\\ud800", "\uDC00\ud83d\ude00\ud83d"]"#,
+                json!(["a\u{fffd}é", r"\ud800", "\u{fffd}😀\u{fffd}"]),
+            ),
+            (r#"[NaN, "\udfff"]"#, json!(["NaN", "\u{fffd}"])),
         ] {
             assert_eq!(parse::<Value>("x", text.as_bytes()).expect(text), expected, "{text}");
         }
