@@ -43,8 +43,8 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Replaces the generated token by another one of the same position. Its log-probability is at most the least of
-    /// the most probable ones if it is not among them.
+    /// Replaces the generated token by another one of the same position. If it is not among the most probable tokens, it
+    /// gets the smallest of their log-probabilities, which is an upper bound.
     pub(crate) fn choose(&mut self, bytes: Vec<u8>) {
         if bytes == self.bytes {
             return;

@@ -83,8 +83,8 @@ impl PromptTokenizer {
         let mut missing_tokens = config.declared_tokens();
         missing_tokens.retain(|token| vocabulary.id(token).is_none());
         // transformers would add the token to the vocabulary, so the prompt would have other ids.
-        let source = Self::chat_template(tokenizer_config_json, chat_template_jinja)?;
-        let source = source.unwrap_or_default();
+        let source = chat_template::source(&config, chat_template_jinja)?;
+        let source = source.map(|(source, _)| source).unwrap_or_default();
         let is_written = |token: &&String| {
             let mut variables = config.variables(token);
             source.contains(&**token) || variables.any(|name| source.contains(name))
