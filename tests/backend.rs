@@ -13,7 +13,8 @@ use erank_core::{
 };
 use erank_core::{Completion, DocumentError, Job};
 use erank_tests::local::{
-    BLOCK_BYTES, DOCUMENTS, QUERY, REASON, options, run, tiny, tiny_with, whole_erank_prompt,
+    BLOCK_BYTES, DOCUMENTS, QUERY, REASON, long_query, options, run, samples, tiny, tiny_with,
+    whole_erank_prompt,
 };
 
 fn completions(backend: &CandleBackend, documents: &[&str], mode: Mode) -> Vec<Completion> {
@@ -55,12 +56,20 @@ fn completions_have_the_same_bits_with_any_step_size_thread_count_and_cache_size
     let one_thread = tiny_with(|settings| settings.threads = NonZeroUsize::new(1));
     assert_eq!(completions(&one_thread, &DOCUMENTS, REASON), expected);
 
-    // The cache holds only some of the six sequences. The others wait, and running ones are preempted.
-    for blocks in [20, 26, 33] {
+    // The cache holds only some of the six sequences, so the others wait. With a long query, running ones are
+    // preempted, too.
+    let long =
+        |backend: &CandleBackend| samples(backend, &long_query(), &DOCUMENTS, options(REASON));
+    let expected_of_long = long(tiny());
+    let mut preemptions = 0;
+    for blocks in [16, 20, 26, 33] {
         let full =
             tiny_with(|settings| settings.kv_cache_memory_bytes = Some(blocks * BLOCK_BYTES));
         assert_eq!(completions(&full, &DOCUMENTS, REASON), expected, "{blocks} blocks");
+        assert_eq!(long(&full), expected_of_long, "{blocks} blocks, long query");
+        preemptions += full.statistics().preemptions;
     }
+    assert!(preemptions > 0, "16 blocks were enough for all sequences");
 }
 
 #[test]
@@ -315,7 +324,7 @@ fn backend_without_kernels_passes_the_conformance_suite() {
     assert!(report.is_conformant(), "{report}");
 }
 
-/// With 26 blocks, sequences are preempted. The test uses F32, because rounding to BF16 can swap two nearly
+/// With 16 blocks, sequences are preempted. The test uses F32, because rounding to BF16 can swap two nearly
 /// equal tokens.
 #[test]
 fn backend_without_kernels_gives_the_answers_of_the_kernels() {
@@ -325,11 +334,14 @@ fn backend_without_kernels_gives_the_answers_of_the_kernels() {
             settings.device = device;
             settings.kv_cache_memory_bytes = Some(blocks * 2 * BLOCK_BYTES);
         });
-        completions(&backend, &DOCUMENTS, REASON)
+        let samples = samples(&backend, &long_query(), &DOCUMENTS, options(REASON));
+        (samples.concat(), backend.statistics().preemptions)
     };
-    let expected = f32(Device::Cpu, 1000);
-    for blocks in [26, 1000] {
-        for (found, expected) in f32(Device::CpuCandle, blocks).iter().zip(&expected) {
+    let (expected, _) = f32(Device::Cpu, 1000);
+    for (blocks, is_preempted) in [(16, true), (1000, false)] {
+        let (found, preemptions) = f32(Device::CpuCandle, blocks);
+        assert_eq!(preemptions > 0, is_preempted, "{preemptions} preemptions of {blocks} blocks");
+        for (found, expected) in found.iter().zip(&expected) {
             assert_eq!(found.text, expected.text);
             for (found, expected) in found.tokens.iter().zip(&expected.tokens) {
                 let error = (found.log_prob - expected.log_prob).abs();

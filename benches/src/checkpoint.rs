@@ -28,6 +28,16 @@ pub const SHAPES: [Shape; 2] = [
     Shape { name: "4B", hidden: 2560, intermediate: 9728, layers: 36, heads: 32, kv_heads: 8 },
 ];
 
+/// The files of the demonstration model's tokenizer. The program contains them, so that it runs where no sources are.
+const TOKENIZER_FILES: [(&str, &str); 3] = [
+    ("tokenizer.json", include_str!("../../erank-candle/tiny-model/tokenizer.json")),
+    ("tokenizer_config.json", include_str!("../../erank-candle/tiny-model/tokenizer_config.json")),
+    (
+        "generation_config.json",
+        include_str!("../../erank-candle/tiny-model/generation_config.json"),
+    ),
+];
+
 const HEAD_DIM: usize = 128;
 const VOCABULARY: usize = 151_936;
 
@@ -84,9 +94,8 @@ impl Shape {
     /// Returns any I/O error.
     pub fn write(&self, folder: &Path, behaviour: Behaviour) -> io::Result<()> {
         fs::create_dir_all(folder)?;
-        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
-        for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
-            fs::copy(tiny.join(file), folder.join(file))?;
+        for (name, text) in TOKENIZER_FILES {
+            fs::write(folder.join(name), text)?;
         }
         fs::write(folder.join("config.json"), self.config().to_string())?;
         let weights = folder.join("model.safetensors");

@@ -484,6 +484,17 @@ pub(crate) struct InspectArguments {
         conflicts_with = "document"
     )]
     pub(crate) docs: Option<String>,
+    /// Compares the answers of --device with those of the portable CPU kernels, on the bundled model.
+    ///
+    /// On the CPU, the kernels of this processor are compared, or those that ERANK_INSTRUCTION_SET names. The exit code
+    /// is 1 if a difference exceeds its bound.
+    #[arg(
+        long,
+        conflicts_with_all = [
+            "query", "document", "docs", "compare", "answer_only", "append", "ids", "logprobs", "model", "weights", "kv_cache"
+        ]
+    )]
+    pub(crate) self_test: bool,
     /// Prints one JSON object instead of text.
     #[arg(long)]
     pub(crate) json: bool,
@@ -743,6 +754,8 @@ pub(crate) enum Device {
     /// The processor
     #[default]
     Cpu,
+    /// The processor with candle's own operations, which GPUs run; much slower, for comparisons
+    CpuCandle,
     /// The first NVIDIA GPU
     Cuda,
     /// The Apple GPU

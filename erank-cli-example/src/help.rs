@@ -131,7 +131,13 @@ With --compare, the object has model, description and cost, and instead of the o
                     N x P(N) by both models; null if it is undefined, as with fewer than two documents
   queries[]         query, kendall_tau, and documents[]: line, id, kl_divergence, and integers and
                     scores by --model and by the other model
-  uncompared[]      line, id, reason; then the exit code is 3";
+  uncompared[]      line, id, reason; then the exit code is 3
+
+With --self-test, the object has:
+  device, description   what was tested
+  checks[]          weights, kv_cache, reasoning (whether the model thinks), documents, changed_integers and
+                    kl_divergence as above, beside the portable kernels with the same formats, and passed
+  passed            whether all checks passed; otherwise, the exit code is 1";
 
 #[cfg(feature = "serve")]
 pub(crate) const SERVE: &str = "\

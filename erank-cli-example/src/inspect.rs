@@ -1,8 +1,9 @@
 //! `erank inspect`: shows a model's cost, a prompt with its tokens and the most probable next tokens, and a verdict on
-//! the model, or compares two models.
+//! the model. Or it compares two models, or a device with the CPU.
 
 mod compare;
 mod cost;
+mod self_test;
 mod verdict;
 
 use std::io::{self, BufWriter, Read, Write};
@@ -18,6 +19,9 @@ use cost::ModelReport;
 use verdict::Verdict;
 
 pub(crate) fn run(arguments: &InspectArguments) -> Result<Exit, CommandError> {
+    if arguments.self_test {
+        return self_test::run(arguments);
+    }
     if let Some(reference) = &arguments.compare {
         return compare::run(arguments, reference);
     }

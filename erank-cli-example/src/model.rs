@@ -14,7 +14,7 @@ use crate::error::CommandError;
 use crate::text;
 
 /// The name of the bundled model.
-const BUNDLED: &str = "tiny";
+pub(crate) const BUNDLED: &str = "tiny";
 
 /// A backend with a model, local or remote.
 pub(crate) struct Chosen {
@@ -211,6 +211,7 @@ pub(crate) fn settings(arguments: &ModelArguments) -> CandleSettings {
     });
     settings.device = match arguments.device {
         Device::Cpu => erank_candle::Device::Cpu,
+        Device::CpuCandle => erank_candle::Device::CpuCandle,
         Device::Cuda => erank_candle::Device::Cuda { ordinal: 0 },
         Device::Metal => erank_candle::Device::Metal { ordinal: 0 },
     };

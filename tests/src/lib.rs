@@ -1,6 +1,7 @@
 //! Code that several tests share, and documentation pages whose examples run as tests.
 
 pub mod local;
+pub mod parity;
 pub mod qwen3_tokenizer;
 pub mod random_model;
 

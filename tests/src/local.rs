@@ -14,6 +14,11 @@ use erank_core::{Completion, DocumentError, Job, TokenCounts};
 /// A query for [`DOCUMENTS`].
 pub const QUERY: &str = "noise of jet engines";
 
+/// Returns a query of which the bundled model thinks longer than a cache of 16 blocks allows for all of [`DOCUMENTS`].
+pub fn long_query() -> String {
+    "noise of jet engines measured near trams in the city at night with oil and salt ".repeat(3)
+}
+
 /// Documents of different lengths; some are relevant to [`QUERY`].
 pub const DOCUMENTS: [&str; 6] = [
     "The noise of a jet engine was measured at several distances.",

@@ -63,9 +63,9 @@ pub(super) fn run(arguments: &InspectArguments, reference: &str) -> Result<Exit,
 }
 
 /// A query with its documents.
-struct Query {
-    text: String,
-    input: Input,
+pub(super) struct Query {
+    pub(super) text: String,
+    pub(super) input: Input,
 }
 
 /// Returns the documents to score: those of `--docs`, the one of `--document`, or those of the demonstration.
@@ -108,16 +108,16 @@ fn options(
 }
 
 /// One of the two models, not loaded.
-struct Side<'a> {
-    given: &'a str,
-    checkpoint: Checkpoint,
-    settings: CandleSettings,
+pub(super) struct Side<'a> {
+    pub(super) given: &'a str,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) settings: CandleSettings,
 }
 
 /// The answer to one document, or the reason why there is none.
-type Answer = Result<Scored, String>;
+pub(super) type Answer = Result<Scored, String>;
 
-struct Scored {
+pub(super) struct Scored {
     integer: u32,
     score: f64,
     distribution: AnswerDistribution,
@@ -134,7 +134,7 @@ impl<'a> Side<'a> {
     }
 
     /// Loads the model, scores all documents, and drops the model. Returns the answers by query and document.
-    fn answers(
+    pub(super) fn answers(
         &self,
         queries: &[Query],
         template: &PromptTemplate,
@@ -202,44 +202,44 @@ struct Comparison {
 
 /// The mean and the worst value: the largest divergence, or the smallest tau.
 #[derive(Serialize)]
-struct Spread {
-    mean: f64,
-    worst: f64,
+pub(super) struct Spread {
+    pub(super) mean: f64,
+    pub(super) worst: f64,
 }
 
 impl Spread {
     /// Returns `None` without values. `worse` returns the worse of two values.
-    fn of(values: &[f64], worse: fn(f64, f64) -> f64) -> Option<Self> {
+    pub(super) fn of(values: &[f64], worse: fn(f64, f64) -> f64) -> Option<Self> {
         let worst = values.iter().copied().reduce(worse)?;
         Some(Self { mean: values.iter().sum::<f64>() / values.len() as f64, worst })
     }
 }
 
 #[derive(Serialize)]
-struct ComparedQuery {
+pub(super) struct ComparedQuery {
     query: String,
     kendall_tau: Option<f64>,
-    documents: Vec<ComparedDocument>,
+    pub(super) documents: Vec<ComparedDocument>,
 }
 
 #[derive(Serialize)]
-struct ComparedDocument {
+pub(super) struct ComparedDocument {
     line: usize,
     id: String,
-    kl_divergence: f64,
-    integers: [u32; 2],
+    pub(super) kl_divergence: f64,
+    pub(super) integers: [u32; 2],
     scores: [f64; 2],
 }
 
 /// A document without two answers.
 #[derive(Serialize)]
-struct Uncompared {
+pub(super) struct Uncompared {
     /// The word for what `line` counts.
     #[serde(skip)]
     unit: &'static str,
     line: usize,
     id: Option<String>,
-    reason: String,
+    pub(super) reason: String,
 }
 
 impl Comparison {
@@ -321,7 +321,7 @@ impl Comparison {
 
 impl ComparedQuery {
     /// Compares the answers to one query. Documents without two answers are added to `uncompared`.
-    fn new(
+    pub(super) fn new(
         query: &Query,
         ours: &[Answer],
         theirs: &[Answer],

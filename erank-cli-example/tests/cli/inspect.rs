@@ -188,6 +188,30 @@ fn compare_names_what_cannot_be_compared() {
 }
 
 #[test]
+fn inspect_compares_a_device_with_the_portable_kernels() {
+    for (device, formats) in [
+        ("cpu", &["F32", "F32", "BF16", "Q8_0", "BF16"][..]),
+        ("cpu-candle", &["F32", "F32", "BF16"]),
+    ] {
+        let report = erank(&["inspect", "--self-test", "--device", device, "--json"], b"").json();
+        assert_eq!(report["passed"], true, "{report}");
+        let checks = report["checks"].as_array().expect("checks");
+        let weights: Vec<_> = checks.iter().map(|check| check["weights"].as_str()).collect();
+        assert_eq!(weights, formats.iter().copied().map(Some).collect::<Vec<_>>());
+        for check in checks {
+            assert_eq!((&check["documents"], &check["passed"]), (&41.into(), &true.into()));
+        }
+    }
+    let run = erank(&["inspect", "--self-test"], b"");
+    assert!(run.out.contains("The self-test passed."), "{}", run.out);
+    for other in [&["-m", "tiny"][..], &["--compare", "tiny"], &["-q", "x"], &["--weights", "f32"]]
+    {
+        let run = erank(&[&["inspect", "--self-test"], other].concat(), b"");
+        assert_eq!(run.code, Some(2), "{other:?}");
+    }
+}
+
+#[test]
 fn inspect_ends_with_a_verdict() {
     let run = erank(&["inspect"], b"");
     assert_eq!(run.code, Some(0), "{run:?}");

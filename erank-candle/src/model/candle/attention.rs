@@ -23,11 +23,12 @@ pub(super) struct RowGroup {
     blocks: usize,
     /// The rows' block ids, row after row. A shorter row repeats its last block.
     ids: Tensor,
-    /// Mask of the positions that a row holds, `[rows, 1, positions, 1]`. The values at other positions are
-    /// replaced by 0, because an earlier sequence may have left infinity there, and 0 times infinity is NaN.
-    held: Tensor,
-    /// Mask of the positions that a token sees, `[rows, 1, 1, tokens, positions]`.
-    seen: Tensor,
+    /// The positions that a row holds, `[rows, 1, positions, 1]`. The values at other positions are replaced by 0,
+    /// because an earlier sequence may have left infinity there, and 0 times infinity is NaN.
+    held: Mask,
+    /// The positions that a token sees, `[rows, 1, 1, tokens, positions]`. The scores of other positions are
+    /// replaced by negative infinity.
+    seen: Mask,
 }
 
 impl RowGroup {
@@ -63,13 +64,18 @@ impl RowGroup {
             tokens,
             blocks,
             ids: Tensor::new(ids, device)?,
-            held: Tensor::from_vec(held, (rows.len(), 1, positions, 1), device)?,
-            seen: Tensor::from_vec(seen, (rows.len(), 1, 1, tokens, positions), device)?,
+            held: Mask::new(held, &[rows.len(), 1, positions, 1], 0.0, device)?,
+            seen: Mask::new(
+                seen,
+                &[rows.len(), 1, 1, tokens, positions],
+                f32::NEG_INFINITY,
+                device,
+            )?,
         })
     }
 
     /// Attends with this group's part of the step's queries, `[tokens, query heads, head_dim]`, to one layer of
-    /// the cache: `[tokens of the group, query heads × head_dim]`.
+    /// the cache: `[tokens of the group, query heads × head_dim]`. The queries are divided by √head_dim already.
     pub(super) fn attend(
         &self,
         shape: AttentionShape,
@@ -87,7 +93,7 @@ impl RowGroup {
             .contiguous()?
             .reshape((2, rows, kv_heads, positions, head_dim))?;
         let (keys, values) = (keys_and_values.get(0)?, keys_and_values.get(1)?);
-        let values = select(&self.held, &values, 0.0)?;
+        let values = self.held.apply(&values)?;
         // The query heads of one KV head are the rows of one product.
         let queries = queries
             .narrow(0, self.start, rows * tokens)?
@@ -95,9 +101,9 @@ impl RowGroup {
             .permute((0, 2, 3, 1, 4))?
             .contiguous()?
             .reshape((rows, kv_heads, heads * tokens, head_dim))?;
-        let scores = (queries.matmul(&keys.t()?)? / (head_dim as f64).sqrt())?
-            .reshape((rows, kv_heads, heads, tokens, positions))?;
-        let weights = softmax_last_dim(&select(&self.seen, &scores, f32::NEG_INFINITY)?)?;
+        let scores =
+            queries.matmul(&keys.t()?)?.reshape((rows, kv_heads, heads, tokens, positions))?;
+        let weights = softmax_last_dim(&self.seen.apply(&scores)?)?;
         weights
             .reshape((rows, kv_heads, heads * tokens, positions))?
             .matmul(&values)?
@@ -107,10 +113,22 @@ impl RowGroup {
     }
 }
 
-/// Returns the numbers where `mask` is not 0, and `otherwise` elsewhere.
-fn select(mask: &Tensor, numbers: &Tensor, otherwise: f32) -> Result<Tensor> {
-    let otherwise = Tensor::new(otherwise, numbers.device())?.broadcast_as(numbers.shape())?;
-    mask.broadcast_as(numbers.shape())?.where_cond(numbers, &otherwise)
+/// The numbers to keep, and what replaces the others. It lies on the device, so that a layer copies nothing there.
+struct Mask {
+    keep: Tensor,
+    otherwise: Tensor,
+}
+
+impl Mask {
+    fn new(keep: Vec<u8>, shape: &[usize], otherwise: f32, device: &Device) -> Result<Self> {
+        let keep = Tensor::from_vec(keep, shape, device)?;
+        Ok(Self { keep, otherwise: Tensor::new(otherwise, device)? })
+    }
+
+    fn apply(&self, numbers: &Tensor) -> Result<Tensor> {
+        let shape = numbers.shape();
+        self.keep.broadcast_as(shape)?.where_cond(numbers, &self.otherwise.broadcast_as(shape)?)
+    }
 }
 
 /// Splits rows into groups. Neighbours stay together while they have the same number of tokens, padding at most

@@ -178,6 +178,7 @@ impl Operations for CandleOperations {
             rope_thd(&norm.apply(&heads)?.unsqueeze(0)?, &pass.cos, &pass.sin)?.squeeze(0)
         };
         let queries = norm_and_rotate(heads(0, query_heads)?, &norms.query)?;
+        let queries = (queries / (head_dim as f64).sqrt())?;
         let keys = norm_and_rotate(heads(query_heads, kv_heads)?, &norms.key)?;
         let values = heads(query_heads + kv_heads, kv_heads)?;
 
