@@ -3,12 +3,13 @@
 //!
 //! ```sh
 //! cargo run --release -p erank-benches --bin forward -- \
-//!     [0.6B|4B [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [runs=NUMBER] [FIGURE…]]
+//!     [0.6B|4B [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [layers=NUMBER] [runs=NUMBER] [FIGURE…]]
 //! ```
 //!
 //! - FIGURE is `prefill` (one prompt of 512 tokens), or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8 or 32
 //!   rows after 512 tokens each). By default, all four are measured.
-//! - `tokens` replaces the 512 tokens.
+//! - `tokens` replaces the 512 tokens. A longer prompt is read in steps of 512 tokens, as the engine reads it.
+//! - `layers` replaces the shape's number of layers. The time of a layer does not depend on it.
 //! - `runs` replaces the seven runs. One run before them warms up.
 //! - CACHE is BF16, F32 or INT8. The default is BF16, or F32 for weights in F32.
 //! - FORMAT is a format of weights, such as `q8_0`. The default is that of the checkpoint, BF16.
@@ -18,13 +19,15 @@
 //! Prints a line of JSON per figure: shape, name, value in tokens per second, `limit` and `fraction`. The limit is the
 //! throughput at the longer of two times: reading the weights and the cache once at the memory bandwidth, or doing all
 //! multiplications, attention's included, at the arithmetic peak. `bound` names the resource that sets the limit.
-//! Bandwidth and peak are measured between the runs. `ERANK_INSTRUCTION_SET` forces other kernels.
+//! `peak_bytes` is the largest resident memory so far, with 1 GB for measuring the bandwidth. Bandwidth and peak are
+//! measured between the runs. `ERANK_INSTRUCTION_SET` forces other kernels.
 
 use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
 
 use erank_benches::checkpoint::{Behaviour, SHAPES, Shape};
+use erank_benches::memory;
 use erank_benches::roofline::{Work, compare};
 use erank_candle::internals::measure::Memory;
 use erank_candle::internals::{
@@ -50,6 +53,10 @@ fn measure() -> Result<()> {
     };
     let setting = |name| std::env::args().find_map(|a| a.strip_prefix(name).map(str::to_owned));
     let (format, file) = (setting("weights="), setting("file="));
+    let shape = match setting("layers=") {
+        Some(layers) => shape.with_layers(layers.parse()?),
+        None => shape,
+    };
     let prompt = setting("tokens=").map_or(Ok(512), |number| number.parse())?;
     let runs = setting("runs=").map_or(Ok(7), |number| number.parse())?;
     let mut settings = CandleSettings::default();
@@ -114,8 +121,16 @@ impl Bench {
     fn prefill(&self) -> Result<()> {
         let (cache, blocks) = self.cache(1)?;
         let ids: Vec<u32> = (0..self.prompt as u32).map(|i| i * 7 % 1000).collect();
-        let row = Row { tokens: &ids, position: 0, blocks: &blocks[0], logits: 1 };
-        self.report(&format!("prefill {}", self.prompt), &cache, &[row])
+        let chunks = ids.chunks(CandleSettings::default().max_num_batched_tokens.get());
+        let mut position = 0;
+        let steps: Vec<_> = chunks
+            .map(|tokens| {
+                let row = Row { tokens, position, blocks: &blocks[0], logits: 1 };
+                position += tokens.len();
+                vec![row]
+            })
+            .collect();
+        self.report(&format!("prefill {}", self.prompt), &cache, &steps)
     }
 
     /// Measures one decoding step of several sequences.
@@ -132,30 +147,37 @@ impl Bench {
             .iter()
             .map(|blocks| Row { tokens: &[11], position: self.prompt, blocks, logits: 1 })
             .collect();
-        self.report(&format!("decode {}", rows.len()), &cache, &rows)
+        self.report(&format!("decode {}", rows.len()), &cache, &[rows])
     }
 
-    fn report(&self, name: &str, cache: &KvCache, rows: &[Row<'_>]) -> Result<()> {
-        let tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
-        let context: usize = rows.iter().map(|row| row.position).sum();
+    /// Measures some steps, one after another.
+    fn report(&self, name: &str, cache: &KvCache, steps: &[Vec<Row<'_>>]) -> Result<()> {
+        let rows = || steps.iter().flatten();
+        let tokens: usize = rows().map(|row| row.tokens.len()).sum();
+        let cached: usize = rows().map(|row| row.position).sum();
         let format = self.model.weights;
-        let bytes = self.weight_bytes as usize
-            + context * (self.model.model.shape().block_bytes / BLOCK_TOKENS);
-        let positions: usize = rows
-            .iter()
-            .flat_map(|row| (1..=row.tokens.len()).map(|token| row.position + token))
-            .sum();
-        let operations =
-            self.shape.operations(tokens, rows.len()) + self.shape.attention_operations(positions);
-        let work = Work { bytes: bytes as f64, operations };
+        let bytes = self.weight_bytes * steps.len() as f64
+            + (cached * (self.model.model.shape().block_bytes / BLOCK_TOKENS)) as f64;
+        let positions: usize =
+            rows().flat_map(|row| (1..=row.tokens.len()).map(|token| row.position + token)).sum();
+        let operations = self.shape.operations(tokens, rows().count())
+            + self.shape.attention_operations(positions);
+        let work = Work { bytes, operations };
+        let forward = || -> Result<Vec<f32>> {
+            let mut logits = Vec::new();
+            for rows in steps {
+                logits = self.model.model.forward(rows, cache)?;
+            }
+            Ok(logits)
+        };
 
-        let expected = self.model.model.forward(rows, cache)?;
+        let expected = forward()?;
         let reached = compare(self.runs, &self.memory, format, &work, || {
             // Measuring the bandwidth fills the caches with other data, those of page tables too. A step of the engine follows
             // another step.
-            self.model.model.forward(rows, cache)?;
+            self.model.model.forward(&steps[0], cache)?;
             let begin = Instant::now();
-            let logits = self.model.model.forward(rows, cache)?;
+            let logits = forward()?;
             let time = begin.elapsed();
             // Every timed run must compute the same logits.
             assert_eq!(logits, expected);
@@ -165,11 +187,12 @@ impl Bench {
             "{}",
             json!({
                 "shape": self.shape.name,
+                "layers": self.shape.layers(),
                 "name": name,
                 "kernels": self.model.kernels,
                 "weights": format.name(),
                 "cache": self.kv_cache,
-                "context": context / rows.len(),
+                "context": steps[0][0].position,
                 "file": self.file,
                 "value": tokens as f64 / reached.seconds,
                 "unit": "tokens/s",
@@ -178,6 +201,7 @@ impl Bench {
                 "bound": reached.bound,
                 "peak_gflops": reached.peak / 1e9,
                 "bandwidth_gbytes": reached.bandwidth / 1e9,
+                "peak_bytes": memory::peak()?,
             })
         );
         Ok(())

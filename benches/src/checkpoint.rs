@@ -57,6 +57,16 @@ impl Shape {
         SHAPES.into_iter().find(|shape| shape.name == name)
     }
 
+    /// Returns the shape with another number of layers, which all take the same time.
+    pub fn with_layers(self, layers: usize) -> Self {
+        Self { layers, ..self }
+    }
+
+    /// Returns the number of layers.
+    pub fn layers(&self) -> usize {
+        self.layers
+    }
+
     /// Returns the bytes of the weights in BF16. The tied embedding counts once.
     pub fn weight_bytes(&self) -> usize {
         self.tensors().iter().map(|(_, shape)| 2 * shape.iter().product::<usize>()).sum()
@@ -132,7 +142,10 @@ impl Shape {
 
     /// Returns a folder for [`write`](Self::write), below the system's folder for temporary files.
     pub fn folder(&self, behaviour: Behaviour) -> PathBuf {
-        std::env::temp_dir().join(format!("erank-{}-{behaviour:?}", self.name))
+        let Self { name, layers, .. } = self;
+        let is_whole = Self::of(name).is_some_and(|whole| whole.layers == *layers);
+        let part = if is_whole { String::new() } else { format!("-{layers}-layers") };
+        std::env::temp_dir().join(format!("erank-{name}{part}-{behaviour:?}"))
     }
 
     fn config(&self) -> Value {
