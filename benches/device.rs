@@ -35,10 +35,10 @@ use erank_benches::median;
 use erank_benches::words::Words;
 use erank_candle::internals::{BLOCK_TOKENS, BlockAllocator, BlockId, LoadedModel, Row, load};
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Device, WeightFormat};
-use erank_core::testing::conformance;
 use erank_core::{Document, Mode, Request, Reranker, ScoringOptions};
 use erank_tests::local::{
-    BLOCK_BYTES, DOCUMENTS, REASON, idle, long_query, options, samples, tiny_with,
+    BLOCK_BYTES, DOCUMENTS, REASON, conformance_without_kernels, idle, long_query, options,
+    samples, tiny_with,
 };
 use erank_tests::parity::{
     Compared, Errors, F32_BOUND, Golden, Plan, continuous, one_by_one, with_a_shared_prefix,
@@ -145,11 +145,7 @@ fn shared_prefix(golden: &Golden, device: Device) -> Value {
 
 fn conformance(device: Device) -> Value {
     let backend = tiny_with(|settings| settings.device = device);
-    let mut options = conformance::Options::default();
-    options.large_job_documents = 100;
-    options.deterministic = false;
-    options.scoring.mode = Mode::Reason { max_tokens: 8 };
-    let report = conformance::check(&backend, &options);
+    let report = conformance_without_kernels(&backend);
     assert!(report.is_conformant(), "{report}");
     idle(&backend);
     json!(report.to_string().lines().collect::<Vec<_>>())

@@ -13,8 +13,8 @@ use erank_core::{
 };
 use erank_core::{Completion, DocumentError, Job};
 use erank_tests::local::{
-    BLOCK_BYTES, DOCUMENTS, QUERY, REASON, long_query, options, run, samples, tiny, tiny_with,
-    whole_erank_prompt,
+    BLOCK_BYTES, DOCUMENTS, QUERY, REASON, conformance_without_kernels, long_query, options, run,
+    samples, tiny, tiny_with, whole_erank_prompt,
 };
 
 fn completions(backend: &CandleBackend, documents: &[&str], mode: Mode) -> Vec<Completion> {
@@ -311,16 +311,11 @@ fn backend_passes_the_conformance_suite() {
     assert!(report.is_conformant(), "{report}");
 }
 
-/// candle's own operations, which a GPU uses, run on the CPU here. Their order of summation depends on the
-/// shapes, so an answer's last bits depend on the batch.
+/// candle's own operations, which a GPU uses, run on the CPU here.
 #[test]
 fn backend_without_kernels_passes_the_conformance_suite() {
     let backend = tiny_with(|settings| settings.device = Device::CpuCandle);
-    let mut options = conformance::Options::default();
-    options.large_job_documents = 100;
-    options.deterministic = false;
-    options.scoring.mode = Mode::Reason { max_tokens: 8 };
-    let report = conformance::check(&backend, &options);
+    let report = conformance_without_kernels(&backend);
     assert!(report.is_conformant(), "{report}");
 }
 

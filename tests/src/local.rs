@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use erank_candle::internals::{BlockAllocator, Model, Row};
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Statistics};
 use erank_core::tags::ANSWER_ONLY_PREFIX;
+use erank_core::testing::conformance;
 use erank_core::{
     AnswerFormat, CancellationToken, Mode, PromptTemplate, ScoringBackend, ScoringOptions, Sink,
 };
@@ -54,6 +55,16 @@ pub const BLOCK_BYTES: usize = 4 * 2 * 3 * 64 * 16 * 2;
 pub fn tiny() -> &'static CandleBackend {
     static TINY: OnceLock<CandleBackend> = OnceLock::new();
     TINY.get_or_init(|| CandleBackend::tiny().expect("the bundled model"))
+}
+
+/// Checks the contract of a backend on candle's own operations. Their order of summation depends on the shapes, so an
+/// answer's last bits depend on the batch.
+pub fn conformance_without_kernels(backend: &dyn ScoringBackend) -> conformance::Report {
+    let mut options = conformance::Options::default();
+    options.large_job_documents = 100;
+    options.deterministic = false;
+    options.scoring.mode = Mode::Reason { max_tokens: 8 };
+    conformance::check(backend, &options)
 }
 
 /// Loads the bundled model with other settings.
