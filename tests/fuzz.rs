@@ -79,6 +79,7 @@ tests!(
     answer_parser,
     prompt_template,
     trec,
+    document_file,
     serde_types,
     chat_template,
     tokenizer_file,

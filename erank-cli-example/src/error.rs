@@ -12,7 +12,7 @@ use erank_openai::{CapabilityError, RequestError, SetupError};
 use thiserror::Error;
 
 use crate::eval::error::EvalError;
-use crate::text;
+use crate::{input, text};
 
 /// The exit code of the command. `--help` lists the codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +123,11 @@ impl From<tantivy::TantivyError> for CommandError {
 }
 
 impl CommandError {
+    /// Returns the error of reading the documents of `--docs`.
+    pub(crate) fn documents(docs: &str, source: io::Error) -> Self {
+        Self::Read { what: input::shown(docs), source }
+    }
+
     /// Prints the error with its causes and advice to standard error, and returns the exit code.
     ///
     /// A closed output pipe (`erank … | head`) is not reported as an error.

@@ -19,21 +19,20 @@ mod table;
 mod tabs;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{self, BufRead, IsTerminal, Read};
+use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 
 use erank_core::Document;
 
-use crate::error::CommandError;
 use crate::text;
 use folder::{DocumentFile, Folder};
 use lines::MAX_RECORD_BYTES;
 
-pub(crate) use decode::{decode, open};
-pub(crate) use fields::{Absent, Columns, FieldNames, Fields, Value};
-pub(crate) use json::not_json;
-pub(crate) use lines::Lines;
-pub(crate) use records::{Content, Record, Records, is_json};
+pub use decode::{decode, open};
+pub use fields::{Absent, Columns, FieldNames, Fields, Value};
+pub use json::not_json;
+pub use lines::Lines;
+pub use records::{Content, Expected, Record, Records, is_json};
 
 /// Maximum size of all texts, ids and reasons that [`read`] keeps in memory.
 const MAX_BYTES: usize = 4 << 30;
@@ -42,11 +41,13 @@ const MAX_DOCUMENTS: usize = 10_000_000;
 
 /// The documents of a file or folder, and the lines that hold no document.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Input {
-    pub(crate) documents: Vec<InputDocument>,
-    pub(crate) bad_lines: Vec<BadLine>,
+pub struct Input {
+    /// In the order of the file.
+    pub documents: Vec<InputDocument>,
+    /// In the order of the file.
+    pub bad_lines: Vec<BadLine>,
     /// The word for what the numbers of documents and bad lines count.
-    pub(crate) unit: &'static str,
+    pub unit: &'static str,
 }
 
 impl Default for Input {
@@ -58,16 +59,20 @@ impl Default for Input {
 /// A document with the number of its line, or of its element of a JSON array, from 1. In a folder, documents and bad
 /// lines are numbered together.
 #[derive(Debug, PartialEq)]
-pub(crate) struct InputDocument {
-    pub(crate) line: usize,
-    pub(crate) id: Option<String>,
-    pub(crate) text: String,
-    pub(crate) score: Option<f64>,
+pub struct InputDocument {
+    /// The number.
+    pub line: usize,
+    /// The id, never empty.
+    pub id: Option<String>,
+    /// The text, with the title before it if there is one.
+    pub text: String,
+    /// The score of an earlier stage of the search.
+    pub score: Option<f64>,
 }
 
 impl InputDocument {
     /// Returns the document in the library's type.
-    pub(crate) fn as_document(&self) -> Document<'_> {
+    pub fn as_document(&self) -> Document<'_> {
         let mut document = Document::new(self.text.as_str());
         document.id = self.id.as_deref().map(Into::into);
         document.first_stage_score = self.score;
@@ -75,30 +80,33 @@ impl InputDocument {
     }
 
     /// Returns the document's id, or the number of its line.
-    pub(crate) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         self.id.clone().unwrap_or_else(|| self.line.to_string())
     }
 }
 
 /// A line that holds no document.
 #[derive(Debug, PartialEq)]
-pub(crate) struct BadLine {
-    pub(crate) line: usize,
-    pub(crate) id: Option<String>,
-    pub(crate) reason: String,
+pub struct BadLine {
+    /// The number, as a document has it.
+    pub line: usize,
+    /// The id, if it is known.
+    pub id: Option<String>,
+    /// Why it holds no document.
+    pub reason: String,
 }
 
 /// A record of a file of documents.
-pub(crate) type Found = Result<InputDocument, BadLine>;
+pub type Found = Result<InputDocument, BadLine>;
 
 /// What is done with each record. An error ends the reading.
-type Each<'a> = &'a mut dyn FnMut(Found) -> Result<(), String>;
+pub type Each<'a> = &'a mut dyn FnMut(Found) -> Result<(), String>;
 
 /// What a file or folder has besides documents.
 #[derive(Debug, Default)]
-pub(crate) struct LeftOut {
+pub struct LeftOut {
     /// The word for a record.
-    pub(crate) unit: &'static str,
+    pub unit: &'static str,
     /// Number of entries that were left out, by reason.
     counts: BTreeMap<&'static str, usize>,
     /// How files were read, if other readings were possible.
@@ -113,7 +121,7 @@ impl LeftOut {
     }
 
     /// Says what was left out of `what`, if anything was, and how it was read.
-    pub(crate) fn note(&self, what: &str) {
+    pub fn note(&self, what: &str) {
         const MAX_REMARKS: usize = 5;
         for remark in self.remarks.iter().take(MAX_REMARKS) {
             text::note(&format!("{what}: {remark}."));
@@ -131,7 +139,11 @@ impl LeftOut {
 
 /// Reads the file or the folder `docs`, or standard input if it is `-`. Says what was left out, and which ids occur
 /// twice.
-pub(crate) fn read(docs: &str, names: &FieldNames) -> Result<Input, CommandError> {
+///
+/// # Errors
+///
+/// Returns the error of [`for_each`], or an error if the documents would fill the memory.
+pub fn read(docs: &str, names: &FieldNames) -> io::Result<Input> {
     let what = shown(docs);
     let mut input = Input::default();
     let mut bytes = 0;
@@ -147,15 +159,10 @@ pub(crate) fn read(docs: &str, names: &FieldNames) -> Result<Input, CommandError
         if io::stdin().is_terminal() {
             text::note("Reading documents from the terminal, one per line. End with Ctrl-D.");
         }
-        let reader = decode(io::stdin().lock());
-        reader.and_then(|reader| each_of_reader(reader, names, &mut keep))
+        for_each_of_reader(io::stdin().lock(), Expected::default(), names, &mut keep)
     } else {
         for_each(Path::new(docs), names, false, &mut keep)
-    };
-    let left_out = match left_out {
-        Ok(left_out) => left_out,
-        Err(source) => return Err(CommandError::Read { what, source }),
-    };
+    }?;
     input.unit = left_out.unit;
     left_out.note(&what);
     input.note_duplicates();
@@ -163,7 +170,7 @@ pub(crate) fn read(docs: &str, names: &FieldNames) -> Result<Input, CommandError
 }
 
 /// Returns the value of `--docs` for messages.
-pub(crate) fn shown(docs: &str) -> String {
+pub fn shown(docs: &str) -> String {
     if docs == "-" { "standard input".into() } else { text::line(docs) }
 }
 
@@ -196,7 +203,7 @@ fn check_size(bytes: usize, documents: usize) -> Result<(), String> {
 ///
 /// Returns an error if the file or folder itself cannot be read, or [`io::ErrorKind::InvalidData`] with the number of
 /// the record for which `each` returns an error.
-pub(crate) fn for_each(
+pub fn for_each(
     docs: &Path,
     names: &FieldNames,
     has_ids: bool,
@@ -208,13 +215,18 @@ pub(crate) fn for_each(
     each_record(Records::open(docs, names.columns(), has_ids)?, names, each)
 }
 
-/// Calls `each` with the documents and the bad records of a reader.
-fn each_of_reader<'a>(
-    reader: Box<dyn BufRead + 'a>,
+/// Calls `each` with the documents and the bad records of a reader, in order.
+///
+/// # Errors
+///
+/// Returns the errors of [`for_each`].
+pub fn for_each_of_reader(
+    reader: impl Read,
+    expected: Expected<'_>,
     names: &FieldNames,
     each: Each<'_>,
 ) -> io::Result<LeftOut> {
-    each_record(Records::new(reader, names.columns(), records::Expected::default())?, names, each)
+    each_record(Records::new(decode(reader)?, names.columns(), expected)?, names, each)
 }
 
 fn each_record(
@@ -368,82 +380,14 @@ mod tests {
             }
             Ok(())
         };
-        let reader = decode(bytes).expect("text");
-        let left_out = each_of_reader(reader, &FieldNames::default(), &mut keep);
+        let names = FieldNames::default();
+        let left_out = for_each_of_reader(bytes, Expected::default(), &names, &mut keep);
         input.unit = left_out.expect("memory can be read").unit;
         input
     }
 
     fn texts(input: &Input) -> Vec<(usize, &str)> {
         input.documents.iter().map(|document| (document.line, document.text.as_str())).collect()
-    }
-
-    /// The number of files for each format, unless the environment variable `ERANK_MUTATIONS` gives another one.
-    const MUTATIONS: usize = 300;
-
-    /// Files of all formats, with the number of documents of each.
-    const FILES: [(&[u8], usize); 12] = [
-        (b"The tide.\nBread needs salt.\r\n\nTea", 3),
-        (b"1\tThe tide.\n2\tBread \"needs\" salt.\n", 2),
-        (b"7\t1\ttide\tThe tide.\n7\t2\ttide\tBread.\n", 2),
-        (b"D1\thttp://a\tTide\tThe tide.\nD2\thttp://b\tBread\tSalt.\n", 2),
-        (b"{\"id\": 1, \"text\": \"The tide\", \"n\": [1, {}]}\n{\"id\": \"b\", \"text\": \"\\u00e9\\ud800\"}\n", 2),
-        (b"[{\"_id\": \"a\", \"title\": \"T\", \"text\": \"The tide\"}, \"Bread\", null]", 2),
-        (b"{\n \"id\": \"a\",\n \"contents\": \"The tide\"\n}\n{\n \"id\": \"b\", \"contents\": \"B\"\n}\n", 2),
-        (b"\"The tide\"\n\"Bread\\n\"\n", 2),
-        (b"id,text\n1,\"The tide, \"\"turns\"\"\nand ebbs\"\n2,Bread\n", 2),
-        (b"sep=;\r\nid;text\r\n1;The tide\r\n2;Bread\r\n", 2),
-        (b"\xff\xfeT\0h\0e\0\n\0t\0i\0d\0e\0\n\0", 2),
-        (b"\x1e{\"text\": \"The tide\"}\n\x1e{\"text\": \"Bread\"}\n", 2),
-    ];
-
-    /// Replaces, removes or repeats a few bytes.
-    fn mutate(bytes: &mut Vec<u8>, random: &mut impl FnMut(usize) -> usize) {
-        const BYTES: &[u8] = b"\"\\{}[],:;\t\n\r\0 <#\x1e\xff\xef1a";
-        for _ in 0..=random(3) {
-            let at = random(bytes.len() + 1);
-            let end = (at + random(9)).min(bytes.len());
-            match random(3) {
-                0 => bytes.insert(at, BYTES[random(BYTES.len())]),
-                1 => drop(bytes.drain(at..end)),
-                _ => {
-                    let piece = bytes[at..end].to_vec();
-                    bytes.splice(at..at, piece);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn mutated_files_give_documents_or_errors() {
-        let count = std::env::var("ERANK_MUTATIONS")
-            .map_or(MUTATIONS, |count| count.parse().expect("a number"));
-        let mut state = 7_u64;
-        let mut random = |below: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 33) as usize % below
-        };
-        let (mut read_files, mut refused) = (0, 0);
-        for (file, documents) in FILES {
-            assert_eq!(read(file).documents.len(), documents, "{}", file.escape_ascii());
-            for _ in 0..count {
-                let mut bytes = file.to_vec();
-                mutate(&mut bytes, &mut random);
-                let mut keep = |found: Found| -> Result<(), String> {
-                    if let Ok(document) = found {
-                        assert!(document.line > 0 && document.id.as_deref() != Some(""));
-                    }
-                    Ok(())
-                };
-                let reader = decode(bytes.as_slice());
-                let names = FieldNames::default();
-                match reader.and_then(|reader| each_of_reader(reader, &names, &mut keep)) {
-                    Ok(_) => read_files += 1,
-                    Err(_) => refused += 1,
-                }
-            }
-        }
-        assert!(read_files > count && refused > 0, "{read_files} read, {refused} refused");
     }
 
     #[test]

@@ -28,7 +28,6 @@ mod demo;
 mod error;
 mod eval;
 mod help;
-mod input;
 mod inspect;
 mod interrupt;
 mod model;
@@ -41,11 +40,11 @@ mod search;
 #[cfg(feature = "serve")]
 mod serve;
 mod table;
-mod text;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use erank_cli_example::{input, text};
 
 use args::{Arguments, Command};
 use error::{CommandError, Exit};

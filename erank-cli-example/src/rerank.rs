@@ -29,7 +29,8 @@ pub(crate) fn run(
 
 /// Reads the documents of `--docs`. Says so if there are none.
 pub(crate) fn read(arguments: &RerankArguments) -> Result<Input, CommandError> {
-    let input = input::read(&arguments.docs, &arguments.fields)?;
+    let input = input::read(&arguments.docs, &arguments.fields)
+        .map_err(|source| CommandError::documents(&arguments.docs, source))?;
     if input.documents.is_empty() && input.bad_lines.is_empty() {
         let what = input::shown(&arguments.docs);
         text::note(&format!("{what} has no documents to rank; --docs names the file or folder."));

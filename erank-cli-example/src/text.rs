@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 /// Returns the text on one line. White space becomes single spaces, and dangerous characters become escapes.
-pub(crate) fn line(text: &str) -> String {
+pub fn line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for word in text.split_whitespace() {
         if !line.is_empty() {
@@ -21,12 +21,12 @@ pub(crate) fn line(text: &str) -> String {
 }
 
 /// Returns a path as a [`line`](fn@line).
-pub(crate) fn path(path: &Path) -> String {
+pub fn path(path: &Path) -> String {
     line(&path.display().to_string())
 }
 
 /// Returns the first 1,000 characters of a text as one [`line`](fn@line).
-pub(crate) fn beginning(text: &str) -> String {
+pub fn beginning(text: &str) -> String {
     // More than a terminal's width.
     const LONGEST: usize = 1000;
     line(
@@ -38,7 +38,7 @@ pub(crate) fn beginning(text: &str) -> String {
 }
 
 /// Returns the text with its line breaks. Other dangerous characters become escapes.
-pub(crate) fn block(text: &str) -> String {
+pub fn block(text: &str) -> String {
     let shown = |c| if c == '\t' { Shown::Same(' ') } else { Shown::of(c) };
     let lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
     let lines: Vec<String> = lines.map(|line| line.chars().flat_map(shown).collect()).collect();
@@ -46,7 +46,7 @@ pub(crate) fn block(text: &str) -> String {
 }
 
 /// Escapes dangerous characters in JSON. JSON itself allows some of them, such as U+202E.
-pub(crate) fn json(json: &str) -> Cow<'_, str> {
+pub fn json(json: &str) -> Cow<'_, str> {
     if !json.contains(is_dangerous) {
         return Cow::Borrowed(json);
     }
@@ -64,7 +64,7 @@ pub(crate) fn json(json: &str) -> Cow<'_, str> {
 }
 
 /// Prints a diagnostic to standard error. Errors are ignored, because there is no other place to report them.
-pub(crate) fn note(message: &str) {
+pub fn note(message: &str) {
     let _ = writeln!(io::stderr(), "{}", block(message));
 }
 

@@ -5,10 +5,12 @@
 
 mod small_model;
 
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::LazyLock;
 
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, LoadError, PromptTokenizer};
+use erank_cli_example::input::{Expected, FieldNames, Found, for_each_of_reader};
 use erank_core::testing::ScriptedBackend;
 use erank_core::trec::{Qrels, Run};
 use erank_core::{
@@ -22,10 +24,11 @@ use serde::de::DeserializeOwned;
 pub type Target = fn(&[u8]);
 
 /// All functions by name.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("answer_parser", answer_parser),
     ("prompt_template", prompt_template),
     ("trec", trec),
+    ("document_file", document_file),
     ("serde_types", serde_types),
     ("chat_template", chat_template),
     ("tokenizer_file", tokenizer_file),
@@ -115,6 +118,46 @@ pub fn trec(data: &[u8]) {
             assert!(qrels.grades(query).eq(again.grades(query)));
         }
     }
+}
+
+/// Reads a file of documents of any format, at once and byte by byte. Both give the same records and the same error.
+pub fn document_file(data: &[u8]) {
+    /// Returns one byte for each call.
+    struct Bytes<'a>(&'a [u8]);
+
+    impl Read for Bytes<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = buffer.len().min(1);
+            self.0.read(&mut buffer[..length])
+        }
+    }
+
+    let [kind, file @ ..] = data else { return };
+    let name =
+        [None, Some("file.csv"), Some("file.tsv"), Some("file.jsonl")][usize::from(kind >> 1 & 3)];
+    let expected = Expected { name, has_ids: kind & 1 != 0 };
+    let text_field = (kind & 8 != 0).then(|| "body".to_owned());
+    let names = FieldNames { text_field, ..FieldNames::default() };
+    let read = |reader: &mut dyn Read| -> (Vec<Found>, Option<String>) {
+        let mut records = Vec::new();
+        let mut keep = |found: Found| -> Result<(), String> {
+            records.push(found);
+            Ok(())
+        };
+        let error = for_each_of_reader(reader, expected, &names, &mut keep).err();
+        (records, error.map(|error| error.to_string()))
+    };
+    let (records, error) = read(&mut &*file);
+    let numbers = records.iter().map(|found| match found {
+        Ok(document) => {
+            assert_ne!(document.id.as_deref(), Some(""));
+            assert!(document.score.is_none_or(f64::is_finite), "{document:?}");
+            document.line
+        }
+        Err(bad) => bad.line,
+    });
+    assert!(numbers.clone().is_sorted() && numbers.clone().all(|number| number > 0));
+    assert_eq!(read(&mut Bytes(file)), (records, error));
 }
 
 /// Reads JSON as each public type. What is written is read again, and is written alike.

@@ -58,7 +58,7 @@ pub(super) const NOT_UTF8: &str = "it is not UTF-8; convert it, for example from
                                    iconv -f WINDOWS-1252 -t UTF-8";
 
 /// Opens a file, and decodes it as [`decode`] does.
-pub(crate) fn open(file: &Path) -> io::Result<Box<dyn BufRead>> {
+pub fn open(file: &Path) -> io::Result<Box<dyn BufRead>> {
     decode(File::open(file)?)
 }
 
@@ -72,7 +72,7 @@ pub(crate) fn open(file: &Path) -> io::Result<Box<dyn BufRead>> {
 /// Returns any I/O error, and [`io::ErrorKind::InvalidData`] for a file that holds no text, such as an archive, for
 /// UTF-32, and for UTF-16 without a mark. The reader itself returns an error for damaged data, and for data that
 /// expands to more than 200 times its size.
-pub(crate) fn decode<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
+pub fn decode<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
     let mut reader = peek(decompress(reader)?, SAMPLE_BYTES)?;
     let sample = reader.get_ref().0.get_ref();
     let reason = NO_TEXT

@@ -7,8 +7,10 @@ use crate::text;
 
 /// The value of a field.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
+pub enum Value {
+    /// Null, in JSON.
     Null,
+    /// A string, or the cell of a row.
     Text(String),
     /// A number as it is written.
     Number(String),
@@ -18,15 +20,15 @@ pub(crate) enum Value {
 
 /// The fields of an object or a row, in order.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Fields(pub(super) Vec<(String, Value)>);
+pub struct Fields(pub(super) Vec<(String, Value)>);
 
 /// The names of fields, in the order in which they are looked for.
-pub(crate) type Names<'a> = &'a [&'a str];
+pub(super) type Names<'a> = &'a [&'a str];
 
 /// BEIR and ir_datasets have `_id` and `doc_id`, MS MARCO `pid` and `docid`, TREC `docno`, Algolia `objectID`. A
 /// passage of MS MARCO v2 has both a `pid` and the `docid` of the page that it comes from. The last ones are those of
 /// qrels.
-pub(crate) const ID: Names<'_> = &[
+pub(super) const ID: Names<'_> = &[
     "id",
     "_id",
     "pid",
@@ -44,7 +46,7 @@ const TEXT: Names<'_> = &["text", "contents", "content", "passage", "segment", "
 const TITLE: Names<'_> = &["title"];
 /// The headings of a page of MS MARCO v2, which its `segment` or `body` lacks.
 const HEADINGS: Names<'_> = &["headings"];
-pub(crate) const SCORE: Names<'_> = &["score", "_score"];
+pub(super) const SCORE: Names<'_> = &["score", "_score"];
 /// Objects that hold the document of a search hit: rank_llm, Jina, Elasticsearch, Vespa, Qdrant, Weaviate and the rows
 /// of Hugging Face.
 const NESTED: Names<'_> = &["doc", "document", "_source", "fields", "payload", "properties", "row"];
@@ -54,29 +56,29 @@ const NESTED_TEXT: Names<'_> = &["doc", "document"];
 /// The fields of JSON objects, CSV and TSV.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Fields of the documents")]
-pub(crate) struct FieldNames {
+pub struct FieldNames {
     /// The field with the text. By default: text, contents, content, passage, segment or body.
     #[arg(long, value_name = "NAME")]
-    pub(crate) text_field: Option<String>,
+    pub text_field: Option<String>,
     /// The field with the id. By default: id, _id, pid, docid, doc_id, docno, objectID, or a name that qrels have.
     #[arg(long, value_name = "NAME")]
-    pub(crate) id_field: Option<String>,
+    pub id_field: Option<String>,
     /// The field with the title, which is put before the text. By default: title. An empty name leaves titles out.
     #[arg(long, value_name = "NAME")]
-    pub(crate) title_field: Option<String>,
+    pub title_field: Option<String>,
 }
 
 /// The columns by which the header of a table is recognised.
 #[derive(Debug, Clone)]
-pub(crate) struct Columns<'a> {
+pub struct Columns<'a> {
     /// The names of the text.
-    pub(crate) text: Vec<&'a str>,
+    pub text: Vec<&'a str>,
     /// The names of other fields.
-    pub(crate) others: Vec<&'a str>,
+    pub others: Vec<&'a str>,
     /// The name of the text that the user gave.
-    pub(crate) text_field: Option<&'a str>,
+    pub text_field: Option<&'a str>,
     /// The names that the user gave for other fields, with their options.
-    pub(crate) given: Vec<(&'static str, &'a str)>,
+    pub given: Vec<(&'static str, &'a str)>,
 }
 
 impl Columns<'_> {
@@ -150,7 +152,7 @@ fn letters(name: &str) -> impl Iterator<Item = char> {
 
 impl FieldNames {
     /// Returns the columns by which the header of a table is recognised.
-    pub(crate) fn columns(&self) -> Columns<'_> {
+    pub fn columns(&self) -> Columns<'_> {
         let (id, title) = (self.id_field.as_deref(), self.title_field.as_deref());
         let known = [ID, TITLE, HEADINGS, SCORE].into_iter().flatten().copied();
         Columns {
@@ -169,12 +171,12 @@ impl FieldNames {
     }
 
     /// Returns the fields that the user named, and that no document has so far.
-    pub(crate) fn absent(&self) -> Absent<'_> {
+    pub fn absent(&self) -> Absent<'_> {
         Absent { names: self, fields: self.given().collect(), documents: 0 }
     }
 
     /// Returns the document that the fields hold, or else its id, if known, and the reason why they hold none.
-    pub(crate) fn document(
+    pub fn document(
         &self,
         line: usize,
         mut fields: Fields,
@@ -191,7 +193,7 @@ impl FieldNames {
     }
 
     /// Takes the id, or that of the document in a search hit. An empty one counts as absent.
-    pub(crate) fn id(&self, fields: &mut Fields) -> Result<Option<String>, String> {
+    pub fn id(&self, fields: &mut Fields) -> Result<Option<String>, String> {
         let name = self.id_field.as_deref();
         let names = name.as_ref().map_or(ID, std::slice::from_ref);
         let id = fields.take_id(names)?;
@@ -202,7 +204,7 @@ impl FieldNames {
     }
 
     /// Takes the text with the title and the headings before it, separated by spaces, as BEIR's rerankers join them.
-    pub(crate) fn text(&self, fields: &mut Fields) -> Result<String, String> {
+    pub fn text(&self, fields: &mut Fields) -> Result<String, String> {
         match self.find_text(fields)? {
             Some(text) => Ok(text),
             None => Err(self.missing(fields)),
@@ -240,7 +242,7 @@ impl FieldNames {
     }
 
     /// Takes the text as [`text`](Self::text) does, or returns `None` if it is missing or null.
-    pub(crate) fn find_text(&self, fields: &mut Fields) -> Result<Option<String>, String> {
+    pub fn find_text(&self, fields: &mut Fields) -> Result<Option<String>, String> {
         match self.own_text(fields)? {
             Some(text) => Ok(Some(text)),
             None => self.nested_text(fields),
@@ -290,7 +292,7 @@ impl FieldNames {
 }
 
 /// The fields that the user named, and that no document has so far.
-pub(crate) struct Absent<'a> {
+pub struct Absent<'a> {
     names: &'a FieldNames,
     fields: Vec<(&'static str, &'a str)>,
     documents: usize,
@@ -298,7 +300,7 @@ pub(crate) struct Absent<'a> {
 
 impl Absent<'_> {
     /// Removes the fields that a document has.
-    pub(crate) fn see(&mut self, fields: &Fields) {
+    pub fn see(&mut self, fields: &Fields) {
         self.documents += 1;
         if self.fields.is_empty() {
             return;
@@ -309,7 +311,7 @@ impl Absent<'_> {
     }
 
     /// Says which fields no document has, if there are documents.
-    pub(crate) fn remarks(&self) -> impl Iterator<Item = String> {
+    pub fn remarks(&self) -> impl Iterator<Item = String> {
         let fields = self.fields.iter().filter(|_| self.documents > 0);
         fields.map(|(option, field)| format!("no document has the field {field:?} of {option}"))
     }
@@ -322,7 +324,7 @@ impl Fields {
     /// # Errors
     ///
     /// Returns an error if the field occurs twice, because programs differ in which of the two they read.
-    pub(crate) fn take(&mut self, names: Names<'_>) -> Result<Option<(String, Value)>, String> {
+    pub fn take(&mut self, names: Names<'_>) -> Result<Option<(String, Value)>, String> {
         for wanted in names {
             let found = self.0.iter_mut().filter(|(name, _)| name == wanted);
             if let Some(found) = taken(wanted, found)? {
@@ -350,7 +352,7 @@ impl Fields {
     }
 
     /// Returns whether [`take`](Self::take) finds this field.
-    pub(crate) fn has(&self, wanted: &str) -> bool {
+    pub fn has(&self, wanted: &str) -> bool {
         let mut fields = self.0.iter().filter(|(_, value)| *value != Value::Null);
         fields.any(|(name, value)| {
             let inner = wanted.split_once('.').filter(|(outer, _)| outer == name);
@@ -362,17 +364,17 @@ impl Fields {
     }
 
     /// Returns the names with their values.
-    pub(crate) fn into_entries(self) -> impl Iterator<Item = (String, Value)> {
+    pub fn into_entries(self) -> impl Iterator<Item = (String, Value)> {
         self.0.into_iter()
     }
 
     /// Takes an id: a string or a number. An empty one counts as absent.
-    pub(crate) fn take_id(&mut self, names: Names<'_>) -> Result<Option<String>, String> {
+    pub fn take_id(&mut self, names: Names<'_>) -> Result<Option<String>, String> {
         self.take(names)?.map_or(Ok(None), |(name, value)| value.id(&name))
     }
 
     /// Takes a string.
-    pub(crate) fn take_text(&mut self, names: Names<'_>) -> Result<Option<String>, String> {
+    pub fn take_text(&mut self, names: Names<'_>) -> Result<Option<String>, String> {
         self.take(names)?.map(|(name, value)| value.text(&name)).transpose()
     }
 
@@ -388,7 +390,7 @@ impl Fields {
     }
 
     /// Takes the elements of an array.
-    pub(crate) fn take_array(&mut self, names: Names<'_>) -> Result<Option<Vec<Value>>, String> {
+    pub fn take_array(&mut self, names: Names<'_>) -> Result<Option<Vec<Value>>, String> {
         let Some((name, value)) = self.take(names)? else { return Ok(None) };
         match value {
             Value::Other(json) if json.starts_with('[') => json::array(&json).map(Some),
@@ -397,7 +399,7 @@ impl Fields {
     }
 
     /// Takes the score.
-    pub(crate) fn score(&mut self) -> Result<Option<f64>, String> {
+    pub fn score(&mut self) -> Result<Option<f64>, String> {
         let Some((name, value)) = self.take(SCORE)? else { return Ok(None) };
         let score = match value {
             Value::Text(score) if score.trim().is_empty() => return Ok(None),
@@ -411,7 +413,7 @@ impl Fields {
     }
 
     /// Returns the names of the first fields.
-    pub(crate) fn names(&self) -> String {
+    pub fn names(&self) -> String {
         const MAX_LISTED: usize = 10;
         let listed = self.0.iter().take(MAX_LISTED);
         let mut names: Vec<String> = listed.map(|(name, _)| text::beginning(name)).collect();
@@ -445,7 +447,8 @@ fn decimal_comma(number: &str) -> Option<f64> {
 }
 
 impl Value {
-    pub(crate) fn text(self, name: &str) -> Result<String, String> {
+    /// Returns a string. The error says what the field `name` is instead.
+    pub fn text(self, name: &str) -> Result<String, String> {
         let problem = format!("{name:?} is not a string");
         match self {
             Self::Text(text) => Ok(text),
@@ -464,7 +467,7 @@ impl Value {
 
     /// Returns a string or a number as it is written, or the string of MongoDB's `{"$oid": "…"}`. Null and an empty
     /// string are no id.
-    pub(crate) fn id(self, name: &str) -> Result<Option<String>, String> {
+    pub fn id(self, name: &str) -> Result<Option<String>, String> {
         match self {
             Self::Other(json) if json.contains("\"$oid\"") => {
                 json::object(&json)?.take_id(&["$oid"])
@@ -475,12 +478,13 @@ impl Value {
         }
     }
 
-    pub(crate) fn is_object(&self) -> bool {
+    /// Returns whether it is an object, in JSON.
+    pub fn is_object(&self) -> bool {
         matches!(self, Self::Other(json) if json.starts_with('{'))
     }
 
     /// Returns the fields of an object.
-    pub(crate) fn object(self, name: &str) -> Result<Fields, String> {
+    pub fn object(self, name: &str) -> Result<Fields, String> {
         match self {
             Self::Other(json) if json.starts_with('{') => json::object(&json),
             _ => Err(format!("{name:?} is not an object")),

@@ -75,7 +75,7 @@ pub(super) fn string(json: &str) -> Result<String, String> {
 }
 
 /// Returns serde_json's message, with the line only if it is not the first one.
-pub(crate) fn not_json(error: &serde_json::Error) -> String {
+pub fn not_json(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let message = message.split(" at line ").next().unwrap_or(&message);
     let line = match error.line() {

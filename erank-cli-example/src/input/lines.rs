@@ -7,15 +7,15 @@ use std::io::{self, BufRead, Read};
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
 /// A line that is not blank, or the reason why its bytes were dropped.
-pub(crate) struct Line {
+pub struct Line {
     /// The line number, from 1.
-    pub(crate) number: usize,
+    pub number: usize,
     bytes: Result<Vec<u8>, String>,
 }
 
 impl Line {
     /// Returns the line's text without its line end, or the reason why it cannot be used.
-    pub(crate) fn text(self) -> Result<String, String> {
+    pub fn text(self) -> Result<String, String> {
         utf8(self.bytes?, "line")
     }
 }
@@ -33,7 +33,7 @@ pub(super) fn utf8(bytes: Vec<u8>, what: &str) -> Result<String, String> {
 ///
 /// Lines end with `\n` or `\r\n`. A byte order mark at the beginning of a line is dropped, because it comes from a
 /// file that was appended to another.
-pub(crate) struct Lines<R> {
+pub struct Lines<R> {
     reader: R,
     /// The number of the previous line.
     number: usize,
@@ -41,12 +41,13 @@ pub(crate) struct Lines<R> {
 }
 
 impl<R: BufRead> Lines<R> {
-    pub(crate) fn of(reader: R) -> Self {
+    /// Reads lines from a reader.
+    pub fn of(reader: R) -> Self {
         Self { reader, number: 0, blank: 0 }
     }
 
     /// Returns the number of blank lines so far.
-    pub(crate) fn blank(&self) -> usize {
+    pub fn blank(&self) -> usize {
         self.blank
     }
 

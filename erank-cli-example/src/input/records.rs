@@ -13,36 +13,42 @@ use super::table::{Doubtful, Rows};
 
 /// The content of a record.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Content {
+pub enum Content {
     /// A line of plain text, or a string in a JSON array.
     Text(String),
     /// A line with an id, a tab and a text.
-    Named { id: String, text: String },
+    Named {
+        /// The text before the tab.
+        id: String,
+        /// The text after it.
+        text: String,
+    },
     /// A JSON object, or a row of a table.
     Fields(Fields),
 }
 
 /// A record, or the reason why it cannot be used.
 #[derive(Debug)]
-pub(crate) struct Record {
+pub struct Record {
     /// The number of the record's first line, or of the element of a JSON array, from 1.
-    pub(crate) number: usize,
-    pub(crate) content: Result<Content, String>,
+    pub number: usize,
+    /// The content, or the reason.
+    pub content: Result<Content, String>,
 }
 
 /// What is known of a file before it is read.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Expected<'a> {
+pub struct Expected<'a> {
     /// The name of the file, whose ending may name the format.
-    pub(crate) name: Option<&'a str>,
+    pub name: Option<&'a str>,
     /// Whether lines that are neither JSON nor a table have an id, a tab and a text.
-    pub(crate) has_ids: bool,
+    pub has_ids: bool,
 }
 
 type Reader<'a> = Peeked<Box<dyn BufRead + 'a>>;
 
 /// An iterator over the records of a file.
-pub(crate) struct Records<'a> {
+pub struct Records<'a> {
     kind: Kind<'a>,
     /// How the file is read, if other readings were possible.
     remark: Option<&'static str>,
@@ -70,7 +76,7 @@ impl Records<'static> {
     /// # Errors
     ///
     /// Returns any I/O error, and the errors of [`Records::new`].
-    pub(crate) fn open(file: &Path, columns: Columns<'_>, has_ids: bool) -> io::Result<Self> {
+    pub fn open(file: &Path, columns: Columns<'_>, has_ids: bool) -> io::Result<Self> {
         let name = file.file_name().map(|name| name.to_string_lossy());
         Self::new(decode::open(file)?, columns, Expected { name: name.as_deref(), has_ids })
     }
@@ -82,7 +88,7 @@ impl<'a> Records<'a> {
     /// # Errors
     ///
     /// Returns any I/O error, and [`io::ErrorKind::InvalidData`] if the format is recognised, but cannot be read.
-    pub(crate) fn new(
+    pub fn new(
         reader: Box<dyn BufRead + 'a>,
         columns: Columns<'_>,
         expected: Expected<'_>,
@@ -128,7 +134,7 @@ impl<'a> Records<'a> {
     }
 
     /// Returns the word for a record in messages.
-    pub(crate) fn unit(&self) -> &'static str {
+    pub fn unit(&self) -> &'static str {
         match self.kind {
             Kind::Lines { .. } | Kind::JsonLines(_) | Kind::Table { .. } => "line",
             Kind::Elements(_) => "element",
@@ -136,7 +142,7 @@ impl<'a> Records<'a> {
     }
 
     /// Returns the number of blank lines so far.
-    pub(crate) fn blank(&self) -> usize {
+    pub fn blank(&self) -> usize {
         match &self.kind {
             Kind::Lines { lines, .. } => lines.blank(),
             Kind::JsonLines(json) => json.lines.blank(),
@@ -146,7 +152,7 @@ impl<'a> Records<'a> {
     }
 
     /// Returns how often the header of a table occurred again so far, as in tables that were appended to each other.
-    pub(crate) fn repeated_headers(&self) -> usize {
+    pub fn repeated_headers(&self) -> usize {
         match self.kind {
             Kind::Table { repeated, .. } => repeated,
             _ => 0,
@@ -154,7 +160,7 @@ impl<'a> Records<'a> {
     }
 
     /// Returns what the user should know about how the file was read.
-    pub(crate) fn remarks(&self) -> impl Iterator<Item = String> {
+    pub fn remarks(&self) -> impl Iterator<Item = String> {
         let doubtful = match &self.kind {
             Kind::Table { rows, .. } => rows.doubtful(),
             _ => None,
@@ -358,7 +364,7 @@ fn row_content(header: &[String], cells: Vec<String>) -> Result<Content, String>
 }
 
 /// Returns whether a text is JSON, and a reader of the whole text.
-pub(crate) fn is_json(reader: Box<dyn BufRead>) -> io::Result<(bool, Box<dyn BufRead>)> {
+pub fn is_json(reader: Box<dyn BufRead>) -> io::Result<(bool, Box<dyn BufRead>)> {
     let reader = peek(reader, SAMPLE_BYTES)?;
     let sample = Sample::new(reader.get_ref().0.get_ref());
     let is_json = sample.is_json();

@@ -72,7 +72,8 @@ pub(super) struct Query {
 fn queries(arguments: &InspectArguments) -> Result<Vec<Query>, CommandError> {
     let query = |text: &str, input| Query { text: text.to_owned(), input };
     if let Some(docs) = &arguments.docs {
-        let input = input::read(docs, &arguments.fields)?;
+        let input = input::read(docs, &arguments.fields)
+            .map_err(|source| CommandError::documents(docs, source))?;
         if input.documents.is_empty() {
             return Err(CommandError::NoDocuments { what: input::shown(docs) });
         }
