@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use erank_candle::internals::{BLOCK_TOKENS, BlockAllocator, BlockId, Model, Row, load};
-use erank_candle::{CandleSettings, Checkpoint, KvCacheFormat, WeightFormat};
+use erank_candle::{CandleBackend, CandleSettings, Checkpoint, KvCacheFormat, WeightFormat};
+use erank_core::Mode;
+use erank_tests::local::{completions, options};
 use erank_tests::random_model::{Layout, RandomModel, checksum};
 use serde::Deserialize;
 use serde_json::Value;
@@ -90,11 +92,15 @@ fn logits(model: &dyn Model, tokens: &[u32], positions: &[usize]) -> Vec<Vec<f32
     logits
 }
 
-#[test]
-fn logits_equal_transformers_up_to_the_last_position() {
+fn golden() -> Golden {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/long_context.json");
     let file = fs::read(path).expect("the golden file is in the repository");
-    let golden: Golden = serde_json::from_slice(&file).expect("valid JSON");
+    serde_json::from_slice(&file).expect("valid JSON")
+}
+
+#[test]
+fn logits_equal_transformers_up_to_the_last_position() {
+    let golden = golden();
     assert_eq!(golden.positions.last(), Some(&40_959));
     let model = RandomModel::new(golden.config).expect("all sizes");
     assert_eq!(checksum(&model.weights()), golden.weights_checksum);
@@ -118,4 +124,48 @@ fn logits_equal_transformers_up_to_the_last_position() {
     assert!(f32.largest <= F32_BOUND, "{f32:?}");
     assert!(bf16.largest <= golden.bf16.largest && bf16.rms <= golden.bf16.rms, "{bf16:?}");
     assert!(int8.rms <= golden.bf16.rms, "{int8:?}");
+}
+
+/// Two thoughts about one document, whose prompt leaves no more of the context than a thought. The smaller cache holds
+/// the prompt and one thought, but not both.
+#[test]
+fn preempted_samples_of_the_whole_context_give_the_same_completions() {
+    const THOUGHT_TOKENS: usize = 64;
+    /// The tokens of the forced answer.
+    const ANSWER_TOKENS: usize = 8;
+    /// Keys and values of one head of 128 dimensions in BF16.
+    const BLOCK_BYTES: usize = BLOCK_TOKENS * 2 * 128 * 2;
+
+    let mut config = golden().config;
+    let context = config["max_position_embeddings"].as_u64().expect("a number") as usize;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(tiny.join(name), folder.path().join(name)).expect("copied");
+    }
+    config["vocab_size"] = 10_240.into();
+    let model = RandomModel::new(config).expect("all sizes");
+    model.write(folder.path(), Layout::OneFile).expect("written");
+    let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
+
+    let document = "The noise of jets. ".repeat(30_000);
+    let mut options = options(Mode::Reason { max_tokens: THOUGHT_TOKENS });
+    let prompt_tokens = context - THOUGHT_TOKENS - ANSWER_TOKENS;
+    options.samples = 2;
+    options.sampling.temperature = 1.0;
+    options.max_document_tokens = context;
+    options.max_prompt_tokens = Some(prompt_tokens);
+    let score = |blocks: usize| {
+        let mut settings = CandleSettings::default();
+        settings.kv_cache_memory_bytes = Some(blocks * BLOCK_BYTES);
+        let backend = CandleBackend::load(&checkpoint, &settings).expect("a whole model");
+        let completions = completions(&backend, &[&document], options);
+        (completions, backend.statistics().preemptions)
+    };
+    let (expected, preemptions) = score(2 * context.div_ceil(BLOCK_TOKENS));
+    assert_eq!((expected[0].usage.prompt, preemptions), (prompt_tokens, 0));
+    assert_ne!(expected[0].text, expected[1].text);
+    let (found, preemptions) = score(context.div_ceil(BLOCK_TOKENS) + 2);
+    assert!(preemptions > 0);
+    assert_eq!(found, expected);
 }
