@@ -59,7 +59,7 @@ fn main() -> Result<ExitCode> {
         match argument.as_str() {
             "cuda" => device = Device::Cuda { ordinal: 0 },
             "cpu-candle" => device = Device::CpuCandle,
-            name => shapes.push(Shape::of(name).ok_or("the shapes are 0.6B and 4B")?),
+            name => shapes.push(Shape::of(name).ok_or("the shapes are 0.6B, 4B, 14B and 32B")?),
         }
     }
     // Without the device, every check would fail with the same message.
@@ -243,7 +243,7 @@ fn step(
 
     let computed = rows.len() * tokens.len();
     let cached = rows.len() * position * model.shape().block_bytes / BLOCK_TOKENS;
-    let bytes = shape.weight_bytes() + cached;
+    let bytes = shape.bytes_of_step() + cached;
     let positions = rows.len() * (1..=tokens.len()).map(|token| position + token).sum::<usize>();
     let operations = shape.operations(computed, rows.len()) + shape.attention_operations(positions);
     let (reading, computing) = (bytes as f64 / limits.bytes, operations / limits.operations);

@@ -1,7 +1,7 @@
 //! Measures the engine on a model of a real shape with random weights.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin engine -- [0.6B|4B] [NAME…] [weights=FORMAT] [cache=MIB]
+//! cargo run --release -p erank-benches --bin engine -- [0.6B|4B|14B|32B] [NAME…] [weights=FORMAT] [cache=MIB]
 //! ```
 //!
 //! Each NAME selects a measurement. Without one, all of them run except `long` and `one-pass`.
@@ -21,8 +21,8 @@
 //!   tokens: once the same for all documents, once a different one for each, so that no prefix is shared.
 //!
 //! `weights` measures a GGUF file in another format than BF16, such as `q8_0`, which is written once beside the
-//! checkpoint. `cache` sets the budget of the KV cache in MiB, 4096 by default. The checkpoint (1.2 or 8 GB) is written
-//! once to the folder for temporary files.
+//! checkpoint. `cache` sets the budget of the KV cache in MiB, 4096 by default. The checkpoint (1.2,
+//! 8, 30 or 66 GB) is written once to the folder for temporary files.
 //!
 //! Each measurement prints lines of JSON on standard output: shape, name, value, unit, and details. `limit`
 //! is the time that the multiplications of all computed tokens take at the arithmetic peak, which is measured

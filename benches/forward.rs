@@ -3,7 +3,7 @@
 //!
 //! ```sh
 //! cargo run --release -p erank-benches --bin forward -- \
-//!     [0.6B|4B [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [layers=NUMBER] [runs=NUMBER] [FIGURE…]]
+//!     [0.6B|4B|14B|32B [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [layers=NUMBER] [runs=NUMBER] [FIGURE…]]
 //! ```
 //!
 //! - FIGURE is `prefill` (one prompt of 512 tokens), or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8 or 32
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
 
 fn measure() -> Result<()> {
     let shape = match std::env::args().nth(1) {
-        Some(name) => Shape::of(&name).ok_or("the shapes are 0.6B and 4B")?,
+        Some(name) => Shape::of(&name).ok_or("the shapes are 0.6B, 4B, 14B and 32B")?,
         None => SHAPES[0],
     };
     let setting = |name| std::env::args().find_map(|a| a.strip_prefix(name).map(str::to_owned));
@@ -78,11 +78,12 @@ fn measure() -> Result<()> {
         Some(file) => std::fs::metadata(file)?.len() as f64,
         None => shape.weight_bytes() as f64 / 2.0 * model.weights.bytes_per_weight(),
     };
+    let bytes_of_step = weight_bytes * shape.bytes_of_step() as f64 / shape.weight_bytes() as f64;
     let file = file.as_deref().and_then(|file| Path::new(file).file_stem()?.to_str());
     let file = file.map(str::to_owned);
     let memory = Memory::new(1 << 30)?;
     let kv_cache = settings.kv_cache.map_or("default", KvCacheFormat::name);
-    let bench = Bench { shape, model, prompt, runs, kv_cache, file, weight_bytes, memory };
+    let bench = Bench { shape, model, prompt, runs, kv_cache, file, bytes_of_step, memory };
 
     let names: Vec<String> = std::env::args().skip(2).filter(|name| !name.contains('=')).collect();
     if let Some(name) = names.iter().find(|name| !FIGURES.contains(&name.as_str())) {
@@ -112,7 +113,8 @@ struct Bench {
     kv_cache: &'static str,
     /// The name of the GGUF file, without its ending.
     file: Option<String>,
-    weight_bytes: f64,
+    /// Bytes of the weights that a step reads.
+    bytes_of_step: f64,
     memory: Memory,
 }
 
@@ -156,7 +158,7 @@ impl Bench {
         let tokens: usize = rows().map(|row| row.tokens.len()).sum();
         let cached: usize = rows().map(|row| row.position).sum();
         let format = self.model.weights;
-        let bytes = self.weight_bytes * steps.len() as f64
+        let bytes = self.bytes_of_step * steps.len() as f64
             + (cached * (self.model.model.shape().block_bytes / BLOCK_TOKENS)) as f64;
         let positions: usize =
             rows().flat_map(|row| (1..=row.tokens.len()).map(|token| row.position + token)).sum();

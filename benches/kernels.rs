@@ -2,7 +2,7 @@
 //! the machine.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin kernels -- [0.6B|4B] [weights=q8_0]
+//! cargo run --release -p erank-benches --bin kernels -- [0.6B|4B|14B|32B] [weights=q8_0]
 //! ```
 //!
 //! Prints a line of JSON per shape and number of rows. The limit is the longer of two times: reading the
@@ -30,7 +30,7 @@ fn measure() -> Result<()> {
     for argument in std::env::args().skip(1) {
         match argument.strip_prefix("weights=") {
             Some(name) => format = name.parse()?,
-            None => shape = Shape::of(&argument).ok_or("the shapes are 0.6B and 4B")?,
+            None => shape = Shape::of(&argument).ok_or("the shapes are 0.6B, 4B, 14B and 32B")?,
         }
     }
     let bytes_per_weight = format.bytes_per_weight();

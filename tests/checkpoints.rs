@@ -97,8 +97,8 @@ fn logits(folder: &TempDir) -> Result<Vec<f32>, String> {
     logits_with(folder.path(), &settings())
 }
 
-fn unusual(folder: &TempDir) -> Vec<String> {
-    Checkpoint::open(folder.path()).and_then(|checkpoint| checkpoint.unusual()).expect("loadable")
+fn warnings(folder: &TempDir) -> Vec<String> {
+    Checkpoint::open(folder.path()).and_then(|checkpoint| checkpoint.warnings()).expect("loadable")
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn open_accepts_names_without_the_prefix_and_with_it_twice() {
     let expected = logits(&folder(&config(true), &tied)).expect("whole");
     let folder = folder(&base, &tied);
     assert_eq!(logits(&folder), Ok(expected));
-    assert!(unusual(&folder).iter().any(|note| note.contains("without an output projection")));
+    assert!(warnings(&folder).iter().any(|note| note.contains("without an output projection")));
     let both = tensors.into_iter().flat_map(|(name, tensor)| {
         [(name.trim_start_matches("model.").to_owned(), tensor.clone()), (name, tensor)]
     });
@@ -173,7 +173,7 @@ fn open_assigns_tensors_of_several_shards_by_the_index() {
     let of_whole = logits(&self::folder(&config(false), &whole));
     assert_eq!(logits(&folder), of_whole);
     assert_ne!(of_whole, Ok(expected));
-    assert!(unusual(&folder).iter().any(|note| note.contains("model.safetensors.index.json")));
+    assert!(warnings(&folder).iter().any(|note| note.contains("model.safetensors.index.json")));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn open_uses_the_output_projection_that_the_files_have() {
     let expected = logits(&folder(&config(false), &untied)).expect("whole");
     let other = folder(&config(true), &untied);
     assert_eq!(logits(&other).as_ref(), Ok(&expected));
-    assert!(unusual(&other).iter().any(|note| note.contains("tie_word_embeddings")));
+    assert!(warnings(&other).iter().any(|note| note.contains("tie_word_embeddings")));
 
     let tied = tensors(true);
     let expected = logits(&folder(&config(true), &tied)).expect("whole");
@@ -190,7 +190,7 @@ fn open_uses_the_output_projection_that_the_files_have() {
     same.insert(LM_HEAD.into(), tied[EMBEDDING].clone());
     let same_folder = folder(&config(true), &same);
     assert_eq!(logits(&same_folder).as_ref(), Ok(&expected));
-    assert!(unusual(&same_folder).is_empty());
+    assert!(warnings(&same_folder).is_empty());
     same.remove(EMBEDDING);
     assert_eq!(logits(&folder(&config(true), &same)).as_ref(), Ok(&expected));
 
@@ -288,7 +288,7 @@ fn open_names_a_missing_output_projection() {
 }
 
 #[test]
-fn unusual_names_modules_that_are_not_applied() {
+fn warnings_name_modules_that_are_not_applied() {
     let folder = folder(&config(true), &tensors(true));
     let modules = json!([{"type": "sentence_transformers.models.Transformer"},
         {"type": "sentence_transformers.models.Pooling"}, {"type": "sentence_transformers.models.Dense"}]);
@@ -296,7 +296,7 @@ fn unusual_names_modules_that_are_not_applied() {
     let index = json!({"weight_map": {EMBEDDING: "model.safetensors"}});
     fs::write(folder.path().join("model.safetensors.index.json"), index.to_string())
         .expect("written");
-    let notes = unusual(&folder).join("\n");
+    let notes = warnings(&folder).join("\n");
     assert!(notes.contains("an embedding model") && notes.contains("a module Dense"), "{notes}");
     assert!(!notes.contains("index.json"), "the index names the same file: {notes}");
 }
@@ -329,7 +329,7 @@ fn open_keeps_the_widest_type_of_mixed_matrices() {
     let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
     let cost = checkpoint.cost(&settings()).expect("whole");
     assert_eq!(cost.kv_cache, erank_candle::KvCacheFormat::F32);
-    let notes = checkpoint.unusual().expect("loadable");
+    let notes = checkpoint.warnings().expect("loadable");
     assert!(notes.iter().any(|note| note.contains("several types, F32 and BF16")), "{notes:?}");
     assert!(notes.iter().any(|note| note.contains("names the type bfloat16")), "{notes:?}");
     // candle's operations hold all matrices in one type.
@@ -506,7 +506,7 @@ fn every_field_of_transformers_is_read_or_refused_or_changes_nothing() {
             }
         }
     }
-    // No field that is known counts as unusual.
+    // No field that is known gives a warning.
     let mut all = config(true);
     for (field, effect) in &effects {
         if matches!(effect, Effect::Neutral) {
@@ -514,7 +514,7 @@ fn every_field_of_transformers_is_read_or_refused_or_changes_nothing() {
         }
     }
     all["made_up"] = json!(1);
-    let notes = unusual(&folder(&all, &tensors(true)));
+    let notes = warnings(&folder(&all, &tensors(true)));
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(notes[0].ends_with("ignored: made_up"), "{notes:?}");
 }

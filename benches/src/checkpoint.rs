@@ -19,13 +19,16 @@ pub struct Shape {
     intermediate: usize,
     layers: usize,
     heads: usize,
-    kv_heads: usize,
+    /// Whether the output projection has the weights of the embedding.
+    is_tied: bool,
 }
 
-/// The shapes of Qwen3-0.6B and Qwen3-4B. ERank-4B has the latter.
-pub const SHAPES: [Shape; 2] = [
-    Shape { name: "0.6B", hidden: 1024, intermediate: 3072, layers: 28, heads: 16, kv_heads: 8 },
-    Shape { name: "4B", hidden: 2560, intermediate: 9728, layers: 36, heads: 32, kv_heads: 8 },
+/// The shapes of Qwen3-0.6B, 4B, 14B and 32B. ERank has the last three.
+pub const SHAPES: [Shape; 4] = [
+    Shape { name: "0.6B", hidden: 1024, intermediate: 3072, layers: 28, heads: 16, is_tied: true },
+    Shape { name: "4B", hidden: 2560, intermediate: 9728, layers: 36, heads: 32, is_tied: true },
+    Shape { name: "14B", hidden: 5120, intermediate: 17408, layers: 40, heads: 40, is_tied: false },
+    Shape { name: "32B", hidden: 5120, intermediate: 25600, layers: 64, heads: 64, is_tied: false },
 ];
 
 /// The files of the demonstration model's tokenizer. The program contains them, so that it runs where no sources are.
@@ -38,6 +41,7 @@ const TOKENIZER_FILES: [(&str, &str); 3] = [
     ),
 ];
 
+const KV_HEADS: usize = 8;
 const HEAD_DIM: usize = 128;
 const VOCABULARY: usize = 151_936;
 
@@ -67,17 +71,24 @@ impl Shape {
         self.layers
     }
 
-    /// Returns the bytes of the weights in BF16. The tied embedding counts once.
+    /// Returns the bytes of the weights in BF16. An embedding whose weights the output projection has, too, counts once.
     pub fn weight_bytes(&self) -> usize {
         self.tensors().iter().map(|(_, shape)| 2 * shape.iter().product::<usize>()).sum()
+    }
+
+    /// Returns the bytes of the weights in BF16 that each step reads: all but a separate embedding, of which a step reads a
+    /// row for each token.
+    pub fn bytes_of_step(&self) -> usize {
+        let embedding = if self.is_tied { 0 } else { 2 * VOCABULARY * self.hidden };
+        self.weight_bytes() - embedding
     }
 
     /// Returns the number of multiplications and additions that compute `tokens` tokens and `logits` rows of
     /// logits, without attention.
     pub fn operations(&self, tokens: usize, logits: usize) -> f64 {
-        let embedding = VOCABULARY * self.hidden;
-        let layers = self.weight_bytes() / 2 - embedding;
-        2.0 * (layers * tokens + embedding * logits) as f64
+        let output = VOCABULARY * self.hidden;
+        let layers = self.bytes_of_step() / 2 - output;
+        2.0 * (layers * tokens + output * logits) as f64
     }
 
     /// Returns the number of multiplications and additions of attention, for tokens that see this number of positions
@@ -88,7 +99,7 @@ impl Shape {
 
     /// Returns a layer's projections: name, inputs and outputs.
     pub fn projections(&self) -> [(&'static str, usize, usize); 4] {
-        let (queries, keys) = (self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM);
+        let (queries, keys) = (self.heads * HEAD_DIM, KV_HEADS * HEAD_DIM);
         [
             ("query, key, value", self.hidden, queries + 2 * keys),
             ("attention output", queries, self.hidden),
@@ -156,12 +167,12 @@ impl Shape {
             "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
+            "num_key_value_heads": KV_HEADS,
             "head_dim": HEAD_DIM,
             "max_position_embeddings": 40_960,
             "rms_norm_eps": 1e-6,
             "rope_theta": 1e6,
-            "tie_word_embeddings": true,
+            "tie_word_embeddings": self.is_tied,
             "eos_token_id": 151_645,
         })
     }

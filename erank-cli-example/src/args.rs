@@ -169,7 +169,7 @@ pub(crate) struct RerankArguments {
     ///
     /// The model is a local one, such as Qwen/Qwen3-Reranker-0.6B, and gets the prompt that its files or its name
     /// tell. Both models are in memory at the same time; `erank inspect` shows what each takes. --weights and
-    /// --kv-cache apply to --model alone, --cache-mb is the limit of each model, and --template and --score apply to
+    /// --kv-cache apply to --model alone, --kv-cache-mib is the limit of each model, and --template and --score apply to
     /// --model. The scores of the two models are not comparable: the documents with reasoning come first.
     #[arg(
         long,
@@ -675,7 +675,7 @@ pub(crate) struct ModelArguments {
     pub(crate) max_prompt_tokens: Option<NonZeroUsize>,
     /// Memory for the KV cache, in MiB. The default is a quarter of the available memory.
     #[arg(long, value_name = "MIB")]
-    pub(crate) cache_mb: Option<NonZeroUsize>,
+    pub(crate) kv_cache_mib: Option<NonZeroUsize>,
     /// Reads the model's files into memory instead of mapping them. Loading takes more memory, and another program
     /// may change the files meanwhile.
     #[arg(long)]
@@ -698,7 +698,7 @@ pub(crate) struct RemoteArguments {
         long,
         value_name = "URL",
         required_if_eq("backend", "openai"),
-        conflicts_with_all = ["weights", "kv_cache", "device", "threads", "cache_mb", "offline", "no_mmap"]
+        conflicts_with_all = ["weights", "kv_cache", "device", "threads", "kv_cache_mib", "offline", "no_mmap"]
     )]
     pub(crate) url: Vec<String>,
     /// The form of the prompts that the server receives.

@@ -114,12 +114,12 @@ config.json that are ignored; what cannot be computed as transformers does is an
   model, description
   cost         tensors[]: file_format, memory_format, count, file_bytes, memory_bytes;
                weight_bytes: in memory; kv_cache: format, bytes_per_token, max_tokens (of the longest
-               sequence), bytes_of_max_tokens, budget_bytes (--cache-mb, or the default as of now)
+               sequence), bytes_of_max_tokens, budget_bytes (--kv-cache-mib, or the default as of now)
   vocab_size, prompt (null with --ids), query_truncated, document_truncated
   tokens[]     position, id, text, control, and next[]: the most probable next tokens after that
                position, each with id, text and log_prob (natural logarithm)
   verdict      files, architecture, tokenizer, template, precision, memory: a phrase on each;
-               unusual[]: what is unusual about the model although it can be loaded
+               warnings[]: what is unusual about the model although it can be loaded
 
 With --compare, the object has model, description and cost, and instead of the others:
   compared_with     model, description and cost of the other model

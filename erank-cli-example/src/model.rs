@@ -216,7 +216,7 @@ pub(crate) fn settings(arguments: &ModelArguments) -> CandleSettings {
         Device::Metal => erank_candle::Device::Metal { ordinal: 0 },
     };
     settings.threads = arguments.threads;
-    if let Some(mebibytes) = arguments.cache_mb {
+    if let Some(mebibytes) = arguments.kv_cache_mib {
         settings.kv_cache_memory_bytes = Some(mebibytes.get().saturating_mul(1 << 20));
     }
     settings

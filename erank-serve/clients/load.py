@@ -224,7 +224,7 @@ async def memory(program):
 
     The engine's KV cache keeps the prompts of old requests until it is full. A small one is full soon.
     """
-    async with Service(program, "--cache-mb", "32") as service:
+    async with Service(program, "--kv-cache-mib", "32") as service:
         statuses = collections.Counter()
         numbers = iter(range(10_000))
 

@@ -285,7 +285,7 @@ fn load_checkpoint(path: &Path) -> Result<CandleBackend, LoadError> {
     settings.kv_cache_memory_bytes = Some(2 << 20);
     settings.threads = std::num::NonZeroUsize::new(1);
     let _ = checkpoint.cost(&settings);
-    let _ = checkpoint.unusual();
+    let _ = checkpoint.warnings();
     CandleBackend::load(&checkpoint, &settings)
 }
 

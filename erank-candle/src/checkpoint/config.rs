@@ -445,7 +445,7 @@ impl<'a> ConfigFile<'a> {
     }
 
     /// Returns what is unusual, as sentences without a full stop.
-    fn unusual(&self) -> Vec<String> {
+    fn warnings(&self) -> Vec<String> {
         let keys = &self.0;
         let mut notes = Vec::new();
         let mut unknown: Vec<&str> = keys.map.keys().map(String::as_str).collect();
@@ -494,8 +494,8 @@ pub(super) fn parse(config: &[u8]) -> Result<Map<String, Value>, LoadError> {
 }
 
 /// Returns what is unusual about `config.json`, as sentences without a full stop.
-pub(super) fn unusual(config: &Map<String, Value>) -> Vec<String> {
-    ConfigFile::new(config).unusual()
+pub(super) fn warnings(config: &Map<String, Value>) -> Vec<String> {
+    ConfigFile::new(config).warnings()
 }
 
 /// Returns whether `config.json` says that the embedding is the output projection.
@@ -929,9 +929,9 @@ mod tests {
     }
 
     #[test]
-    fn unusual_lists_unknown_keys() {
+    fn warnings_list_unknown_keys() {
         let mut config = qwen3_4b();
-        let found = |config: &Value| unusual(config.as_object().expect("an object")).join("\n");
+        let found = |config: &Value| warnings(config.as_object().expect("an object")).join("\n");
         assert_eq!(found(&config), "");
         config["num_experts"] = json!(8);
         config["_name_or_path"] = json!("x");

@@ -10,7 +10,7 @@ mod keys;
 mod recognition;
 mod safetensors;
 mod shard;
-mod unusual;
+mod warnings;
 pub(crate) mod weights;
 pub(crate) mod yarn;
 

@@ -1,6 +1,6 @@
 //! Grouped-query attention over the blocks of the KV cache, for tokens of any sequences at once.
 //!
-//! A block holds the keys and values of 16 tokens for every KV head, in the panels that a [`CacheKernel`]
+//! A block holds the keys and values of 16 tokens for every KV head, in the panels that a [`AttentionKernel`]
 //! multiplies: keys as `[head_dim][16 tokens]`, so that a product with the queries gives 16 scores, and
 //! values as `[head_dim / 16][16 tokens][16]`, so that a product with the attention weights gives 16 sums. In
 //! BF16, pairs of dimensions of the keys and pairs of tokens of the values lie together; in 8 bits, fours do, and the
@@ -31,7 +31,7 @@
 use std::ops::Range;
 
 use super::arch::{Isa, features};
-use super::cache::{CacheElement, CacheKernel};
+use super::attention_kernel::{AttentionKernel, CacheElement};
 use super::element::Element;
 use super::exp::{exp, exp_of};
 use super::tile::{MAX_ROWS, Mr, NR, TileRows};
@@ -191,7 +191,7 @@ impl Visible<'_> {
 /// Computes attention of the queries of some KV heads over the positions that their tokens see.
 ///
 /// `queries` and `out` are `[KV heads][tokens][query heads of a KV head][head_dim]`.
-pub(crate) fn attend<K: CacheKernel>(
+pub(crate) fn attend<K: AttentionKernel>(
     kernel: K,
     layout: BlockLayout,
     cache: &[K::Element],
@@ -219,7 +219,7 @@ pub(crate) fn attend<K: CacheKernel>(
 }
 
 /// KV heads with the queries that attend to them.
-struct Group<'a, K: CacheKernel> {
+struct Group<'a, K: AttentionKernel> {
     kernel: K,
     layout: BlockLayout,
     cache: &'a [K::Element],
@@ -296,7 +296,7 @@ impl<E> Run<'_, E> {
     }
 }
 
-impl<K: CacheKernel> Group<'_, K> {
+impl<K: AttentionKernel> Group<'_, K> {
     /// Adds the blocks that `tokens` see from block number `number` on. `first` is the number of the first of
     /// these tokens among all tokens.
     fn descend(
@@ -333,7 +333,7 @@ impl<K: CacheKernel> Group<'_, K> {
 }
 
 /// Adds the blocks of a run, one after another.
-pub(super) fn add_blocks<K: CacheKernel>(
+pub(super) fn add_blocks<K: AttentionKernel>(
     kernel: K,
     run: &Run<'_, K::Element>,
     state: &mut Softmax<'_>,
@@ -381,7 +381,7 @@ pub(super) fn add_blocks<K: CacheKernel>(
 }
 
 /// Queries that are multiplied together, with their running sums.
-struct Tile<K: CacheKernel> {
+struct Tile<K: AttentionKernel> {
     /// The number of its first query among all queries.
     query: usize,
     scale: f32,
@@ -397,7 +397,7 @@ struct Tile<K: CacheKernel> {
     sums: Vec<[f32; NR]>,
 }
 
-impl<K: CacheKernel> Tile<K> {
+impl<K: AttentionKernel> Tile<K> {
     /// Makes the tile of some `rows` of the queries of a KV head.
     fn new(
         kernel: K,

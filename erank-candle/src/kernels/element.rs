@@ -141,7 +141,7 @@ impl Element for f16 {
 }
 
 /// Keys and values only. A number is a multiple of the scale of its token
-/// ([`CacheElement::scale`](super::cache::CacheElement::scale)).
+/// ([`CacheElement::scale`](super::attention_kernel::CacheElement::scale)).
 impl Element for i8 {
     const DEPTH: usize = 4;
     type Lhs = [f32; 4];

@@ -26,8 +26,8 @@
 
 pub(crate) mod arch;
 pub(crate) mod attention;
+pub(crate) mod attention_kernel;
 pub(crate) mod buffer;
-pub(crate) mod cache;
 mod column_blocks;
 mod element;
 pub(crate) mod exp;

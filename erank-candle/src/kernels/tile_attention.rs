@@ -11,7 +11,7 @@
 //!
 //! A tile takes 32 inputs. These are 32 dimensions of the keys, which the cache holds together, or the values of 32
 //! tokens, which lie in two blocks. So two blocks of a sequence, the first with an even number, are always multiplied
-//! together ([`CacheKernel::BLOCKS_TOGETHER`](super::cache::CacheKernel::BLOCKS_TOGETHER)), and their values are copied
+//! together ([`AttentionKernel::BLOCKS_TOGETHER`](super::attention_kernel::AttentionKernel::BLOCKS_TOGETHER)), and their values are copied
 //! next to each other. The copy is used by all tiles of queries.
 //!
 //! The length of a span changes no bit of a result, because spans consist of whole pairs, and the softmax scales by

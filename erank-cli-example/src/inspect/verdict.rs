@@ -1,4 +1,4 @@
-//! The summary of a model: its files, what it computes, and what is unusual.
+//! The summary of a model: its files, what it computes, and warnings.
 
 use std::io::{self, Write};
 
@@ -20,7 +20,7 @@ pub(super) struct Verdict {
     template: String,
     precision: String,
     memory: String,
-    unusual: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Verdict {
@@ -33,10 +33,10 @@ impl Verdict {
         settings: &CandleSettings,
         cost: &ModelCost,
     ) -> Result<Self, CommandError> {
-        let mut unusual = checkpoint.unusual().map_err(model::failed(given))?;
+        let mut warnings = checkpoint.warnings().map_err(model::failed(given))?;
         let (ids, embeddings) = (tokenizer.vocab_size(), config.vocab_size);
         if ids > embeddings {
-            unusual.push(format!(
+            warnings.push(format!(
                 "the tokenizer has {ids} ids, but the model has {embeddings} embeddings, so it cannot be loaded; take \
                  all files from the same model"
             ));
@@ -49,7 +49,7 @@ impl Verdict {
                 settings.weights = Some(*format);
                 Some((*format, checkpoint.cost(&settings).ok()?.weight_bytes()))
             };
-            unusual.push(too_large(available, WeightFormat::ALL.iter().filter_map(with)));
+            warnings.push(too_large(available, WeightFormat::ALL.iter().filter_map(with)));
         }
         let prompt = match checkpoint.recognise_prompt() {
             Ok(prompt) => match prompt.reason {
@@ -57,7 +57,7 @@ impl Verdict {
                 None => format!("prompt of {}, the default", prompt.family.name()),
             },
             Err(error) => {
-                unusual.push(one_line(&error));
+                warnings.push(one_line(&error));
                 "unknown prompt, to be named with --template".into()
             }
         };
@@ -79,7 +79,7 @@ impl Verdict {
             template: format!("{chat_template}; {prompt}"),
             precision: cost.description.clone(),
             memory: memory(cost),
-            unusual,
+            warnings,
         })
     }
 
@@ -95,11 +95,11 @@ impl Verdict {
         ] {
             writeln!(out, "  {name:13} {}", text::line(value))?;
         }
-        if self.unusual.is_empty() {
-            return writeln!(out, "  {:13} nothing", "unusual");
+        if self.warnings.is_empty() {
+            return writeln!(out, "  {:13} none", "warnings");
         }
-        writeln!(out, "  unusual")?;
-        self.unusual.iter().try_for_each(|note| writeln!(out, "    - {}", text::line(note)))
+        writeln!(out, "  warnings")?;
+        self.warnings.iter().try_for_each(|note| writeln!(out, "    - {}", text::line(note)))
     }
 }
 

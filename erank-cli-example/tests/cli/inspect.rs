@@ -79,7 +79,7 @@ fn inspect_shows_the_cost_of_a_model() {
         assert_eq!(run.code, Some(0), "{run:?}");
         run.json()["cost"].clone()
     };
-    let own = cost(&["--cache-mb", "3"]);
+    let own = cost(&["--kv-cache-mib", "3"]);
     let tensors = own["tensors"].as_array().expect("groups");
     let count: u64 = tensors.iter().filter_map(|group| group["count"].as_u64()).sum();
     assert_eq!(count, 46, "4 layers of 11 tensors, the embedding and the last norm: {own}");
@@ -224,18 +224,18 @@ fn inspect_ends_with_a_verdict() {
         "template      chat template of tokenizer_config.json; prompt of erank, the default",
         "precision     BF16 weights, ",
         "memory        ",
-        "unusual       nothing",
+        "warnings      none",
     ] {
         assert!(verdict.contains(expected), "{expected}: {verdict}");
     }
     assert!(verdict.trim_end().ends_with("nothing"), "{verdict}");
     let json = erank(&["inspect", "--ids", "1", "--json"], b"").json();
-    assert_eq!(json["verdict"]["unusual"], serde_json::json!([]));
+    assert_eq!(json["verdict"]["warnings"], serde_json::json!([]));
     assert!(json["verdict"]["memory"].as_str().is_some_and(|memory| memory.contains("weights")));
 }
 
 #[test]
-fn inspect_names_what_is_unusual() {
+fn inspect_prints_warnings() {
     let parent = tempfile::tempdir().expect("a folder");
     let folder = tiny_with_yes_and_no(parent.path(), "my-reranker");
     let path = folder.join("config.json");

@@ -180,7 +180,7 @@ fn rerank_settings_change_the_answers() {
         assert_eq!(run.code, Some(0), "{run:?}");
         run.json()
     };
-    let forced = run(&["--max-tokens", "2", "--threads", "1", "--cache-mb", "64"]);
+    let forced = run(&["--max-tokens", "2", "--threads", "1", "--kv-cache-mib", "64"]);
     assert_eq!(forced["documents"][0]["finish_reason"], "forced");
     let integer = run(&["--score", "integer", "--answer-only"]);
     assert_eq!(
@@ -352,7 +352,11 @@ fn rerank_explains_invalid_arguments() {
     fails(&["rerank", "-q", "x", "-m", empty], 1, &["error: "]);
     fails(&["rerank", "-q", "x", "-m", "./nowhere"], 1, &["neither a folder nor a name"]);
     fails(&["rerank", "-q", "x", "-d", "nowhere.txt"], 1, &["cannot read nowhere.txt", "or -"]);
-    fails(&["rerank", "-q", "x", "--cache-mb", "1", "-m", "tiny", "-d", "\u{1b}"], 1, &["u{1b}"]);
+    fails(
+        &["rerank", "-q", "x", "--kv-cache-mib", "1", "-m", "tiny", "-d", "\u{1b}"],
+        1,
+        &["u{1b}"],
+    );
     #[cfg(not(feature = "metal"))]
     fails(&["rerank", "-q", "x", "--device", "metal"], 1, &["feature `metal`"]);
     fails(&["rerank", "-q", "x", "--task", "nope"], 2, &["trec-dl", "bright"]);

@@ -1,7 +1,7 @@
 use half::bf16;
 
 use super::super::arch::InstructionSet;
-use super::super::cache::{CacheElement, CacheVisitor};
+use super::super::attention_kernel::{CacheElement, CacheVisitor};
 use super::super::tests::oracle;
 use super::*;
 
@@ -13,7 +13,7 @@ fn attend_agrees_with_the_oracle_for_odd_shapes() {
     impl<E: CacheElement> CacheVisitor<E> for Check {
         type Output = ();
 
-        fn visit<K: CacheKernel<Element = E>>(self, kernel: K) {
+        fn visit<K: AttentionKernel<Element = E>>(self, kernel: K) {
             for (head_dim, group) in [(2, 1), (16, 3), (30, 2), (64, 4), (80, 5), (128, 9)] {
                 for tokens in [1, 2, 15, 16, 17, 40, 64, 65, 95] {
                     check(self.0, kernel, head_dim, group, tokens);
@@ -36,7 +36,7 @@ fn stored<E: CacheElement>(numbers: &[f32]) -> Vec<f64> {
     numbers.iter().map(|n| number(*n)).collect()
 }
 
-fn check<K: CacheKernel>(
+fn check<K: AttentionKernel>(
     set: InstructionSet,
     kernel: K,
     head_dim: usize,
@@ -103,7 +103,7 @@ fn attend_gives_a_token_the_same_bits_in_any_batch() {
     impl<E: CacheElement> CacheVisitor<E> for Check<'_> {
         type Output = ();
 
-        fn visit<K: CacheKernel<Element = E>>(self, kernel: K) {
+        fn visit<K: AttentionKernel<Element = E>>(self, kernel: K) {
             // AMX attends in tiles if 32 divides the size of a head.
             for head_dim in [20, 64] {
                 check_batch(self.0, kernel, head_dim, self.1);
@@ -144,7 +144,7 @@ fn attend_gives_a_token_the_same_bits_in_any_batch() {
     }
 }
 
-fn check_batch<K: CacheKernel>(
+fn check_batch<K: AttentionKernel>(
     set: InstructionSet,
     kernel: K,
     head_dim: usize,

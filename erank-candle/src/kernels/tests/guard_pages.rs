@@ -93,7 +93,7 @@ mod tests {
     use super::super::super::arch::InstructionSet;
     use super::super::super::arch::Isa;
     use super::super::super::attention::{BLOCK_TOKENS, BlockLayout, Visible, attend};
-    use super::super::super::cache::{CacheElement, CacheKernel, CacheVisitor};
+    use super::super::super::attention_kernel::{AttentionKernel, CacheElement, CacheVisitor};
     use super::super::super::column_blocks::Columns;
     use super::super::super::element::Element;
     use super::super::super::formats;
@@ -218,7 +218,7 @@ mod tests {
         impl<E: CacheElement> CacheVisitor<E> for Weigh {
             type Output = Vec<f32>;
 
-            fn visit<K: CacheKernel<Element = E>>(self, kernel: K) -> Vec<f32> {
+            fn visit<K: AttentionKernel<Element = E>>(self, kernel: K) -> Vec<f32> {
                 weigh_values(kernel, self.0, self.1, self.2)
             }
         }
@@ -236,7 +236,7 @@ mod tests {
         }
     }
 
-    fn weigh_values<K: CacheKernel>(
+    fn weigh_values<K: AttentionKernel>(
         kernel: K,
         place: Place,
         visible: usize,
@@ -337,7 +337,7 @@ mod tests {
         impl<E: CacheElement> CacheVisitor<E> for Attend {
             type Output = Vec<f32>;
 
-            fn visit<K: CacheKernel<Element = E>>(self, kernel: K) -> Vec<f32> {
+            fn visit<K: AttentionKernel<Element = E>>(self, kernel: K) -> Vec<f32> {
                 attention(kernel, self.0, self.1, self.2, self.3)
             }
         }
@@ -356,7 +356,7 @@ mod tests {
     }
 
     /// Returns the attention of the last two tokens of a sequence, in a cache of no more blocks than needed.
-    fn attention<K: CacheKernel>(
+    fn attention<K: AttentionKernel>(
         kernel: K,
         place: Place,
         head_dim: usize,

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use crate::kernels::arch::Isa;
 use crate::kernels::attention::{BlockLayout, attend};
-use crate::kernels::cache::{CacheElement, CacheKernel, CacheVisitor};
+use crate::kernels::attention_kernel::{AttentionKernel, CacheElement, CacheVisitor};
 use crate::kernels::norm::{Norm, rotate};
 use crate::kernels::{InstructionSet, Projection};
 use crate::model::cpu::ordered_step::OrderedStep;
@@ -160,7 +160,7 @@ pub(crate) struct WriteKv<'a> {
 }
 
 impl WriteKv<'_> {
-    fn write<K: CacheKernel>(
+    fn write<K: AttentionKernel>(
         &self,
         kernel: K,
         cache: &mut [K::Element],
@@ -217,7 +217,7 @@ struct Write<'a, E> {
 impl<E: CacheElement> CacheVisitor<E> for Write<'_, E> {
     type Output = Result<()>;
 
-    fn visit<K: CacheKernel<Element = E>>(self, kernel: K) -> Result<()> {
+    fn visit<K: AttentionKernel<Element = E>>(self, kernel: K) -> Result<()> {
         self.op.write(kernel, self.cache, self.qkv)
     }
 }
@@ -263,7 +263,7 @@ impl Attention<'_> {
     /// Tokens of a row, up to this number, stay in one chunk.
     const MAX_ROW_TOKENS: usize = 16;
 
-    fn attend<K: CacheKernel>(
+    fn attend<K: AttentionKernel>(
         &self,
         kernel: K,
         qkv: &[f32],
@@ -358,7 +358,7 @@ struct Attend<'a, E> {
 impl<E: CacheElement> CacheVisitor<E> for Attend<'_, E> {
     type Output = Result<()>;
 
-    fn visit<K: CacheKernel<Element = E>>(self, kernel: K) -> Result<()> {
+    fn visit<K: AttentionKernel<Element = E>>(self, kernel: K) -> Result<()> {
         self.op.attend(kernel, self.qkv, self.cache, self.out)
     }
 }

@@ -17,13 +17,13 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Returns the errors of [`config`](Self::config).
-    pub fn unusual(&self) -> Result<Vec<String>, LoadError> {
+    pub fn warnings(&self) -> Result<Vec<String>, LoadError> {
         let (config, weights) = self.config_and_weights()?;
         let mut notes = Vec::new();
         let formats = weights.formats();
         if let FileFormat::Safetensors { has_unused_index, .. } = &self.format {
             let map = config::parse(&self.config)?;
-            notes.extend(config::unusual(&map));
+            notes.extend(config::warnings(&map));
             if *has_unused_index {
                 notes.push(format!(
                     "there are {SAFETENSORS} and {SAFETENSORS_INDEX}; the first one is used, as in transformers"

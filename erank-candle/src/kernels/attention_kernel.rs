@@ -25,7 +25,7 @@ use super::tile_attention;
 /// Multiplies queries with a block's keys, and attention weights with its values.
 ///
 /// A value holds the token of its instruction set, as a weight's micro-kernel does.
-pub(crate) trait CacheKernel: Copy + Send + Sync {
+pub(crate) trait AttentionKernel: Copy + Send + Sync {
     /// The instruction set.
     type Isa: Isa;
     /// The type that keys and values are stored in.
@@ -83,7 +83,7 @@ pub(crate) trait CacheVisitor<E: CacheElement> {
     type Output;
 
     /// Does the work with a kernel in its own type.
-    fn visit<K: CacheKernel<Element = E>>(self, kernel: K) -> Self::Output;
+    fn visit<K: AttentionKernel<Element = E>>(self, kernel: K) -> Self::Output;
 }
 
 /// A type that a KV cache can have.
@@ -237,7 +237,7 @@ impl<I: WideningIsa, E: CacheElement> Widened<I, E> {
     }
 }
 
-impl<I: WideningIsa, E: CacheElement> CacheKernel for Widened<I, E> {
+impl<I: WideningIsa, E: CacheElement> AttentionKernel for Widened<I, E> {
     type Isa = I;
     type Element = E;
     type Query = E::Lhs;
@@ -336,7 +336,7 @@ impl<I: WideningIsa, E: CacheElement> Widened<I, E> {
 struct Pairs(PairsIsa);
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-impl CacheKernel for Pairs {
+impl AttentionKernel for Pairs {
     type Isa = PairsIsa;
     type Element = bf16;
     type Query = [bf16; 2];
@@ -405,7 +405,7 @@ impl Tiles {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl CacheKernel for Tiles {
+impl AttentionKernel for Tiles {
     type Isa = PairsIsa;
     type Element = bf16;
     type Query = [bf16; 2];
