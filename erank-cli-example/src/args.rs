@@ -84,6 +84,8 @@ pub(crate) struct ServeArguments {
     pub(crate) goal: Goal,
     #[command(flatten)]
     pub(crate) thinking: Thinking,
+    #[command(flatten)]
+    pub(crate) long_documents: LongDocuments,
     /// How a reply lists documents without a score, unless the request chooses.
     #[arg(long, value_name = "CHOICE", value_enum, default_value_t)]
     pub(crate) unscored: Unscored,

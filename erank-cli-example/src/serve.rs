@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use erank_candle::CandleBackend;
-use erank_core::{PromptFamily, ScoringOptions};
+use erank_core::{ConfigError, PromptFamily, Reranker, ScoringBackend, ScoringOptions};
 use erank_serve::{ApiKeys, EngineMetric, MetricKind, ServerSettings, Service, Settings};
 use tokio::net::TcpListener;
 
@@ -36,12 +36,14 @@ fn run_with_log(arguments: &ServeArguments, log: &Log) -> Result<Exit, CommandEr
     let service = if arguments.remote.backend == Backend::Candle {
         let local = model::local(&arguments.model)?;
         let settings = settings(arguments, local.family, local.limits)?;
+        check(&settings, &local.backend)?;
         let backend = Arc::new(local.backend);
         let engine = Arc::clone(&backend);
         Service::with_engine_metrics(backend, settings, move || engine_metrics(&engine))
     } else {
         let chosen = model::choose(&arguments.model, &arguments.remote, None)?;
         let settings = settings(arguments, chosen.family, chosen.limits)?;
+        check(&settings, &*chosen.backend)?;
         Service::new(chosen.backend, settings)
     };
     let failed = |source| CommandError::Serve { address: arguments.listen, source };
@@ -89,6 +91,7 @@ fn settings(
     settings.instruction = Some(arguments.goal.instruction(&settings.template).to_owned());
     settings.options = limits;
     settings.options.mode = arguments.thinking.mode(limits.mode, settings.template.answers());
+    settings.windows = arguments.long_documents.windows(limits.max_document_tokens);
     settings.aliases.clone_from(&arguments.alias);
     settings.api_keys = api_keys(arguments)?;
     let is_local = arguments.listen.ip().to_canonical().is_loopback();
@@ -113,6 +116,16 @@ fn settings(
     settings.max_documents = arguments.max_documents.get();
     settings.request_time = arguments.timeout;
     Ok(settings)
+}
+
+/// Checks the options of a request that sets none, so that a mistake ends the command.
+fn check(settings: &Settings, backend: &dyn ScoringBackend) -> Result<(), ConfigError> {
+    let mut builder =
+        Reranker::builder(backend).template(settings.template.clone()).options(settings.options);
+    if let Some(windows) = settings.windows {
+        builder = builder.windows(windows);
+    }
+    builder.build().map(drop)
 }
 
 /// Reads the API keys from the file and the environment.

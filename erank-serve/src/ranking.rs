@@ -118,6 +118,9 @@ fn configure<B: ScoringBackend>(
 ) -> RerankerBuilder<B> {
     let mut builder =
         Reranker::builder(backend).template(settings.template.clone()).options(request.options);
+    if let Some(windows) = request.windows {
+        builder = builder.windows(windows);
+    }
     if let Some(first_stage_weight) = request.first_stage_weight {
         builder = builder.fusion(Fusion::ZScore { first_stage_weight });
     }
@@ -176,6 +179,8 @@ fn rerank(
         events.send("document", &json!({"index": index, "error": error}));
     }
     let answers = settings.template.answers();
+    // With windows, the backend's documents are windows. Their answers are not those of the request's documents.
+    let indices = if request.windows.is_none() { indices } else { Vec::new() };
     let reporting = Reporting { backend, events: events.clone(), answers, indices };
     let last = Mutex::new(None::<Instant>);
     let progress_events = events.clone();
@@ -207,7 +212,7 @@ struct Reporting<'a> {
     backend: &'a dyn ScoringBackend,
     events: Sender,
     answers: &'a AnswerFormat,
-    /// The index in the request of each document of the job.
+    /// The index in the request of each document of the job. Documents without an index are not reported.
     indices: Vec<usize>,
 }
 

@@ -1,7 +1,9 @@
 //! Replies as JSON.
 
 use axum::http::StatusCode;
-use erank_core::{Answer, AnswerFormat, DocumentError, DocumentFailure, RankedDocument, Ranking};
+use erank_core::{
+    Answer, AnswerFormat, DocumentError, DocumentFailure, RankedDocument, Ranking, ScoredWindow,
+};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -161,10 +163,21 @@ fn result<'a>(
     fields["relevance_score"] = scale.of(document.score).into();
     fields["relevance"] = document.relevance.into();
     fields["truncated"] = document.truncated.into();
+    if request.windows.is_some() {
+        fields["windows"] =
+            document.windows.iter().map(|window| window_json(scale, window)).collect();
+    }
     if request.reply.reasoning {
         add_answer(fields, scale.answers, &document.answer);
     }
     result
+}
+
+/// Describes a window by its bytes in the document's text in UTF-8.
+fn window_json(scale: Scale<'_>, window: &ScoredWindow) -> Value {
+    // A window's score is that before fusion.
+    let score = Scale { is_fused: false, ..scale }.of(window.score);
+    json!({"start": window.bytes.start, "end": window.bytes.end, "relevance_score": score})
 }
 
 /// Adds the answer with its reasoning and its distribution to a result.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use erank_core::{LossyString, Mode, ScoringOptions};
+use erank_core::{LossyString, Mode, ScoringOptions, Windows};
 use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Number;
@@ -57,6 +57,8 @@ pub(crate) struct RerankRequest {
     pub(crate) instruction: Option<String>,
     pub(crate) documents: Vec<GivenDocument>,
     pub(crate) options: ScoringOptions,
+    /// The windows of long documents. With `None`, long documents are truncated.
+    pub(crate) windows: Option<Windows>,
     /// The number of results. `None` for all.
     pub(crate) top_n: Option<usize>,
     pub(crate) min_score: Option<f64>,
@@ -239,6 +241,9 @@ impl RerankRequest {
             false => Vec::new(),
         };
         let top_k = fields.get("top_k").and_then(|json| scalar::<f64>(json).ok());
+        // vLLM's clients send 0, its default, for no limit of their own.
+        fields.take_unset("max_tokens_per_doc", 0.0);
+        let is_truncated = fields.get("max_tokens_per_doc").is_some();
         let options = fields.options(settings)?;
         let top_n = fields.integer("top_n", MAX_INTEGER)?.unwrap_or_default() as usize;
         let min_score = fields.number("min_score")?;
@@ -285,6 +290,7 @@ impl RerankRequest {
             instruction,
             documents,
             options,
+            windows: settings.windows.filter(|_| !is_truncated),
             top_n: (top_n > 0).then_some(top_n),
             min_score,
             first_stage_weight,
@@ -412,12 +418,10 @@ impl<'a> Fields<'a> {
         if let Some(samples) = self.integer("samples", settings.max_samples as u64)? {
             options.samples = samples as usize;
         }
-        // vLLM's clients send 0, its default, for no limit of their own.
-        self.take_unset("max_tokens_per_doc", 0.0);
         if let Some(tokens) = self.integer("max_tokens_per_doc", MAX_INTEGER)? {
             options.max_document_tokens = tokens as usize;
         }
-        // For them, -1 stands for the model's own limit.
+        // For vLLM's clients, -1 stands for the model's own limit.
         self.take_unset("truncate_prompt_tokens", -1.0);
         if let Some(tokens) = self.integer("truncate_prompt_tokens", MAX_INTEGER)? {
             options.max_prompt_tokens = Some(tokens as usize);

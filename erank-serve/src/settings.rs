@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use erank_core::{PromptTemplate, ScoringOptions};
+use erank_core::{PromptTemplate, ScoringOptions, Windows};
 use serde::Deserialize;
 
 /// The settings of a [`Service`](crate::Service).
@@ -16,6 +16,9 @@ pub struct Settings {
     pub instruction: Option<String>,
     /// The options of a request that does not set them.
     pub options: ScoringOptions,
+    /// The windows of long documents. With `None`, long documents are truncated. Those of a request that sets
+    /// `max_tokens_per_doc` always are.
+    pub windows: Option<Windows>,
     /// More names of the model, which a request may state instead of the backend's.
     pub aliases: Vec<String>,
     /// The API keys. Without any, a request needs none.
@@ -56,6 +59,7 @@ impl Default for Settings {
             template: PromptTemplate::erank(),
             instruction: None,
             options: ScoringOptions::default(),
+            windows: None,
             aliases: Vec::new(),
             api_keys: ApiKeys::default(),
             allowed_hosts: Vec::new(),

@@ -107,6 +107,35 @@ fn serve_streams_thoughts_that_join_to_the_reasoning() {
 }
 
 #[test]
+fn serve_scores_long_documents_by_windows() {
+    let process = Process::start(&["--log", "error", "--windows", "64"]);
+    let filler = "The town council met on Tuesday to discuss the budget. ".repeat(30);
+    let text = format!("{filler}Leaves change colour in autumn. {filler}");
+    let mut question = json!({"query": "why do leaves change colour", "documents": [text, CAKES]});
+    let (status, whole) = process.post("/v1/rerank", &question);
+    assert_eq!((status, indices(&whole)), (200, vec![0, 1]), "{whole}");
+    let windows = whole["results"][0]["windows"].as_array().expect("windows");
+    let place = |name: &str| windows[0][name].as_u64().expect("a number") as usize;
+    assert!(text[place("start")..place("end")].contains("Leaves change colour"), "{whole}");
+    assert_eq!(windows[0]["relevance_score"], whole["results"][0]["relevance_score"]);
+
+    question["stream"] = true.into();
+    let (_, stream) = process.post("/v1/rerank", &question);
+    let stream = stream.as_str().expect("a stream");
+    let names: Vec<&str> = stream.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    assert_eq!((names.first(), names.last()), (Some(&"started"), Some(&"result")), "{stream}");
+    assert!(!names.contains(&"document") && !names.contains(&"thought"), "{stream}");
+
+    // A client that limits the tokens of a document gets truncated documents.
+    question["stream"] = false.into();
+    question["max_tokens_per_doc"] = 64.into();
+    let (_, cut) = process.post("/v1/rerank", &question);
+    let of_text = |result: &&Value| result["index"] == 0;
+    let cut = cut["results"].as_array().expect("results").iter().find(of_text).expect("scored");
+    assert_eq!((&cut["truncated"], cut.get("windows")), (&true.into(), None));
+}
+
+#[test]
 fn serve_explains_what_it_cannot_use() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let empty = folder.path().join("keys");
@@ -116,6 +145,7 @@ fn serve_explains_what_it_cannot_use() {
         (["--api-keys", empty], "it holds no API key"),
         (["--prompts", "chat"], "need --backend openai"),
         (["--api-keys", "/nowhere/keys"], "cannot read /nowhere/keys"),
+        (["--windows", "9999"], "more than max_document_tokens"),
         (["--model", "/nowhere"], "neither a folder nor a name"),
         (["--listen", "192.0.2.1:1"], "cannot serve at 192.0.2.1:1"),
     ] {
