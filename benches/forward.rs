@@ -3,9 +3,10 @@
 //!
 //! ```sh
 //! cargo run --release -p erank-benches --bin forward -- \
-//!     [0.6B|4B|14B|32B [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [layers=NUMBER] [runs=NUMBER] [FIGURE…]]
+//!     [SHAPE [weights=FORMAT|file=FILE] [cache=CACHE] [tokens=NUMBER] [layers=NUMBER] [runs=NUMBER] [FIGURE…]]
 //! ```
 //!
+//! - SHAPE is 0.6B, 4B, 14B or 32B.
 //! - FIGURE is `prefill` (one prompt of 512 tokens), or `decode-1`, `decode-8` or `decode-32` (one step of 1, 8 or 32
 //!   rows after 512 tokens each). By default, all four are measured.
 //! - `tokens` replaces the 512 tokens. A longer prompt is read in steps of 512 tokens, as the engine reads it.

@@ -19,7 +19,7 @@ pub struct Shape {
     intermediate: usize,
     layers: usize,
     heads: usize,
-    /// Whether the output projection has the weights of the embedding.
+    /// Whether the embedding is tied: the output projection has the same weights.
     is_tied: bool,
 }
 
@@ -71,13 +71,13 @@ impl Shape {
         self.layers
     }
 
-    /// Returns the bytes of the weights in BF16. An embedding whose weights the output projection has, too, counts once.
+    /// Returns the bytes of the weights in BF16. A tied embedding counts once.
     pub fn weight_bytes(&self) -> usize {
         self.tensors().iter().map(|(_, shape)| 2 * shape.iter().product::<usize>()).sum()
     }
 
-    /// Returns the bytes of the weights in BF16 that each step reads: all but a separate embedding, of which a step reads a
-    /// row for each token.
+    /// Returns the bytes of the weights in BF16 that each step reads. Of an embedding that is not tied, a step reads
+    /// only a row for each token, so it does not count.
     pub fn bytes_of_step(&self) -> usize {
         let embedding = if self.is_tied { 0 } else { 2 * VOCABULARY * self.hidden };
         self.weight_bytes() - embedding

@@ -60,7 +60,7 @@ impl Default for Input {
 /// lines are numbered together.
 #[derive(Debug, PartialEq)]
 pub struct InputDocument {
-    /// The number.
+    /// The number, from 1.
     pub line: usize,
     /// The id, never empty.
     pub id: Option<String>,
@@ -388,6 +388,30 @@ mod tests {
 
     fn texts(input: &Input) -> Vec<(usize, &str)> {
         input.documents.iter().map(|document| (document.line, document.text.as_str())).collect()
+    }
+
+    #[test]
+    fn seeds_of_the_fuzz_target_have_their_documents() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/document_file");
+        let files = fs::read_dir(folder).expect("the seeds are in the repository");
+        let mut documents: Vec<(String, usize)> = files
+            .map(|file| {
+                let path = file.expect("a readable folder").path();
+                let bytes = fs::read(&path).expect("a readable file");
+                // The first byte holds options of the fuzz target.
+                (
+                    path.file_name().unwrap_or_default().display().to_string(),
+                    read(&bytes[1..]).documents.len(),
+                )
+            })
+            .collect();
+        documents.sort();
+        assert!(documents.len() > 15, "{documents:?}");
+        let other = [("hits.json", 1), ("text", 3)];
+        for (name, count) in documents {
+            let expected = other.iter().find(|(other, _)| *other == name).map_or(2, |(_, n)| *n);
+            assert_eq!(count, expected, "{name}");
+        }
     }
 
     #[test]

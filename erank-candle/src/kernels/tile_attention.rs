@@ -11,8 +11,10 @@
 //!
 //! A tile takes 32 inputs. These are 32 dimensions of the keys, which the cache holds together, or the values of 32
 //! tokens, which lie in two blocks. So two blocks of a sequence, the first with an even number, are always multiplied
-//! together ([`AttentionKernel::BLOCKS_TOGETHER`](super::attention_kernel::AttentionKernel::BLOCKS_TOGETHER)), and their values are copied
-//! next to each other. The copy is used by all tiles of queries.
+//! together ([`AttentionKernel::BLOCKS_TOGETHER`]), and their values are copied next to each other. The copy is used by
+//! all tiles of queries.
+//!
+//! [`AttentionKernel::BLOCKS_TOGETHER`]: super::attention_kernel::AttentionKernel::BLOCKS_TOGETHER
 //!
 //! The length of a span changes no bit of a result, because spans consist of whole pairs, and the softmax scales by
 //! powers of two.

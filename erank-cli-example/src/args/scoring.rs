@@ -75,8 +75,8 @@ pub(crate) struct LongDocuments {
     /// score. N is --max-document-tokens if it is missing.
     ///
     /// Without --windows, long documents are truncated. The output names the bytes of the best window. A document with
-    /// a window that cannot be scored is not ranked. With --think-about of `erank rerank`, all windows are scored without
-    /// reasoning, and the reasoning is about the best window.
+    /// a window that cannot be scored is not ranked. With --think-about of `erank rerank`, all windows are scored
+    /// without reasoning, and the reasoning is about the best window.
     #[arg(long, value_name = "N", num_args = 0..=1)]
     windows: Option<Option<NonZeroUsize>>,
     /// Number of tokens that a window shares with the one before it. The default is an eighth of a window.
