@@ -228,7 +228,7 @@ fn inspect_ends_with_a_verdict() {
     ] {
         assert!(verdict.contains(expected), "{expected}: {verdict}");
     }
-    assert!(verdict.trim_end().ends_with("nothing"), "{verdict}");
+    assert!(verdict.trim_end().ends_with("none"), "{verdict}");
     let json = erank(&["inspect", "--ids", "1", "--json"], b"").json();
     assert_eq!(json["verdict"]["warnings"], serde_json::json!([]));
     assert!(json["verdict"]["memory"].as_str().is_some_and(|memory| memory.contains("weights")));
