@@ -175,9 +175,9 @@ pub(crate) struct RerankArguments {
     /// Scores all documents with this model, and reasons about the best ones of --think-about with --model.
     ///
     /// The model is a local one, such as Qwen/Qwen3-Reranker-0.6B, and gets the prompt that its files or its name
-    /// tell. Both models are in memory at the same time; `erank inspect` shows what each takes. --weights and
-    /// --kv-cache apply to --model alone, --kv-cache-mib is the limit of each model, and --template and --score apply to
-    /// --model. The scores of the two models are not comparable: the documents with reasoning come first.
+    /// tell. Both models are in memory at the same time; `erank inspect` shows what each takes. --weights,
+    /// --kv-cache, --template and --score apply to --model alone, and --kv-cache-mib is the limit of each model. The
+    /// scores of the two models are not comparable: the documents with reasoning come first.
     #[arg(
         long,
         visible_alias = "first-stage",

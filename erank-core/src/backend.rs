@@ -246,6 +246,14 @@ pub enum DocumentError {
 }
 
 impl DocumentError {
+    /// Returns the error of the window if this is a [`Window`](Self::Window), and otherwise the error itself.
+    pub fn without_window(&self) -> &Self {
+        match self {
+            Self::Window { source, .. } => source.without_window(),
+            error => error,
+        }
+    }
+
     /// Returns the error of a document of several windows, of which the one at `bytes` has this error.
     pub(crate) fn in_window(self, bytes: &Range<usize>) -> Self {
         match self {

@@ -120,7 +120,7 @@ impl Metrics {
         let count = |outcome| self.documents.get_or_create(&Outcome { outcome });
         count("scored").inc_by(ranking.scored_count as u64);
         for failure in &ranking.unscored {
-            let outcome = match failure.error {
+            let outcome = match failure.error.without_window() {
                 DocumentError::Empty => "empty",
                 DocumentError::Cancelled => "cancelled",
                 DocumentError::PromptTooLong { .. } => "prompt_too_long",

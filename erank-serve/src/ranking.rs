@@ -173,15 +173,13 @@ fn rerank(
     let Some(events) = events else {
         return reranker.rerank_with_cancellation(&work, cancellation).map_err(failed);
     };
-    let (indices, failures) = reranker.candidates(&work);
+    let (_, failures) = reranker.candidates(&work);
     for DocumentFailure { index, error, .. } in failures {
         let error = document_error(&request.documents[index], &error);
         events.send("document", &json!({"index": index, "error": error}));
     }
     let answers = settings.template.answers();
-    // With windows, the backend's documents are windows. Their answers are not those of the request's documents.
-    let indices = if request.windows.is_none() { indices } else { Vec::new() };
-    let reporting = Reporting { backend, events: events.clone(), answers, indices };
+    let reporting = Reporting { backend, events: events.clone(), answers, request };
     let last = Mutex::new(None::<Instant>);
     let progress_events = events.clone();
     let reranker = configure(reporting, settings, request)
@@ -212,8 +210,28 @@ struct Reporting<'a> {
     backend: &'a dyn ScoringBackend,
     events: Sender,
     answers: &'a AnswerFormat,
-    /// The index in the request of each document of the job. Documents without an index are not reported.
-    indices: Vec<usize>,
+    request: &'a RerankRequest,
+}
+
+impl Reporting<'_> {
+    /// Returns the index in the request of each text of a job. A window that is only a part of its document has none,
+    /// because its answer is not the document's.
+    fn indices(&self, job: &Job<'_>) -> Vec<Option<usize>> {
+        // The texts are parts of the request's documents, in the same order.
+        let mut documents = self.request.documents.iter().enumerate();
+        let mut whole = documents.next();
+        let index_of = |text: &&str| {
+            while let Some((index, document)) = whole {
+                let (bytes, part) = (document.text.as_bytes().as_ptr_range(), text.as_ptr());
+                if bytes.contains(&part) {
+                    return (document.text.len() == text.len()).then_some(index);
+                }
+                whole = documents.next();
+            }
+            None
+        };
+        job.documents.iter().map(index_of).collect()
+    }
 }
 
 impl ScoringBackend for Reporting<'_> {
@@ -222,7 +240,8 @@ impl ScoringBackend for Reporting<'_> {
     }
 
     fn score(&self, job: &Job<'_>, sink: &mut dyn Sink) -> Result<(), BackendError> {
-        let mut sink = ReportingSink { report: self, ended: HashSet::new(), sink };
+        let (indices, ended) = (self.indices(job), HashSet::new());
+        let mut sink = ReportingSink { report: self, indices, ended, sink };
         self.backend.score(job, &mut sink)
     }
 
@@ -233,6 +252,7 @@ impl ScoringBackend for Reporting<'_> {
 
 struct ReportingSink<'a> {
     report: &'a Reporting<'a>,
+    indices: Vec<Option<usize>>,
     /// The documents, by their index in the job, and the samples whose reasoning has ended.
     ended: HashSet<(usize, usize)>,
     sink: &'a mut dyn Sink,
@@ -240,8 +260,8 @@ struct ReportingSink<'a> {
 
 impl Sink for ReportingSink<'_> {
     fn completed(&mut self, index: usize, outcome: Result<Completion, DocumentError>) {
-        let Reporting { events, answers, indices, .. } = self.report;
-        if let Some(&index) = indices.get(index) {
+        let Reporting { events, answers, .. } = self.report;
+        if let Some(&Some(index)) = self.indices.get(index) {
             events.send("document", &events::document(answers, index, outcome.as_ref()));
         }
         self.sink.completed(index, outcome);
@@ -257,7 +277,7 @@ impl Sink for ReportingSink<'_> {
 
     fn text_generated(&mut self, index: usize, sample: usize, piece: &str) {
         self.sink.text_generated(index, sample, piece);
-        let Some(&of_request) = self.report.indices.get(index) else { return };
+        let Some(&Some(of_request)) = self.indices.get(index) else { return };
         if self.ended.contains(&(index, sample)) {
             return;
         }

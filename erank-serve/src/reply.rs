@@ -59,9 +59,11 @@ pub(crate) fn reply(
         let field = format!("documents[{}]", first["index"]);
         let message = first["error"]["message"].as_str().unwrap_or_default();
         let problem = Problem::of_field(&field, message);
-        let status = match first["error"]["code"].as_str() {
-            Some("cancelled") => StatusCode::GATEWAY_TIMEOUT,
-            Some("backend" | "not_reached" | "not_reported") => StatusCode::SERVICE_UNAVAILABLE,
+        let status = match ranking.unscored.first().map(|first| first.error.without_window()) {
+            Some(DocumentError::Cancelled) => StatusCode::GATEWAY_TIMEOUT,
+            Some(
+                DocumentError::Backend(_) | DocumentError::NotReached | DocumentError::NotReported,
+            ) => StatusCode::SERVICE_UNAVAILABLE,
             _ => problem.status,
         };
         return Err(problem.with_status(status));

@@ -243,7 +243,10 @@ impl RerankRequest {
         let top_k = fields.get("top_k").and_then(|json| scalar::<f64>(json).ok());
         // vLLM's clients send 0, its default, for no limit of their own.
         fields.take_unset("max_tokens_per_doc", 0.0);
-        let is_truncated = fields.get("max_tokens_per_doc").is_some();
+        // For them, -1 stands for the model's own limit.
+        fields.take_unset("truncate_prompt_tokens", -1.0);
+        let truncates = ["max_tokens_per_doc", "truncate_prompt_tokens"];
+        let is_truncated = truncates.iter().any(|name| fields.get(name).is_some());
         let options = fields.options(settings)?;
         let top_n = fields.integer("top_n", MAX_INTEGER)?.unwrap_or_default() as usize;
         let min_score = fields.number("min_score")?;
@@ -264,7 +267,7 @@ impl RerankRequest {
             unscored: fields.take("unscored")?.unwrap_or(settings.unscored),
         };
         if is_tei {
-            // A text is always truncated to its limit, and at its end.
+            // A text is never refused for its length, and is truncated at its end, unless the service has windows.
             fields.boolean("truncate")?;
             fields.text("truncation_direction")?;
         }
@@ -421,13 +424,11 @@ impl<'a> Fields<'a> {
         if let Some(tokens) = self.integer("max_tokens_per_doc", MAX_INTEGER)? {
             options.max_document_tokens = tokens as usize;
         }
-        // For vLLM's clients, -1 stands for the model's own limit.
-        self.take_unset("truncate_prompt_tokens", -1.0);
         if let Some(tokens) = self.integer("truncate_prompt_tokens", MAX_INTEGER)? {
             options.max_prompt_tokens = Some(tokens as usize);
         }
         let sampling = &mut options.sampling;
-        // For them, -1 and 0 stand for all tokens.
+        // vLLM's clients send -1 and 0 for all tokens.
         if self.take_unset("top_k", -1.0) {
             sampling.top_k = 0;
         }

@@ -182,6 +182,9 @@ async fn info(State(service): State<Service>) -> Json<Value> {
             "default_instruction": instruction.as_deref().unwrap_or(template.default_instruction()),
             "max_documents": settings.max_documents,
             "max_samples": settings.max_samples,
+            "windows": settings.windows.map(|windows| {
+                json!({"tokens": windows.tokens, "max_windows": windows.max_windows})
+            }),
             "max_body_bytes": settings.max_body_bytes,
             "max_text_bytes": settings.max_query_bytes,
             "max_seconds": settings.request_time.as_secs_f64(),

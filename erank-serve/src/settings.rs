@@ -17,7 +17,7 @@ pub struct Settings {
     /// The options of a request that does not set them.
     pub options: ScoringOptions,
     /// The windows of long documents. With `None`, long documents are truncated. Those of a request that sets
-    /// `max_tokens_per_doc` always are.
+    /// `max_tokens_per_doc` or `truncate_prompt_tokens` always are.
     pub windows: Option<Windows>,
     /// More names of the model, which a request may state instead of the backend's.
     pub aliases: Vec<String>,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use erank_core::testing::answered;
+use erank_core::testing::{ScriptedBackend, answered};
 use erank_core::{
     AnswerDistribution, BackendError, Completion, DocumentError, Job, ScoringBackend, Sink,
 };
@@ -153,7 +153,7 @@ pub(crate) fn events(text: &str) -> Vec<(String, Value)> {
     events.map(event).collect()
 }
 
-/// Answers with the number at the beginning of a document.
+/// Answers with the number at the beginning of a document. Its tokens are words.
 pub(crate) struct Echo;
 
 impl ScoringBackend for Echo {
@@ -172,6 +172,10 @@ impl ScoringBackend for Echo {
                 "unavailable" => return Err(BackendError::Unavailable("secret".into())),
                 _ => {}
             }
+            if document.starts_with("broken") {
+                sink.completed(index, Err(DocumentError::Backend("on purpose".into())));
+                continue;
+            }
             let number: String = document.chars().take_while(char::is_ascii_digit).collect();
             for piece in ["<think>", "it says ", &number, "</think>\n\n<answer>"] {
                 sink.text_generated(index, 0, piece);
@@ -187,6 +191,10 @@ impl ScoringBackend for Echo {
             sink.completed(index, Ok(completion));
         }
         Ok(())
+    }
+
+    fn token_ends(&self, text: &str, max_tokens: usize) -> Result<Vec<usize>, BackendError> {
+        ScriptedBackend::texts([""]).token_ends(text, max_tokens)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::common::{A_MINUTE, Echo, Server, gate, indices, one_at_a_time, post};
 use erank_core::testing::answered;
-use erank_core::{BackendError, Job, PromptTemplate, ScoringBackend, Sink};
+use erank_core::{BackendError, Job, PromptTemplate, ScoringBackend, Sink, Windows};
 use erank_serve::{ApiKeys, ServerSettings, Settings, Unscored};
 use serde_json::{Value, json};
 
@@ -657,6 +657,82 @@ fn stream_sends_what_happens_and_then_the_reply() {
         crate::common::events(server.post("/v1/rerank", failed).body.as_str().expect("text"));
     let (name, data) = events.last().expect("one");
     assert_eq!((name.as_str(), &data["error"]["code"]), ("error", &json!(503)));
+}
+
+fn with_windows() -> Server {
+    let mut settings = Settings::default();
+    settings.windows = Some(Windows::with_tokens(5));
+    Server::start(Echo, settings)
+}
+
+const OF_THREE_WINDOWS: &str = "2 a b c. 9 d e f. 1 g h i.";
+
+#[test]
+fn long_documents_are_scored_by_windows() {
+    let server = with_windows();
+    let documents = json!(["3 x", OF_THREE_WINDOWS]);
+    let body = server.post("/v1/rerank", json!({"query": "q", "documents": documents})).body;
+    assert_eq!((indices(&body), scores(&body)), (vec![1, 0], vec![0.9, 0.3]));
+    let window = |result: &Value, text: &str| {
+        let place = |name: &str| result["windows"][0][name].as_u64().expect("a number") as usize;
+        (
+            text[place("start")..place("end")].to_owned(),
+            result["windows"][0]["relevance_score"].clone(),
+        )
+    };
+    let [long, short] = [&body["results"][0], &body["results"][1]];
+    assert_eq!(window(long, OF_THREE_WINDOWS), ("9 d e f. ".to_owned(), json!(0.9)));
+    assert_eq!(window(short, "3 x"), ("3 x".to_owned(), json!(0.3)));
+
+    // The scores of text-embeddings-inference come from windows, too.
+    let tei = server.post("/rerank", json!({"query": "q", "texts": documents})).body;
+    assert_eq!(tei, json!([{"index": 1, "score": 0.9}, {"index": 0, "score": 0.3}]));
+
+    // A request that limits the tokens itself gets truncated documents. This backend truncates nothing.
+    for field in ["max_tokens_per_doc", "truncate_prompt_tokens"] {
+        let body =
+            server.post("/v1/rerank", json!({"query": "q", "documents": documents, field: 5})).body;
+        assert_eq!(scores(&body), [0.3, 0.2], "{field}");
+        assert_eq!(body["results"][0].get("windows"), None, "{field}");
+    }
+    let unlimited = json!({"query": "q", "documents": documents, "max_tokens_per_doc": 0,
+        "truncate_prompt_tokens": -1});
+    assert_eq!(scores(&server.post("/v1/rerank", unlimited).body), [0.9, 0.3]);
+
+    let windows = |server: &Server| server.get("/info").body["erank"]["windows"].clone();
+    assert_eq!(windows(&server), json!({"tokens": 5, "max_windows": 32}));
+    assert_eq!(windows(&echo()), Value::Null);
+}
+
+#[test]
+fn streams_report_documents_of_one_window_as_they_are_finished() {
+    let documents = json!(["", OF_THREE_WINDOWS, "3 x", OF_THREE_WINDOWS, "5 y"]);
+    let question = json!({"query": "q", "documents": documents, "stream": true});
+    let reply = with_windows().post("/v1/rerank", &question);
+    let events = crate::common::events(reply.body.as_str().expect("text"));
+    let of = |name: &str| -> Vec<&Value> {
+        events.iter().filter(|(of, _)| of == name).map(|(_, data)| data).collect()
+    };
+    let documents: Vec<(&Value, &Value)> =
+        of("document").iter().map(|data| (&data["index"], &data["relevance_score"])).collect();
+    let expected = [(json!(0), Value::Null), (json!(2), json!(0.3)), (json!(4), json!(0.5))];
+    assert_eq!(documents, expected.each_ref().map(|(index, score)| (index, score)));
+    assert!(of("thought").iter().all(|data| data["index"] == 2 || data["index"] == 4));
+    assert_eq!(indices(of("result")[0]), [1, 3, 4, 2, 0]);
+}
+
+#[test]
+fn failed_window_has_the_status_of_its_own_error() {
+    let server = with_windows();
+    let documents = json!(["7 x", "2 a b c. broken d e f."]);
+    let question =
+        |unscored: &str| json!({"query": "q", "documents": documents, "unscored": unscored});
+    assert_eq!(server.post("/v1/rerank", question("error")).status, 503);
+    let body = server.post("/v1/rerank", question("last")).body;
+    assert_eq!(
+        (indices(&body), &body["results"][1]["error"]["code"]),
+        (vec![0, 1], &json!("window"))
+    );
 }
 
 #[test]
