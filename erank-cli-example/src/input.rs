@@ -391,28 +391,6 @@ mod tests {
     }
 
     #[test]
-    fn seeds_of_the_fuzz_target_have_their_documents() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/document_file");
-        let files = fs::read_dir(folder).expect("the seeds are in the repository");
-        let mut documents: Vec<(String, usize)> = files
-            .map(|file| {
-                let path = file.expect("a readable folder").path();
-                let bytes = fs::read(&path).expect("a readable file");
-                // The first byte holds options of the fuzz target.
-                (
-                    path.file_name().unwrap_or_default().display().to_string(),
-                    read(&bytes[1..]).documents.len(),
-                )
-            })
-            .collect();
-        documents.sort();
-        assert!(documents.len() > 15, "{documents:?}");
-        for (name, count) in documents {
-            assert_eq!(count, if name == "text" { 3 } else { 2 }, "{name}");
-        }
-    }
-
-    #[test]
     fn documents_are_plain_lines() {
         let input = read(b"\xef\xbb\xbffirst\r\n\n  \n{second}\nthird \xff\n fourth");
         assert_eq!(texts(&input), [(1, "first"), (4, "{second}"), (6, " fourth")]);

@@ -132,22 +132,8 @@ pub fn document_file(data: &[u8]) {
         }
     }
 
-    let [kind, file @ ..] = data else { return };
-    let name =
-        [None, Some("file.csv"), Some("file.tsv"), Some("file.jsonl")][usize::from(kind >> 1 & 3)];
-    let expected = Expected { name, has_ids: kind & 1 != 0 };
-    let text_field = (kind & 8 != 0).then(|| "body".to_owned());
-    let names = FieldNames { text_field, ..FieldNames::default() };
-    let read = |reader: &mut dyn Read| -> (Vec<Found>, Option<String>) {
-        let mut records = Vec::new();
-        let mut keep = |found: Found| -> Result<(), String> {
-            records.push(found);
-            Ok(())
-        };
-        let error = for_each_of_reader(reader, expected, &names, &mut keep).err();
-        (records, error.map(|error| error.to_string()))
-    };
-    let (records, error) = read(&mut &*file);
+    let [options, file @ ..] = data else { return };
+    let (records, error) = read_documents(*options, file);
     let numbers = records.iter().map(|found| match found {
         Ok(document) => {
             assert_ne!(document.id.as_deref(), Some(""));
@@ -157,7 +143,23 @@ pub fn document_file(data: &[u8]) {
         Err(bad) => bad.line,
     });
     assert!(numbers.clone().is_sorted() && numbers.clone().all(|number| number > 0));
-    assert_eq!(read(&mut Bytes(file)), (records, error));
+    assert_eq!(read_documents(*options, Bytes(file)), (records, error));
+}
+
+/// Reads the records of a file until an error. The bits of `options` choose the file's name and the reader's options.
+fn read_documents(options: u8, file: impl Read) -> (Vec<Found>, Option<String>) {
+    let names = [None, Some("file.csv"), Some("file.tsv"), Some("file.jsonl")];
+    let expected =
+        Expected { name: names[usize::from(options >> 1 & 3)], has_ids: options & 1 != 0 };
+    let text_field = (options & 8 != 0).then(|| "body".to_owned());
+    let fields = FieldNames { text_field, ..FieldNames::default() };
+    let mut records = Vec::new();
+    let mut keep = |found: Found| -> Result<(), String> {
+        records.push(found);
+        Ok(())
+    };
+    let error = for_each_of_reader(file, expected, &fields, &mut keep).err();
+    (records, error.map(|error| error.to_string()))
 }
 
 /// Reads JSON as each public type. What is written is read again, and is written alike.
@@ -338,6 +340,29 @@ pub fn server_reply(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Otherwise, the reader would refuse the seeds, or read them as another format.
+    #[test]
+    fn seeds_of_document_files_have_their_documents() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/document_file");
+        let mut count = 0;
+        for file in std::fs::read_dir(folder).expect("the seeds are in the repository") {
+            let path = file.expect("a readable folder").path();
+            let data = std::fs::read(&path).expect("a readable file");
+            let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+            let (records, error) = read_documents(data[0], &data[1..]);
+            assert_eq!(error, None, "{name}");
+            let documents: Vec<_> = records.iter().flatten().collect();
+            assert_eq!(documents.len(), if name == "text" { 3 } else { 2 }, "{name}");
+            // These have options: the field of the text, and ids before a tab.
+            if ["body.csv", "ids.tsv"].contains(&name) {
+                let first = (documents[0].id.as_deref(), documents[0].text.as_str());
+                assert_eq!(first, (Some("1"), "The tide"), "{name}");
+            }
+            count += 1;
+        }
+        assert!(count > 15, "{count}");
+    }
 
     /// Otherwise, the targets that change a byte of its files would all end at the same error.
     #[test]
