@@ -1,7 +1,7 @@
 //! Proves or disproves a device that runs candle's own operations, and measures its speed.
 //!
 //! ```sh
-//! cargo run --release -p erank-benches --bin device --features cuda -- [cuda|cpu-candle] [0.6B|4B]…
+//! cargo run --release -p erank-benches --bin device --features cuda -- [cuda|cpu-candle] [0.6B|4B|14B|32B]…
 //! ```
 //!
 //! `device.sh` builds the program without a GPU, and runs it on a machine that has a GPU and no cargo. Run it from the

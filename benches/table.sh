@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the figures of docs/performance.md and prints a line of JSON for each: prefill and decoding, the
-# same with AVX2 forced, and the job. Measures the named shapes, or both without arguments.
+# same with AVX2 forced, and the job. Measures the named shapes, or 0.6B and 4B without arguments.
 #
 # usage: benches/table.sh [0.6B] [4B] > FIGURES.jsonl
 set -euo pipefail

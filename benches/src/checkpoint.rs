@@ -19,7 +19,7 @@ pub struct Shape {
     intermediate: usize,
     layers: usize,
     heads: usize,
-    /// Whether the embedding is tied: the output projection has the same weights.
+    /// Whether the output projection uses the weights of the embedding.
     is_tied: bool,
 }
 

@@ -1,6 +1,6 @@
 //! Grouped-query attention over the blocks of the KV cache, for tokens of any sequences at once.
 //!
-//! A block holds the keys and values of 16 tokens for every KV head, in the panels that a [`AttentionKernel`]
+//! A block holds the keys and values of 16 tokens for every KV head, in the panels that an [`AttentionKernel`]
 //! multiplies: keys as `[head_dim][16 tokens]`, so that a product with the queries gives 16 scores, and
 //! values as `[head_dim / 16][16 tokens][16]`, so that a product with the attention weights gives 16 sums. In
 //! BF16, pairs of dimensions of the keys and pairs of tokens of the values lie together; in 8 bits, fours do, and the
