@@ -21,10 +21,13 @@ macro_rules! run_with_features {
 }
 
 /// Implements [`WideningIsa`](WideningIsa) by compiling the generic loop with these features enabled.
-/// The token's `detect` must check every one of them. The numbers are the panels of one row and of two rows that are
-/// multiplied at once.
+/// The token's `detect` must check every one of them. The numbers are the panels that are multiplied at once with one,
+/// two, four and eight rows.
 macro_rules! multiply_with_features {
-    ($features:literal, $of_one:literal, $of_two:literal) => {
+    ($features:literal, $of_one:literal, $of_two:literal, $of_four:literal, $of_eight:literal) => {
+        const PANELS: usize =
+            [$of_one, $of_two, $of_four, $of_eight][<Self as Isa>::MAX_MR as usize];
+
         #[inline]
         fn multiply_widened<E: Element>(
             self,
@@ -43,7 +46,7 @@ macro_rules! multiply_with_features {
                 prefetch: Prefetch,
             ) {
                 if prefetch.stride == 0 {
-                    return generic::multiply::<E, true, $of_one, $of_two>(
+                    return generic::multiply::<E, true, $of_one, $of_two, $of_four, $of_eight>(
                         lhs,
                         panels,
                         mr,
@@ -51,7 +54,7 @@ macro_rules! multiply_with_features {
                         |_, _| (),
                     );
                 }
-                generic::multiply::<E, true, $of_one, $of_two>(
+                generic::multiply::<E, true, $of_one, $of_two, $of_four, $of_eight>(
                     lhs,
                     panels,
                     mr,

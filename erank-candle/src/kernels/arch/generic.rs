@@ -9,8 +9,8 @@
 //! The loop departs from that in these points:
 //!
 //! 1. The accumulators are a local copy of the sums, so that the compiler keeps them in registers.
-//! 2. With one row or two, several panels are multiplied at once. A single panel has few accumulators, so each
-//!    addition would wait for the last.
+//! 2. If one panel has too few accumulators, so that each addition would wait for the last, several panels are
+//!    multiplied at once.
 //! 3. Multiplication and addition are rounded once (`FUSED`) where the set has an instruction for it.
 //! 4. Each step may prefetch a part of the data that follows.
 
@@ -48,6 +48,8 @@ impl Isa for Portable {
 }
 
 impl WideningIsa for Portable {
+    const PANELS: usize = 1;
+
     #[inline]
     fn multiply_widened<E: Element>(
         self,
@@ -57,15 +59,22 @@ impl WideningIsa for Portable {
         sums: &mut [[f32; NR]],
         _: Prefetch,
     ) {
-        multiply::<E, false, 1, 1>(lhs, panels, mr, sums, |_, _| ());
+        multiply::<E, false, 1, 1, 1, 1>(lhs, panels, mr, sums, |_, _| ());
     }
 }
 
 /// Computes [`WideningIsa::multiply_widened`]. `FUSED` multiplies and adds with one rounding. Without an
-/// instruction for that, it would be a slow call. `OF_ONE` panels of one row are multiplied at once, and `OF_TWO`
-/// panels of two rows. `prefetch` is called with each panel and the number of each step.
+/// instruction for that, it would be a slow call. `OF_ONE`, `OF_TWO`, `OF_FOUR` and `OF_EIGHT` are the panels that are
+/// multiplied at once with so many rows. `prefetch` is called with each panel and the number of each step.
 #[inline(always)]
-pub(super) fn multiply<E: Element, const FUSED: bool, const OF_ONE: usize, const OF_TWO: usize>(
+pub(super) fn multiply<
+    E: Element,
+    const FUSED: bool,
+    const OF_ONE: usize,
+    const OF_TWO: usize,
+    const OF_FOUR: usize,
+    const OF_EIGHT: usize,
+>(
     lhs: &[E::Lhs],
     panels: &[&[E::Block]],
     mr: Mr,
@@ -75,8 +84,8 @@ pub(super) fn multiply<E: Element, const FUSED: bool, const OF_ONE: usize, const
     match mr {
         Mr::One => multiply_panels::<E, FUSED, 1, OF_ONE>(lhs, panels, sums, prefetch),
         Mr::Two => multiply_panels::<E, FUSED, 2, OF_TWO>(lhs, panels, sums, prefetch),
-        Mr::Four => multiply_panels::<E, FUSED, 4, 1>(lhs, panels, sums, prefetch),
-        Mr::Eight => multiply_panels::<E, FUSED, 8, 1>(lhs, panels, sums, prefetch),
+        Mr::Four => multiply_panels::<E, FUSED, 4, OF_FOUR>(lhs, panels, sums, prefetch),
+        Mr::Eight => multiply_panels::<E, FUSED, 8, OF_EIGHT>(lhs, panels, sums, prefetch),
     }
 }
 

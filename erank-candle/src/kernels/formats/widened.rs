@@ -29,7 +29,8 @@ impl<I: WideningIsa, E: Element + 'static> MicroKernel for Widened<I, E> {
     type Lhs = E::Lhs;
     type Block = E::Block;
     const BLOCK_K: usize = E::DEPTH;
-    const KC: usize = 1024;
+    // The part of one panel is read from the L2 cache in order. That of two panels stays in the L1 cache.
+    const KC: usize = if I::PANELS == 1 { 1024 } else { 256 };
     const PREFETCH: Prefetch = Prefetch::NONE;
 
     #[inline(always)]
@@ -42,7 +43,7 @@ impl<I: WideningIsa, E: Element + 'static> MicroKernel for Widened<I, E> {
     }
 
     fn panels(self) -> usize {
-        1
+        I::PANELS
     }
 
     #[inline(always)]

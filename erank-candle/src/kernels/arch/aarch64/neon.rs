@@ -39,5 +39,5 @@ impl Isa for Neon {
 impl WideningIsa for Neon {
     // Processors begin up to four vector additions in a cycle, and each takes four cycles. So 16 registers of sums
     // are needed.
-    multiply_with_features!("neon", 4, 2);
+    multiply_with_features!("neon", 4, 2, 1, 1);
 }

@@ -35,5 +35,5 @@ impl Isa for Avx2 {
 }
 
 impl WideningIsa for Avx2 {
-    multiply_with_features!("avx2,fma", 4, 2);
+    multiply_with_features!("avx2,fma", 4, 2, 1, 1);
 }

@@ -38,5 +38,5 @@ impl Isa for Avx512 {
 }
 
 impl WideningIsa for Avx512 {
-    multiply_with_features!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", 4, 1);
+    multiply_with_features!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", 4, 4, 2, 2);
 }

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! The totals of all rows are in registers. If they need too many registers, some sides of a panel are multiplied
-//! after the others. If a register has all columns of a panel, two panels share each load of the lhs. With one or two
-//! rows, the panels are multiplied one after another. The weights are then read from memory, which is fastest in one
-//! stream.
+//! after the others. If a register has all columns of a panel, and the totals of two panels fit into registers, two
+//! panels share each load of the lhs. With one or two rows, the panels are multiplied one after another. The weights
+//! are then read from memory, which is fastest in one stream.
 
 use std::marker::PhantomData;
 
@@ -19,7 +19,9 @@ use super::super::super::arch::aarch64::{
     neon::Neon, neon_dotprod::NeonDotprod, neon_i8mm::NeonI8mm,
 };
 #[cfg(target_arch = "x86_64")]
-use super::super::super::arch::x86_64::{avx_vnni::AvxVnni, avx2::Avx2, avx512_vnni::Avx512Vnni};
+use super::super::super::arch::x86_64::{
+    avx_vnni::AvxVnni, avx2::Avx2, avx512::Avx512, avx512_vnni::Avx512Vnni,
+};
 use super::super::super::arch::{InstructionSet, Isa, features};
 use super::super::super::ggml::BlockType;
 use super::super::super::micro_kernel::MicroKernel;
@@ -121,14 +123,14 @@ macro_rules! byte_sets {
 }
 
 #[cfg(target_arch = "x86_64")]
-byte_sets! { Avx2: Avx512Vnni, AvxVnni, Avx2 }
+byte_sets! { Avx2: Avx512Vnni, Avx512, AvxVnni, Avx2 }
 #[cfg(target_arch = "aarch64")]
 byte_sets! { Neon: NeonI8mm, NeonDotprod, Neon }
 
 /// Returns the number of panels to multiply at once with many rows. Two panels share each load of the lhs if a register
-/// has all columns of a panel.
+/// has all columns of a panel, and the totals of both panels fit into registers.
 const fn panels_at_once<I: ByteIsa>() -> usize {
-    if I::Registers::LANES == NR { 2 } else { 1 }
+    if I::Registers::LANES == NR && 2 * I::MAX_MR as usize <= I::MAX_TOTALS { 2 } else { 1 }
 }
 
 /// Products of bytes on any set that has them. The type does not name the set, so that the code around the products

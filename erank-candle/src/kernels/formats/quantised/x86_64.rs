@@ -2,7 +2,7 @@
 //!
 //! - VNNI (`vpdpbusd`) multiplies unsigned with signed bytes, and adds four products to a sum in 32 bits. Signed
 //!   weights are made unsigned by adding 128, and the sums lose 128 times the sum of the activations.
-//! - AVX2 (`vpmaddubsw`) multiplies unsigned with signed bytes too, and adds pairs of products in 16 bits. Numbers
+//! - `vpmaddubsw`, of AVX2 and AVX-512, multiplies unsigned with signed bytes too, and adds pairs of products in 16 bits. Numbers
 //!   of 4, 5 and 6 bits are small enough for that and for adding the products of several steps in 16 bits. Signed
 //!   numbers of 8 bits are multiplied as their magnitudes, and their signs move to the activations.
 #![expect(unsafe_code, reason = "vector instructions")]
@@ -15,11 +15,13 @@ use std::arch::x86_64::{
     _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
     _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
     _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_ps,
-    _mm256_sub_ps, _mm256_xor_si256, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi8_epi32,
-    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_ps,
-    _mm512_sub_ps, _mm512_xor_si512,
+    _mm256_sub_ps, _mm256_xor_si256, _mm512_abs_epi8, _mm512_add_epi16, _mm512_add_epi32,
+    _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_madd_epi16, _mm512_maddubs_epi16, _mm512_mask_sub_epi8,
+    _mm512_movepi8_mask, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srli_epi16,
+    _mm512_storeu_ps, _mm512_sub_ps, _mm512_xor_si512,
 };
 
 use half::f16;
@@ -204,12 +206,12 @@ fn keep_512(mut register: __m512i) -> __m512i {
     register
 }
 
-/// Sums of one column register on AVX2.
+/// Sums of one column register of a set without `vpdpbusd`.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2Totals {
+pub(super) struct PairTotals<T> {
     /// Sums of pairs of products, in 16 bits.
-    narrow: __m256i,
-    wide: __m256i,
+    narrow: T,
+    wide: T,
 }
 
 /// Returns the largest power of two of steps whose products of unsigned numbers can be added in 16 bits.
@@ -222,57 +224,85 @@ const fn steps_in_16_bits<F: GroupFormat>() -> usize {
     steps
 }
 
-impl ByteIsa for Avx2 {
-    type Registers = Self;
-    type Totals = Avx2Totals;
-    const MAX_TOTALS: usize = 8;
+/// Implements [`ByteIsa`] with the intrinsics of `vpmaddubsw` of a width. `sign` gives numbers the signs of weights.
+macro_rules! pairs {
+    ($isa:ty, $integers:ty, $floats:ty, totals: $totals:literal, sign: $sign:expr, abs: $abs:ident,
+     set: $zero:ident $set_16:ident $set:ident, add: $add_16:ident $add:ident,
+     multiply: $multiply:ident $widen:ident, convert: $convert:ident, keep: $keep:ident) => {
+        impl ByteIsa for $isa {
+            type Registers = Self;
+            type Totals = PairTotals<$integers>;
+            const MAX_TOTALS: usize = $totals;
 
-    #[inline(always)]
-    fn registers(self) -> Self {
-        self
-    }
+            #[inline(always)]
+            fn registers(self) -> Self {
+                self
+            }
 
-    #[inline(always)]
-    fn start<F: GroupFormat>(self, offset: i32) -> Avx2Totals {
-        // Signed weights are multiplied as they are.
-        let offset = if F::SIGNED { 0 } else { offset };
-        // SAFETY: the machine must have the set, of which `self` is a proof.
-        unsafe { Avx2Totals { narrow: _mm256_setzero_si256(), wide: _mm256_set1_epi32(offset) } }
-    }
+            #[inline(always)]
+            fn start<F: GroupFormat>(self, offset: i32) -> PairTotals<$integers> {
+                // Signed weights are multiplied as they are.
+                let offset = if F::SIGNED { 0 } else { offset };
+                // SAFETY: the machine must have the set, of which `self` is a proof.
+                unsafe { PairTotals { narrow: $zero(), wide: $set(offset) } }
+            }
 
-    #[inline(always)]
-    fn add_products<F: GroupFormat, const INDEX: usize>(
-        self,
-        totals: Avx2Totals,
-        weights: __m256i,
-        numbers: &[i8; GROUP],
-    ) -> Avx2Totals {
-        let Avx2Totals { mut narrow, mut wide } = totals;
-        // SAFETY: the machine must have the set, of which `self` is a proof.
-        unsafe {
-            let numbers = _mm256_set1_epi32(step::<INDEX>(numbers));
-            let ones = _mm256_set1_epi16(1);
-            if F::SIGNED {
-                let signed = _mm256_sign_epi8(numbers, weights);
-                let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
-                wide = keep_256(_mm256_add_epi32(wide, _mm256_madd_epi16(products, ones)));
-            } else {
-                let products = _mm256_maddubs_epi16(weights, numbers);
-                narrow = keep_256(_mm256_add_epi16(narrow, products));
-                if (INDEX + 1).is_multiple_of(const { steps_in_16_bits::<F>() }) {
-                    wide = _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, ones));
-                    narrow = _mm256_setzero_si256();
+            #[inline(always)]
+            fn add_products<F: GroupFormat, const INDEX: usize>(
+                self,
+                totals: PairTotals<$integers>,
+                weights: $integers,
+                numbers: &[i8; GROUP],
+            ) -> PairTotals<$integers> {
+                let PairTotals { mut narrow, mut wide } = totals;
+                // SAFETY: as in `start`.
+                unsafe {
+                    let numbers = $set(step::<INDEX>(numbers));
+                    let ones = $set_16(1);
+                    if F::SIGNED {
+                        let signed = $sign(numbers, weights);
+                        let products = $multiply($abs(weights), signed);
+                        wide = $keep($add(wide, $widen(products, ones)));
+                    } else {
+                        narrow = $keep($add_16(narrow, $multiply(weights, numbers)));
+                        if (INDEX + 1).is_multiple_of(const { steps_in_16_bits::<F>() }) {
+                            wide = $add(wide, $widen(narrow, ones));
+                            narrow = $zero();
+                        }
+                    }
                 }
+                PairTotals { narrow, wide }
+            }
+
+            #[inline(always)]
+            fn finish<F: GroupFormat>(self, totals: PairTotals<$integers>, _: i32) -> $floats {
+                // SAFETY: as in `start`.
+                unsafe { $convert(totals.wide) }
             }
         }
-        Avx2Totals { narrow, wide }
-    }
+    };
+}
 
-    #[inline(always)]
-    fn finish<F: GroupFormat>(self, totals: Avx2Totals, _: i32) -> __m256 {
-        // SAFETY: the machine must have the set, of which `self` is a proof.
-        unsafe { _mm256_cvtepi32_ps(totals.wide) }
-    }
+pairs! {
+    Avx2, __m256i, __m256, totals: 8,
+    sign: _mm256_sign_epi8, abs: _mm256_abs_epi8,
+    set: _mm256_setzero_si256 _mm256_set1_epi16 _mm256_set1_epi32,
+    add: _mm256_add_epi16 _mm256_add_epi32,
+    multiply: _mm256_maddubs_epi16 _mm256_madd_epi16,
+    convert: _mm256_cvtepi32_ps, keep: keep_256
+}
+
+pairs! {
+    Avx512, __m512i, __m512, totals: 8,
+    sign: |numbers: __m512i, weights: __m512i| {
+        // The magnitude of a weight of 0 is 0, so its sign does not matter.
+        _mm512_mask_sub_epi8(numbers, _mm512_movepi8_mask(weights), _mm512_setzero_si512(), numbers)
+    },
+    abs: _mm512_abs_epi8,
+    set: _mm512_setzero_si512 _mm512_set1_epi16 _mm512_set1_epi32,
+    add: _mm512_add_epi16 _mm512_add_epi32,
+    multiply: _mm512_maddubs_epi16 _mm512_madd_epi16,
+    convert: _mm512_cvtepi32_ps, keep: keep_512
 }
 
 /// Implements [`ByteIsa`] with the intrinsics of `vpdpbusd` of a width.
