@@ -2,9 +2,9 @@
 //!
 //! - VNNI (`vpdpbusd`) multiplies unsigned with signed bytes, and adds four products to a sum in 32 bits. Signed
 //!   weights are made unsigned by adding 128, and the sums lose 128 times the sum of the activations.
-//! - `vpmaddubsw`, of AVX2 and AVX-512, multiplies unsigned with signed bytes too, and adds pairs of products in 16 bits. Numbers
-//!   of 4, 5 and 6 bits are small enough for that and for adding the products of several steps in 16 bits. Signed
-//!   numbers of 8 bits are multiplied as their magnitudes, and their signs move to the activations.
+//! - `vpmaddubsw`, of AVX2 and AVX-512, multiplies unsigned with signed bytes too, and adds pairs of products in 16
+//!   bits. Numbers of 4, 5 and 6 bits are small enough for that and for adding the products of several steps in 16
+//!   bits. Signed numbers of 8 bits are multiplied as their magnitudes, and their signs move to the activations.
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use std::arch::asm;
