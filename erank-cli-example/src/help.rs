@@ -107,8 +107,9 @@ A matrix whose rows are not whole blocks of the format becomes Q8_0 or else BF16
 pub(crate) const INSPECT: &str = "\
 The table shows the tensors by their format in the files and in memory. Projections multiply matrices
 in the format in memory; Q formats also round activations to 8 bits. The weights are loaded only for
---logprobs and --compare. The verdict at the end warns of what is unusual about the files, such as keys of
-config.json that are ignored; what cannot be computed as transformers does is an error instead.
+--logprobs and --compare. The verdict at the end warns of what is unusual about the files, such as
+keys of config.json that are ignored; what cannot be computed as transformers does is an error
+instead.
 
 --json prints one object:
   model, description

@@ -243,7 +243,7 @@ impl RerankRequest {
         let top_k = fields.get("top_k").and_then(|json| scalar::<f64>(json).ok());
         // vLLM's clients send 0, its default, for no limit of their own.
         fields.take_unset("max_tokens_per_doc", 0.0);
-        // For them, -1 stands for the model's own limit.
+        // vLLM's clients send -1 for the model's own limit.
         fields.take_unset("truncate_prompt_tokens", -1.0);
         let truncates = ["max_tokens_per_doc", "truncate_prompt_tokens"];
         let is_truncated = truncates.iter().any(|name| fields.get(name).is_some());

@@ -21,8 +21,8 @@ macro_rules! run_with_features {
 }
 
 /// Implements [`WideningIsa`](WideningIsa) by compiling the generic loop with these features enabled.
-/// The token's `detect` must check every one of them. The numbers are the panels that are multiplied at once with one,
-/// two, four and eight rows.
+/// The token's `detect` must check every one of them. The numbers count the panels that are multiplied at once, for
+/// tiles of one, two, four and eight rows.
 macro_rules! multiply_with_features {
     ($features:literal, $of_one:literal, $of_two:literal, $of_four:literal, $of_eight:literal) => {
         const PANELS: usize =

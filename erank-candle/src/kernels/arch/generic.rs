@@ -63,9 +63,10 @@ impl WideningIsa for Portable {
     }
 }
 
-/// Computes [`WideningIsa::multiply_widened`]. `FUSED` multiplies and adds with one rounding. Without an
-/// instruction for that, it would be a slow call. `OF_ONE`, `OF_TWO`, `OF_FOUR` and `OF_EIGHT` are the panels that are
-/// multiplied at once with so many rows. `prefetch` is called with each panel and the number of each step.
+/// Computes [`WideningIsa::multiply_widened`]. `FUSED` multiplies and adds with one rounding. Without an instruction
+/// for that, it would be a slow call. `OF_ONE`, `OF_TWO`, `OF_FOUR` and `OF_EIGHT` are the numbers of panels that are
+/// multiplied at once, for tiles of one, two, four and eight rows. `prefetch` is called with each panel and the number
+/// of each step.
 #[inline(always)]
 pub(super) fn multiply<
     E: Element,

@@ -47,7 +47,7 @@ pub(crate) trait Isa: Copy + Debug + PartialEq + Send + Sync + 'static {
 
 /// A set with a loop of its own for products in F32, which every format can use.
 pub(crate) trait WideningIsa: Isa {
-    /// The panels that are multiplied at once with the highest tile.
+    /// The number of panels that are multiplied at once with the highest tile.
     const PANELS: usize;
 
     /// Adds the product of the lhs, `[blocks][mr][DEPTH]` in F32, and each panel, `[blocks][16][DEPTH]`
