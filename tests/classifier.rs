@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use erank_candle::WeightFormat;
-use erank_candle::internals::{Model, load};
+use erank_candle::internals::{Model, instruction_sets, load};
 use erank_candle::{CandleBackend, CandleSettings, Checkpoint, Device};
 use erank_core::prompt::instructions;
 use erank_core::{
@@ -225,6 +225,38 @@ fn rerank_scores_by_the_probability_of_the_second_label() {
             assert!((document.score - expected).abs() < 1e-6, "{} {expected}", document.score);
         }
     }
+}
+
+/// On a machine with AMX, models that only read prompts have a set of their own.
+#[test]
+fn rerankers_of_one_pass_have_the_set_that_reads_prompts_fastest() {
+    let sets = instruction_sets();
+    let for_prompts = sets.iter().copied().find(|set| *set == "amxprefill").unwrap_or(sets[0]);
+    let kernels = |folder: &Path, set: Option<&str>| {
+        let mut settings = settings(Device::Cpu);
+        settings.weights = Some(WeightFormat::Q8_0);
+        settings.instruction_set = set.map(str::to_owned);
+        load(&Checkpoint::open(folder).expect("a checkpoint"), &settings).expect("whole").kernels
+    };
+    let folder = classifier(&[70, 300]);
+    assert_eq!(kernels(folder.path(), Some("portable")), "portable");
+    let is_forced = std::env::var_os("ERANK_INSTRUCTION_SET").is_some_and(|set| !set.is_empty());
+    if is_forced {
+        println!("skipped: ERANK_INSTRUCTION_SET names the set of every model");
+        return;
+    }
+    assert_eq!(kernels(folder.path(), None), for_prompts);
+
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../erank-candle/tiny-model");
+    assert_eq!(kernels(&source, None), sets[0]);
+    let parent = tempfile::tempdir().expect("a temporary folder");
+    let named = parent.path().join("Qwen3-Reranker-tiny");
+    fs::create_dir(&named).expect("a folder");
+    for file in fs::read_dir(source).expect("the bundled model") {
+        let file = file.expect("an entry");
+        fs::copy(file.path(), named.join(file.file_name())).expect("a copy");
+    }
+    assert_eq!(kernels(&named, None), for_prompts);
 }
 
 fn options() -> ScoringOptions {

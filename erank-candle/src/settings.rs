@@ -36,7 +36,9 @@ pub struct CandleSettings {
     /// The name of the CPU kernels' instruction set: `"amx"`, `"amxprefill"`, `"avx512bf16"`, `"avx512vnni"`,
     /// `"avx512"`, `"avxvnni"`, `"avx2"`, `"neonbf16"`, `"neoni8mm"`, `"neondotprod"`, `"neon"` or `"portable"`.
     /// Loading fails if the machine does not have the set. `None` takes the environment variable
-    /// `ERANK_INSTRUCTION_SET`, or else the best set of the machine, which is never `"amxprefill"`.
+    /// `ERANK_INSTRUCTION_SET`, or else the best set of the machine. On a machine with AMX, that is `"amxprefill"` for
+    /// a reranker of one pass that [`Checkpoint::recognise_prompt`](crate::Checkpoint::recognise_prompt) recognises and
+    /// for a classifier, and `"amx"` for other models.
     pub instruction_set: Option<String>,
     /// Number of threads to compute with; `None` is one per core.
     pub threads: Option<NonZeroUsize>,

@@ -9,7 +9,7 @@ use half::bf16;
 #[cfg(target_arch = "aarch64")]
 use super::arch::aarch64::neon_bf16::NeonBf16 as PairsIsa;
 #[cfg(target_arch = "x86_64")]
-use super::arch::x86_64::amx::{Amx, AmxPrefill};
+use super::arch::x86_64::amx::Amx;
 #[cfg(target_arch = "x86_64")]
 use super::arch::x86_64::avx512_bf16::Avx512Bf16 as PairsIsa;
 use super::arch::{InstructionSet, Isa, WideningIsa, with_isa};
@@ -135,8 +135,8 @@ impl CacheElement for f32 {}
 impl CacheElement for bf16 {
     fn with_kernel<V: CacheVisitor<Self>>(set: InstructionSet, visitor: V) -> V::Output {
         #[cfg(target_arch = "x86_64")]
-        if let Some(isa) = set.token::<AmxPrefill>() {
-            return visitor.visit(Tiles(isa.tiles()));
+        if let Some(isa) = set.token::<Amx>() {
+            return visitor.visit(Tiles(isa));
         }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(isa) = set.token::<PairsIsa>() {
@@ -154,7 +154,7 @@ impl CacheElement for bf16 {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         outputs.extend(set.token::<PairsIsa>().map(|isa| visitor.visit(Pairs(isa))));
         #[cfg(target_arch = "x86_64")]
-        outputs.extend(set.token::<AmxPrefill>().map(|isa| visitor.visit(Tiles(isa.tiles()))));
+        outputs.extend(set.token::<Amx>().map(|isa| visitor.visit(Tiles(isa))));
         outputs
     }
 }
@@ -392,7 +392,8 @@ fn as_pairs<'a>(blocks: &[&'a [bf16]]) -> [&'a [[[bf16; 2]; NR]]; MAX_BLOCKS] {
     pairs
 }
 
-/// A BF16 cache, multiplied in AMX's tiles. Heads that do not divide into tiles are multiplied as by [`Pairs`].
+/// A BF16 cache, multiplied in AMX's tiles, or with the bits of tiles. Heads that do not divide into tiles are multiplied
+/// as by [`Pairs`].
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug, Clone, Copy)]
 struct Tiles(Amx);

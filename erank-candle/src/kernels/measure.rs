@@ -23,7 +23,7 @@ pub fn matrix_peak(
     format: WeightFormat,
     time: Duration,
 ) -> Result<f64, LoadError> {
-    let set = InstructionSet::choose(instruction_set)?;
+    let set = InstructionSet::choose(instruction_set, false)?;
     let begin = Instant::now();
     let operations: f64 = (0..rayon::current_num_threads())
         .into_par_iter()
@@ -141,7 +141,7 @@ impl Projections {
         (inputs, outputs): (usize, usize),
         weights: usize,
     ) -> Result<Self, LoadError> {
-        let set = InstructionSet::choose(instruction_set)?;
+        let set = InstructionSet::choose(instruction_set, false)?;
         let count = weights.div_ceil(inputs * outputs).max(1);
         let numbers: Vec<[u8; 4]> =
             (0..outputs * inputs).map(|index| number(index).to_le_bytes()).collect();

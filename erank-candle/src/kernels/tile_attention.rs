@@ -14,6 +14,9 @@
 //! together ([`AttentionKernel::BLOCKS_TOGETHER`]), and their values are copied next to each other. The copy is used by
 //! all tiles of queries.
 //!
+//! Few queries, as in decoding, are multiplied in vector registers, which gives the same bits
+//! ([`amx_vectors`](super::arch::x86_64::amx_vectors)). Their values are read where they are.
+//!
 //! [`AttentionKernel::BLOCKS_TOGETHER`]: super::attention_kernel::AttentionKernel::BLOCKS_TOGETHER
 //!
 //! The length of a span changes no bit of a result, because spans consist of whole pairs, and the softmax scales by
@@ -26,6 +29,7 @@ use half::bf16;
 
 use super::arch::Isa;
 use super::arch::x86_64::amx::{Amx, AmxRows, Block, LhsRow, PAIRS, Product, Sums, TILE_INPUTS};
+use super::arch::x86_64::amx_vectors::{self, Pair, WideRow};
 use super::arch::x86_64::softmax::SoftmaxRow;
 use super::attention::{BLOCK_TOKENS, Run, Softmax};
 use super::element::Element;
@@ -68,7 +72,11 @@ pub(super) fn add_blocks(amx: Amx, run: &Run<'_, bf16>, state: &mut Softmax<'_>)
             let numbers = start..run.numbers.end.min(start + span);
             for (kv_head, tiles) in kv_heads.clone().zip(tiles.chunks_mut(rows.div_ceil(MAX_ROWS)))
             {
-                add_span(amx, run, kv_head, numbers.clone(), tiles, &mut scratch);
+                let next = match kv_head + 1 < kv_heads.end {
+                    true => (start, kv_head + 1),
+                    false => (start + span, kv_heads.start),
+                };
+                add_span(amx, run, kv_head, numbers.clone(), next, tiles, &mut scratch);
             }
         }
         for tile in tiles {
@@ -99,12 +107,14 @@ impl Scratch {
     }
 }
 
-/// Adds the blocks of these numbers of one KV head to its tiles.
+/// Adds the blocks of these numbers of one KV head to its tiles. The number of the block and the KV head that are `next`
+/// may be prefetched meanwhile.
 fn add_span(
     amx: Amx,
     run: &Run<'_, bf16>,
     kv_head: usize,
     numbers: Range<usize>,
+    next: (usize, usize),
     tiles: &mut [Tile],
     scratch: &mut Scratch,
 ) {
@@ -122,10 +132,24 @@ fn add_span(
         (keys[count], values[count]) = (bytemuck::cast_slice(block_keys), block_values);
         count += 1;
     }
+    let (keys, values) = (&keys[..count], &values[..count]);
+    if run.rows() <= amx_vectors::MAX_ROWS {
+        let mut ahead = [0; BLOCKS_TOGETHER];
+        for (index, (ahead, keys)) in ahead.iter_mut().zip(keys).enumerate() {
+            if let Some(block) = run.tokens[0].block(next.0 + index) {
+                let (next_keys, _) = run.layout.head(run.cache, block, next.1);
+                *ahead = next_keys.as_ptr().addr().wrapping_sub(keys.as_ptr().addr());
+            }
+        }
+        for tile in tiles {
+            tile.add_span_in_vectors(amx, keys, values, first, ahead, scratch);
+        }
+        return;
+    }
     let copied = run.layout.head_dim / NR * count.div_ceil(BLOCKS_TOGETHER) * PAIRS;
-    copy_values(&values[..count], visible, &mut scratch.values[..copied]);
+    copy_values(values, visible, &mut scratch.values[..copied]);
     for tile in tiles {
-        tile.add_span(amx, &keys[..count], first, scratch);
+        tile.add_span(amx, keys, first, scratch);
     }
 }
 
@@ -161,6 +185,8 @@ struct Tile {
     visible: Vec<usize>,
     /// `[head_dim / 32][height]`.
     queries: Vec<LhsRow>,
+    /// The same in F32, for products in vector registers, if there are few.
+    wide_queries: Vec<WideRow>,
     /// The factor of a score, so that its attention weight is a power of two.
     scale: f32,
     softmax: Vec<SoftmaxRow>,
@@ -179,6 +205,7 @@ impl Tile {
             height,
             visible: rows.clone().map(|row| run.token(row).position + 1).collect(),
             queries: vec![LhsRow::zeroed(); head_dim / TILE_INPUTS * height.rows()],
+            wide_queries: Vec::new(),
             scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
             softmax: Vec::with_capacity(height.rows()),
             sums: vec![SumRow::zeroed(); head_dim / NR * height.rows()],
@@ -205,17 +232,83 @@ impl Tile {
                 to.0 = *from;
             }
         }
+        if run.rows() <= amx_vectors::MAX_ROWS {
+            tile.wide_queries = tile.queries.iter().map(WideRow::of).collect();
+        }
         tile
+    }
+
+    /// Sets the number of tokens that each query sees of a span of blocks, whose first token is number `first` of the
+    /// sequence. Returns the largest one.
+    fn set_visible(&mut self, blocks: usize, first: usize) -> usize {
+        let mut most_visible = 0;
+        for (row, visible) in self.softmax.iter_mut().zip(&self.visible) {
+            row.visible = visible.saturating_sub(first).min(blocks * BLOCK_TOKENS);
+            most_visible = most_visible.max(row.visible);
+        }
+        most_visible
+    }
+
+    /// Adds a span of [`BLOCKS_TOGETHER`] blocks, or the first of them, to few queries. What lies so many bytes `ahead`
+    /// of each block is prefetched.
+    fn add_span_in_vectors(
+        &mut self,
+        amx: Amx,
+        keys: &[&[Block]],
+        values: &[&[bf16]],
+        first: usize,
+        ahead: [usize; BLOCKS_TOGETHER],
+        scratch: &mut Scratch,
+    ) {
+        let height = self.height.rows();
+        let visible = self.set_visible(keys.len(), first);
+        if visible == 0 {
+            return;
+        }
+        let count = visible.div_ceil(BLOCK_TOKENS);
+        let scores: &mut [[f32; NR]] =
+            bytemuck::cast_slice_mut(&mut scratch.scores[..count * height]);
+        scores.fill([0.0; NR]);
+        amx.multiply_few_rows(&self.wide_queries, &keys[..count], self.height, &ahead, scores);
+        let weights = &mut scratch.weights[..height];
+        self.weigh(amx, scores, weights);
+        let mut wide = [WideRow::ZERO; amx_vectors::MAX_ROWS];
+        amx.run(
+            #[inline(always)]
+            || wide.iter_mut().zip(weights).for_each(|(wide, row)| *wide = WideRow::of(row)),
+        );
+        // A sequence may end in the first block of a pair.
+        let mut pairs: [&[Pair]; BLOCKS_TOGETHER] = Default::default();
+        for (pairs, values) in pairs.iter_mut().zip(values) {
+            *pairs = bytemuck::cast_slice(values);
+        }
+        let sums: &mut [[f32; NR]] = bytemuck::cast_slice_mut(&mut self.sums);
+        amx.weigh_values_of_few_rows(&wide[..height], pairs, visible, self.height, ahead, sums);
+    }
+
+    /// Computes the attention weights of scores, and shrinks the sums if a score raises the power.
+    fn weigh(&mut self, amx: Amx, scores: &[[f32; NR]], weights: &mut [LhsRow]) {
+        let height = self.height.rows();
+        let vectors = amx.vectors();
+        vectors.softmax(scores, self.scale, &mut self.softmax, weights);
+        vectors.run(
+            #[inline(always)]
+            || {
+                for (row, softmax) in self.softmax.iter().enumerate() {
+                    if softmax.shrink != 1.0 {
+                        for sums in self.sums[row..].iter_mut().step_by(height) {
+                            sums.0.iter_mut().for_each(|sum| *sum *= softmax.shrink);
+                        }
+                    }
+                }
+            },
+        );
     }
 
     /// Adds a span of blocks whose first token is number `first` of the sequence.
     fn add_span(&mut self, amx: Amx, keys: &[&[Block]], first: usize, scratch: &mut Scratch) {
         let height = self.height.rows();
-        let mut most_visible = 0;
-        for (row, visible) in self.softmax.iter_mut().zip(&self.visible) {
-            row.visible = visible.saturating_sub(first).min(keys.len() * BLOCK_TOKENS);
-            most_visible = most_visible.max(row.visible);
-        }
+        let most_visible = self.set_visible(keys.len(), first);
         if most_visible == 0 {
             return;
         }
@@ -231,20 +324,7 @@ impl Tile {
         amx.multiply_tiles([product].into_iter(), &keys[..count]);
 
         let weights = &mut scratch.weights[..pairs * height];
-        let vectors = amx.vectors();
-        vectors.softmax(scores, self.scale, &mut self.softmax, weights);
-        vectors.run(
-            #[inline(always)]
-            || {
-                for (row, softmax) in self.softmax.iter().enumerate() {
-                    if softmax.shrink != 1.0 {
-                        for sums in self.sums[row..].iter_mut().step_by(height) {
-                            sums.0.iter_mut().for_each(|sum| *sum *= softmax.shrink);
-                        }
-                    }
-                }
-            },
-        );
+        self.weigh(amx, scores, weights);
 
         let values: &[Block] = bytemuck::cast_slice(&scratch.values);
         let mut panels: [&[Block]; PANELS_AT_ONCE] = Default::default();

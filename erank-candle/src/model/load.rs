@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::DType;
+use erank_core::PromptFamily;
 
 use super::Model;
 use super::candle::CandleOperations;
@@ -59,6 +60,8 @@ pub(crate) struct Source<'a> {
     /// The format of the weights in memory, or of most of their bytes.
     pub(crate) format: WeightFormat,
     pub(crate) kv_cache: KvCacheFormat,
+    /// Whether the model is known to answer at the end of the prompt, without generating tokens.
+    is_one_pass: bool,
 }
 
 impl<'a> Source<'a> {
@@ -83,7 +86,13 @@ impl<'a> Source<'a> {
             WeightFormat::F32 => KvCacheFormat::F32,
             _ => KvCacheFormat::Bf16,
         });
-        Ok(Self { config, weights, format, kv_cache })
+        let is_classifier =
+            matches!(config.architecture, Architecture::Qwen3ForSequenceClassification { .. });
+        let is_one_pass = is_classifier
+            || checkpoint
+                .recognise_prompt()
+                .is_ok_and(|prompt| prompt.family == PromptFamily::Qwen3Reranker);
+        Ok(Self { config, weights, format, kv_cache, is_one_pass })
     }
 
     /// Returns the operations on the device of the settings.
@@ -96,7 +105,8 @@ impl<'a> Source<'a> {
     ) -> Result<DeviceOperations, LoadError> {
         match settings.device {
             Device::Cpu => {
-                let set = InstructionSet::choose(settings.instruction_set.as_deref())?;
+                let name = settings.instruction_set.as_deref();
+                let set = InstructionSet::choose(name, self.is_one_pass)?;
                 Ok(DeviceOperations::Cpu(CpuOperations::new(set, settings.weights)))
             }
             device => {
@@ -119,7 +129,7 @@ impl<'a> Source<'a> {
     }
 
     fn load<O: Operations + 'static>(self, operations: O) -> Result<LoadedModel, LoadError> {
-        let Self { config, weights, format, kv_cache } = self;
+        let Self { config, weights, format, kv_cache, .. } = self;
         let kernels = operations.name();
         // The list of models.
         let model: Arc<dyn Model> = match config.architecture {

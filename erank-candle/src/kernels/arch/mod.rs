@@ -89,14 +89,21 @@ impl InstructionSet {
     }
 
     /// Returns the set that `name` names, or else the one that the environment variable
-    /// `ERANK_INSTRUCTION_SET` names, or else the best.
+    /// `ERANK_INSTRUCTION_SET` names, or else the best for a model that generates tokens, or for one that only reads
+    /// prompts.
     ///
     /// # Errors
     /// Returns an error if this machine does not have the named set.
-    pub(crate) fn choose(name: Option<&str>) -> Result<Self, LoadError> {
+    pub(crate) fn choose(name: Option<&str>, only_prompts: bool) -> Result<Self, LoadError> {
         let variable = std::env::var("ERANK_INSTRUCTION_SET").ok().filter(|name| !name.is_empty());
         let available = Self::available();
-        let Some(name) = name.or(variable.as_deref()) else { return Ok(available[0]) };
+        let Some(name) = name.or(variable.as_deref()) else {
+            #[cfg(target_arch = "x86_64")]
+            let for_prompts = available.iter().find(|set| matches!(set, Self::AmxPrefill(_)));
+            #[cfg(not(target_arch = "x86_64"))]
+            let for_prompts = None;
+            return Ok(*for_prompts.filter(|_| only_prompts).unwrap_or(&available[0]));
+        };
         available.iter().find(|set| set.name() == name).copied().ok_or_else(|| {
             let names: Vec<&str> = available.iter().map(|set| set.name()).collect();
             LoadError::Setting(format!(

@@ -114,7 +114,7 @@ impl Isa for Amx {
     }
 }
 
-/// [`Amx`], with attention and weights of 4 to 8 bits in tiles, too. It reads prompts faster and decodes more slowly,
+/// [`Amx`], with weights of 4 to 8 bits in tiles, too. It reads prompts faster with such weights and decodes more slowly,
 /// so it is not the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AmxPrefill(Amx);
