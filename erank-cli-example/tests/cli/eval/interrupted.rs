@@ -76,6 +76,46 @@ fn eval_resumes_after_kill_9() {
     assert_resumes(&collection);
 }
 
+/// Evaluations are killed at moments all over their time, and resumed until they end. `ERANK_KILLS` sets how many times.
+#[test]
+fn eval_killed_at_any_moment_ends_with_the_same_report() {
+    let kills: usize = match std::env::var("ERANK_KILLS") {
+        Ok(count) => count.parse().expect("a number"),
+        Err(_) => 10,
+    };
+    let collection = Collection::new();
+    let begin = Instant::now();
+    let whole = collection.eval("jsonl", "whole", "--threads 1");
+    let duration = begin.elapsed();
+    assert_eq!(whole.code, Some(0), "{whole:?}");
+    let (mut killed, mut evaluations) = (0, 0);
+    while killed < kills {
+        let out = format!("out-{evaluations}");
+        evaluations += 1;
+        let ended = loop {
+            let mut command = Command::new(ERANK);
+            command.args(collection.arguments("jsonl", &out, "--threads 1"));
+            let mut child =
+                command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+            // Multiples of the golden ratio fill the unit interval evenly.
+            let part = (0.618_034 * (1 + killed + evaluations) as f64).fract();
+            sleep(duration.mul_f64(1.1 * part));
+            child.kill().expect("kill runs");
+            let ended = Ended::new(child.wait_with_output().expect("it ends"));
+            if ended.code.is_some() {
+                break ended;
+            }
+            killed += 1;
+        };
+        assert_eq!((ended.code, &ended.out), (Some(0), &whole.out), "{ended:?}");
+        for file in ["report.json", "first_stage.run", "reranked.run", "hybrid.run", "gains.svg"] {
+            let of_whole = collection.read(&format!("whole/{file}"));
+            assert_eq!(collection.read(&format!("{out}/{file}")), of_whole, "{file}");
+        }
+    }
+    println!("{killed} kills of {evaluations} evaluations");
+}
+
 #[test]
 fn eval_resumes_after_ctrl_c() {
     let collection = Collection::new();
