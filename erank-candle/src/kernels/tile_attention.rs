@@ -107,8 +107,8 @@ impl Scratch {
     }
 }
 
-/// Adds the blocks of these numbers of one KV head to its tiles. The number of the block and the KV head that are `next`
-/// may be prefetched meanwhile.
+/// Adds the blocks of these numbers of one KV head to its tiles. `next` is a block's number and a KV head, which are
+/// read after these blocks and may be prefetched.
 fn add_span(
     amx: Amx,
     run: &Run<'_, bf16>,
@@ -185,7 +185,7 @@ struct Tile {
     visible: Vec<usize>,
     /// `[head_dim / 32][height]`.
     queries: Vec<LhsRow>,
-    /// The same in F32, for products in vector registers, if there are few.
+    /// The queries in F32 if they are multiplied in vector registers, and otherwise nothing.
     wide_queries: Vec<WideRow>,
     /// The factor of a score, so that its attention weight is a power of two.
     scale: f32,
@@ -249,8 +249,8 @@ impl Tile {
         most_visible
     }
 
-    /// Adds a span of [`BLOCKS_TOGETHER`] blocks, or the first of them, to few queries. What lies so many bytes `ahead`
-    /// of each block is prefetched.
+    /// Adds a span of up to [`BLOCKS_TOGETHER`] blocks to few queries. `ahead` has a distance in bytes for each block:
+    /// when a line of the block is read, the line at this distance after it is prefetched.
     fn add_span_in_vectors(
         &mut self,
         amx: Amx,

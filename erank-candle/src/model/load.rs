@@ -60,7 +60,7 @@ pub(crate) struct Source<'a> {
     /// The format of the weights in memory, or of most of their bytes.
     pub(crate) format: WeightFormat,
     pub(crate) kv_cache: KvCacheFormat,
-    /// Whether the model is known to answer at the end of the prompt, without generating tokens.
+    /// Whether the checkpoint's files show that the model only reads prompts: a classifier, or a reranker of one pass.
     is_one_pass: bool,
 }
 

@@ -89,8 +89,8 @@ impl InstructionSet {
     }
 
     /// Returns the set that `name` names, or else the one that the environment variable
-    /// `ERANK_INSTRUCTION_SET` names, or else the best for a model that generates tokens, or for one that only reads
-    /// prompts.
+    /// `ERANK_INSTRUCTION_SET` names, or else the best: for models that only read prompts if `only_prompts`, and for
+    /// models that generate tokens if not.
     ///
     /// # Errors
     /// Returns an error if this machine does not have the named set.

@@ -56,14 +56,19 @@ fn assert_resumes(collection: &Collection) {
 
     let whole = collection.eval("jsonl", "whole", "");
     assert_eq!(whole.code, Some(0), "{whole:?}");
-    for file in ["report.json", "first_stage.run", "reranked.run", "hybrid.run", "gains.svg"] {
-        let of_whole = collection.read(&format!("whole/{file}"));
-        assert_eq!(collection.read(&format!("out/{file}")), of_whole, "{file}");
-    }
+    assert_same_files(collection, "out");
     assert_eq!(run.out, whole.out);
     let again = collection.eval("jsonl", "out", "");
     assert!(again.err.contains("48 documents, 0 of them to be scored"), "{}", again.err);
     assert_eq!(again.out, whole.out);
+}
+
+/// Asserts that the files of a resumed evaluation equal those of the uninterrupted one, to the byte.
+fn assert_same_files(collection: &Collection, out: &str) {
+    for file in ["report.json", "first_stage.run", "reranked.run", "hybrid.run", "gains.svg"] {
+        let of_whole = collection.read(&format!("whole/{file}"));
+        assert_eq!(collection.read(&format!("{out}/{file}")), of_whole, "{file}");
+    }
 }
 
 #[test]
@@ -76,7 +81,8 @@ fn eval_resumes_after_kill_9() {
     assert_resumes(&collection);
 }
 
-/// Evaluations are killed at moments all over their time, and resumed until they end. `ERANK_KILLS` sets how many times.
+/// Evaluations are killed at moments that are spread over their whole run, and resumed until they end. `ERANK_KILLS`
+/// sets the number of kills.
 #[test]
 fn eval_killed_at_any_moment_ends_with_the_same_report() {
     let kills: usize = match std::env::var("ERANK_KILLS") {
@@ -108,10 +114,7 @@ fn eval_killed_at_any_moment_ends_with_the_same_report() {
             killed += 1;
         };
         assert_eq!((ended.code, &ended.out), (Some(0), &whole.out), "{ended:?}");
-        for file in ["report.json", "first_stage.run", "reranked.run", "hybrid.run", "gains.svg"] {
-            let of_whole = collection.read(&format!("whole/{file}"));
-            assert_eq!(collection.read(&format!("{out}/{file}")), of_whole, "{file}");
-        }
+        assert_same_files(&collection, &out);
     }
     println!("{killed} kills of {evaluations} evaluations");
 }

@@ -115,7 +115,7 @@ impl Isa for Amx {
 }
 
 /// [`Amx`], with weights of 4 to 8 bits in tiles, too. It reads prompts faster with such weights and decodes more slowly,
-/// so it is not the default.
+/// so it is the default only for models that generate no tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AmxPrefill(Amx);
 

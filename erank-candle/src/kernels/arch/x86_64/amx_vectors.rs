@@ -14,7 +14,7 @@
 //! ```
 //!
 //! The loops multiply widened numbers by `vfmadd231ps`. `vdpbf16ps` needs no widening, but takes four times as long.
-#![expect(unsafe_code, reason = "instructions with small numbers as 0, which Rust has not")]
+#![expect(unsafe_code, reason = "Rust cannot set the mode in which small numbers count as 0")]
 
 use std::arch::asm;
 use std::mem::offset_of;
@@ -31,7 +31,7 @@ pub(crate) type Pair = [[bf16; 2]; NR];
 /// Pairs of half a step.
 const HALF: usize = PAIRS / 2;
 
-/// The highest tile that vector registers multiply faster than tiles do.
+/// The largest number of rows that are multiplied in vector registers.
 pub(crate) const MAX_ROWS: usize = 4;
 
 /// 32 inputs of a row of the lhs in F32, the even ones before the odd ones.
@@ -56,7 +56,8 @@ impl WideRow {
 
 impl Amx {
     /// Adds the products of the lhs, `[blocks][mr]` rows of 32 inputs, and each panel, `[blocks]`, to `sums`,
-    /// `[panels][mr][16]`. With each line of a panel, the line so many bytes `ahead` of it is prefetched.
+    /// `[panels][mr][16]`. `ahead` has a distance in bytes for each panel: when a line of the panel is read, the line at
+    /// this distance after it is prefetched.
     ///
     /// # Panics
     /// Panics if a panel has fewer blocks than the lhs, the sums or the distances are too few, or there are more than
@@ -85,8 +86,8 @@ impl Amx {
     }
 
     /// Adds the products of the weights of 32 tokens, `[mr]`, and the values of two blocks, each panels of 8 pairs of
-    /// tokens, to `sums`, `[panels][mr][16]`. Only the pairs of the first `visible` tokens are read. With each line of a
-    /// block, the line so many bytes `ahead` of it is prefetched.
+    /// tokens, to `sums`, `[panels][mr][16]`. Only the pairs of the first `visible` tokens are read. `ahead` has a distance
+    /// in bytes for each block: when a line of the block is read, the line at this distance after it is prefetched.
     ///
     /// # Panics
     /// Panics if a block that is read has fewer panels than the sums, there are fewer weights than rows, or there are
@@ -129,8 +130,8 @@ impl Amx {
         sums: &mut [[f32; NR]],
     ) {
         let height = mr.rows();
-        // A change of the control word takes as long as many products, so several parts are added at a time. Two parts
-        // of the same 32 inputs are never divided, because their number is even.
+        // A change of the control word takes as long as many products, so several parts are added at a time. Their
+        // number is even, so two parts of the same 32 inputs are always added at the same time.
         let mut addresses = [Addresses::NONE; 16];
         let (first_sum, count_of_sums) = (sums.as_mut_ptr(), sums.len());
         loop {
@@ -217,9 +218,9 @@ const FLUSHES_TO_ZERO: u32 = 0x9fc0;
 macro_rules! add_rows {
     ($name:ident, [$(($row:literal, $a:literal, $b:literal, $c:literal, $d:literal)),*]) => {
         /// # Safety
-        /// The machine must have AVX-512. There must be a part, and the last one must have sums. Each part's pairs of
-        /// both panels must lie in memory that may be read, and so must as many inputs of the lhs. Sums that are not
-        /// null must lie in memory that may be written.
+        /// The machine must have AVX-512. There must be a part, and the last part must have sums. The pairs of both
+        /// panels of each part, and the inputs of the lhs that they are multiplied with, must lie in memory that may be
+        /// read. The sums must lie in memory that may be written, unless their addresses are null.
         unsafe fn $name(parts: &[Addresses]) {
             // The caller's control word, and the one of the products.
             let mut control = [0, FLUSHES_TO_ZERO];
