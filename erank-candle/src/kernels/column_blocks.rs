@@ -46,11 +46,6 @@ impl ColumnBlock<'_> {
         self.columns
     }
 
-    /// Returns the bytes of the whole matrix.
-    pub(super) fn matrix_bytes(&self) -> usize {
-        self.rows * self.stride * size_of::<f32>()
-    }
-
     /// Returns the block's part of a row.
     ///
     /// # Panics

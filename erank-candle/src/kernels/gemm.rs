@@ -118,23 +118,36 @@ pub(super) fn multiply<K: MicroKernel>(
     epilogue: Epilogue,
 ) {
     let Some(first) = matrices.first() else { return };
-    let (kernel, outputs, inputs) = (first.kernel(), first.outputs(), first.inputs());
+    let (outputs, inputs) = (first.outputs(), first.inputs());
     assert_eq!(y.range.len(), outputs, "columns and outputs");
     let rows = x.len() / inputs;
     // An lhs that exceeds a near cache would be read from memory again for each block of columns.
-    let tile = kernel.max_mr().rows();
+    let tile = first.kernel().max_mr().rows();
     let most_rows = (K::MAX_LHS_NUMBERS / inputs / tile * tile).max(tile);
-    if rows > most_rows {
-        let passes = rows.div_ceil(most_rows);
-        let height = rows.div_ceil(passes).next_multiple_of(tile);
-        let Columns { matrix, stride, range } = y;
-        let parts = x.chunks(height * inputs).zip(matrix.chunks_mut(height * stride));
-        for (x, matrix) in parts {
-            let y = Columns { matrix, stride, range: range.clone() };
-            multiply(x, norm, matrices, y, epilogue);
-        }
-        return;
+    let passes = rows.div_ceil(most_rows).max(1);
+    let height = rows.div_ceil(passes).next_multiple_of(tile);
+    let Columns { matrix, stride, range } = y;
+    let is_uncached = size_of_val(matrix) > UNCACHED_BYTES;
+    let parts = x.chunks(height * inputs).zip(matrix.chunks_mut(height * stride));
+    for (x, matrix) in parts {
+        let y = Columns { matrix, stride, range: range.clone() };
+        multiply_at_once(x, norm, matrices, y, epilogue, is_uncached);
     }
+}
+
+/// Multiplies rows whose lhs is small enough for a near cache. `is_uncached` says whether outputs are written past the
+/// caches.
+fn multiply_at_once<K: MicroKernel>(
+    x: &[f32],
+    norm: Option<&Norm>,
+    matrices: &[&PackedMatrix<K>],
+    y: Columns<'_>,
+    epilogue: Epilogue,
+    is_uncached: bool,
+) {
+    let Some(first) = matrices.first() else { return };
+    let (kernel, inputs) = (first.kernel(), first.inputs());
+    let rows = x.len() / inputs;
     let mr = K::Rows::holding(rows.min(kernel.max_mr().rows())).rows();
     let blocks = inputs.div_ceil(K::BLOCK_K);
     // `[tiles][blocks][mr]`.
@@ -203,7 +216,7 @@ pub(super) fn multiply<K: MicroKernel>(
                 let height = K::Rows::holding(rows.len()).rows();
                 kernel.isa().run(
                     #[inline(always)]
-                    || finish(&mut y, rows, height, sums, epilogue),
+                    || finish(&mut y, rows, height, sums, epilogue, is_uncached),
                 );
             }
             features::finish_uncached();
@@ -287,6 +300,7 @@ fn finish(
     mr: usize,
     sums: &mut [[f32; NR]],
     epilogue: Epilogue,
+    is_uncached: bool,
 ) {
     let columns = y.columns().div_ceil(NR);
     if let Epilogue::SwiGlu = epilogue {
@@ -296,14 +310,13 @@ fn finish(
             *gate = silu(*gate) * up;
         }
     }
-    let is_small = y.matrix_bytes() <= UNCACHED_BYTES;
     for (index, row) in rows.enumerate() {
         let sums = |column: usize| &sums[column * mr + index];
         let (whole, rest) = y.row(row).as_chunks_mut::<NR>();
         let count = whole.len();
         for (column, y) in whole.iter_mut().enumerate() {
             match epilogue {
-                Epilogue::Assign | Epilogue::SwiGlu if !is_small => {
+                Epilogue::Assign | Epilogue::SwiGlu if is_uncached => {
                     features::write_uncached(y, sums(column));
                 }
                 _ => finish_columns(y, sums(column), epilogue),
