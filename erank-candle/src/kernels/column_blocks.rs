@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::tile::SumRow;
+use super::arch::features;
+use super::tile::{NR, SumRow};
 
 /// Neighbouring columns of a row-major matrix: the output of a projection.
 #[derive(Debug)]
@@ -44,6 +45,15 @@ unsafe impl Send for ColumnBlock<'_> {}
 impl ColumnBlock<'_> {
     pub(super) fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// Prefetches columns of some rows.
+    pub(super) fn prefetch(&self, rows: Range<usize>, columns: Range<usize>) {
+        for row in rows {
+            for column in columns.clone().step_by(NR) {
+                features::prefetch(self.start.wrapping_add(row * self.stride + column).cast());
+            }
+        }
     }
 
     /// Returns the block's part of a row.

@@ -200,6 +200,13 @@ fn multiply_at_once<K: MicroKernel>(
                         tiles.clone().zip(all_sums).enumerate().map(|(tile, (lhs, sums))| {
                             let mr = K::Rows::holding(rows_of(tile));
                             let height = mr.rows();
+                            if let Epilogue::Add = epilogue
+                                && end == blocks
+                            {
+                                let first = first_row + tile * height;
+                                let columns = first_panel * NR..(first_panel + parts.len()) * NR;
+                                y.prefetch(first..first + rows_of(tile), columns);
+                            }
                             TilePart {
                                 lhs: &lhs[start * height..end * height],
                                 mr,
