@@ -294,6 +294,7 @@ fn is_unreachable(error: &ureq::Error) -> bool {
 }
 
 /// Parses a `Retry-After` header: seconds, or an HTTP date.
+#[expect(clippy::disallowed_methods, reason = "a date; load_balancer.rs limits the pause")]
 fn parse_retry_after(value: &str) -> Option<Duration> {
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
@@ -396,6 +397,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "dates")]
     fn parse_retry_after_reads_seconds_and_dates() {
         assert_eq!(parse_retry_after("120"), Some(Duration::from_secs(120)));
         let now = SystemTime::now();

@@ -483,6 +483,17 @@ mod tests {
         assert!(began.elapsed() >= Duration::from_millis(120));
     }
 
+    /// A date far in the future asks for such a pause, and so does any date if the clock of this machine is late.
+    #[test]
+    fn retry_after_of_years_pauses_endpoint_for_a_minute() {
+        let balancer = balancer(1, 4);
+        for retry_after in [Duration::from_secs(1 << 32), Duration::MAX] {
+            acquire(&balancer).report(Outcome::Overloaded { retry_after: Some(retry_after) });
+            let until = balancer.states()[0].retry_after.take().expect("a pause");
+            assert!(until <= Instant::now() + MAX_RETRY_AFTER);
+        }
+    }
+
     #[test]
     fn retry_after_holds_despite_success_of_earlier_request() {
         let balancer = balancer(1, 4);

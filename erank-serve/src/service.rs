@@ -65,6 +65,7 @@ impl Service {
         Self::with_metrics(backend, settings, Metrics::new(Some(Arc::new(engine))))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a date, not a duration")]
     fn with_metrics(
         backend: Arc<dyn ScoringBackend>,
         settings: Settings,

@@ -24,6 +24,7 @@ const DAYS: [&str; 7] =
     ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 /// Computes the function `strftime_now` of chat templates. It uses UTC, while transformers uses local time.
+#[expect(clippy::disallowed_methods, reason = "a date, not a duration")]
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     strftime(format, now.as_secs())

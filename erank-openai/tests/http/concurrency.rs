@@ -52,6 +52,7 @@ fn overload_lowers_concurrency() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a date")]
 fn retry_after_is_respected() {
     let in_three_seconds = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
     for retry_after in ["1".to_owned(), in_three_seconds] {

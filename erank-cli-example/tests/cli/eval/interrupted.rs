@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -81,8 +82,8 @@ fn eval_resumes_after_kill_9() {
     assert_resumes(&collection);
 }
 
-/// Evaluations are killed at moments that are spread over their whole run, and resumed until they end. `ERANK_KILLS`
-/// sets the number of kills.
+/// Evaluations are killed at random moments of their run, and resumed until they end. `ERANK_KILLS` sets the number of
+/// kills.
 #[test]
 fn eval_killed_at_any_moment_ends_with_the_same_report() {
     let kills: usize = match std::env::var("ERANK_KILLS") {
@@ -103,9 +104,9 @@ fn eval_killed_at_any_moment_ends_with_the_same_report() {
             command.args(collection.arguments("jsonl", &out, "--threads 1"));
             let mut child =
                 command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-            // Multiples of the golden ratio fill the unit interval evenly.
-            let part = (0.618_034 * (1 + killed + evaluations) as f64).fract();
-            sleep(duration.mul_f64(1.1 * part));
+            // Each `RandomState` has random keys.
+            let random = RandomState::new().hash_one(killed) as f64 / u64::MAX as f64;
+            sleep(duration.mul_f64(1.1 * random));
             child.kill().expect("kill runs");
             let ended = Ended::new(child.wait_with_output().expect("it ends"));
             if ended.code.is_some() {
