@@ -197,3 +197,28 @@ fn project_gives_a_row_the_same_bits_in_any_batch() {
 
     every_kernel(Check);
 }
+
+/// Many outputs are written past the caches, and many long rows are multiplied in several passes.
+#[test]
+fn large_products_have_the_bits_of_small_ones() {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Q8_0] {
+        for (rows, inputs, outputs) in [(70, 32, 16_400), (130, 4_000, 48)] {
+            let numbers: Vec<f32> = oracle::numbers(outputs * inputs, 26).collect();
+            let numbers: Vec<[u8; 4]> = numbers.iter().map(|number| number.to_le_bytes()).collect();
+            let matrix = StoredMatrix::new([StoredRow::F32(&numbers)], inputs);
+            let weights = formats::pack(format, InstructionSet::best(), &matrix).expect("memory");
+            let x: Vec<f32> = oracle::numbers(rows * inputs, 27).collect();
+            let product = |x: &[f32]| {
+                // Only lines of the caches are written past them.
+                let mut y = vec![SumRow([f32::NAN; NR]); x.len() / inputs * outputs / NR];
+                let columns = Columns::all(bytemuck::cast_slice_mut(&mut y), outputs);
+                weights.project(x, None, columns);
+                y
+            };
+            let all = product(&x);
+            let few = x.chunks(10 * inputs).flat_map(product);
+            let what = format!("{format} {rows} {inputs} {outputs}");
+            assert!(all.iter().zip(few).all(|(all, few)| all.0 == few.0), "{what}");
+        }
+    }
+}
