@@ -15,7 +15,7 @@
 //!    multiplied at once, because each has fewer accumulators.
 //! 4. The panels of two matrices can be multiplied side by side, and the epilogue gets both sums.
 //! 5. Rows that are too many for a near cache are multiplied in several passes.
-//! 6. Large outputs are written past the caches.
+//! 6. Large outputs are written past the caches. Outputs that are added to are prefetched during the last part.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -177,7 +177,10 @@ fn multiply_at_once<K: MicroKernel>(
         let panels = &panels[..matrices.len() * count];
         for (group, tiles) in lhs.chunks(TILES_AT_ONCE * lhs_size).enumerate() {
             let first_row = group * TILES_AT_ONCE * mr;
-            let rows_of = |tile: usize| (rows - first_row - tile * mr).min(mr);
+            let rows_of = |tile: usize| {
+                let first = first_row + tile * mr;
+                first..rows.min(first + mr)
+            };
             let tiles = tiles.chunks_exact(lhs_size);
             // `[tiles][matrices][columns][mr]`.
             let sums_size = panels.len() * mr;
@@ -198,14 +201,13 @@ fn multiply_at_once<K: MicroKernel>(
                     let all_sums = sums.chunks_exact_mut(sums_size);
                     let tiles =
                         tiles.clone().zip(all_sums).enumerate().map(|(tile, (lhs, sums))| {
-                            let mr = K::Rows::holding(rows_of(tile));
+                            let mr = K::Rows::holding(rows_of(tile).len());
                             let height = mr.rows();
                             if let Epilogue::Add = epilogue
                                 && end == blocks
                             {
-                                let first = first_row + tile * height;
                                 let columns = first_panel * NR..(first_panel + parts.len()) * NR;
-                                y.prefetch(first..first + rows_of(tile), columns);
+                                y.prefetch(rows_of(tile), columns);
                             }
                             TilePart {
                                 lhs: &lhs[start * height..end * height],
@@ -219,7 +221,7 @@ fn multiply_at_once<K: MicroKernel>(
                 }
             }
             for (tile, sums) in sums.chunks_exact_mut(sums_size).enumerate() {
-                let rows = first_row + tile * mr..first_row + tile * mr + rows_of(tile);
+                let rows = rows_of(tile);
                 let height = K::Rows::holding(rows.len()).rows();
                 kernel.isa().run(
                     #[inline(always)]
