@@ -82,6 +82,24 @@ fn eval_resumes_after_kill_9() {
     assert_resumes(&collection);
 }
 
+/// Beyond a limit of file sizes, a write fails as on a full disk.
+#[cfg(unix)]
+#[test]
+fn eval_resumes_after_a_full_disk() {
+    let collection = Collection::new();
+    // Without a handler, the limit's signal would end the process.
+    let limited = r#"trap "" XFSZ; ulimit -f 4; exec "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", limited, "sh", ERANK]);
+    command.args(collection.arguments("jsonl", "out", "--threads 1"));
+    let ended = Ended::new(command.output().expect("it runs"));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.err.contains("scores.jsonl: "), "{}", ended.err);
+    // The last line is incomplete.
+    assert!(!collection.read("out/scores.jsonl").ends_with('\n'));
+    assert_resumes(&collection);
+}
+
 /// Evaluations are killed at random moments of their run, and resumed until they end. `ERANK_KILLS` sets the number of
 /// kills.
 #[test]
